@@ -1,0 +1,1 @@
+"""Training and scoring: everything that runs the model on data."""

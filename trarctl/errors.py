@@ -1,0 +1,64 @@
+"""What can go wrong for a user: one message, one cure, one documented exit code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TrarError(Exception):
+    """A failure that the user can mend; rendered once, by ``trarctl.cli``, without a traceback.
+
+    Args:
+        what: what is wrong and where, one sentence without a final stop.
+        hint: the command or the change that mends it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+
+class SettingsError(TrarError):
+    """An unknown key, a value outside its limits, or settings that contradict each other."""
+
+    exit_code = 3
+
+
+class DataError(TrarError):
+    """Raw files, features, vectors, prepared data or an output folder that cannot be used."""
+
+    exit_code = 4
+
+
+class CheckpointError(TrarError):
+    """A checkpoint or run that is missing, damaged, or does not fit the data or the settings."""
+
+    exit_code = 5
+
+
+class DeviceError(TrarError):
+    """A device that does not exist, ran out of memory, or whose process died."""
+
+    exit_code = 6
+
+
+class Stopped(TrarError):
+    """A run that a signal ended after its state was saved.
+
+    Args:
+        what: which run was stopped, and where it stands.
+        signal_number: the signal; the exit code is 128 + that number, as shells have it.
+        hint: the command that goes on.
+    """
+
+    def __init__(self, what: str, signal_number: int, hint: str | None = None) -> None:
+        super().__init__(what, hint)
+        self.signal_number = signal_number
+
+    @property
+    def code(self) -> int:
+        """The exit code: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1."""
+        return 128 + self.signal_number

@@ -1,0 +1,1 @@
+"""TRAR itself: from tensors to tensors."""

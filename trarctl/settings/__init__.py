@@ -1,0 +1,1 @@
+"""Validated settings, the recipes, and the places that settings come from."""

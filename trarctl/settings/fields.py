@@ -106,7 +106,7 @@ class RunSettings(Frozen):
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
     folder: Path = Field(Path("runs"), description="folder that holds the runs")
-    gpus: str | None = Field(None, description="GPU indices joined by commas, or cpu; default: a GPU where there is one")
+    gpus: str | None = Field(None, description="GPU indices joined by commas, or cpu; default: a GPU if there is one")
     validate_every: int = Field(1, ge=0, description="epochs between validations; 0: never")
     keep: int = Field(0, ge=0, description="latest epochs to keep checkpoints of, beside the best; 0: all")
 

@@ -1,0 +1,43 @@
+# Everything runs in .venv; nothing is installed outside this folder.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint clean
+.DEFAULT_GOAL := help
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(INSTALLED) ## Make .venv with trarctl and its pinned dependencies
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: trarctl needs Python 3.11 or newer" >&2; \
+		     echo "hint:  make install PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp is older than the pins after an update: only then is anything installed again.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Train TRAR on easy-VQA, score it and write its answers
+	$(BIN)/trarctl prepare easy-vqa
+	$(BIN)/trarctl train easy-vqa
+	$(BIN)/trarctl eval
+	$(BIN)/trarctl submit
+
+lint: $(INSTALLED) ## Style, types and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint ## Lint, then every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+clean: ## Remove caches and build products; data/, runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find trarctl tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,16 +8,47 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dataset = Literal["vqa", "clevr", "easy-vqa"]
+SPLITS: dict[str, tuple[str, ...]] = {
+    "vqa": ("train", "train+val", "train+val+vg"),
+    "clevr": ("train", "train+val"),
+    "easy-vqa": ("train", "train+val"),
+}
+
+
+def contradiction(message: str, *keys: str) -> PydanticCustomError:
+    """An error between several settings; ``keys`` let ``sources`` find out which flag or file to blame."""
+    return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
 
 
 class Frozen(BaseModel):
     """Immutable, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_as_number(cls, value: object, info: ValidationInfo) -> object:
+        """Python counts True as 1: nobody means that."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        values = value if isinstance(value, list | tuple) else [value]
+        if annotation is not bool and any(isinstance(one, bool) for one in values):
+            raise PydanticCustomError("switch", "must not be true or false")
+        return value
 
 
 class DataSettings(Frozen):
@@ -44,7 +75,7 @@ class ModelSettings(Frozen):
     flat_mlp_size: PositiveInt = Field(512, description="inner width of the attention pooling in the head")
     flat_glimpses: PositiveInt = Field(1, description="glimpses of the attention pooling in the head")
     flat_out_size: PositiveInt = Field(1024, description="width of the pooled image and question")
-    spans: tuple[int, ...] = Field(
+    spans: tuple[NonNegativeInt, ...] = Field(
         (0, 1, 2, 3), min_length=1, description="attention spans: 0 sees the whole grid, r > 0 the cells within r"
     )
     grid_size: PositiveInt = Field(8, description="cells S along one side of the image grid; N = S * S")
@@ -55,13 +86,17 @@ class ModelSettings(Frozen):
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+            raise contradiction(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}",
+                "model.hidden_size",
+                "model.num_heads",
+            )
         if self.hidden_size % 2:
-            raise ValueError(f"hidden_size {self.hidden_size} must be even: the router halves it")
-        if any(span < 0 for span in self.spans):
-            raise ValueError(f"spans must be 0 or more, got {list(self.spans)}")
+            raise contradiction(
+                f"hidden_size {self.hidden_size} must be even: the router halves it", "model.hidden_size"
+            )
         if self.binarize and self.routing != "hard":
-            raise ValueError("binarize needs hard routing, got routing 'soft'")
+            raise contradiction("binarize needs hard routing, got routing 'soft'", "model.binarize", "model.routing")
         return self
 
 
@@ -73,7 +108,7 @@ class TrainSettings(Frozen):
     accumulation: PositiveInt = Field(1, description="parts that a batch is split into; must divide batch_size")
     learning_rate: PositiveFloat = Field(1e-4, description="base rate of Adam")
     warmup_epochs: int = Field(3, ge=0, description="the rate rises in four stages over the first warmup_epochs + 1")
-    decay_epochs: tuple[int, ...] = Field((10, 12), description="epoch indices, from 0, at whose start the rate falls")
+    decay_epochs: tuple[NonNegativeInt, ...] = Field((10, 12), description="epoch indices, from 0, at whose start the rate falls")
     decay_factor: PositiveFloat = Field(0.2, le=1, description="what the rate is multiplied by at each of them")
     adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.98), description="decay rates of Adam's two averages")
     adam_epsilon: PositiveFloat = Field(1e-9, description="term in Adam's denominator")
@@ -87,17 +122,24 @@ class TrainSettings(Frozen):
     temperature_policy: Literal[0, 1, 2] = Field(1, description="hard routing: 0 slow, 1 fast, 2 finetune")
     temperature_max: PositiveFloat = Field(10.0, description="temperature of the first epoch")
     temperature_min: PositiveFloat = Field(0.1, description="temperature that no epoch goes below")
+    shuffle: bool = Field(True, description="a new order of samples in each epoch; false: the order of the files")
     seed: int = Field(0, ge=0, lt=2**31, description="of start weights, dropout, noise and the order of samples")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.batch_size % self.accumulation:
-            raise ValueError(
+            raise contradiction(
                 f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}"
-                f" (nearest that do: {nearest_divisors(self.batch_size, self.accumulation)})"
+                f" (nearest that do: {nearest_divisors(self.batch_size, self.accumulation)})",
+                "train.accumulation",
+                "train.batch_size",
             )
         if self.temperature_min > self.temperature_max:
-            raise ValueError(f"temperature_min {self.temperature_min} is above temperature_max {self.temperature_max}")
+            raise contradiction(
+                f"temperature_min {self.temperature_min} is above temperature_max {self.temperature_max}",
+                "train.temperature_min",
+                "train.temperature_max",
+            )
         return self
 
 
@@ -123,7 +165,22 @@ class Settings(Frozen):
     def _loss_fits(self) -> Self:
         allowed = ("bce", "kld") if self.data.dataset == "vqa" else ("ce",)
         if self.train.loss not in allowed:
-            raise ValueError(f"loss {self.train.loss!r} does not fit {self.data.dataset}: use {' or '.join(allowed)}")
+            raise contradiction(
+                f"loss {self.train.loss!r} does not fit {self.data.dataset}: use {' or '.join(allowed)}",
+                "train.loss",
+                "data.dataset",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _split_fits(self) -> Self:
+        splits = SPLITS[self.data.dataset]
+        if self.data.split not in splits:
+            raise contradiction(
+                f"split {self.data.split!r} is none that {self.data.dataset} trains on: use {' or '.join(splits)}",
+                "data.split",
+                "data.dataset",
+            )
         return self
 
 

@@ -150,6 +150,7 @@ class RunSettings(Frozen):
     folder: Path = Field(Path("runs"), description="folder that holds the runs")
     gpus: str | None = Field(None, description="GPU indices joined by commas, or cpu; default: a GPU if there is one")
     validate_every: int = Field(1, ge=0, description="epochs between validations; 0: never")
+    log_every: PositiveInt = Field(50, description="optimizer steps between two lines of metrics.jsonl")
     keep: int = Field(0, ge=0, description="latest epochs to keep checkpoints of, beside the best; 0: all")
 
 

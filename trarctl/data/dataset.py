@@ -1,0 +1,246 @@
+"""Prepared data to batches: which samples, in which order, and their arrays.
+
+Axes: B batch, T tokens of the batch's longest question, N cells, W feature width, A answers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trarctl.data.answers import soft_scores
+from trarctl.data.prepared import PreparedData, PreparedSplit
+from trarctl.errors import DataError, SettingsError
+
+Loss = Literal["bce", "kld", "ce"]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arrays of a few questions.
+
+    Attributes:
+        question_id: [B], as the data set numbers them.
+        question_tokens: word indices, 0 behind each question, cut to the longest, [B, T] int64.
+        features: grid features of the images in the batch, each once, [I, N, W] as stored.
+        image: each question's row in ``features``, [B] int64.
+        target: soft scores [B, A] float32, or for ``ce`` the answer's index [B] int64; None where there is no answer.
+    """
+
+    question_id: NDArray[np.int64]
+    question_tokens: Tensor
+    features: Tensor
+    image: Tensor
+    target: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.question_id)
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device; from pinned memory the copy does not block."""
+        return Batch(
+            self.question_id,
+            self.question_tokens.to(device, non_blocking=True),
+            self.features.to(device, non_blocking=True),
+            self.image.to(device, non_blocking=True),
+            None if self.target is None else self.target.to(device, non_blocking=True),
+        )
+
+    def pinned(self) -> Batch:
+        """The same in page-locked memory, for asynchronous copies to a GPU."""
+        return Batch(
+            self.question_id,
+            self.question_tokens.pin_memory(),
+            self.features.pin_memory(),
+            self.image.pin_memory(),
+            None if self.target is None else self.target.pin_memory(),
+        )
+
+    def cells(self) -> Tensor:
+        """The features of each question's image, [B, N, W]."""
+        if len(self.features) == len(self.image) == 1:
+            return self.features
+        return self.features.index_select(0, self.image)
+
+
+class Samples:
+    """Questions of one or more splits, in a fixed order, as arrays on the disk.
+
+    Args:
+        data: the prepared data.
+        parts: splits and, of each, the rows to take in order.
+        loss: what ``Batch.target`` is for; None leaves it out.
+    """
+
+    def __init__(self, data: PreparedData, parts: Sequence[tuple[PreparedSplit, Rows]], loss: Loss | None) -> None:
+        self._data = data
+        self._parts = list(parts)
+        self._starts = np.cumsum([0] + [len(rows) for _, rows in parts])
+        self._loss = loss
+        self.num_answers = len(data.answers)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def batch(self, indices: Rows) -> Batch:
+        """Gather samples.
+
+        Args:
+            indices: positions in this order of samples, [B].
+
+        Raises:
+            DataError: if features cannot be read.
+        """
+        part_of = np.searchsorted(self._starts, indices, side="right") - 1
+        chosen = [
+            (positions := np.flatnonzero(part_of == part), split, rows[indices[positions] - self._starts[part]])
+            for part, (split, rows) in enumerate(self._parts)
+        ]
+
+        def gather(field: Callable[[PreparedSplit], NDArray[np.generic]], like: NDArray[np.generic]) -> None:
+            for positions, split, rows in chosen:
+                if len(positions):
+                    like[positions] = field(split)[rows]
+
+        num_words = self._parts[0][0].question_tokens.shape[1]
+        tokens = np.zeros((len(indices), num_words), dtype=np.int64)
+        question_id = np.empty(len(indices), dtype=np.int64)
+        image = np.empty(len(indices), dtype=np.int64)
+        gather(lambda split: split.question_tokens, tokens)
+        gather(lambda split: split.question_id, question_id)
+        gather(lambda split: split.image, image)
+        images, image_of = np.unique(image, return_inverse=True)
+        features = self._data.features.read(images)
+        return Batch(
+            question_id,
+            torch.from_numpy(tokens[:, : trimmed_length(tokens)]),
+            torch.from_numpy(features),
+            torch.from_numpy(image_of.reshape(-1)),
+            self._target(chosen, len(indices)) if self._loss is not None else None,
+        )
+
+    def _target(self, chosen: list[tuple[Rows, PreparedSplit, Rows]], size: int) -> Tensor:
+        counts = np.zeros((size, self.num_answers), dtype=np.uint8)
+        for positions, split, rows in chosen:
+            if not len(positions):
+                continue
+            offsets, answer, count = split.targets
+            first, last = offsets[rows], offsets[rows + 1]
+            lengths = last - first
+            flat = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+            counts[np.repeat(positions, lengths), answer[flat]] = count[flat]
+        if self._loss == "ce":
+            if not counts.any(axis=1).all():
+                raise DataError("a training question has no answer in the answer vocabulary", "trarctl prepare again")
+            return torch.from_numpy(counts.argmax(axis=1))
+        if self._loss == "bce":
+            return torch.from_numpy(soft_scores(counts))
+        return torch.from_numpy(counts.astype(np.float32) / 10)
+
+
+def training_samples(data: PreparedData, split: str, loss: Loss) -> Samples:
+    """The samples to train on, in the order of the annotations.
+
+    Args:
+        data: the prepared data.
+        split: names joined by ``+``, as in ``train+val+vg``.
+        loss: decides the targets.
+
+    Raises:
+        DataError: if a split is missing or has no answers.
+    """
+    parts = []
+    for name in split.split("+"):
+        part = data.split(name)
+        if not part.is_annotated:
+            raise DataError(f"split {name} of {data.path} has no answers to train on", "choose another with --split")
+        parts.append((part, np.asarray(part.training_order, dtype=np.int64)))
+    return Samples(data, parts, loss)
+
+
+def scoring_samples(data: PreparedData, split: str) -> Samples:
+    """The questions of one split in file order, without targets."""
+    part = data.split(split)
+    return Samples(data, [(part, np.arange(len(part), dtype=np.int64))], None)
+
+
+def trimmed_length(tokens: NDArray[np.int64]) -> int:
+    """How many columns of [B, T] tokens hold a word; all T if a question has none (its state is their average)."""
+    if not tokens[:, 0].all():
+        return int(tokens.shape[1])
+    return int(tokens.any(axis=0).nonzero()[0][-1]) + 1
+
+
+def epoch_order(num_samples: int, *, seed: int, epoch: int, shuffle: bool) -> Rows:
+    """The order of the samples in one epoch: a function of its arguments alone, the same in every process."""
+    if not shuffle:
+        return np.arange(num_samples, dtype=np.int64)
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples).astype(np.int64)
+
+
+def training_plan(
+    num_samples: int, *, batch_size: int, seed: int, epoch: int, shuffle: bool, first_step: int = 0
+) -> list[Rows]:
+    """The batches of one epoch from a step on; samples that do not fill the last batch sit this epoch out.
+
+    Raises:
+        SettingsError: if there are fewer samples than one batch.
+    """
+    num_steps = num_samples // batch_size
+    if not num_steps:
+        raise SettingsError(
+            f"batch size {batch_size} is larger than the {num_samples} training samples",
+            f"--batch-size {num_samples} or less",
+        )
+    order = epoch_order(num_samples, seed=seed, epoch=epoch, shuffle=shuffle)
+    return list(order[: num_steps * batch_size].reshape(num_steps, batch_size)[first_step:])
+
+
+def scoring_plan(num_samples: int, *, batch_size: int, rank: int = 0, num_processes: int = 1) -> list[Rows]:
+    """Consecutive batches over all samples, each sample once; processes take turns."""
+    starts = range(rank * batch_size, num_samples, batch_size * num_processes)
+    return [np.arange(start, min(start + batch_size, num_samples), dtype=np.int64) for start in starts]
+
+
+def load_batches(samples: Samples, plan: Sequence[Rows], *, num_workers: int, pin: bool = False) -> Iterator[Batch]:
+    """Assemble the planned batches in order, a few ahead of their use.
+
+    Args:
+        samples: where they come from.
+        plan: which, [B] indices each.
+        num_workers: threads that read ahead; 0 reads in the calling thread.
+        pin: put them in page-locked memory.
+
+    Yields:
+        One batch for each entry of ``plan``.
+    """
+
+    def assemble(indices: Rows) -> Batch:
+        batch = samples.batch(indices)
+        return batch.pinned() if pin else batch
+
+    if num_workers == 0:
+        for indices in plan:
+            yield assemble(indices)
+        return
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batches")
+    pending: deque[Future[Batch]] = deque()
+    waiting = iter(plan)
+    try:
+        for indices in waiting:
+            pending.append(pool.submit(assemble, indices))
+            if len(pending) > 2 * num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,202 @@
+"""Checkpoints: one self-contained, checksummed safetensors file each, and the original's pickles.
+
+A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``) and, in
+its header, a JSON description: settings, vocabulary, answers, place in the training, and a checksum over all tensors.
+It is written to a temporary name in the same folder, synced and renamed: a file with the final name is whole. Loading
+reads tensors only; nothing in a checkpoint is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trarctl.errors import CheckpointError, DataError
+from trarctl.model.upstream import translate_state
+
+FORMAT = 1
+
+
+class Progress(BaseModel):
+    """The place in the training that a checkpoint was taken at.
+
+    ``epoch`` counts the finished epochs, ``step_in_epoch`` the steps done of the next one, ``step`` all steps. The order
+    of samples and every random number are functions of the seed, the step and the process, so that the place is all
+    that an exact resume needs of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    samples_in_epoch: int = 0
+    seconds: float = 0.0
+    best_epoch: int | None = None
+    best_overall: float | None = None
+
+
+class Description(BaseModel):
+    """Everything in a checkpoint that is not a tensor; see the module's docstring."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    trarctl: str
+    torch: str
+    run: str
+    dataset: str
+    settings: dict[str, Any]
+    progress: Progress
+    temperature: float
+    learning_rate: float
+    accuracy: dict[str, Any] | None = None
+    vocabulary: list[str]
+    answers: list[str]
+    feature_width: int
+    vectors: dict[str, Any] | None = None
+    backbone: dict[str, Any] | None = None
+    data: dict[str, Any]
+    num_processes: int = 1
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
+    """Write a checkpoint so that it is either whole or not there.
+
+    Args:
+        path: the final name, ``.safetensors``.
+        tensors: by full name (``model.`` or ``adam.`` in front), on any device.
+        description: the rest.
+
+    Raises:
+        DataError: if the disk is full or the folder cannot be written; what was there before stays.
+    """
+    held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    metadata = {"trarctl": orjson.dumps(description.model_dump(mode="json")).decode(), "sha256": digest_tensors(held)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(held, temporary, metadata=metadata)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(
+            f"cannot write the checkpoint {path}: {error}",
+            "free some space or permissions; earlier checkpoints are untouched: trarctl resume goes on from the latest",
+        ) from error
+
+
+def load_description(path: Path) -> Description:
+    """Read a checkpoint's description without its tensors.
+
+    Raises:
+        CheckpointError: if the file is missing, cut off, or not one of ours.
+    """
+    with _opened(path) as file:
+        return _describe(path, file.metadata())
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
+    """Read a whole checkpoint onto the CPU and verify its checksum.
+
+    Raises:
+        CheckpointError: if the file is missing, cut off, damaged, or not one of ours.
+    """
+    try:
+        with _opened(path) as file:
+            metadata = file.metadata()
+            description = _describe(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise _damaged(path, str(error)) from error
+    if digest_tensors(tensors) != metadata.get("sha256"):
+        raise _damaged(path, "its checksum does not match")
+    return tensors, description
+
+
+def load_upstream(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Read a ``.pkl`` checkpoint of the original program, tensors only.
+
+    Returns:
+        Weights under this project's names, and the number of finished epochs.
+
+    Raises:
+        CheckpointError: if the file is missing, cut off, holds code, or has no state dict.
+    """
+    if not path.is_file():
+        raise _missing(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"{path} holds no state_dict of tensors", "give the epochN.pkl that the original program wrote"
+        )
+    epoch = content.get("epoch")
+    return translate_state(state), epoch if isinstance(epoch, int) else 0
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A sha256 over names, shapes, types and bytes, in order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
+    text = (metadata or {}).get("trarctl")
+    if text is None:
+        raise CheckpointError(f"{path} was not written by trarctl", "give a run, a trarctl checkpoint or a .pkl file")
+    try:
+        return Description.model_validate(orjson.loads(text))
+    except (orjson.JSONDecodeError, ValidationError) as error:
+        raise CheckpointError(
+            f"{path} has a description that this version cannot read: {str(error).splitlines()[0]}",
+            "use the trarctl version that wrote it, or train again",
+        ) from error
+
+
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise _missing(path)
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _missing(path: Path) -> CheckpointError:
+    return CheckpointError(f"no checkpoint at {path}", "trarctl train makes one; --ckpt takes RUN, RUN@EPOCH or FILE")
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} is damaged ({why})", "use an earlier one: --ckpt RUN@EPOCH, or trarctl resume RUN"
+    )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

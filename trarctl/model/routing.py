@@ -1,0 +1,103 @@
+"""Routers: how much of each attention span an image gets.
+
+Axes: B batch, N cells, D hidden width, K spans.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trarctl.model.layers import AttentionPooling, SampleNorm
+
+Pooling = Literal["avg", "attention", "fc"]
+ATTENTION_POOLING_DROPOUT = 0.1  # fixed by the published model, whatever dropout the rest has
+
+
+class AveragePool(nn.Module):
+    """The mean over all cells, padding included: [B, N, D] -> [B, D]."""
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Average over the cells."""
+        return cells.mean(dim=1)
+
+
+class AttentionPool(nn.Module):
+    """An attention pooling with its own output norm: [B, N, D] -> [B, D]."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.flat = AttentionPooling(size, size, out_size=size, dropout=ATTENTION_POOLING_DROPOUT)
+        self.norm = SampleNorm(size)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Weigh, sum up and norm; padding is weighed too, as in the published model."""
+        return self.norm(self.flat(cells, None))
+
+
+class LinearPool(nn.Module):
+    """A sum weighted by the softmax of one linear score a cell (``fc``): [B, N, D] -> [B, D]."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.scorer = nn.Linear(size, 1)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Weigh and sum up."""
+        weights = self.scorer(cells).softmax(dim=1)
+        return torch.matmul(weights.transpose(1, 2), cells).squeeze(1)
+
+
+def build_pool(pooling: Pooling, size: int) -> nn.Module:
+    """The pool of that name for cells of width ``size``."""
+    if pooling == "avg":
+        return AveragePool()
+    return AttentionPool(size) if pooling == "attention" else LinearPool(size)
+
+
+class Router(nn.Module):
+    """Weigh the attention spans for each image.
+
+    Args:
+        size: width D of the cells.
+        num_spans: K.
+        pool: sums up [B, N, D] to [B, D].
+        is_hard: sample towards a single span with Gumbel noise while training; the noise is fresh in each forward.
+
+    Source: TRAR (ICCV 2021), section 3.2; Gumbel softmax: Jang et al. (ICLR 2017).
+    """
+
+    def __init__(self, size: int, num_spans: int, *, pool: nn.Module, is_hard: bool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.squeeze = nn.Linear(size, size // 2, bias=False)
+        self.score = nn.Linear(size // 2, num_spans)
+        self.is_hard = is_hard
+
+    def forward(self, cells: Tensor, *, temperature: float | Tensor) -> Tensor:
+        """Weigh the spans.
+
+        Args:
+            cells: grid states, [B, N, D].
+            temperature: > 0; used by hard routing only, noise in training only.
+
+        Returns:
+            Weights that sum to 1 over the spans, float32 (float64 for float64 cells), [B, K].
+        """
+        logits = self.score(functional.relu(self.squeeze(self.pool(cells))))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not self.is_hard:
+            return logits.softmax(dim=-1)
+        choice = logits.log_softmax(dim=-1)
+        if self.training:
+            choice = choice + gumbel_like(choice)
+        return (choice / temperature).softmax(dim=-1)
+
+
+def gumbel_like(tensor: Tensor) -> Tensor:
+    """Standard Gumbel noise of the shape of ``tensor``, always finite."""
+    exponential = torch.empty_like(tensor).exponential_()
+    return -exponential.clamp_min(torch.finfo(tensor.dtype).tiny).log()

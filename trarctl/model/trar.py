@@ -1,0 +1,215 @@
+"""TRAR: a Transformer for visual question answering that routes each image through attention spans.
+
+Axes: B batch, T tokens, N = S * S cells, W feature width, D hidden width, E word width, L layers, K spans, A answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trarctl.model.attention import chosen_span_attention, routed_attention
+from trarctl.model.layers import (
+    AttentionPooling,
+    FeedForward,
+    MultiHeadAttention,
+    SampleNorm,
+    join_heads,
+    split_heads,
+)
+from trarctl.model.routing import Router, build_pool
+from trarctl.model.spans import Spans
+from trarctl.settings.fields import ModelSettings
+
+PAD = 0
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the data fixes: the sizes of the model's inputs and outputs.
+
+    Attributes:
+        vocabulary: words, special ones included.
+        answers: answers A.
+        feature_width: width W of a grid cell's features.
+    """
+
+    vocabulary: int
+    answers: int
+    feature_width: int
+
+
+class LanguageLayer(nn.Module):
+    """Self-attention over the words, then feed-forward; both post-norm."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        size, dropout = settings.hidden_size, settings.dropout
+        self.attend = MultiHeadAttention(size, settings.num_heads, dropout=dropout)
+        self.feed = FeedForward(size, settings.feed_forward_size, dropout=dropout)
+        self.attend_norm = SampleNorm(size)
+        self.feed_norm = SampleNorm(size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, words: Tensor, is_padding: Tensor) -> Tensor:
+        """Map word states [B, T, D] to [B, T, D]; ``is_padding`` is [B, T]."""
+        words = self.attend_norm(words + self.dropout(self.attend(words, words, is_padding)))
+        return self.feed_norm(words + self.dropout(self.feed(words)))
+
+
+class RoutedAttention(nn.Module):
+    """Self-attention over the cells whose span a router blends for each image."""
+
+    def __init__(self, settings: ModelSettings, spans: Spans) -> None:
+        super().__init__()
+        size = settings.hidden_size
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+        self.output = nn.Linear(size, size)
+        self.router = Router(
+            size,
+            len(settings.spans),
+            pool=build_pool(settings.pooling, size),
+            is_hard=settings.routing == "hard",
+        )
+        self.spans = spans
+        self.num_heads = settings.num_heads
+        self.dropout = settings.dropout
+        self.binarize = settings.binarize
+
+    def forward(self, cells: Tensor, is_padding: Tensor, *, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Attend over the cells.
+
+        Args:
+            cells: [B, N, D].
+            is_padding: cells not to look at, [B, N].
+            temperature: see ``Router``.
+
+        Returns:
+            New states [B, N, D], and the weights of the spans before binarizing [B, K].
+        """
+        weights = self.router(cells, temperature=temperature)
+        query = split_heads(self.query(cells), self.num_heads)
+        key = split_heads(self.key(cells), self.num_heads)
+        value = split_heads(self.value(cells), self.num_heads)
+        if self.binarize and not self.training:
+            chosen = weights.argmax(dim=-1)
+            attended = chosen_span_attention(query, key, value, chosen, self.spans, is_padding=is_padding)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            attended = routed_attention(
+                query, key, value, weights, self.spans, is_padding=is_padding, dropout=dropout
+            )
+        return self.output(join_heads(attended)), weights
+
+
+class VisualLayer(nn.Module):
+    """Routed self-attention over the cells, attention to the words, feed-forward; all post-norm."""
+
+    def __init__(self, settings: ModelSettings, spans: Spans) -> None:
+        super().__init__()
+        size, dropout = settings.hidden_size, settings.dropout
+        self.route = RoutedAttention(settings, spans)
+        self.guide = MultiHeadAttention(size, settings.num_heads, dropout=dropout)
+        self.feed = FeedForward(size, settings.feed_forward_size, dropout=dropout)
+        self.route_norm = SampleNorm(size)
+        self.guide_norm = SampleNorm(size)
+        self.feed_norm = SampleNorm(size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        cells: Tensor,
+        words: Tensor,
+        is_cell_padding: Tensor,
+        is_word_padding: Tensor,
+        *,
+        temperature: float | Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Map cell states [B, N, D] to [B, N, D], looking at words [B, T, D]; also the span weights [B, K]."""
+        routed, weights = self.route(cells, is_cell_padding, temperature=temperature)
+        cells = self.route_norm(cells + self.dropout(routed))
+        cells = self.guide_norm(cells + self.dropout(self.guide(cells, words, is_word_padding)))
+        return self.feed_norm(cells + self.dropout(self.feed(cells))), weights
+
+
+class TRAR(nn.Module):
+    """The whole model: question and image in, answer scores and routes out.
+
+    A plain Transformer is the same model with ``spans=(0,)``.
+
+    Args:
+        settings: the model's shape.
+        sizes: what the data fixes.
+        word_vectors: start values of the word embedding [V, E]; None draws them at random.
+
+    Raises:
+        ValueError: if ``word_vectors`` is not [V, E].
+    """
+
+    def __init__(self, settings: ModelSettings, sizes: ModelSizes, word_vectors: Tensor | None = None) -> None:
+        super().__init__()
+        size = settings.hidden_size
+        spans = Spans(settings.spans, settings.grid_size)
+        self.settings = settings
+        self.sizes = sizes
+        self.embedding = nn.Embedding(sizes.vocabulary, settings.word_embedding_size)
+        if word_vectors is not None:
+            if word_vectors.shape != self.embedding.weight.shape:
+                expected = list(self.embedding.weight.shape)
+                raise ValueError(f"got word vectors {list(word_vectors.shape)}, expected {expected}")
+            with torch.no_grad():
+                self.embedding.weight.copy_(word_vectors)
+        self.reader = nn.LSTM(settings.word_embedding_size, size, batch_first=True)
+        self.adapter = nn.Linear(sizes.feature_width, size)
+        self.language_layers = nn.ModuleList(LanguageLayer(settings) for _ in range(settings.num_layers))
+        self.visual_layers = nn.ModuleList(VisualLayer(settings, spans) for _ in range(settings.num_layers))
+        self.image_pool = self._pool(settings)
+        self.question_pool = self._pool(settings)
+        self.head_norm = SampleNorm(settings.flat_out_size)
+        self.head = nn.Linear(settings.flat_out_size, sizes.answers)
+
+    @staticmethod
+    def _pool(settings: ModelSettings) -> AttentionPooling:
+        return AttentionPooling(
+            settings.hidden_size,
+            settings.flat_mlp_size,
+            num_glimpses=settings.flat_glimpses,
+            out_size=settings.flat_out_size,
+            dropout=settings.dropout,
+        )
+
+    def forward(
+        self, question_tokens: Tensor, features: Tensor, *, temperature: float | Tensor = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Score the answers.
+
+        Args:
+            question_tokens: word indices, 0 is padding, [B, T].
+            features: grid features; a cell of zeros only is padding, [B, N, W].
+            temperature: of hard routing, > 0.
+
+        Returns:
+            Answer logits [B, A], float32, and the span weights of each layer before binarizing [B, L, K].
+        """
+        is_word_padding = question_tokens == PAD
+        is_cell_padding = ~features.any(dim=-1)
+        words, _ = self.reader(self.embedding(question_tokens))
+        cells = self.adapter(features.to(self.adapter.weight.dtype))
+        for layer in self.language_layers:
+            words = layer(words, is_word_padding)
+        routes = []
+        for layer in self.visual_layers:
+            cells, weights = layer(cells, words, is_cell_padding, is_word_padding, temperature=temperature)
+            routes.append(weights)
+        pooled = self.image_pool(cells, is_cell_padding) + self.question_pool(words, is_word_padding)
+        scores = self.head(self.head_norm(pooled))
+        return scores if scores.dtype == torch.float64 else scores.float(), torch.stack(routes, dim=1)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers the model learns."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

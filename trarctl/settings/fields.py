@@ -108,7 +108,9 @@ class TrainSettings(Frozen):
     accumulation: PositiveInt = Field(1, description="parts that a batch is split into; must divide batch_size")
     learning_rate: PositiveFloat = Field(1e-4, description="base rate of Adam")
     warmup_epochs: int = Field(3, ge=0, description="the rate rises in four stages over the first warmup_epochs + 1")
-    decay_epochs: tuple[NonNegativeInt, ...] = Field((10, 12), description="epoch indices, from 0, at whose start the rate falls")
+    decay_epochs: tuple[NonNegativeInt, ...] = Field(
+        (10, 12), description="epoch indices, from 0, at whose start the rate falls"
+    )
     decay_factor: PositiveFloat = Field(0.2, le=1, description="what the rate is multiplied by at each of them")
     adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.98), description="decay rates of Adam's two averages")
     adam_epsilon: PositiveFloat = Field(1e-9, description="term in Adam's denominator")

@@ -1,0 +1,228 @@
+"""Result files: what the sites take, what they would reject, and that nothing half-written stays."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trarctl.data import submission
+from trarctl.data.submission import read_clevr, read_vqa, validate_clevr, validate_vqa, write_clevr, write_vqa
+from trarctl.errors import DataError
+
+IDS = [262144000, 262144001, 393225000]
+GOOD = [{"question_id": number, "answer": "yes"} for number in IDS]
+
+
+def _json_file(folder: Path, value: object) -> Path:
+    path = folder / "answers.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "answers.json"
+    size = write_vqa(path, np.array(IDS[::-1]), ["caf\u00e9", "2", "no"], np.array(IDS))
+    assert size == path.stat().st_size
+    assert json.loads(path.read_text(encoding="utf-8")) == [
+        {"question_id": IDS[2], "answer": "caf\u00e9"},
+        {"question_id": IDS[1], "answer": "2"},
+        {"question_id": IDS[0], "answer": "no"},
+    ]
+    assert validate_vqa(path, IDS) == []
+    assert read_vqa(path, np.array(IDS)) == ["no", "2", "caf\u00e9"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (GOOD[:1], "2 of 3 questions have no answer: 262144001, 393225000"),
+        ([*GOOD, GOOD[0]], "1 question is answered more than once: 262144000"),
+        ([*GOOD, {"question_id": 7, "answer": "x"}], "1 question_id is none of this split: 7"),
+        ([*GOOD[:2], {"question_id": IDS[2], "answer": " \t"}], "1 answer is blank: question 393225000"),
+        ([*GOOD[:2], {"question_id": IDS[2], "answer": 2}], "1 row with an answer that is no text: row 3 has 2"),
+        ([*GOOD[:2], {"question_id": IDS[2]}], "1 row with an answer that is no text: row 3 has none"),
+        ([*GOOD[:2], {"question_id": IDS[2], "answer": None}], "1 row with an answer that is no text: row 3 has null"),
+        ([*GOOD, {"question_id": True, "answer": "x"}], "1 row with a question_id that is no integer: row 4 has true"),
+        ([*GOOD, {"question_id": "7", "answer": "x"}], '1 row with a question_id that is no integer: row 4 has "7"'),
+        ([*GOOD, {"question_id": 1.0, "answer": "x"}], "1 row with a question_id that is no integer: row 4 has 1.0"),
+        ([*GOOD, {"answer": "x"}], "1 row with a question_id that is no integer: row 4 has none"),
+        ([*GOOD, "yes", [1, 2]], '2 rows not an object: row 4 is "yes", row 5 is a list'),
+        ({"262144000": "yes"}, "it is not a JSON list but an object"),
+        ("yes" * 20, f'it is not a JSON list but "{"yes" * 12}...'),
+    ],
+)
+def test_what_the_site_would_reject(tmp_path: Path, rows: object, problem: str) -> None:
+    assert validate_vqa(_json_file(tmp_path, rows), IDS) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "it is empty"),
+        (b'[{"question_id": 1', "it is not valid JSON: "),
+        (b"[NaN]", "it is not valid JSON: "),
+        (b'[{"answer": "caf\xe9"}]', "it is not UTF-8 text (byte 16)"),
+        (b"\xef\xbb\xbf[]", "it starts with a byte order mark"),
+        (b"[" * 100_000, "it is not valid JSON: "),
+    ],
+)
+def test_files_that_are_no_json(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "answers.json"
+    path.write_bytes(content)
+    (found,) = validate_vqa(path, IDS)
+    assert found.startswith(problem)
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    rows = [GOOD[0], GOOD[0], {"question_id": 9, "answer": ""}, {"question_id": "1", "answer": "x"}]
+    assert validate_vqa(_json_file(tmp_path, rows), IDS) == [
+        '1 row with a question_id that is no integer: row 4 has "1"',
+        "2 of 3 questions have no answer: 262144001, 393225000",
+        "1 question is answered more than once: 262144000",
+        "1 question_id is none of this split: 9",
+        "1 answer is blank: question 9",
+    ]
+
+
+def test_a_huge_question_id_is_no_integer(tmp_path: Path) -> None:
+    (problem,) = validate_vqa(_json_file(tmp_path, [*GOOD, {"question_id": 10**30, "answer": "x"}]), IDS)
+    assert problem.startswith("1 row with a question_id that is no integer: row 4 has 1")
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    (problem,) = validate_vqa(_json_file(tmp_path, []), range(1200))
+    assert problem == "1,200 of 1,200 questions have no answer: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,190 more"
+
+
+def test_too_large_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "MOST_BYTES", 100)
+    (problem,) = validate_vqa(_json_file(tmp_path, GOOD), IDS)
+    assert problem.startswith("it is 0 MB large, more than the 0 MB")
+
+
+def test_extra_keys_are_no_problem(tmp_path: Path) -> None:
+    assert validate_vqa(_json_file(tmp_path, [row | {"confidence": 0.5} for row in GOOD]), IDS) == []
+
+
+def test_bad_answers_are_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text("before", encoding="utf-8")
+    with pytest.raises(DataError, match="the site would reject these answers: 1 answer is blank: question 262144001"):
+        write_vqa(path, IDS, ["yes", "", "no"], IDS)
+    with pytest.raises(DataError, match="2 answers for 3 questions"):
+        write_vqa(path, IDS, ["yes", "no"], IDS)
+    with pytest.raises(DataError, match="cannot be written as JSON"):
+        write_vqa(path, IDS, ["yes", "\ud800", "no"], IDS)
+    assert path.read_text(encoding="utf-8") == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="cannot write .*file/answers.json") as caught:
+        write_vqa(in_the_way / "answers.json", IDS, ["yes"] * 3, IDS)
+    assert caught.value.hint == "choose another place with --out"
+    folder = tmp_path / "folder"
+    (folder / "full").mkdir(parents=True)
+    with pytest.raises(DataError, match="cannot write .*folder: Is a directory"):
+        write_vqa(folder, IDS, ["yes"] * 3, IDS)
+    with pytest.raises(DataError, match="cannot write .*null"):
+        write_vqa(tmp_path / "a\0b", IDS, ["yes"] * 3, IDS)
+    assert sorted(tmp_path.iterdir()) == [in_the_way, folder]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_half_way_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise failure
+
+    path = tmp_path / "answers.json"
+    path.write_text("before", encoding="utf-8")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(DataError if isinstance(failure, OSError) else KeyboardInterrupt):
+        write_vqa(path, IDS, ["yes"] * 3, IDS)
+    assert path.read_text(encoding="utf-8") == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["missing.json", ".", "a\0b"])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    for read in (validate_vqa, read_vqa):
+        with pytest.raises(DataError, match="no file|cannot read"):
+            read(tmp_path / name, IDS)
+
+
+def test_a_circle_of_links(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(DataError, match="no file"):
+        validate_clevr(tmp_path / "a", 3)
+
+
+def test_a_blank_answer_can_be_scored(tmp_path: Path) -> None:
+    rows = [*GOOD[:2], {"question_id": IDS[2], "answer": ""}]
+    assert read_vqa(_json_file(tmp_path, rows), IDS) == ["yes", "yes", ""]
+
+
+def test_a_result_file_of_another_split_is_refused(tmp_path: Path) -> None:
+    path = _json_file(tmp_path, [*GOOD[:2], {"question_id": 5, "answer": "no"}])
+    with pytest.raises(DataError, match="1 of 3 questions have no answer: 393225000; 1 question_id is none") as caught:
+        read_vqa(path, IDS)
+    assert str(path) in caught.value.what
+    assert caught.value.hint is not None
+    assert '{"question_id": int, "answer": str}' in caught.value.hint
+
+
+def test_a_clevr_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "answers.txt"
+    assert write_clevr(path, ["yes", "3", "cube"], 3, {"yes", "3", "cube", "no"}) == len("yes\n3\ncube\n")
+    assert path.read_bytes() == b"yes\n3\ncube\n"
+    assert validate_clevr(path, 3) == []
+    assert read_clevr(path, 3) == ["yes", "3", "cube"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problems"),
+    [
+        (b"yes\nno\ncube", []),
+        (b"yes\nno\n", ["2 lines for 3 questions"]),
+        (b"yes\nno\ncube\n\n", ["4 lines for 3 questions", "1 line is blank: line 4"]),
+        (b"yes\n \n\n", ["2 lines are blank: line 2, 3"]),
+        (b"yes\r\nno\r\ncube\r\n", ["lines end in CR LF instead of LF"]),
+        (b"yes\nYes\nyes \n", ["2 answers are none that CLEVR has: 'Yes', 'yes '"]),
+        (b"yes\n\xff\nno\n", ["it is not UTF-8 text (byte 4)"]),
+        (b"", ["it is empty"]),
+    ],
+)
+def test_what_is_wrong_with_a_clevr_file(tmp_path: Path, content: bytes, problems: list[str]) -> None:
+    path = tmp_path / "answers.txt"
+    path.write_bytes(content)
+    assert validate_clevr(path, 3, ("yes", "no", "cube")) == problems
+
+
+def test_bad_clevr_answers_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="3 lines for 2 questions"):
+        write_clevr(tmp_path / "answers.txt", ["yes\nno", "cube"], 2)
+    with pytest.raises(DataError, match="1 line is blank: line 2"):
+        write_clevr(tmp_path / "answers.txt", ["yes", ""], 2)
+    with pytest.raises(DataError, match="cannot be written as UTF-8"):
+        write_clevr(tmp_path / "answers.txt", ["yes", "\ud800"], 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clevr_answers_of_another_split_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.txt"
+    path.write_bytes(b"yes\r\n\r\n")
+    assert read_clevr(path, 2) == ["yes", ""]
+    with pytest.raises(DataError, match="2 lines for 3 questions") as caught:
+        read_clevr(path, 3)
+    assert caught.value.hint is not None
+    assert "one answer a line" in caught.value.hint

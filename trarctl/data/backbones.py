@@ -1,0 +1,242 @@
+"""Images to grid features, through one interface for every kind of backbone.
+
+Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from trarctl.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Floats = npt.NDArray[np.float32]
+
+
+class Backbone(Protocol):
+    """Whatever turns images into a grid of feature vectors."""
+
+    @property
+    def name(self) -> str:
+        """Name for messages and manifests."""
+        ...
+
+    @property
+    def grid_size(self) -> int:
+        """Cells S along one side."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Feature width W."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Give all that is needed to make the same backbone again, as JSON can hold it."""
+        ...
+
+    def extract(self, images: Sequence[Image]) -> Floats:
+        """Turn images of any size and mode into features [B, N, W] float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """Shape of the hand-made descriptor.
+
+    Args:
+        grid_size: cells S along one side.
+        patches_per_side: patches along one side of a cell; their descriptions are joined.
+        patch_pixels: pixels along one side of a patch.
+        num_directions: bins of the histogram of gradient directions, over 180 degrees.
+    """
+
+    grid_size: int = 4
+    patches_per_side: int = 2
+    patch_pixels: int = 8
+    num_directions: int = 8
+
+    @property
+    def image_pixels(self) -> int:
+        """Pixels along one side of the image that is described; others are resized to it."""
+        return self.grid_size * self.patches_per_side * self.patch_pixels
+
+    @property
+    def width(self) -> int:
+        """Feature width W."""
+        return self.patches_per_side**2 * (6 + self.num_directions)
+
+
+@dataclass(frozen=True)
+class PatchBackbone:
+    """Describes each patch by hand: mean and deviation of red, green and blue, and the directions of its edges.
+
+    Good for simple drawings, where it serves as well as a pretrained network and needs none.
+
+    Args:
+        settings: shape of the descriptor.
+        mean: what is subtracted from each feature, [W].
+        deviation: what it is then divided by, [W].
+    """
+
+    settings: PatchSettings
+    mean: npt.NDArray[np.float64]
+    deviation: npt.NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, settings: PatchSettings, batches: Iterator[Sequence[Image]]) -> PatchBackbone:
+        """Choose the statistics so that the cells of these images have mean 0 and deviation 1."""
+        count, total, squares = 0, np.zeros(settings.width), np.zeros(settings.width)
+        for images in batches:
+            cells = describe_patches(images, settings).reshape(-1, settings.width).astype(np.float64)
+            count += len(cells)
+            total += cells.sum(axis=0)
+            squares += (cells**2).sum(axis=0)
+        if not count:
+            raise DataError("no images to fit the patch descriptor to")
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        return cls(settings, mean, np.where(deviation > 1e-6, deviation, 1.0))
+
+    @property
+    def name(self) -> str:
+        """Name for messages and manifests."""
+        return "patches"
+
+    @property
+    def grid_size(self) -> int:
+        """Cells S along one side."""
+        return self.settings.grid_size
+
+    @property
+    def width(self) -> int:
+        """Feature width W."""
+        return self.settings.width
+
+    def describe(self) -> dict[str, Any]:
+        """Give settings and statistics."""
+        return {
+            "name": self.name,
+            "settings": vars(self.settings),
+            "mean": self.mean.tolist(),
+            "deviation": self.deviation.tolist(),
+        }
+
+    def extract(self, images: Sequence[Image]) -> Floats:
+        """Describe images, [B, N, W], standardised by the fitted statistics."""
+        cells = describe_patches(images, self.settings)
+        return ((cells - self.mean) / self.deviation).astype(np.float32)
+
+
+def describe_patches(images: Sequence[Image], settings: PatchSettings) -> Floats:
+    """Describe every patch of images, four or so joined to a cell.
+
+    Args:
+        images: of any size and mode.
+        settings: shape of the descriptor.
+
+    Returns:
+        [B, N, W]; of each patch mean and deviation of red, green, blue in 0..1, then edge strength by direction.
+    """
+    pixels = _pixels(images, settings.image_pixels)
+    size, patches = settings.patch_pixels, settings.image_pixels // settings.patch_pixels
+    blocks = pixels.reshape(len(pixels), patches, size, patches, size, 3)
+    histogram = _direction_histogram(pixels.mean(axis=3), settings)
+    described = np.concatenate([blocks.mean(axis=(2, 4)), blocks.std(axis=(2, 4)), histogram], axis=-1)
+    grid, side = settings.grid_size, settings.patches_per_side
+    cells = described.reshape(len(pixels), grid, side, grid, side, -1).transpose(0, 1, 3, 2, 4, 5)
+    return cells.reshape(len(pixels), grid * grid, settings.width)
+
+
+def _pixels(images: Sequence[Image], side: int) -> Floats:
+    """Give images as [B, side, side, 3], 0..1."""
+    from PIL.Image import Resampling
+
+    fitted = (image.convert("RGB") for image in images)
+    resized = (
+        image if image.size == (side, side) else image.resize((side, side), Resampling.BICUBIC) for image in fitted
+    )
+    return np.stack([np.asarray(image, dtype=np.float32) for image in resized]) / np.float32(255)
+
+
+def _direction_histogram(gray: Floats, settings: PatchSettings) -> Floats:
+    """Sum up edge strength by direction in every patch: [B, pixels, pixels] -> [B, patches, patches, directions]."""
+    down, right = np.gradient(gray, axis=(1, 2))
+    strength = np.hypot(down, right)
+    half_turns = np.arctan2(down, right) / np.float32(np.pi) % 1
+    direction = np.minimum((half_turns * settings.num_directions).astype(np.int8), settings.num_directions - 1)
+    size, patches = settings.patch_pixels, gray.shape[1] // settings.patch_pixels
+    strength_of = [np.where(direction == number, strength, 0) for number in range(settings.num_directions)]
+    return np.stack(
+        [part.reshape(len(gray), patches, size, patches, size).sum(axis=(2, 4)) for part in strength_of], axis=-1
+    )
+
+
+def backbone_from(description: Mapping[str, Any]) -> Backbone:
+    """Make the backbone that ``describe`` described.
+
+    Raises:
+        DataError: the description is damaged, or of an unknown backbone.
+    """
+    if description.get("name") != "patches":
+        raise DataError(f"unknown backbone {description.get('name')!r}", "prepare the data again")
+    try:
+        settings = PatchSettings(**description["settings"])
+        mean = np.array(description["mean"], dtype=np.float64)
+        deviation = np.array(description["deviation"], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the description of the backbone is damaged: {error}", "prepare the data again") from None
+    if mean.shape != (settings.width,) or deviation.shape != mean.shape or not (deviation > 0).all():
+        raise DataError("the description of the backbone is damaged: its statistics", "prepare the data again")
+    return PatchBackbone(settings, mean, deviation)
+
+
+def load_backbone(path: Path) -> Backbone:
+    """Read a backbone's description from a file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        description = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"no backbone is stored as {path}", "prepare from images to have one") from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", "prepare the data again") from None
+    if not isinstance(description, dict):
+        raise DataError(f"{path} is damaged", "prepare the data again")
+    return backbone_from(description)
+
+
+def load_images(paths: Sequence[Path]) -> tuple[list[Image], list[str]]:
+    """Decode image files.
+
+    Returns:
+        Images in RGB, for unusable files a black pixel; and what is wrong with those.
+    """
+    import PIL.Image
+
+    images, problems = [], []
+    for path in paths:
+        try:
+            with PIL.Image.open(path) as image:
+                images.append(image.convert("RGB"))
+        except FileNotFoundError:
+            problems.append(f"{path} is missing")
+        except PIL.UnidentifiedImageError:
+            problems.append(f"{path} is no image, or empty")
+        except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            problems.append(f"{path} is truncated or damaged: {error}")
+        else:
+            continue
+        images.append(PIL.Image.new("RGB", (1, 1)))
+    return images, problems

@@ -1,0 +1,209 @@
+"""What a prepared folder says about itself: ``manifest.json``, written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from trarctl.data.layouts import DatasetName, FileNaming
+from trarctl.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.json"
+ANSWERS = "answers.json"
+VECTORS = "vectors.npy"
+BACKBONE = "backbone.json"
+IMAGES = "images"
+FEATURES = "features"
+
+StoredType = Literal["float16", "float32"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SourceFile(_Part):
+    """A raw file as it was when it was read."""
+
+    size: NonNegativeInt = Field(description="bytes")
+    modified_ns: int = Field(description="time of its last change, nanoseconds since 1970")
+    sha256: str
+    records: NonNegativeInt = Field(description="questions or annotations in it")
+
+
+class VectorsPart(_Part):
+    """Where the word vectors come from."""
+
+    source: str
+    digest: str
+    width: PositiveInt
+    found: NonNegativeInt = Field(description="words of the vocabulary that have a vector")
+    missing: tuple[str, ...] = Field((), description="some of the words that have none")
+
+
+class SplitPart(_Part):
+    """One split."""
+
+    questions: PositiveInt
+    annotated: NonNegativeInt = Field(description="annotations, 0 for a split without answers")
+    images: PositiveInt = Field(description="distinct images that the questions name")
+    answer_types: tuple[str, ...] = ()
+    question_types: tuple[str, ...] = ()
+
+
+class TextPart(_Part):
+    """All that comes from questions, answers and word vectors."""
+
+    max_words: PositiveInt
+    requested_max_words: int | None
+    min_answer_count: NonNegativeInt
+    vocabulary_digest: str
+    answers_digest: str
+    vectors: VectorsPart | None
+    requested_vectors: str = Field(description="what --vectors said")
+    vectors_fingerprint: str = Field("", description="changes when the source of the vectors does")
+    sources: dict[str, SourceFile]
+    splits: dict[str, SplitPart]
+    warnings: tuple[str, ...] = ()
+
+
+class NamingPart(_Part):
+    """How feature files are named."""
+
+    prefix: str = Field(pattern=r"^[A-Za-z0-9_]*$")
+    num_digits: PositiveInt
+    suffix: str = Field(pattern=r"^[A-Za-z0-9_.]*$")
+
+    def naming(self) -> FileNaming:
+        """Give the same as a naming."""
+        return FileNaming(self.prefix, self.num_digits, self.suffix)
+
+
+class ImageSetPart(_Part):
+    """The images of one set, which follow those of the sets before it in the image table."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
+    num_images: NonNegativeInt
+    kind: Literal["none", "files", "packed"]
+    folder: str | None = Field(None, description="folder of the feature files, relative to the prepared folder")
+    naming: NamingPart | None = None
+    file: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$", description="packed file in features/")
+    stored_type: StoredType | None = None
+
+
+class ImagesPart(_Part):
+    """The image table, and where its features are."""
+
+    key: str = Field(description="changes when anything does that the features depend on")
+    grid_size: PositiveInt
+    feature_width: NonNegativeInt = Field(description="width W, 0 while there are no features")
+    pack: Literal["float16", "float32", "as-found"] | None
+    backbone: str | None = Field(description="what made the features out of images")
+    image_sets: tuple[ImageSetPart, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class Manifest(_Part):
+    """A prepared folder; whoever reads it can trust that everything listed was whole when it was written."""
+
+    version: Literal[1]
+    created_by: str
+    dataset: DatasetName
+    text: TextPart
+    images: ImagesPart
+    aliases: dict[str, str] = {}
+    files: dict[str, int] = Field(description="every file of the folder, relative, and its size in bytes")
+
+    @property
+    def splits(self) -> dict[str, SplitPart]:
+        """The splits by name."""
+        return self.text.splits
+
+    @property
+    def vectors(self) -> VectorsPart | None:
+        """Where the word vectors come from, None without."""
+        return self.text.vectors
+
+    @property
+    def sources(self) -> dict[str, SourceFile]:
+        """The raw files, by their path in the raw folder."""
+        return self.text.sources
+
+    @property
+    def grid_size(self) -> int:
+        """Cells S along one side of the image grid."""
+        return self.images.grid_size
+
+    @property
+    def feature_width(self) -> int:
+        """Width W of the features, 0 while there are none."""
+        return self.images.feature_width
+
+    @property
+    def max_words(self) -> int:
+        """Words T that are kept of a question."""
+        return self.text.max_words
+
+    @property
+    def vocabulary_digest(self) -> str:
+        """Identifies the vocabulary."""
+        return self.text.vocabulary_digest
+
+    @property
+    def answers_digest(self) -> str:
+        """Identifies the answer list."""
+        return self.text.answers_digest
+
+
+def digest_of(lines: Sequence[str]) -> str:
+    """SHA-256 of strings in their order, hexadecimal."""
+    return hashlib.sha256(json.dumps(list(lines)).encode()).hexdigest()
+
+
+def key_of(values: Mapping[str, object]) -> str:
+    """SHA-256 of anything that JSON can hold, hexadecimal: equal for equal content."""
+    return hashlib.sha256(orjson.dumps(values, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def prepare_command(dataset: str) -> str:
+    """Give the command that prepares a data set."""
+    return f"trarctl prepare {dataset}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a prepared folder.
+
+    Raises:
+        DataError: there is none, it is damaged, or another version wrote it.
+    """
+    path = folder / MANIFEST
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        dataset = folder.parent.name if folder.parent.name in ("vqa", "clevr", "easy-vqa") else "DATASET"
+        raise DataError(f"no prepared data in {folder}", f"{prepare_command(dataset)} --out {folder}") from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", _again(folder)) from None
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}", _again(folder)
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is damaged: {place}: {first['msg']}", _again(folder)) from None
+
+
+def _again(folder: Path) -> str:
+    return f"prepare again: trarctl prepare DATASET --out {folder}"

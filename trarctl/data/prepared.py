@@ -1,0 +1,283 @@
+"""Prepared data, cheap to open: arrays are memory-mapped, nothing is parsed but the lists of words and answers.
+
+Axes: Q questions in file order, A annotations in file order, T words, V vocabulary, E width of the word vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from trarctl.data.accuracy import GroundTruth
+from trarctl.data.backbones import Backbone, load_backbone
+from trarctl.data.feature_store import FeatureStore
+from trarctl.data.flat_text import FlatText
+from trarctl.data.manifest import (
+    ANSWERS,
+    BACKBONE,
+    IMAGES,
+    VECTORS,
+    VOCABULARY,
+    Manifest,
+    SplitPart,
+    digest_of,
+    prepare_command,
+    read_manifest,
+)
+from trarctl.data.raw_splits import listed
+from trarctl.data.vocabulary import Vocabulary
+from trarctl.errors import DataError
+
+
+def open_prepared(path: Path) -> PreparedData:
+    """Open a prepared folder.
+
+    Raises:
+        DataError: there is none, another version wrote it, or files of it are missing or changed.
+    """
+    manifest = read_manifest(path)
+    wrong = [name for name, size in manifest.files.items() if _size(path / name) != size]
+    if wrong:
+        raise DataError(
+            f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}",
+            f"{prepare_command(manifest.dataset)} --out {path}",
+        )
+    return PreparedData(path, manifest)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+class _Files:
+    """Reads the files of a prepared folder."""
+
+    def __init__(self, path: Path, dataset: str) -> None:
+        self._path = path
+        self._dataset = dataset
+
+    def strings(self, name: str) -> list[str]:
+        """Read a list of strings."""
+        try:
+            content = orjson.loads((self._path / name).read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            raise self.damaged(name) from None
+        if not isinstance(content, list) or not set(map(type, content)) <= {str}:
+            raise self.damaged(name)
+        return content
+
+    def array(self, name: str, length: int | None = None) -> npt.NDArray[Any]:
+        """Map an array into memory, and see that it has as many rows as it should."""
+        try:
+            array: npt.NDArray[Any] = np.load(self._path / name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise self.damaged(name) from None
+        if length is not None and len(array) != length:
+            raise self.damaged(name)
+        return array
+
+    def damaged(self, name: str) -> DataError:
+        """Say that a file is damaged."""
+        return DataError(
+            f"prepared data in {self._path} is damaged: {name}", f"{prepare_command(self._dataset)} --out {self._path}"
+        )
+
+
+class PreparedData:
+    """A prepared folder.
+
+    Copies sent to other processes open the folder again instead of carrying its arrays.
+
+    Args:
+        path: the folder.
+        manifest: what it says about itself.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._files = _Files(path, manifest.dataset)
+        self._splits: dict[str, PreparedSplit] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open it again on the other side."""
+        return open_prepared, (self.path,)
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return self.manifest.dataset
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that are there, in vocabulary order."""
+        return tuple(self.manifest.splits)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words, in index order."""
+        vocabulary = Vocabulary(tuple(self._files.strings(VOCABULARY)))
+        if vocabulary.digest != self.manifest.vocabulary_digest:
+            raise self._files.damaged(VOCABULARY)
+        return vocabulary
+
+    @cached_property
+    def answers(self) -> tuple[str, ...]:
+        """The answers that a model can give, in index order."""
+        answers = self._files.strings(ANSWERS)
+        if digest_of(answers) != self.manifest.answers_digest:
+            raise self._files.damaged(ANSWERS)
+        return tuple(answers)
+
+    @cached_property
+    def vectors(self) -> npt.NDArray[np.float32] | None:
+        """Word vectors [V, E], None if the data was prepared without."""
+        return None if self.manifest.vectors is None else self._files.array(VECTORS)
+
+    @cached_property
+    def features(self) -> FeatureStore:
+        """The features of all images."""
+        ids = [self._files.array(f"{IMAGES}/{part.name}.ids.npy") for part in self.manifest.images.image_sets]
+        return FeatureStore(self.path, self.dataset, self.manifest.images, ids)
+
+    def backbone(self) -> Backbone:
+        """Give the backbone that made the features, to describe other images with.
+
+        Raises:
+            DataError: the features were not made here.
+        """
+        if self.manifest.images.backbone is None:
+            raise DataError(f"the features in {self.path} were not made from images here")
+        return load_backbone(self.path / BACKBONE)
+
+    def split(self, name: str) -> PreparedSplit:
+        """Give one split; ``test`` may be another name for ``val`` where the data has no other.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        real = self.manifest.aliases.get(name, name)
+        if real not in self.manifest.splits:
+            raise DataError(
+                f"no split {name!r} in {self.path}, which holds {', '.join(self.split_names)}",
+                f"add its raw files and run {prepare_command(self.dataset)} --out {self.path}",
+            )
+        if real not in self._splits:
+            self._splits[real] = PreparedSplit(self._files, real, self.manifest.splits[real])
+        return self._splits[real]
+
+
+class PreparedSplit:
+    """One split, as memory-mapped arrays.
+
+    Args:
+        files: reads the prepared folder.
+        name: the split.
+        part: what the manifest says about it.
+    """
+
+    def __init__(self, files: _Files, name: str, part: SplitPart) -> None:
+        self.name = name
+        self._files = files
+        self._part = part
+
+    def __len__(self) -> int:
+        """Count the questions."""
+        return self._part.questions
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether answers are known."""
+        return self._part.annotated > 0
+
+    @cached_property
+    def question_id(self) -> npt.NDArray[np.int64]:
+        """Ids in file order, [Q]."""
+        return self._load("question_id", len(self))
+
+    @cached_property
+    def question_tokens(self) -> npt.NDArray[np.int32]:
+        """Word indices, 0 behind each question, [Q, T]."""
+        return self._load("question_tokens", len(self))
+
+    @cached_property
+    def image_id(self) -> npt.NDArray[np.int64]:
+        """Id of each question's image, [Q]."""
+        return self._load("image_id", len(self))
+
+    @cached_property
+    def image(self) -> npt.NDArray[np.int32]:
+        """Row of each question's image in the image table, [Q]."""
+        return self._files.array(f"{IMAGES}/{self.name}.rows.npy", len(self))
+
+    @cached_property
+    def training_order(self) -> npt.NDArray[np.int32]:
+        """Question rows in the order of the annotations, [A].
+
+        Raises:
+            DataError: the split has no answers.
+        """
+        self._need_answers()
+        return self._load("training_order", self._part.annotated)
+
+    @cached_property
+    def targets(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """Answers out of the answer list, and how many of ten annotators gave each.
+
+        Returns:
+            ``offsets`` [Q + 1], ``answer`` and ``count``: those of question q are ``[offsets[q]:offsets[q + 1]]``.
+
+        Raises:
+            DataError: the split has no answers.
+        """
+        self._need_answers()
+        offsets = self._load("target_offsets", len(self) + 1)
+        num_targets = int(offsets[-1])
+        return offsets, self._load("target_answer", num_targets), self._load("target_count", num_targets)
+
+    def truth(self) -> GroundTruth:
+        """Give what the annotators said, in the order of the questions.
+
+        Raises:
+            DataError: the split has no answers.
+        """
+        self._need_answers()
+        return GroundTruth(
+            strings=list(self._texts("truth_text")),
+            codes=self._load("truth_codes", len(self)),
+            answer_type=self._load("answer_type", len(self)),
+            answer_types=self._part.answer_types,
+            question_type=self._load("question_type", len(self)),
+            question_types=self._part.question_types,
+        )
+
+    def question_text(self, row: int) -> str:
+        """Give a question as it was asked."""
+        return self._questions[row]
+
+    def question_texts(self, rows: Iterable[int]) -> list[str]:
+        """Give questions as they were asked."""
+        return self._questions.take(rows)
+
+    @cached_property
+    def _questions(self) -> FlatText:
+        return self._texts("question_text")
+
+    def _texts(self, name: str) -> FlatText:
+        return FlatText(self._load(name, None), self._load(f"{name}_offsets", None))
+
+    def _load(self, name: str, length: int | None) -> npt.NDArray[Any]:
+        return self._files.array(f"{self.name}/{name}.npy", length)
+
+    def _need_answers(self) -> None:
+        if not self.is_annotated:
+            raise DataError(f"the split {self.name!r} has no answers", "use trarctl submit to answer its questions")

@@ -41,11 +41,12 @@ Layer = dict[str, Entry]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of ``--dry-run``."""
+    """One line of the table of ``--dry-run``; ``toml`` is the same as a file for ``--config`` has it."""
 
     key: str
     value: str
     origin: str
+    toml: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Resolved:
     def rows(self) -> Iterator[Row]:
         """All settings in their order, for the table of ``--dry-run``."""
         for key, value in flat(self.settings).items():
-            yield Row(key, to_text(value), self.origin[key])
+            yield Row(key, to_text(value), self.origin[key], f"{key} = {to_toml_value(value)}")
 
 
 def resolve(

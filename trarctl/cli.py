@@ -1,0 +1,138 @@
+"""The ``trarctl`` program: registers the commands, and turns an error into a message, a hint and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from trarctl import __version__
+from trarctl.commands import eval as evaluation
+from trarctl.commands import prepare, resume, submit, train
+from trarctl.commands.console import show_error
+from trarctl.commands.help import Command, Group
+from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
+
+EXIT_CODES = (
+    (0, "done"),
+    (1, "a fault of trarctl itself"),
+    (2, "usage"),
+    (SettingsError.exit_code, "settings"),
+    (DataError.exit_code, "data, or a folder that cannot be written"),
+    (CheckpointError.exit_code, "checkpoint or run"),
+    (DeviceError.exit_code, "device"),
+)
+# A line with \b tells Typer to keep the lines of the paragraph as they are.
+EPILOG = "\n".join(
+    [
+        "\b",
+        "Exit codes:",
+        *(f"  {code:<8}{meaning}" for code, meaning in EXIT_CODES),
+        f"  {'128 + n':<8}stopped by signal n, after saving",
+    ]
+)
+
+app = typer.Typer(
+    name="trarctl",
+    epilog=EPILOG,
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"trarctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def trarctl(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train, evaluate and submit TRAR: visual question answering with routed attention spans."""
+
+
+def _register(name: str, command: Callable[..., None], epilog: str) -> None:
+    app.command(name, cls=Command, epilog=f"\b\n{epilog}")(command)
+
+
+# In the order in which a newcomer needs them.
+_register("prepare", prepare.prepare, prepare.EPILOG)
+_register("train", train.train, train.EPILOG)
+_register("resume", resume.resume, resume.EPILOG)
+_register("eval", evaluation.evaluate, evaluation.EPILOG)
+_register("submit", submit.submit, submit.EPILOG)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: what stands behind ``trarctl``; None: those of the process.
+
+    Returns:
+        The exit code, documented in the program's help.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A file name that is no valid text must not end a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _exit_code_of(arguments)
+    except Stopped as stopped:
+        show_error(stopped.what, stopped.hint, label="stopped")
+        return stopped.code
+    except TrarError as error:
+        show_error(error.what, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        show_error(*_explain(error))
+        return DataError.exit_code
+
+
+def main() -> None:
+    """The console script."""
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _exit_code_of(arguments: Sequence[str] | None) -> int:
+    """Typer ends every command, help and usage error with SystemExit."""
+    try:
+        app(args=arguments, prog_name="trarctl")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _explain(error: OSError) -> tuple[str, str]:
+    """Message and hint for a failure of the file system that nobody below has put into words."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        where = f"cannot write {error.filename}" if error.filename else "cannot write"
+        return f"{where}: {reason}", "free some space there, or choose another folder"
+    hint = "mend its permissions, or choose another place" if error.errno in _FORBIDDEN else "check the path"
+    return f"cannot use {error.filename}: {reason}", hint

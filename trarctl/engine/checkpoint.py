@@ -31,8 +31,8 @@ FORMAT = 1
 class Progress(BaseModel):
     """The place in the training that a checkpoint was taken at.
 
-    ``epoch`` counts the finished epochs, ``step_in_epoch`` the steps done of the next one, ``step`` all steps. The order
-    of samples and every random number are functions of the seed, the step and the process, so that the place is all
+    ``epoch`` counts the finished epochs, ``step_in_epoch`` the steps done of the next one, ``step`` all steps;
+    ``loss_sum`` is over ``samples_in_epoch``, the window's since the last logged step. The order of samples and every random number are functions of the seed, the step and the process, so that the place is all
     that an exact resume needs of them.
     """
 
@@ -43,7 +43,8 @@ class Progress(BaseModel):
     step: int = 0
     loss_sum: float = 0.0
     samples_in_epoch: int = 0
-    seconds: float = 0.0
+    window_loss_sum: float = 0.0
+    window_samples: int = 0
     best_epoch: int | None = None
     best_overall: float | None = None
 
@@ -67,8 +68,8 @@ class Description(BaseModel):
     answers: list[str]
     feature_width: int
     vectors: dict[str, Any] | None = None
-    backbone: dict[str, Any] | None = None
-    data: dict[str, Any]
+    backbone: str | None = None
+    data: str
     num_processes: int = 1
 
 

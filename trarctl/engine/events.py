@@ -28,41 +28,31 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step; ``loss`` is per sample and, like ``routes``, only there on the steps that are logged.
+    """One optimizer step; ``loss``, ``routes`` and ``memory_bytes`` are there only on the steps that are logged.
 
     Attributes:
-        epoch: index from 0.
-        step: steps done in this epoch.
+        epoch: number from 1.
+        step_in_epoch: steps done in this epoch.
         steps_per_epoch: of how many.
+        step: steps done in all.
         rate: learning rate of the step.
         temperature: of hard routing.
         samples_per_second: over the epoch so far.
         loss: mean loss per sample since the last logged step.
-        routes: mean span weights of the last batch, one list of K per layer.
+        routes: mean span weights of the last part of the batch, one list of K per layer.
         memory_bytes: peak memory of the device in this process.
     """
 
     epoch: int
-    step: int
+    step_in_epoch: int
     steps_per_epoch: int
+    step: int
     rate: float
     temperature: float
     samples_per_second: float
     loss: float | None = None
     routes: list[list[float]] | None = None
     memory_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class EpochDone:
-    """An epoch of training is over; ``loss`` is the mean per sample."""
-
-    epoch: int
-    loss: float
-    rate: float
-    temperature: float
-    seconds: float
-    samples_per_second: float
 
 
 @dataclass(frozen=True)
@@ -75,20 +65,36 @@ class Progressed:
 
 
 @dataclass(frozen=True)
-class Validated:
-    """Scores on the validation split after an epoch, in percent."""
+class EpochDone:
+    """An epoch of training is over; ``epoch`` counts from 1, ``loss`` is the mean per sample."""
 
     epoch: int
+    step: int
+    steps_per_epoch: int
+    loss: float
+    rate: float
+    temperature: float
+    seconds: float
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Accuracy on the validation split after an epoch, in percent."""
+
+    epoch: int
+    step: int
     overall: float
     per_type: dict[str, float]
     is_best: bool
     seconds: float
     routes: list[list[float]] = field(default_factory=list)
+    evaluator: str = "official"
 
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint is on the disk."""
+    """A checkpoint is on the disk, after ``epoch`` finished epochs and ``step`` steps of the next."""
 
     path: Path
     epoch: int
@@ -120,3 +126,13 @@ Observer = Callable[[Event], None]
 
 def unobserved(event: Event) -> None:
     """The observer that looks away."""
+
+
+def both(first: Observer, second: Observer) -> Observer:
+    """An observer that passes each event on to two."""
+
+    def observe(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return observe

@@ -1,17 +1,33 @@
-"""Devices and processes: where a run computes, and with whom."""
+"""Devices and processes: where a run computes, with whom, and how they agree.
+
+One process per device. A run on several devices is started by ``trarctl.engine.launching``, or joins the group that
+``torchrun`` or Slurm has made.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 
 from trarctl.errors import DeviceError
+
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that train together.
+    """This process's place among those that work together.
 
     Attributes:
         rank: number of this process, 0 leads: it alone writes files and speaks.
@@ -28,27 +44,119 @@ class World:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
+    def any(self, flag: int) -> int:
+        """The largest of all processes' ``flag``; a meeting of the processes, but not of CPU and GPU."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor([flag], dtype=torch.int64)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
 
-def choose_device(gpus: str | None) -> torch.device:
-    """The device that ``--gpus`` names.
+    def total(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The sum of all processes' arrays, in place, in every process."""
+        if self.size > 1:
+            dist.all_reduce(torch.from_numpy(array))
+        return array
+
+    def share(self, value: Any) -> Any:
+        """The lead's value, in every process; tensors travel with it, on the CPU."""
+        if self.size == 1:
+            return value
+        box = [value if self.leads else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the processes of a command compute.
+
+    Attributes:
+        devices: one name a process on this machine, ``cpu`` or ``cuda:INDEX``.
+        rank: of this process in a group that exists already; None where there is none.
+        local_rank: number of this process on its machine, in such a group.
+        size: processes in that group, over all machines.
+    """
+
+    devices: tuple[str, ...]
+    rank: int | None = None
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def launches(self) -> bool:
+        """Whether processes have to be started."""
+        return self.rank is None and len(self.devices) > 1
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes work together."""
+        return self.size if self.rank is not None else len(self.devices)
+
+
+def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
+    """Decide where to compute.
 
     Args:
-        gpus: a GPU's index, ``cpu``, or None for a GPU where there is one.
+        gpus: GPU indices joined by commas, ``cpu``, ``cpu:COUNT`` for several CPU processes, or None for a GPU where
+            there is one.
+        environ: the environment, which says whether ``torchrun`` or Slurm has started this process as one of several.
 
     Raises:
-        DeviceError: if there is no such GPU.
+        DeviceError: if there is no such GPU, or the text cannot be read.
     """
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus is None:
-        return torch.device("cuda", 0) if available else torch.device("cpu")
-    if gpus == "cpu":
-        return torch.device("cpu")
-    if not gpus.isdigit():
-        raise DeviceError(f"--gpus {gpus}: expected a GPU index or cpu", "for example --gpus 0, or --gpus cpu")
-    if int(gpus) >= available:
-        there = f"GPUs 0 to {available - 1}" if available else "no GPU"
-        raise DeviceError(f"--gpus {gpus}: this machine has {there}", "--gpus cpu runs on the CPU")
-    return torch.device("cuda", int(gpus))
+    group = _torchrun_group(environ) or _slurm_group(environ)
+    if group is None:
+        return Placement(_devices(gpus, 1))
+    rank, local_rank, local_size, size = group
+    devices = _devices(gpus, local_size)
+    if len(devices) == 1:
+        devices *= local_size
+    if len(devices) != local_size:
+        raise DeviceError(
+            f"--gpus {gpus} names {len(devices)} devices, {local_size} processes were started on this machine",
+            f"start as many processes as devices: --nproc-per-node {len(devices)}",
+        )
+    return Placement(devices, rank, local_rank, size)
+
+
+@contextmanager
+def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
+    """Join the group of processes, and leave it at the end.
+
+    Args:
+        placement: from ``plan_placement``, in the process that computes.
+        timeout_seconds: after which a process that waits for a lost one gives up.
+
+    Raises:
+        DeviceError: if the others cannot be reached in time.
+    """
+    rank = placement.rank or 0
+    device = torch.device(placement.devices[placement.local_rank])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if placement.num_processes == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(placement.devices)))
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=placement.size,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DeviceError(
+            f"process {rank} of {placement.size} cannot join the others: {first}",
+            "check that all machines reach MASTER_ADDR:MASTER_PORT and started with the same number of processes",
+        ) from error
+    try:
+        yield World(rank, placement.size, device)
+    finally:
+        dist.destroy_process_group()
 
 
 def seed_step(seed: int, *, step: int, rank: int) -> None:
@@ -56,14 +164,78 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
 
     A resumed run therefore draws what the undisturbed run would have drawn.
     """
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
-    torch.manual_seed(mixed)
+    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(mixed) % 2**63)
+
+
+def precision_of(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """The context in which matrix products have that precision; ``tf32`` is a matter of NVIDIA GPUs only."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that this process has held on the device; for the CPU, its resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _devices(gpus: str | None, num_processes: int) -> tuple[str, ...]:
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus is None:
+        return tuple(f"cuda:{index}" for index in range(min(num_processes, available))) or ("cpu",)
+    if match := re.fullmatch(r"cpu(?::(\d+))?", gpus):
+        return ("cpu",) * max(int(match[1] or 1), 1)
+    indices = gpus.replace(" ", "").split(",")
+    if not all(index.isdigit() for index in indices) or len(set(indices)) != len(indices):
+        raise DeviceError(
+            f"--gpus {gpus}: expected different GPU indices joined by commas, cpu, or cpu:COUNT",
+            "for example --gpus 0, --gpus 0,1 or --gpus cpu",
+        )
+    missing = [index for index in indices if int(index) >= available]
+    if missing:
+        there = {0: "no GPU", 1: "one GPU, 0"}.get(available, f"GPUs 0 to {available - 1}")
+        raise DeviceError(
+            f"--gpus {gpus}: there is no GPU {', '.join(missing)}; this machine has {there}",
+            "--gpus cpu runs on the CPU" if not available else "choose among those, or --gpus cpu",
+        )
+    return tuple(f"cuda:{index}" for index in indices)
+
+
+def _torchrun_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    if not all(name in environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
+        return None
+    rank, local_rank, local_size, size = (int(environ[name]) for name in names)
+    return rank, local_rank, local_size, size
+
+
+def _slurm_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    """The group that ``srun`` started, if it started several tasks; sets the meeting point for them."""
+    size = int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1")))
+    if "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ or size < 2:
+        return None
+    nodes = environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    os.environ.setdefault("MASTER_ADDR", first_host(nodes))
+    os.environ.setdefault("MASTER_PORT", str(10_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000))
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
+    counts = [
+        int(count)
+        for per_node, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)
+        for count in [per_node] * int(repeat or 1)
+    ]
+    node = int(environ.get("SLURM_NODEID", "0"))
+    local_size = counts[node] if node < len(counts) else counts[-1]
+    return int(environ["SLURM_PROCID"]), int(environ.get("SLURM_LOCALID", "0")), local_size, size
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm node list: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
+    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
+    if match is None:
+        return nodes
+    return match[1] + (match[2] or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from trarctl.errors import CheckpointError, DataError
+from trarctl.settings.fields import Settings
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 
@@ -174,3 +177,28 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
 
 def _last_written(run: RunFolder) -> float:
     return max(file.stat().st_mtime for file in (run.settings_file, run.metrics_file) if file.is_file())
+
+
+def write_settings(run: RunFolder, settings: Settings, data: Path) -> None:
+    """Keep the resolved settings beside the run, with the absolute path of its data."""
+    values = settings.model_dump(mode="json")
+    values["data"]["path"] = str(data.resolve())
+    temporary = run.settings_file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(orjson.dumps(values, option=orjson.OPT_INDENT_2))
+    temporary.replace(run.settings_file)
+
+
+def read_settings(run: RunFolder) -> Settings:
+    """The settings of a run, under the name and in the folder that it has now.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    try:
+        settings = Settings.model_validate(orjson.loads(run.settings_file.read_bytes()))
+    except (OSError, orjson.JSONDecodeError, ValidationError) as error:
+        raise CheckpointError(
+            f"cannot read {run.settings_file}: {str(error).splitlines()[0]}", "start again: trarctl train"
+        ) from error
+    here = settings.run.model_copy(update={"name": run.name, "folder": run.path.parent})
+    return settings.model_copy(update={"run": here})

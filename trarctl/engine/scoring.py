@@ -6,7 +6,7 @@ Axes: Q questions, A answers, L layers, K spans.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,12 +14,13 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from trarctl.data.accuracy import clevr_accuracy, plain_accuracy, vqa_accuracy
-from trarctl.data.dataset import Samples, load_batches, scoring_plan
+from trarctl.data.dataset import Batch, Rows, Samples, load_batches, scoring_plan
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.events import Observer, Progressed, unobserved
-from trarctl.engine.processes import World
+from trarctl.engine.processes import Precision, World, precision_of
 from trarctl.errors import DataError
 from trarctl.model.trar import TRAR
 
@@ -35,19 +36,21 @@ class Scores:
         scores: answer logits, [Q, A] float32.
         routes: span weights before binarizing, [Q, L, K] float32.
         answers: the answer of each index, A of them.
+        is_exclusive: probabilities are a softmax over the answers; otherwise a sigmoid of each.
     """
 
     question_id: NDArray[np.int64]
     scores: NDArray[np.float32]
     routes: NDArray[np.float32]
     answers: tuple[str, ...]
+    is_exclusive: bool
 
     def predictions(self) -> list[str]:
         """The answer with the highest score, for each question."""
         return [self.answers[index] for index in self.scores.argmax(axis=1)]
 
     def save(self, path: Path) -> None:
-        """Write ``question_id``, ``scores``, ``routes`` and ``answers`` as an ``.npz`` file, whole or not at all.
+        """Write all of it as an ``.npz`` file, whole or not at all.
 
         Raises:
             DataError: if it cannot be written.
@@ -61,6 +64,7 @@ class Scores:
                     scores=self.scores,
                     routes=self.routes,
                     answers=np.array(self.answers, dtype=np.str_),
+                    is_exclusive=np.array(self.is_exclusive),
                 )
             temporary.replace(path)
         except OSError as error:
@@ -91,54 +95,99 @@ class Measured:
     evaluator: Evaluator
 
 
-@torch.inference_mode()
-def score_samples(
-    model: TRAR,
-    samples: Samples,
-    *,
-    answers: Sequence[str],
-    temperature: float,
-    world: World,
-    batch_size: int = 64,
-    num_workers: int = 2,
-    observe: Observer = unobserved,
-    task: str = "scoring",
-) -> Scores:
-    """Score every sample once, without dropout or noise.
+@dataclass(frozen=True)
+class Answered:
+    """The likeliest answers, without their scores: what a validation needs.
 
-    Args:
+    Attributes:
+        answer: index of the answer with the highest score, [Q] int64.
+        routes: span weights before binarizing, [Q, L, K] float32.
+    """
+
+    answer: NDArray[np.int64]
+    routes: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How to run a model over questions without dropout or noise.
+
+    Attributes:
         model: on ``world.device``; left in the mode it came in.
-        samples: questions and their features, Q of them.
-        answers: the model's answers in order, A of them.
         temperature: of hard routing: that of the last epoch trained.
-        world: device and processes.
+        world: device and processes; they take turns at the batches.
+        precision: of matrix products.
         batch_size: questions scored at once.
         num_workers: threads that read ahead.
-        observe: told how far it is.
+        observe: told how far it is, as ``task``.
         task: what to call it.
-
-    Returns:
-        The scores of all samples.
+        check: called after each round of batches, in all processes alike; may raise to end the work.
     """
-    was_training = model.training
-    model.eval()
-    num_samples = len(samples)
-    plan = scoring_plan(num_samples, batch_size=batch_size, rank=world.rank, num_processes=world.size)
-    question_id = np.zeros(num_samples, dtype=np.int64)
-    scores = np.zeros((num_samples, len(answers)), dtype=np.float32)
-    routes = np.zeros((num_samples, model.settings.num_layers, len(model.settings.spans)), dtype=np.float32)
-    done = 0
-    pin = world.device.type == "cuda"
-    for rows, batch in zip(plan, load_batches(samples, plan, num_workers=num_workers, pin=pin), strict=True):
-        there = batch.to(world.device)
-        answer_scores, span_weights = model(there.question_tokens, there.cells(), temperature=temperature)
-        question_id[rows] = batch.question_id
-        scores[rows] = answer_scores.cpu().numpy()
-        routes[rows] = span_weights.cpu().numpy()
-        done += len(rows) * world.size
-        observe(Progressed(task, min(done, num_samples), num_samples))
-    model.train(was_training)
-    return Scores(question_id, scores, routes, tuple(answers))
+
+    model: TRAR
+    temperature: float
+    world: World
+    precision: Precision = "fp32"
+    batch_size: int = 64
+    num_workers: int = 2
+    observe: Observer = unobserved
+    task: str = "scoring"
+    check: Callable[[], None] | None = None
+
+    def score(self, samples: Samples, answers: Sequence[str], *, is_exclusive: bool) -> Scores:
+        """Score all samples; the whole result is in every process.
+
+        Args:
+            samples: Q questions and their features.
+            answers: the model's answers in order, A of them.
+            is_exclusive: see ``Scores``.
+        """
+        question_id = np.zeros(len(samples), dtype=np.int64)
+        scores = np.zeros((len(samples), len(answers)), dtype=np.float32)
+        routes = self._room_for_routes(samples)
+        for rows, batch, answer_scores, weights in self._batches(samples):
+            question_id[rows] = batch.question_id
+            scores[rows] = answer_scores.cpu().numpy()
+            routes[rows] = weights.cpu().numpy()
+        for array in (question_id, scores, routes):
+            self.world.total(array)
+        return Scores(question_id, scores, routes, tuple(answers), is_exclusive)
+
+    def answer(self, samples: Samples) -> Answered:
+        """Choose the likeliest answer of each sample, in memory that does not grow with the number of answers."""
+        chosen = np.zeros(len(samples), dtype=np.int64)
+        routes = self._room_for_routes(samples)
+        for rows, _, answer_scores, weights in self._batches(samples):
+            chosen[rows] = answer_scores.argmax(dim=1).cpu().numpy()
+            routes[rows] = weights.cpu().numpy()
+        return Answered(self.world.total(chosen), self.world.total(routes))
+
+    def _room_for_routes(self, samples: Samples) -> NDArray[np.float32]:
+        settings = self.model.settings
+        return np.zeros((len(samples), settings.num_layers, len(settings.spans)), dtype=np.float32)
+
+    def _batches(self, samples: Samples) -> Iterator[tuple[Rows, Batch, Tensor, Tensor]]:
+        world, total = self.world, len(samples)
+        plan = scoring_plan(total, batch_size=self.batch_size, rank=world.rank, num_processes=world.size)
+        num_rounds = -(-total // (self.batch_size * world.size))
+        batches = load_batches(samples, plan, num_workers=self.num_workers, pin=world.device.type == "cuda")
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for turn in range(num_rounds):
+                if turn < len(plan):
+                    batch = next(batches)
+                    there = batch.to(world.device)
+                    with torch.inference_mode(), precision_of(world.device, self.precision):
+                        scores, routes = self.model(
+                            there.question_tokens, there.cells(), temperature=self.temperature
+                        )
+                    yield plan[turn], batch, scores, routes
+                self.observe(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))
+                if self.check is not None:
+                    self.check()
+        finally:
+            self.model.train(was_training)
 
 
 def measure(predictions: Sequence[str], data: PreparedData, split: PreparedSplit, evaluator: Evaluator) -> Measured:

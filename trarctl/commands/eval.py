@@ -1,0 +1,139 @@
+"""``trarctl eval``: a checkpoint's accuracy on a split that has answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trarctl.commands.options import (
+    DATA_PANEL,
+    CkptOption,
+    ConfigOption,
+    DataOption,
+    EvaluatorOption,
+    GpusOption,
+    JsonOption,
+    SaveScoresOption,
+    SetOption,
+    SplitOption,
+)
+
+if TYPE_CHECKING:
+    from trarctl.data.prepared import PreparedData, PreparedSplit
+    from trarctl.engine.scoring import Evaluator, Measured
+
+EPILOG = (
+    "Example: trarctl eval --ckpt RUN@13 --evaluator upstream --json scores.json"
+    "\n\nThe original's: trarctl eval --ckpt epoch13.pkl --config trar.yml --data data/vqa/prepared"
+)
+
+
+def evaluate(
+    ckpt: CkptOption = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "--answers",
+            metavar="FILE",
+            help="Score a result file that any program made instead of a checkpoint: JSON for VQA, text for CLEVR;"
+            " needs --data.",
+            rich_help_panel=DATA_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    gpus: GpusOption = None,
+    evaluator: EvaluatorOption = "official",
+    json: JsonOption = None,
+    save_scores: SaveScoresOption = None,
+) -> None:
+    """Measure a checkpoint's accuracy: overall and by type, in percent."""
+    from trarctl.commands.console import note, write_json
+    from trarctl.commands.watching import watch_run
+    from trarctl.data.prepared import open_prepared
+    from trarctl.engine.evaluating import Request, score_split
+    from trarctl.engine.scoring import measure
+
+    wanted = split or "val"
+    if split is None:
+        note("no split named: taking val")
+    if answers is not None:
+        opened = open_prepared(_needed(data))
+        part = opened.split(wanted)
+        predictions, source = _read_answers(answers, opened, part), str(answers)
+    else:
+        request = Request(ckpt, data, wanted, config, tuple(sets or ()), gpus)
+        scores, chosen = score_split(request, watch_run)
+        note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
+        if save_scores is not None:
+            scores.save(save_scores)
+            note(f"scores written to {save_scores}")
+        opened = open_prepared(chosen.data)
+        part = opened.split(wanted)
+        predictions, source = scores.predictions(), str(chosen.checkpoint)
+    measured = measure(predictions, opened, part, evaluator)
+    if json is not None:
+        write_json(_document(measured, source, wanted, opened), json)
+    if json != "-":
+        _show(measured, opened, part, evaluator)
+
+
+def _needed(data: Path | None) -> Path:
+    from trarctl.errors import SettingsError
+
+    if data is None:
+        raise SettingsError("--answers needs the data that it answers", "--data data/vqa/prepared")
+    return data
+
+
+def _read_answers(file: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
+    from trarctl.data.submission import read_clevr, read_vqa
+
+    if data.dataset == "clevr":
+        return read_clevr(file, len(split))
+    return read_vqa(file, split.question_id)
+
+
+def _document(measured: Measured, checkpoint: str, split: str, data: PreparedData) -> dict[str, object]:
+    document: dict[str, object] = {"overall": measured.overall}
+    if measured.counts:
+        document["correct"], document["total"] = measured.counts["overall"]
+        document["per_question_type"] = {
+            name: {"accuracy": accuracy, "correct": measured.counts[name][0], "total": measured.counts[name][1]}
+            for name, accuracy in measured.per_type.items()
+        }
+    else:
+        document["per_answer_type"] = measured.per_type
+        document["per_question_type"] = measured.per_question_type
+    return document | {
+        "evaluator": measured.evaluator,
+        "checkpoint": checkpoint,
+        "questions": measured.questions,
+        "dataset": data.dataset,
+        "split": split,
+    }
+
+
+def _show(measured: Measured, data: PreparedData, split: PreparedSplit, evaluator: Evaluator) -> None:
+    from trarctl.commands.console import add_row, make_table, show_table
+    from trarctl.data.baselines import commonest_answer, question_prior
+    from trarctl.engine.scoring import measure
+
+    kind = "answer type" if data.dataset == "vqa" else "question type"
+    columns = ["accuracy, %"]
+    values = [measured]
+    if data.dataset == "easy-vqa":
+        columns += ["question alone, %", "commonest answer, %"]
+        for guess in (question_prior, commonest_answer):
+            values.append(measure(guess(data, split), data, split, evaluator))
+    table = make_table(kind, *columns, title=f"{measured.questions:,} questions of {data.dataset} {split.name}",
+                       numbers=columns)
+    for name in sorted(measured.per_type):
+        add_row(table, name, *(f"{value.per_type[name]:.2f}" for value in values))
+    add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")
+    show_table(table)

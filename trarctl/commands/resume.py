@@ -1,0 +1,72 @@
+"""``trarctl resume``: go on with a run exactly where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trarctl.commands.options import DATA_PANEL, TRAINING_PANEL, DataOption, EpochsOption, GpusOption, SetOption
+
+EPILOG = (
+    "Example: trarctl resume vqa-20260101-120000"
+    "\n\ntrarctl resume RUN --epochs 20 trains on with a run that has finished."
+)
+
+
+def resume(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run's name, folder, or one of its checkpoints; by default the latest."),
+    ] = None,
+    epoch: Annotated[
+        int | None,
+        typer.Option(
+            "--epoch",
+            metavar="N",
+            min=1,
+            help="Go on behind this epoch; later checkpoints are set aside. By default behind the latest checkpoint.",
+            rich_help_panel=DATA_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    data: DataOption = None,
+    epochs: EpochsOption = None,
+    gpus: GpusOption = None,
+    sets: SetOption = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(
+            "--max-restarts",
+            metavar="N",
+            help="Times that a lost process is started again.",
+            rich_help_panel=TRAINING_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Go on with a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
+    from trarctl.commands.console import note, say
+    from trarctl.commands.watching import watch_run
+    from trarctl.engine.jobs import plan_resume, run_job
+    from trarctl.engine.runs import find_run, read_settings
+    from trarctl.settings.sources import amend, resolve
+
+    folder: Path = resolve(sets=[text for text in sets or [] if text.startswith("run.folder")]).settings.run.folder
+    found = find_run(run, folder)
+    if run is None:
+        note(f"no run named: taking the latest, {found.name}")
+    options = {
+        "data.path": (data, "--data"),
+        "train.epochs": (epochs, "--epochs"),
+        "run.gpus": (gpus, "--gpus"),
+        "run.max_restarts": (max_restarts, "--max-restarts"),
+    }
+    changes = [text for text in sets or [] if not text.startswith("run.folder")]
+    resolved = amend(read_settings(found), f"run {found.name}", options=options, sets=changes)
+    job, notes = plan_resume(found, resolved.settings, named=run, epoch=epoch)
+    for text in notes:
+        note(text)
+    run_job(job, watch_run)
+    say(f"trarctl eval --ckpt {job.run.name}")

@@ -1,0 +1,146 @@
+"""Jobs: what is to be trained, checked against its data before any process is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from trarctl.data.prepared import open_prepared
+from trarctl.engine.events import Note, Observer
+from trarctl.engine.launching import Task, Watch, num_restarts, run_task
+from trarctl.engine.lifecycle import resume_run, start_run
+from trarctl.engine.loading import adopt_shape
+from trarctl.engine.processes import World
+from trarctl.engine.runs import CHECKPOINT, RunFolder, find_checkpoint, read_settings
+from trarctl.engine.setup import fit_to_data
+from trarctl.settings.fields import Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to start or to go on with, as plain values that can be sent to another process.
+
+    Attributes:
+        kind: ``start`` makes a new run, ``resume`` goes on with one.
+        settings: resolved and fitted to the data, ``run.name`` included.
+        data: the prepared folder.
+        epoch: finished epochs to go on from; None for the latest checkpoint.
+        init: checkpoint to take the start weights of a new run from; None draws them.
+    """
+
+    kind: Literal["start", "resume"]
+    settings: Settings
+    data: Path
+    epoch: int | None = None
+    init: Path | None = None
+
+    @property
+    def run(self) -> RunFolder:
+        """The run's folder."""
+        if self.settings.run.name is None:
+            raise AssertionError("a job's run has a name")
+        return RunFolder(self.settings.run.folder / self.settings.run.name)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The work of a job, in each of its processes."""
+
+    job: Job
+
+    def __call__(self, world: World, observe: Observer) -> None:
+        """Start the run or go on with it; a process that was started again goes on with it."""
+        job = self.job
+        data = open_prepared(job.data)
+        is_restarted = num_restarts() > 0 and bool(world.share(job.run.saved()))
+        if job.kind == "start" and not is_restarted:
+            start_run(job.settings, data, init=job.init, world=world, observe=observe)
+            return
+        if is_restarted:
+            observe(Note(f"a process was lost: run {job.run.name} goes on from its latest checkpoint"))
+        epoch = None if is_restarted else job.epoch
+        resume_run(job.settings, data, epoch=epoch, world=world, observe=observe)
+
+
+def run_job(job: Job, watch: Watch) -> None:
+    """Train in as many processes as the job's settings ask for.
+
+    Args:
+        job: what to do.
+        watch: see ``trarctl.engine.launching.run_task``.
+
+    Raises:
+        TrarError: whatever ended the training early.
+    """
+    run = job.settings.run
+    task = Task(
+        Training(job),
+        name=f"run {job.run.name}",
+        cure=f"trarctl resume {job.run.name} goes on from its latest checkpoint",
+        gpus=run.gpus,
+        timeout_seconds=run.timeout_seconds,
+        max_restarts=run.max_restarts,
+    )
+    run_task(task, watch)
+
+
+def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | None) -> tuple[Job, list[str]]:
+    """Plan a new run.
+
+    Args:
+        settings: as resolved.
+        origin: where each dotted key came from.
+        init: checkpoint whose weights to start with, as a user names it.
+
+    Returns:
+        The job, and notes on what was chosen for the user.
+
+    Raises:
+        SettingsError: if the settings do not fit the data.
+        DataError: if the data cannot be used.
+        CheckpointError: if ``init`` cannot be used.
+    """
+    path = prepared_folder(settings)
+    data = open_prepared(path)
+    start: Path | None = None
+    if init is not None:
+        start, _ = find_checkpoint(init, settings.run.folder)
+        settings = adopt_shape(start, settings, origin, data)
+    settings, notes = fit_to_data(settings, data, origin)
+    if settings.run.name is None:
+        name = f"{data.dataset}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
+    return Job("start", settings, path, init=start), notes
+
+
+def plan_resume(
+    run: RunFolder, settings: Settings, *, named: str | None, epoch: int | None
+) -> tuple[Job, list[str]]:
+    """Plan to go on with a run.
+
+    Args:
+        run: the run.
+        settings: its settings, with what the user changed.
+        named: how the user named it; a checkpoint's file decides the epoch.
+        epoch: finished epochs to go on from; None for the latest checkpoint.
+
+    Raises:
+        DataError: if the data cannot be used.
+    """
+    notes = []
+    match = CHECKPOINT.match(Path(named).name) if named is not None and Path(named).is_file() else None
+    if match and epoch is None:
+        epoch = int(match[1])
+    path = prepared_folder(settings)
+    settings, fitting = fit_to_data(settings, open_prepared(path), {})
+    if settings.model.routing == "hard" and settings.train.epochs != read_settings(run).train.epochs:
+        notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
+    return Job("resume", settings, path, epoch=epoch), notes + fitting
+
+
+def prepared_folder(settings: Settings) -> Path:
+    """Where the settings look for prepared data."""
+    return settings.data.path or Path("data") / settings.data.dataset / "prepared"

@@ -1,0 +1,218 @@
+"""Starting a run, and going on with one."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import orjson
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trarctl.data.dataset import training_samples
+from trarctl.data.prepared import PreparedData
+from trarctl.engine.checkpoint import Description, Progress, load_checkpoint
+from trarctl.engine.events import Note, Observer, both
+from trarctl.engine.journal import journal
+from trarctl.engine.loading import check_words, load_weights, read_weights
+from trarctl.engine.processes import World
+from trarctl.engine.runs import RunFolder, write_settings
+from trarctl.engine.setup import build_model
+from trarctl.engine.state import MODEL, model_tensors, restore_optimizer, share_tensors
+from trarctl.engine.stepping import Stepper
+from trarctl.engine.stopping import stop_requests
+from trarctl.engine.training import Trainer
+from trarctl.errors import CheckpointError, SettingsError
+from trarctl.model.trar import TRAR
+from trarctl.settings.fields import Settings
+
+
+def start_run(
+    settings: Settings, data: PreparedData, *, init: Path | None, world: World, observe: Observer
+) -> Progress:
+    """Train from the beginning in a new run folder.
+
+    Args:
+        settings: resolved and fitted to the data, ``run.name`` included.
+        data: prepared data.
+        init: checkpoint to take the start weights from; None draws them.
+        world: device and processes.
+        observe: told what happens, in the leading process.
+
+    Returns:
+        The place at the end.
+
+    Raises:
+        SettingsError: if a run of that name exists, or the batch does not fit.
+        DataError: if the run folder cannot be written or a split is missing.
+        Stopped: after a signal.
+    """
+    run = RunFolder(settings.run.folder / str(settings.run.name))
+    check_batch(settings, data, world)
+    if world.leads:
+        if run.saved():
+            raise SettingsError(
+                f"run {run.name} exists in {settings.run.folder}",
+                f"trarctl resume {run.name} goes on with it; --name gives a new one another name",
+            )
+        run.create()
+        run.metrics_file.unlink(missing_ok=True)
+        write_settings(run, settings, data.path)
+        run.log(f"run {run.name}: {data.dataset}, {data.path}, {_now()}")
+        run.log(orjson.dumps(settings.model_dump(mode="json")).decode())
+        observe = both(journal(run), observe)
+    tensors = {}
+    if init is not None and world.leads:
+        tensors = {MODEL + name: tensor for name, tensor in read_weights(init).items()}
+    return _train(
+        settings, data, run, (share_tensors(tensors, world), Progress()), world=world, observe=observe
+    )
+
+
+def resume_run(
+    settings: Settings, data: PreparedData, *, epoch: int | None, world: World, observe: Observer
+) -> Progress:
+    """Go on from a checkpoint exactly as if the run had never stopped.
+
+    Later checkpoints of the run move to ``checkpoints/superseded``; lines of ``metrics.jsonl`` from behind the
+    checkpoint are dropped.
+
+    Args:
+        settings: the run's, with what the user changed.
+        data: the data it was trained on.
+        epoch: finished epochs to go on from; None for the latest checkpoint that is whole.
+        world: device and processes; only the leading one reads the checkpoint.
+        observe: told what happens, in the leading process.
+
+    Raises:
+        CheckpointError: if there is no usable checkpoint, or it does not fit the data.
+        SettingsError: if the run has done all its epochs.
+        Stopped: after a signal.
+    """
+    run = RunFolder(settings.run.folder / str(settings.run.name))
+    check_batch(settings, data, world)
+    tensors: dict[str, Tensor] = {}
+    place = Progress()
+    if world.leads:
+        path, tensors, description = choose_checkpoint(run, epoch, observe)
+        check_words(path, description, data)
+        place = description.progress
+        if place.epoch >= settings.train.epochs:
+            raise SettingsError(
+                f"run {run.name} has finished its {settings.train.epochs} epochs",
+                f"trarctl resume {run.name} --epochs {settings.train.epochs + 1} trains on",
+            )
+        rewind(run, place)
+        write_settings(run, settings, data.path)
+        run.log(f"resumed from {path.name}, {_now()}")
+        observe = both(journal(run), observe)
+    place = world.share(place)
+    return _train(settings, data, run, (share_tensors(tensors, world), place), world=world, observe=observe)
+
+
+def _train(
+    settings: Settings,
+    data: PreparedData,
+    run: RunFolder,
+    state: tuple[dict[str, Tensor], Progress],
+    *,
+    world: World,
+    observe: Observer,
+) -> Progress:
+    tensors, place = state
+    model = build_model(settings, data)
+    if tensors:
+        load_weights(model, model_tensors(tensors), run.path)
+    model.to(world.device)
+    train = settings.train
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
+    )
+    restore_optimizer(model, optimizer, tensors, place.step)
+    with stop_requests() as stop:
+        network = wrap_network(model, settings, world)
+        stepper = Stepper(settings, world, model, network, optimizer, len(data.answers))
+        return Trainer(settings, data, run, world, observe, stepper, place, stop).fit()
+
+
+def wrap_network(model: TRAR, settings: Settings, world: World) -> nn.Module:
+    """The model as training calls it: compiled if asked for, and sharing gradients where there are several processes."""
+    network: nn.Module = model
+    if world.size > 1:
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        network = DistributedDataParallel(
+            network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    return torch.compile(network) if settings.run.compile else network
+
+
+def check_batch(settings: Settings, data: PreparedData, world: World) -> None:
+    """See that the batch divides among parts and processes, and that there are samples for one.
+
+    Raises:
+        SettingsError: naming the nearest sizes that do.
+        DataError: if a split is missing or has no answers.
+    """
+    train = settings.train
+    share = train.accumulation * world.size
+    if train.batch_size % share:
+        below, above = train.batch_size // share * share, (train.batch_size // share + 1) * share
+        sizes = f"{below} and {above}" if below else str(above)
+        raise SettingsError(
+            f"batch size {train.batch_size} does not divide into {train.accumulation} parts on {world.size} processes "
+            f"(nearest that do: {sizes})",
+            f"--batch-size {above}",
+        )
+    for split in {settings.data.split, settings.data.later_split or settings.data.split}:
+        num_samples = len(training_samples(data, split, train.loss))
+        if num_samples < train.batch_size:
+            raise SettingsError(
+                f"batch size {train.batch_size} is larger than the {num_samples} samples of {split}",
+                f"--batch-size {num_samples // share * share or 1} or less",
+            )
+
+
+def choose_checkpoint(
+    run: RunFolder, epoch: int | None, observe: Observer
+) -> tuple[Path, dict[str, Tensor], Description]:
+    """Load the checkpoint to go on from: that of an epoch, or the latest that is whole.
+
+    Damaged ones are named and passed over, except the one asked for.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    saved = run.saved()
+    if epoch is not None:
+        path = run.epoch_checkpoint(epoch)
+        if not path.is_file():
+            kept = ", ".join(str(finished) for finished, step, _ in saved if step == 0) or "none"
+            raise CheckpointError(
+                f"run {run.name} has no checkpoint of epoch {epoch} (there are: {kept})",
+                f"trarctl resume {run.name} --epoch N",
+            )
+        return path, *load_checkpoint(path)
+    for _, _, path in reversed(saved):
+        try:
+            return path, *load_checkpoint(path)
+        except CheckpointError as error:
+            observe(Note(f"{error.what}; taking the one before"))
+    raise CheckpointError(f"run {run.name} has no usable checkpoint", "start again: trarctl train")
+
+
+def rewind(run: RunFolder, place: Progress) -> None:
+    """Forget what a run did behind a place: metrics are dropped, checkpoints set aside."""
+    kept = [entry for entry in run.metrics() if entry.get("step", 0) <= place.step]
+    temporary = run.metrics_file.with_suffix(".tmp")
+    temporary.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
+    temporary.replace(run.metrics_file)
+    for epoch, step, path in run.saved():
+        if (epoch, step) > (place.epoch, place.step_in_epoch):
+            aside = run.checkpoints / "superseded"
+            aside.mkdir(exist_ok=True)
+            path.replace(aside / path.name)
+
+
+def _now() -> str:
+    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"

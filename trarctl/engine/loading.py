@@ -1,0 +1,192 @@
+"""A checkpoint of either kind, and data: do they fit, and the model ready to score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trarctl.data.prepared import PreparedData
+from trarctl.engine.checkpoint import Description, load_checkpoint, load_description, load_upstream
+from trarctl.engine.processes import World
+from trarctl.engine.schedule import temperature
+from trarctl.engine.setup import model_sizes
+from trarctl.engine.state import model_tensors
+from trarctl.errors import CheckpointError
+from trarctl.model.trar import TRAR
+from trarctl.model.upstream import shape_settings
+from trarctl.settings.fields import ModelSettings, Settings
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with trained weights, ready to score.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        settings: that it was trained with, as far as the checkpoint or the user knows them.
+        temperature: of the last epoch it was trained for.
+        epoch: finished epochs.
+        source: the file.
+        description: what a checkpoint of ours says of itself; None for the original's.
+    """
+
+    model: TRAR
+    settings: Settings
+    temperature: float
+    epoch: int
+    source: Path
+    description: Description | None
+
+
+def is_upstream(path: Path) -> bool:
+    """Whether the file is a checkpoint of the original program, by its name."""
+    return path.suffix in {".pkl", ".pth", ".pt"}
+
+
+def load_model(
+    path: Path, data: PreparedData, settings: Settings, *, origin: Mapping[str, str], world: World
+) -> Loaded:
+    """Load a checkpoint for scoring ``data``.
+
+    Args:
+        path: a checkpoint of ours, or a ``.pkl`` of the original program.
+        data: prepared data that it is to score.
+        settings: for our own checkpoint those it holds (with what the user changed); for the original's what the
+            shapes do not say.
+        origin: where each dotted key of ``settings`` came from.
+        world: device to put the model on.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged, or does not fit the data or the settings.
+    """
+    if is_upstream(path):
+        state, epoch = load_upstream(path)
+        description = None
+        settings = _with_shape(path, state, settings, origin, data)
+        heat = temperature(settings.train, epoch=max(epoch - 1, 0))
+    else:
+        tensors, description = load_checkpoint(path)
+        check_words(path, description, data)
+        state = model_tensors(tensors)
+        epoch, heat = description.progress.epoch, description.temperature
+    _check_sizes(path, state, data)
+    model = TRAR(settings.model, model_sizes(data))
+    load_weights(model, state, path)
+    return Loaded(model.to(world.device).eval(), settings, heat, epoch, path, description)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint of either kind, under the model's own names.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    return load_upstream(path)[0] if is_upstream(path) else model_tensors(load_checkpoint(path)[0])
+
+
+def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, str], data: PreparedData) -> Settings:
+    """Settings for a run that starts from the weights of a checkpoint: what its shapes say, the rest as given.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or fits neither the data nor what the user asked for.
+    """
+    if not is_upstream(path):
+        check_words(path, load_description(path), data)
+    state = read_weights(path)
+    _check_sizes(path, state, data)
+    return _with_shape(path, state, settings, origin, data)
+
+
+def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
+    """Fill a model with weights, all of them and nothing else.
+
+    Raises:
+        CheckpointError: if a name or a shape differs; the message names the first few.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    faults = [f"{name} is missing" for name in wanted if name not in given]
+    faults += [f"{name} is not part of the model" for name in given if name not in wanted]
+    faults += [
+        f"{name} is {list(given[name])}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if name in given and given[name] != shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise CheckpointError(
+            f"{path} does not fit the model: {'; '.join(faults[:3])}{more}",
+            "give the settings that it was trained with: --config FILE or --set model.KEY=VALUE",
+        )
+    model.load_state_dict(dict(state))
+
+
+def check_words(path: Path, description: Description, data: PreparedData) -> None:
+    """Compare the words and answers of a checkpoint with those of the data.
+
+    Raises:
+        CheckpointError: if they differ; the message names the first difference.
+    """
+    for what, theirs, ours in (
+        ("vocabulary", description.vocabulary, list(data.vocabulary.words)),
+        ("answer list", description.answers, list(data.answers)),
+    ):
+        if theirs == ours:
+            continue
+        if len(theirs) != len(ours):
+            difference = f"{len(theirs)} entries, the data has {len(ours)}"
+        else:
+            index = next(index for index, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+            difference = f"entry {index} is {theirs[index]!r}, in the data {ours[index]!r}"
+        raise CheckpointError(
+            f"{path} was trained with another {what} than {data.path} ({difference})",
+            f"give the prepared data that it was trained on: --data DIR (it was {description.data})",
+        )
+
+
+def _check_sizes(path: Path, state: Mapping[str, Tensor], data: PreparedData) -> None:
+    sizes = model_sizes(data)
+    for name, axis, ours, what in (
+        ("embedding.weight", 0, sizes.vocabulary, "words"),
+        ("head.weight", 0, sizes.answers, "answers"),
+        ("adapter.weight", 1, sizes.feature_width, "features a cell"),
+    ):
+        if name in state and state[name].shape[axis] != ours:
+            raise CheckpointError(
+                f"{path} has {state[name].shape[axis]} {what}, {data.path} has {ours}",
+                "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
+                " and test included, when the data is prepared",
+            )
+
+
+def _with_shape(
+    path: Path, state: Mapping[str, Tensor], settings: Settings, origin: Mapping[str, str], data: PreparedData
+) -> Settings:
+    """Settings with what a checkpoint's shapes say; what the user asked for must agree."""
+    model = settings.model
+    try:
+        shapes = shape_settings(state)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} is not a TRAR checkpoint: {error.args[0]} is missing", "give an epochN.pkl of TRAR-VQA"
+        ) from error
+    num_spans = shapes.pop("num_spans")
+    if num_spans != len(model.spans):
+        raise CheckpointError(
+            f"{path} has {num_spans} spans, the settings name {len(model.spans)}: {list(model.spans)}",
+            "give its trar.yml: --config FILE, or --set model.spans=0,1,2",
+        )
+    for key, value in shapes.items():
+        given = getattr(model, key)
+        if given != value and not origin.get(f"model.{key}", "recipe").startswith("recipe"):
+            raise CheckpointError(
+                f"{path} has {key} {value}, the settings say {given} ({origin[f'model.{key}']})",
+                "give the settings that belong to it: --config FILE",
+            )
+    changes: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}
+    adopted = ModelSettings.model_validate(model.model_dump() | changes)
+    return settings.model_copy(update={"model": adopted})

@@ -1,0 +1,51 @@
+"""The tensors that make up a training's state, by name: out of the model and optimizer, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trarctl.engine.processes import World
+from trarctl.model.trar import TRAR
+
+MODEL, AVERAGE, SQUARE = "model.", "adam.average.", "adam.square."
+
+
+def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """All tensors of a checkpoint: the weights and Adam's two averages."""
+    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if state := optimizer.state.get(parameter):
+            tensors[AVERAGE + name] = state["exp_avg"]
+            tensors[SQUARE + name] = state["exp_avg_sq"]
+    return tensors
+
+
+def model_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights among a checkpoint's tensors, under the model's own names."""
+    return {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+
+
+def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: dict[str, Tensor], step: int) -> None:
+    """Put Adam's averages back; ``step`` is the number of optimizer steps that they have seen."""
+    for name, parameter in model.named_parameters():
+        if AVERAGE + name not in tensors:
+            continue
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step), dtype=torch.float32, device=parameter.device),
+            "exp_avg": tensors[AVERAGE + name].to(parameter.device),
+            "exp_avg_sq": tensors[SQUARE + name].to(parameter.device),
+        }
+
+
+def share_tensors(tensors: dict[str, Tensor] | None, world: World) -> dict[str, Tensor]:
+    """The lead's tensors in every process; only the lead needs to reach the file that they came from."""
+    if world.size == 1:
+        return tensors or {}
+    shapes = world.share({name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()})
+    shared = {}
+    for name, (shape, dtype) in shapes.items():
+        tensor = tensors[name] if world.leads and tensors else torch.empty(shape, dtype=dtype)
+        torch.distributed.broadcast(tensor, src=0)
+        shared[name] = tensor
+    return shared

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from trarctl.commands.console import (
+    add_row,
+    make_table,
+    note,
+    printable,
+    say,
+    show_settings,
+    show_table,
+    stdout_console,
+    warn,
+    write_json,
+)
+from trarctl.errors import DataError
+from trarctl.settings.keys import FIELDS
+from trarctl.settings.sources import resolve
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Not a fixture: pytest puts its own stream in place after those."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return stream
+
+
+def test_results_go_to_stdout_and_remarks_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a result [with] brackets")
+    note("a note")
+    warn("a warning")
+    captured = capsys.readouterr()
+    assert captured.out == "a result [with] brackets\n"
+    assert captured.err == "note:  a note\nwarning: a warning\n"
+
+
+def test_nothing_is_wrapped_or_coloured_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    table = make_table("name", "score", numbers=["score"])
+    add_row(table, "x" * 200, 1.5, style="red")
+    add_row(table, "[red]y[/red]", 10)
+    show_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in (lines[0], *lines[2:])] == [
+        ["name", "score"],
+        ["x" * 200, "1.5"],
+        ["[red]y[/red]", "10"],
+    ]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_terminal_has_colours_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    stdout_console().print("x", style="red")
+    assert "\x1b[31m" in terminal.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal.truncate(0)
+    stdout_console().print("x", style="red")
+    assert "\x1b[31m" not in terminal.getvalue()
+
+
+def test_control_characters_are_shown_not_sent() -> None:
+    assert printable("a\x1b[2Jb\r\x07\nnext\u202e") == "a\\x1b[2Jb\\r\\x07\nnext\\u202e"
+    assert printable("Où?") == "Où?"
+
+
+def test_settings_in_a_pipe_are_a_file_for_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resolved = resolve("clevr", environ={}, sets=["run.name=x", "train.gradient_clip=2"])
+    show_settings(resolved)
+    out = capsys.readouterr().out
+    assert "model.spans = [0, 1, 3]  # recipe clevr\n" in out
+    assert 'run.name = "x"  # --set\n' in out
+    assert set(tomllib.loads(out)) == {"data", "model", "train", "run"}
+    (tmp_path / "x.toml").write_text(out)
+    assert resolve(config=tmp_path / "x.toml", environ={}).settings == resolved.settings
+
+
+def test_settings_on_a_terminal_are_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    show_settings(resolve("clevr", environ={}))
+    out = terminal.getvalue()
+    assert "setting" in out
+    assert all(key in out for key in FIELDS)
+    assert "recipe clevr" in out
+
+
+def test_json_to_stdout_and_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"overall": 1.25, "name": "é"}
+    write_json(document, "-")
+    assert json.loads(capsys.readouterr().out) == document
+    write_json(document, str(tmp_path / "x.json"))
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == document
+    with pytest.raises(DataError, match=r"cannot write .*/no/x\.json: No such file or directory"):
+        write_json(document, str(tmp_path / "no" / "x.json"))

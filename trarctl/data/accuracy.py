@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data.answers import strip_punctuation, strip_words
+from trarctl.data.raw_splits import listed
 from trarctl.errors import DataError
 
 Evaluator = Literal["official", "upstream"]
@@ -163,10 +164,8 @@ def clevr_accuracy(
     types = {function: _clevr_type(function, grouping) for function in dict.fromkeys(functions)}
     unknown = [function for function, name in types.items() if name is None]
     if unknown:
-        listed = ", ".join(repr(function) for function in unknown[:10])
-        rest = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise DataError(
-            f"programs end in functions that CLEVR v1.0 does not have: {listed}{rest}",
+            f"programs end in functions that CLEVR v1.0 does not have: {listed(unknown, len(unknown))}",
             "is this a CLEVR v1.0 questions file? It must be the original one",
         )
     counted = plain_accuracy(predictions, answers, [types[function] or "" for function in functions])

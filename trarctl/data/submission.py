@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from trarctl.data.raw_splits import listed
 from trarctl.errors import DataError
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
@@ -18,7 +19,6 @@ Ids = Sequence[int] | npt.NDArray[np.integer]
 MOST_BYTES = 100_000_000
 """Size from which a file cannot be a submission: all 447,793 test questions of VQA-v2 make about 20 MB."""
 
-_MOST_LISTED = 10
 _VQA_FORM = 'a result file is a JSON list with one {"question_id": int, "answer": str} for each question of the split'
 _CLEVR_FORM = "a result file is a text file with one answer a line, in the order of the questions file"
 
@@ -140,7 +140,9 @@ def vqa_problems(content: bytes, expected_ids: Ids) -> list[str]:
     blank = [number for number, answer in answered if answer is not None and not answer.strip()]
     problems += _id_problems([number for number, _ in answered], expected_ids)
     if blank:
-        problems.append(f"{_counted(len(blank), 'answer is blank', 'answers are blank')}: question {_listed(blank)}")
+        problems.append(
+            f"{_counted(len(blank), 'answer is blank', 'answers are blank')}: question {listed(blank, len(blank))}"
+        )
     return problems
 
 
@@ -155,13 +157,13 @@ def clevr_problems(content: bytes, num_questions: int, known_answers: Collection
         lines = [line.removesuffix("\r") for line in lines]
     blank = [number for number, line in enumerate(lines, start=1) if not line.strip()]
     if blank:
-        problems.append(f"{_counted(len(blank), 'line is blank', 'lines are blank')}: line {_listed(blank)}")
+        problems.append(f"{_counted(len(blank), 'line is blank', 'lines are blank')}: line {listed(blank, len(blank))}")
     if known_answers is not None:
         known = frozenset(known_answers)
         unknown = dict.fromkeys(line for line in lines if line.strip() and line not in known)
         if unknown:
             many = _counted(len(unknown), "answer is none that CLEVR has", "answers are none that CLEVR has")
-            problems.append(f"{many}: {_listed([repr(answer) for answer in unknown])}")
+            problems.append(f"{many}: {listed(map(repr, unknown), len(unknown))}")
     return problems
 
 
@@ -233,7 +235,9 @@ def _answered(rows: list[object]) -> tuple[list[tuple[int, str | None]], list[st
         "with an answer that is no text": no_answer,
     }
     return answered, [
-        f"{_counted(len(found), 'row', 'rows')} {what}: {_listed(found)}" for what, found in faults.items() if found
+        f"{_counted(len(found), 'row', 'rows')} {what}: {listed(found, len(found))}"
+        for what, found in faults.items()
+        if found
     ]
 
 
@@ -244,15 +248,17 @@ def _id_problems(numbers: list[int], expected_ids: Ids) -> list[str]:
     problems = []
     missing = [number for number in expected if number not in found]
     if missing:
-        problems.append(f"{len(missing):,} of {len(expected):,} questions have no answer: {_listed(missing)}")
+        problems.append(
+            f"{len(missing):,} of {len(expected):,} questions have no answer: {listed(missing, len(missing))}"
+        )
     if len(found) < len(numbers):
         twice = [number for number, count in Counter(numbers).items() if count > 1]
         many = _counted(len(twice), "question is answered", "questions are answered")
-        problems.append(f"{many} more than once: {_listed(twice)}")
+        problems.append(f"{many} more than once: {listed(twice, len(twice))}")
     unknown = found.difference(expected)
     if unknown:
         many = _counted(len(unknown), "question_id is none", "question_ids are none")
-        problems.append(f"{many} of this split: {_listed(sorted(unknown))}")
+        problems.append(f"{many} of this split: {listed(sorted(unknown), len(unknown))}")
     return problems
 
 
@@ -264,11 +270,6 @@ def _number_problems(num_lines: int, num_questions: int) -> list[str]:
 
 def _counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
-
-
-def _listed(items: Sequence[object]) -> str:
-    rest = f" and {len(items) - _MOST_LISTED:,} more" if len(items) > _MOST_LISTED else ""
-    return ", ".join(str(item) for item in items[:_MOST_LISTED]) + rest
 
 
 def _shown(value: object) -> str:
@@ -293,9 +294,9 @@ def _read(path: Path) -> bytes:
 
 
 def _refuse(problems: Iterable[str], path: Path) -> None:
-    listed = "; ".join(problems)
-    if listed:
-        raise DataError(f"the site would reject these answers: {listed}", f"{path} was not written")
+    together = "; ".join(problems)
+    if together:
+        raise DataError(f"the site would reject these answers: {together}", f"{path} was not written")
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trarctl.commands.progress import PlainProgress, duration, progress
+from trarctl.commands.progress import PlainProgress, compact, duration, progress
 
 
 class Terminal(io.StringIO):
@@ -36,6 +36,23 @@ class Clock:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (2.5, "2.5"),
+        (7, "7"),
+        (4000, "4,000"),
+        (99_999, "99,999"),
+        (443_757, "444k"),
+        (1_888_770, "1.9M"),
+        (107e9, "107.0G"),
+    ],
+)
+def test_compact(number: float, text: str) -> None:
+    assert compact(number) == text
 
 
 def test_short_work_says_nothing_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

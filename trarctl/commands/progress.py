@@ -42,6 +42,7 @@ def progress(*, is_quiet: bool = False) -> Iterator[Progress]:
 @contextmanager
 def _bars() -> Iterator[Progress]:
     from rich import progress as rich_progress
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(rich_progress.ProgressColumn):
@@ -49,13 +50,22 @@ def _bars() -> Iterator[Progress]:
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f}/s" if speed else "", style="progress.data.speed")
+            return Text(f"{compact(speed)}/s" if speed else "", style="progress.data.speed")
+
+    class Count(rich_progress.ProgressColumn):
+        """How much of how much."""
+
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text(compact(task.completed) if task.completed else "")
+            return Text(f"{compact(task.completed)}/{compact(task.total)}", style="progress.download")
 
     bars = rich_progress.Progress(
         rich_progress.TextColumn("{task.description}", markup=False),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        Rate(),
+        rich_progress.BarColumn(bar_width=20),
+        # A narrow terminal takes from the bar, not from the figures.
+        Count(Column(no_wrap=True)),
+        Rate(Column(no_wrap=True)),
         rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
         console=stderr_console(),
     )
@@ -129,6 +139,17 @@ def _describe(num_new: int, done: int, total: int | None, seconds: float) -> str
     elif total is not None and rate:
         parts.append(f"{duration((total - done) / rate)} left")
     return ", ".join(parts)
+
+
+def compact(number: float) -> str:
+    """A number for people in a narrow place: ``4,000``, ``1.9M``, ``2.5``."""
+    if number < 10 and number != int(number):
+        return f"{number:.1f}"
+    for limit, unit, suffix in ((1e5, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
+        if number < limit:
+            value = number / unit
+            return f"{value:.1f}{suffix}" if suffix and value < 100 else f"{value:,.0f}{suffix}"
+    return f"{number / 1e9:.1f}G"
 
 
 def duration(seconds: float) -> str:

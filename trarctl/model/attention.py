@@ -5,15 +5,12 @@ Axes: B batch, H heads, T queries, M keys, N cells, d width of a head, K spans.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trarctl.model.attention_kernel import blended_attention
 from trarctl.model.spans import Spans
-
-HIDDEN_SCORE = -1e9  # what TRAR's weights were trained with: a row that sees nothing is uniform, not NaN
 
 
 def attention(
@@ -31,11 +28,9 @@ def attention(
     Returns:
         [B, H, T, d]; rows of examples whose keys are all padding are the plain average of the values.
     """
-    scores = _scores(query, key)
-    if is_padding is not None:
-        scores = scores.masked_fill(is_padding[:, None, None, :], HIDDEN_SCORE)
-    weights = functional.dropout(scores.softmax(dim=-1), dropout)
-    return torch.matmul(weights.to(value.dtype), value)
+    one_span = torch.ones(1, 1, dtype=torch.bool, device=query.device)
+    weights = torch.ones(query.shape[0], 1, device=query.device)
+    return blended_attention(query, key, value, weights, None, one_span, is_padding, dropout, _seed(dropout))
 
 
 def routed_attention(
@@ -66,8 +61,20 @@ def routed_attention(
 
     Source: TRAR (ICCV 2021), section 3.
     """
-    weights = _blended_map(query, key, span_weights, spans, is_padding)
-    return torch.matmul(functional.dropout(weights, dropout).to(value.dtype), value)
+    if spans.is_global:
+        attended = attention(query, key, value, is_padding=is_padding, dropout=dropout)
+        return attended * span_weights.sum(dim=-1).to(attended.dtype)[:, None, None, None]
+    return blended_attention(
+        query,
+        key,
+        value,
+        span_weights,
+        spans.pair_class,
+        spans.contains,
+        is_padding,
+        dropout,
+        _seed(dropout),
+    )
 
 
 @torch.no_grad()
@@ -75,7 +82,9 @@ def routed_attention_map(
     query: Tensor, key: Tensor, span_weights: Tensor, spans: Spans, *, is_padding: Tensor | None = None
 ) -> Tensor:
     """The map of ``routed_attention`` without dropout, to look at: [B, H, N, N] float32, no gradient."""
-    return _blended_map(query, key, span_weights, spans, is_padding)
+    batch, heads, num_cells, _ = query.shape
+    identity = torch.eye(num_cells, device=query.device).expand(batch, heads, num_cells, num_cells)
+    return routed_attention(query.float(), key.float(), identity, span_weights, spans, is_padding=is_padding)
 
 
 def chosen_span_attention(
@@ -92,18 +101,6 @@ def chosen_span_attention(
     return routed_attention(query, key, value, one_hot, spans, is_padding=is_padding)
 
 
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])
-    return scores if scores.dtype == torch.float64 else scores.float()
-
-
-def _blended_map(query: Tensor, key: Tensor, span_weights: Tensor, spans: Spans, is_padding: Tensor | None) -> Tensor:
-    scores = _scores(query, key)
-    blended = torch.zeros_like(scores)
-    for span in range(spans.num_spans):
-        is_hidden = ~spans.visible(span)
-        if is_padding is not None:
-            is_hidden = is_hidden | is_padding[:, None, None, :]
-        shown = scores.masked_fill(is_hidden, HIDDEN_SCORE).softmax(dim=-1)
-        blended = blended + span_weights[:, span, None, None, None] * shown
-    return blended
+def _seed(dropout: float) -> Tensor:
+    """A seed for a dropout mask, from the generator that ``torch.manual_seed`` sets; without dropout none is drawn."""
+    return torch.randint(2**62, ()) if dropout > 0.0 else torch.zeros((), dtype=torch.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trarctl.data.questions import encode, longest_question, tokenize, words_of
+from trarctl.data.questions import encode, longest_question, tokenize, tokenize_all
 from trarctl.data.vocabulary import PAD, UNK, Vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,9 +35,11 @@ def test_words_of_odd_questions(question: str, words: list[str]) -> None:
     assert tokenize(question) == words
 
 
-def test_all_words_in_one_go_are_the_words_one_by_one() -> None:
-    questions = [f"What's no. {number} - the {chr(913)}{chr(931)}?" for number in range(5000)] + ["", "end"]
-    assert list(words_of(questions)) == [word for question in questions for word in tokenize(question)]
+def test_many_questions_are_split_like_one() -> None:
+    greek = f"{chr(913)}{chr(931)}"
+    questions = [f"What's no. {number} - the {greek}?{chr(10) * (number % 3)}{greek}" for number in range(9000)]
+    questions += ["", "\n", "end", "one\r\ntwo\u2028three\x1cfour"]
+    assert list(tokenize_all(questions)) == [tokenize(question) for question in questions]
 
 
 def test_known_unknown_and_missing_words() -> None:

@@ -24,7 +24,7 @@ OVERALL = "overall"
 _DECIMALS = 2
 # So many annotators who agree with a prediction make it fully right.
 _ENOUGH_MATCHES = 3
-_ABSENT, _DIFFERENT, _MATCH = 0, 1, 2
+_STATES = _ABSENT, _DIFFERENT, _MATCH = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,9 @@ def _shares(states: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
     A few dozen patterns are all there are, so each is worked out once, by the evaluators' own sum in the annotators'
     order: the result is theirs to the last bit, and so is the rounding of figures that end in a 5.
     """
-    patterns, pattern = np.unique(states, axis=0, return_inverse=True)
-    return np.array([_share(row) for row in patterns.tolist()])[pattern.reshape(-1)]
+    codes = states @ (len(_STATES) ** np.arange(states.shape[1]))
+    _, example, pattern = np.unique(codes, return_index=True, return_inverse=True)
+    return np.array([_share(row) for row in states[example].tolist()])[pattern]
 
 
 def _share(pattern: list[int]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import islice, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,7 @@ import numpy.typing as npt
 # Deleted, not spaced: "cat's" is one word. Dashes and slashes part words.
 _CLEANING = str.maketrans(dict.fromkeys(".,'!?\"()*#:;") | {"-": " ", "/": " "})
 
-# Questions that are cleaned in one go when only their words matter: large enough that the cost of a call vanishes,
-# small enough that the joined text stays in the processor's cache.
+# Questions that are cleaned in one go: so many that the cost of a call vanishes, so few that their text fits a cache.
 _CHUNK = 4096
 
 
@@ -25,16 +24,20 @@ def tokenize(question: str) -> list[str]:
     return question.lower().translate(_CLEANING).split()
 
 
-def words_of(questions: Iterable[str]) -> Iterator[str]:
-    """Run through the words of all questions, in order; the fast way where question boundaries do not matter."""
+def tokenize_all(questions: Iterable[str]) -> Iterator[list[str]]:
+    """Split many questions into their words, several times as fast as one by one."""
     remaining = iter(questions)
     while chunk := list(islice(remaining, _CHUNK)):
-        yield from tokenize(" ".join(chunk))
+        text = "\n".join(chunk)
+        if text.count("\n") >= len(chunk):
+            # Inside a question a line end parts words as a space does.
+            text = "\n".join(question.replace("\n", " ") for question in chunk)
+        yield from map(str.split, text.lower().translate(_CLEANING).split("\n"))
 
 
 def longest_question(questions: Iterable[str]) -> int:
     """Count the words of the longest question; 0 where there is none."""
-    return max((len(tokenize(question)) for question in questions), default=0)
+    return max(map(len, tokenize_all(questions)), default=0)
 
 
 def encode(questions: Iterable[str], vocabulary: Mapping[str, int], max_words: int) -> npt.NDArray[np.int32]:
@@ -54,10 +57,10 @@ def encode(questions: Iterable[str], vocabulary: Mapping[str, int], max_words: i
     rows: dict[str, int] = {}
     row_of_question = np.fromiter((rows.setdefault(question, len(rows)) for question in questions), dtype=np.int64)
     indices, lengths = array("i"), array("i")
-    for question in rows:
-        words = tokenize(question)[:max_words]
-        indices.extend([index.get(word, unknown) for word in words])
-        lengths.append(len(words))
+    for words in tokenize_all(rows):
+        kept = words[:max_words]
+        indices.extend(map(index.get, kept, repeat(unknown)))
+        lengths.append(len(kept))
     tokens = np.full((len(rows), max_words), padding, dtype=np.int32)
     is_word = np.arange(max_words) < np.array(lengths, dtype=np.int32)[:, None]
     tokens[is_word] = np.array(indices, dtype=np.int32)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
-from trarctl.data.questions import words_of
+from trarctl.data.questions import tokenize_all
 from trarctl.errors import DataError
 
 PAD, UNK, CLS = 0, 1, 2
@@ -52,7 +53,7 @@ class Vocabulary(Mapping[str, int]):
         """
         words = dict.fromkeys(_SPECIAL)
         for questions in texts:
-            words.update(dict.fromkeys(words_of(questions)))
+            words.update(dict.fromkeys(chain.from_iterable(tokenize_all(questions))))
         return cls(tuple(words))
 
     @property

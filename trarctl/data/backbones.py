@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 
 class Backbone(Protocol):
@@ -148,37 +149,50 @@ def describe_patches(images: Sequence[Image], settings: PatchSettings) -> Floats
         [B, N, W]; of each patch mean and deviation of red, green, blue in 0..1, then edge strength by direction.
     """
     pixels = _pixels(images, settings.image_pixels)
-    size, patches = settings.patch_pixels, settings.image_pixels // settings.patch_pixels
-    blocks = pixels.reshape(len(pixels), patches, size, patches, size, 3)
-    histogram = _direction_histogram(pixels.mean(axis=3), settings)
-    described = np.concatenate([blocks.mean(axis=(2, 4)), blocks.std(axis=(2, 4)), histogram], axis=-1)
+    mean = _patch_means(pixels, settings)
+    variance = _patch_means(pixels**2, settings) - mean**2
+    deviation = np.sqrt(np.maximum(variance, 0))
+    histogram = _direction_histogram(pixels.mean(axis=1), settings)
+    described = np.concatenate([mean, deviation, histogram], axis=1).transpose(0, 2, 3, 1)
     grid, side = settings.grid_size, settings.patches_per_side
     cells = described.reshape(len(pixels), grid, side, grid, side, -1).transpose(0, 1, 3, 2, 4, 5)
-    return cells.reshape(len(pixels), grid * grid, settings.width)
+    return cells.reshape(len(pixels), grid * grid, settings.width).astype(np.float32)
 
 
-def _pixels(images: Sequence[Image], side: int) -> Floats:
-    """Give images as [B, side, side, 3], 0..1."""
+def _patch_means(values: Doubles, settings: PatchSettings) -> Doubles:
+    """Average over each patch: [B, C, pixels, pixels] -> [B, C, patches, patches]."""
+    patch_of_pixel = np.arange(settings.image_pixels) // settings.patch_pixels
+    is_in_patch = (patch_of_pixel[:, None] == np.arange(patch_of_pixel[-1] + 1)) / settings.patch_pixels
+    means: Doubles = is_in_patch.T @ (values @ is_in_patch)
+    return means
+
+
+def _pixels(images: Sequence[Image], side: int) -> Doubles:
+    """Give images as [B, 3, side, side], 0..1."""
     from PIL.Image import Resampling
 
     fitted = (image.convert("RGB") for image in images)
     resized = (
         image if image.size == (side, side) else image.resize((side, side), Resampling.BICUBIC) for image in fitted
     )
-    return np.stack([np.asarray(image, dtype=np.float32) for image in resized]) / np.float32(255)
+    return np.stack([np.asarray(image) for image in resized]).transpose(0, 3, 1, 2) / 255.0
 
 
-def _direction_histogram(gray: Floats, settings: PatchSettings) -> Floats:
-    """Sum up edge strength by direction in every patch: [B, pixels, pixels] -> [B, patches, patches, directions]."""
+def _direction_histogram(gray: Doubles, settings: PatchSettings) -> Doubles:
+    """Sum up edge strength by direction in every patch: [B, pixels, pixels] -> [B, directions, patches, patches]."""
     down, right = np.gradient(gray, axis=(1, 2))
     strength = np.hypot(down, right)
-    half_turns = np.arctan2(down, right) / np.float32(np.pi) % 1
-    direction = np.minimum((half_turns * settings.num_directions).astype(np.int8), settings.num_directions - 1)
-    size, patches = settings.patch_pixels, gray.shape[1] // settings.patch_pixels
-    strength_of = [np.where(direction == number, strength, 0) for number in range(settings.num_directions)]
-    return np.stack(
-        [part.reshape(len(gray), patches, size, patches, size).sum(axis=(2, 4)) for part in strength_of], axis=-1
-    )
+    half_turns = np.arctan2(down, right) / np.pi % 1
+    directions = settings.num_directions
+    # Bins are centred on the axes and diagonals: edges often lie on them, and must not fall to both sides by rounding.
+    direction = (half_turns * directions + 0.5).astype(np.int64) % directions
+    patches = gray.shape[1] // settings.patch_pixels
+    place = np.arange(gray.shape[1]) // settings.patch_pixels
+    patch = (np.arange(len(gray))[:, None, None] * patches + place[:, None]) * patches + place
+    bins = (patch * directions + direction).reshape(-1)
+    num_bins = len(gray) * patches**2 * directions
+    sums: Doubles = np.bincount(bins, weights=strength.reshape(-1), minlength=num_bins).astype(np.float64)
+    return sums.reshape(len(gray), patches, patches, directions).transpose(0, 3, 1, 2)
 
 
 def backbone_from(description: Mapping[str, Any]) -> Backbone:

@@ -5,9 +5,11 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +98,7 @@ def build_text(layout: Layout, raw: Path, options: TextOptions, folder: Path, pr
     """
     present = present_splits(layout, raw)
     data = RawData()
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, _collection_paused():
         hashes = {name: pool.submit(_source, raw / name) for split in present for name in split.files}
         data.splits += [_READERS[layout.dataset](raw, split, data, progress) for split in present]
         sources = {
@@ -133,6 +135,18 @@ def build_text(layout: Layout, raw: Path, options: TextOptions, folder: Path, pr
         splits=parts,
         warnings=tuple(data.warnings),
     )
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keep Python from looking for circles among millions of parsed objects, which have none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def file_sha256(path: Path) -> str:

@@ -22,61 +22,13 @@ again from its seed. So memory grows with T and M, not with their product.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trarctl.model.attention_windows import RowClasses, Shares, exponentiate_
-
-# Numbers in one block of scores. On a CPU the few blocks in use then stay in the cache of its cores.
-BLOCK_NUMBERS = {"cpu": 2**19, "cuda": 2**26}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What forward and backward pass are given; see ``blended_attention``."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    span_weights: Tensor
-    pair_class: Tensor | None
-    contains: Tensor
-    is_padding: Tensor | None
-    dropout: float
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What statistics are computed in."""
-        return torch.float64 if self.query.dtype == torch.float64 else torch.float32
-
-
-@dataclass(frozen=True)
-class Block:
-    """The scores of some examples and rows, small enough for the cache, with what belongs to them."""
-
-    examples: slice
-    rows: slice
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    weights: Tensor
-    is_hidden: Tensor | None
-    classes: RowClasses
-    dtype: torch.dtype
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """I, R, M."""
-        return (self.query.shape[0], self.query.shape[1], self.key.shape[1])
-
-    def scores_(self, out: Tensor) -> Tensor:
-        """The scaled scores [I, R, M], written to ``out``."""
-        return product_(self.query, self.key.transpose(1, 2), out, factor=self.query.shape[-1] ** -0.5)
+from trarctl.model.attention_blocks import Block, Inputs, Scratch, cut
+from trarctl.model.attention_windows import Shares, exponentiate_
 
 
 class KeepMask:
@@ -100,52 +52,6 @@ class KeepMask:
         return torch.ge(numbers, self.num_dropped - 2**15, out=out)
 
 
-def blocks(inputs: Inputs) -> Iterator[Block]:
-    """Cut the scores into blocks, in an order that depends on shapes and device only."""
-    batch, heads, num_queries, _ = inputs.query.shape
-    num_keys = inputs.key.shape[2]
-    device = inputs.query.device
-    budget = BLOCK_NUMBERS.get(device.type, BLOCK_NUMBERS["cuda"])
-    num_parts = min(num_queries, -(-heads * num_queries * num_keys // budget))
-    num_rows = -(-num_queries // num_parts)
-    num_examples = max(1, min(batch, budget // (heads * num_keys * num_rows)))
-    has_padding = padded_examples(inputs.is_padding, batch)
-    for first_row in range(0, num_queries, num_rows):
-        rows = slice(first_row, first_row + num_rows)
-        pair_class = None if inputs.pair_class is None else inputs.pair_class[rows]
-        classes = RowClasses(pair_class, inputs.contains, inputs.dtype)
-        for first in range(0, batch, num_examples):
-            examples = slice(first, first + num_examples)
-            is_hidden = None
-            if inputs.is_padding is not None and any(has_padding[examples]):
-                is_hidden = inputs.is_padding[examples].repeat_interleave(heads, dim=0).unsqueeze(1)
-            yield Block(
-                examples=examples,
-                rows=rows,
-                query=inputs.query[examples, :, rows].flatten(0, 1),
-                key=inputs.key[examples].flatten(0, 1),
-                value=inputs.value[examples].flatten(0, 1),
-                weights=inputs.span_weights[examples].to(inputs.dtype).repeat_interleave(heads, dim=0),
-                is_hidden=is_hidden,
-                classes=classes,
-                dtype=inputs.dtype,
-            )
-
-
-def padded_examples(is_padding: Tensor | None, batch: int) -> list[bool]:
-    """Which examples have padding; all of them on a device that would have to stop to tell."""
-    if is_padding is None:
-        return [False] * batch
-    return is_padding.any(dim=1).tolist() if is_padding.device.type == "cpu" else [True] * batch
-
-
-def product_(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1.0) -> Tensor:
-    """Batched matrix product in the dtype of the operands, written to ``out`` in its own."""
-    if left.dtype == out.dtype:
-        return torch.baddbmm(out, left, right, beta=0, alpha=factor, out=out)
-    return torch.mul(torch.bmm(left, right), factor, out=out)
-
-
 def uniform_part(block: Block, shares: Shares, keep: KeepMask) -> Tensor | None:
     """What empty spans put on every key of a row, [I, R, 1], dropout's scale included; None if no span is empty."""
     if shares.is_empty is None:
@@ -154,70 +60,40 @@ def uniform_part(block: Block, shares: Shares, keep: KeepMask) -> Tensor | None:
     return part * (keep.scale / block.shape[2])
 
 
-class Scratch:
-    """Memory for the intermediate results of one block after the other, so that they stay in the cache."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self.buffers: dict[str, Tensor] = {}
-
-    def get(self, name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-        """Uninitialised memory."""
-        size = math.prod(shape)
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name] = torch.empty(size, dtype=dtype, device=self.like.device)
-        return buffer[:size].view(shape)
-
-
 def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
     """Attend, [B, H, T, d]; memory is laid out as [B, T, H, d]."""
     out = empty_heads(inputs.query, inputs.query.dtype)
-    keep = KeepMask(inputs.dropout, seed, inputs.query.device)
-    scratch = Scratch(inputs.query)
-    for block in blocks(inputs):
-        exponentials = block.scores_(scratch.get("scores", block.shape, block.dtype))
-        shares = exponentiate_(exponentials, block.classes, block.is_hidden)
+    keep = KeepMask(inputs.dropout, seed, out.device)
+    scratch = Scratch(out.device, inputs.dtype)
+    for block in cut(inputs):
+        exponentials, shares = block_exponentials(block, inputs, scratch)
         factors = shares.to_classes(block.weights).mul_(keep.scale)
         blended = exponentials.mul_(block.classes.spread(factors))
         uniform = uniform_part(block, shares, keep)
         if uniform is not None:
             blended.add_(uniform)
-        mask = keep.draw(scratch.get("mask", block.shape, block.dtype))
+        mask = keep.draw(scratch.get("mask", block.shape))
         if mask is not None:
             blended.mul_(mask)
-        target = out[block.examples, :, block.rows]
-        target.copy_(torch.bmm(blended.to(block.value.dtype), block.value).view(target.shape))
+        block.gather(blended, inputs.value, out)
     return out
 
 
 def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and span weights from that of the output."""
+    scale = score_scale(inputs)
     query_gradient = empty_heads(inputs.query, inputs.query.dtype)
     key_gradient = empty_heads(inputs.key, inputs.dtype)
     value_gradient = empty_heads(inputs.value, inputs.dtype)
     weight_gradient = torch.zeros_like(inputs.span_weights, dtype=inputs.dtype)
-    keep = KeepMask(inputs.dropout, seed, inputs.query.device)
-    scratch = Scratch(inputs.query)
-    for block in blocks(inputs):
-        out_gradient = gradient[block.examples, :, block.rows].flatten(0, 1)
-        blended, score_gradient, averages = block_gradients(block, out_gradient, keep, scratch)
-        heads = inputs.query.shape[1]
-        weight_gradient[block.examples] += averages.sum(dim=0).view(-1, heads, averages.shape[-1]).sum(dim=1)
-        blended = blended.to(out_gradient.dtype)
-        score_gradient = score_gradient.to(block.query.dtype)
-        target = query_gradient[block.examples, :, block.rows]
-        target.copy_(torch.bmm(score_gradient, block.key).view(target.shape))
-        for whole, left, right in (
-            (key_gradient, score_gradient, block.query),
-            (value_gradient, blended, out_gradient),
-        ):
-            target = whole[block.examples]
-            part = torch.bmm(left.transpose(1, 2), right).view(target.shape)
-            if block.rows.start == 0:
-                target.copy_(part)
-            else:
-                target.add_(part)
+    keep = KeepMask(inputs.dropout, seed, gradient.device)
+    scratch = Scratch(gradient.device, inputs.dtype)
+    for block in cut(inputs):
+        blended, score_gradient, averages = block_gradients(block, inputs, gradient, keep, scratch)
+        block.gather(score_gradient, inputs.key, query_gradient, factor=scale)
+        block.scatter(score_gradient, inputs.query, key_gradient, factor=scale)
+        block.scatter(blended, gradient, value_gradient)
+        weight_gradient[block.examples] += averages.sum(dim=0).unflatten(0, (inputs.query.shape[1], -1)).sum(dim=0)
     return (
         query_gradient,
         key_gradient.to(inputs.key.dtype),
@@ -226,31 +102,40 @@ def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tenso
     )
 
 
+def block_exponentials(block: Block, inputs: Inputs, scratch: Scratch) -> tuple[Tensor, Shares]:
+    """The exponentials of a block's scores, [I, R, M], and what share of them each span has."""
+    scores = scratch.get("scores", block.shape)
+    block.compare(inputs.query, inputs.key, scores, factor=score_scale(inputs))
+    return scores, exponentiate_(scores, block.classes, block.is_hidden)
+
+
 def block_gradients(
-    block: Block, out_gradient: Tensor, keep: KeepMask, scratch: Scratch
+    block: Block, inputs: Inputs, gradient: Tensor, keep: KeepMask, scratch: Scratch
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The block's map after dropout, the gradient of its unscaled scores, and of each row's span weights [R, I, K]."""
-    exponentials = block.scores_(scratch.get("scores", block.shape, block.dtype))
-    shares = exponentiate_(exponentials, block.classes, block.is_hidden)
+    """The block's map after dropout, the gradient of its scores, and of the span weights for each row [R, I, K]."""
+    exponentials, shares = block_exponentials(block, inputs, scratch)
     factors = block.classes.spread(shares.to_classes(block.weights).mul_(keep.scale))
-    mask = keep.draw(scratch.get("mask", block.shape, block.dtype))
-    inner = product_(out_gradient, block.value.transpose(1, 2), scratch.get("inner", block.shape, block.dtype))
+    mask = keep.draw(scratch.get("mask", block.shape))
+    inner = block.compare(gradient, inputs.value, scratch.get("inner", block.shape))
     uniform = uniform_part(block, shares, keep)
-    uniform_average = None
     if uniform is not None:
         uniform_average = (inner if mask is None else inner * mask).mean(dim=-1).t().unsqueeze(-1)
         uniform = uniform if mask is None else uniform * mask
     kept = exponentials if mask is None else mask.mul_(exponentials)
     inner.mul_(kept)
     averages = shares.to_spans(block.classes.sums(inner)).mul_(keep.scale)
-    score_gradient = inner.mul_(factors).addcmul_(
-        exponentials, block.classes.spread(shares.to_classes(averages * block.weights)), value=-1.0
-    )
-    blended = torch.mul(kept, factors, out=kept)
-    if uniform is not None and uniform_average is not None and shares.is_empty is not None:
+    pull = block.classes.spread(shares.to_classes(averages * block.weights))
+    score_gradient = inner.mul_(factors).addcmul_(exponentials, pull, value=-1.0)
+    blended = kept.mul_(factors)
+    if uniform is not None and shares.is_empty is not None:
         blended.add_(uniform)
         averages = averages + uniform_average * shares.is_empty * keep.scale
-    return blended, score_gradient.mul_(block.query.shape[-1] ** -0.5), averages
+    return blended, score_gradient, averages
+
+
+def score_scale(inputs: Inputs) -> float:
+    """What turns products of query and key into scores."""
+    return float(inputs.query.shape[-1] ** -0.5)
 
 
 def empty_heads(like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,7 @@ def submit(
             raise SettingsError("--validate needs the data that the file answers", "--data data/vqa/prepared")
         _validate(validate, open_prepared(data), wanted)
         return
-    parts, folder, name = _score(list(ckpt or [None]), data, wanted, config, sets, gpus)
+    parts, folder, name = _score(ckpt or [None], data, wanted, config, sets, gpus)
     opened = open_prepared(folder)
     if save_scores is not None:
         if len(parts) > 1:
@@ -84,7 +85,7 @@ def submit(
 
 
 def _score(
-    ckpts: list[str | None],
+    ckpts: Sequence[str | None],
     data: Path | None,
     split: str,
     config: Path | None,

@@ -51,7 +51,7 @@ Steps = Callable[[str, str, int, int], None]
 def _plain_steps() -> Steps:
     plain = PlainProgress()
 
-    def show(task: str, speed: str, done: int, total: int) -> None:
+    def show(task: str, _speed: str, done: int, total: int) -> None:
         plain(task, done, total)
 
     return show

@@ -177,7 +177,7 @@ def trimmed_length(tokens: NDArray[np.int64]) -> int:
     """How many columns of [B, T] tokens hold a word; all T if a question has none (its state is their average)."""
     if not tokens[:, 0].all():
         return int(tokens.shape[1])
-    return int(tokens.any(axis=0).nonzero()[0][-1]) + 1
+    return int(np.flatnonzero(tokens.any(axis=0))[-1]) + 1
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int, shuffle: bool) -> Rows:

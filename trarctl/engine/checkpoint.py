@@ -25,15 +25,14 @@ from torch import Tensor
 from trarctl.errors import CheckpointError, DataError
 from trarctl.model.upstream import translate_state
 
-FORMAT = 1
-
 
 class Progress(BaseModel):
     """The place in the training that a checkpoint was taken at.
 
     ``epoch`` counts the finished epochs, ``step_in_epoch`` the steps done of the next one, ``step`` all steps;
-    ``loss_sum`` is over ``samples_in_epoch``, the window's since the last logged step. The order of samples and every random number are functions of the seed, the step and the process, so that the place is all
-    that an exact resume needs of them.
+    ``loss_sum`` is over ``samples_in_epoch``, the window's since the last logged step. The order of samples and every
+    random number are functions of the seed, the step and the process, so that the place is all that an exact resume
+    needs of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +53,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     trarctl: str
     torch: str
     run: str
@@ -159,7 +158,7 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -116,9 +116,7 @@ def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | Non
     return Job("start", settings, path, init=start), notes
 
 
-def plan_resume(
-    run: RunFolder, settings: Settings, *, named: str | None, epoch: int | None
-) -> tuple[Job, list[str]]:
+def plan_resume(run: RunFolder, settings: Settings, *, named: str | None, epoch: int | None) -> tuple[Job, list[str]]:
     """Plan to go on with a run.
 
     Args:

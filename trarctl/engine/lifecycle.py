@@ -65,9 +65,7 @@ def start_run(
     tensors = {}
     if init is not None and world.leads:
         tensors = {MODEL + name: tensor for name, tensor in read_weights(init).items()}
-    return _train(
-        settings, data, run, (share_tensors(tensors, world), Progress()), world=world, observe=observe
-    )
+    return _train(settings, data, run, (share_tensors(tensors, world), Progress()), world=world, observe=observe)
 
 
 def resume_run(
@@ -137,14 +135,16 @@ def _train(
 
 
 def wrap_network(model: TRAR, settings: Settings, world: World) -> nn.Module:
-    """The model as training calls it: compiled if asked for, and sharing gradients where there are several processes."""
+    """The model as training calls it: compiled if asked for, sharing gradients where there are several processes."""
     network: nn.Module = model
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
         network = DistributedDataParallel(
             network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    return torch.compile(network) if settings.run.compile else network
+    if settings.run.compile:
+        network.compile()
+    return network
 
 
 def check_batch(settings: Settings, data: PreparedData, world: World) -> None:

@@ -70,7 +70,8 @@ class Scores:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise DataError(
-                f"cannot write the scores to {path}: {error.strerror or error}", "choose another file with --save-scores"
+                f"cannot write the scores to {path}: {error.strerror or error}",
+                "choose another file with --save-scores",
             ) from error
 
 
@@ -179,9 +180,7 @@ class Scorer:
                     batch = next(batches)
                     there = batch.to(world.device)
                     with torch.inference_mode(), precision_of(world.device, self.precision):
-                        scores, routes = self.model(
-                            there.question_tokens, there.cells(), temperature=self.temperature
-                        )
+                        scores, routes = self.model(there.question_tokens, there.cells(), temperature=self.temperature)
                     yield plan[turn], batch, scores, routes
                 self.observe(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))
                 if self.check is not None:

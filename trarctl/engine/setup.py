@@ -60,9 +60,7 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, str
 
 def model_sizes(data: PreparedData) -> ModelSizes:
     """The sizes that the data gives the model."""
-    return ModelSizes(
-        vocabulary=len(data.vocabulary), answers=len(data.answers), feature_width=data.features.width
-    )
+    return ModelSizes(vocabulary=len(data.vocabulary), answers=len(data.answers), feature_width=data.features.width)
 
 
 def build_model(settings: Settings, data: PreparedData) -> TRAR:

@@ -77,7 +77,7 @@ class Stepper:
         if train.loss_reduction == "mean":
             scale /= mean_elements(train.batch_size, self.num_answers, loss=train.loss)
         waits = isinstance(self.network, DistributedDataParallel) and not shares_gradient
-        with self.network.no_sync() if waits else nullcontext():
+        with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with precision_of(self.world.device, self.settings.run.precision):
                 scores, routes = self.network(part.question_tokens, part.cells(), temperature=heat)
             loss = answer_loss(scores, part.target, loss=train.loss).sum()

@@ -19,7 +19,7 @@ class StopRequest:
         self.signal_number = 0
         self._asked_at = 0.0
 
-    def handle(self, signal_number: int, frame: FrameType | None) -> None:
+    def handle(self, signal_number: int, _frame: FrameType | None) -> None:
         """Take note; a second SIGINT stops at once.
 
         Raises:

@@ -268,9 +268,7 @@ class Trainer:
         self.place = Progress(epoch=place.epoch + 1, step=place.step, best_epoch=best[0], best_overall=best[1])
         self._save(self.run.epoch_checkpoint(self.place.epoch), rate=rate, heat=heat)
         loss = place.loss_sum / max(place.samples_in_epoch, 1)
-        self.observe(
-            EpochDone(self.place.epoch, place.step, steps_per_epoch, loss, rate, heat, seconds, speed)
-        )
+        self.observe(EpochDone(self.place.epoch, place.step, steps_per_epoch, loss, rate, heat, seconds, speed))
         if validated is not None:
             self.observe(validated)
         self._prune()
@@ -321,7 +319,8 @@ class Trainer:
         if self.world.leads:
             started = time.monotonic()
             try:
-                save_checkpoint(path, state_tensors(self.stepper.model, self.stepper.optimizer), self._describe(rate, heat))
+                tensors = state_tensors(self.stepper.model, self.stepper.optimizer)
+                save_checkpoint(path, tensors, self._describe(rate, heat))
                 seconds = time.monotonic() - started
                 self.observe(CheckpointSaved(path, self.place.epoch, self.place.step_in_epoch, seconds))
             except DataError as error:

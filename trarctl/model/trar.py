@@ -100,9 +100,7 @@ class RoutedAttention(nn.Module):
             attended = chosen_span_attention(query, key, value, chosen, self.spans, is_padding=is_padding)
         else:
             dropout = self.dropout if self.training else 0.0
-            attended = routed_attention(
-                query, key, value, weights, self.spans, is_padding=is_padding, dropout=dropout
-            )
+            attended = routed_attention(query, key, value, weights, self.spans, is_padding=is_padding, dropout=dropout)
         return self.output(join_heads(attended)), weights
 
 

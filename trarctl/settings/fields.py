@@ -57,6 +57,8 @@ class DataSettings(Frozen):
     dataset: Dataset = Field("vqa", description="data set whose recipe and metrics apply")
     path: Path | None = Field(None, description="prepared folder; default: data/DATASET/prepared")
     split: str = Field("train", description="splits to train on, joined by +: train, train+val, train+val+vg")
+    later_split: str | None = Field(None, description="splits to train on from later_split_epoch on, as split")
+    later_split_epoch: PositiveInt | None = Field(None, description="epoch index, from 0, that later_split begins at")
     num_workers: int = Field(2, ge=0, le=64, description="threads per process that assemble batches; 0: none")
 
 
@@ -151,6 +153,17 @@ class RunSettings(Frozen):
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
     folder: Path = Field(Path("runs"), description="folder that holds the runs")
     gpus: str | None = Field(None, description="GPU indices joined by commas, or cpu; default: a GPU if there is one")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of matrix products; weights, optimizer, softmax and loss stay float32"
+    )
+    compile: bool = Field(False, description="compile the model with torch.compile; needs a C++ compiler on the CPU")
+    max_restarts: int = Field(0, ge=0, le=100, description="times that lost processes are started again")
+    timeout_seconds: PositiveFloat = Field(600.0, description="seconds after which waiting for a lost process ends")
+    save_every: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*(m|min)?$",
+        description="checkpoints within an epoch: every so many steps (500) or minutes (10m)",
+    )
     validate_every: int = Field(1, ge=0, description="epochs between validations; 0: never")
     log_every: PositiveInt = Field(50, description="optimizer steps between two lines of metrics.jsonl")
     keep: int = Field(0, ge=0, description="latest epochs to keep checkpoints of, beside the best; 0: all")

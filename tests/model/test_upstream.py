@@ -33,9 +33,7 @@ def test_every_parameter_has_a_place(case: str) -> None:
         config["FLAT_OUT_SIZE"],
         config["WORD_EMBED_SIZE"],
     )
-    sizes = ModelSizes(
-        len(description["token_to_ix"]), len(description["answers"]), state["adapter.weight"].shape[1]
-    )
+    sizes = ModelSizes(len(description["token_to_ix"]), len(description["answers"]), state["adapter.weight"].shape[1])
     ours = {name: list(tensor.shape) for name, tensor in TRAR(settings, sizes).state_dict().items()}
     assert {translate_name(name): shape for name, shape in description["shapes"].items()} == ours
 

@@ -9,10 +9,9 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from trarctl.data.features import (
     refuse_not_finite,
 )
 from trarctl.data.folder import sync_folder, write_bytes
+from trarctl.data.half import store_half
 from trarctl.data.images import ImageSet
 from trarctl.data.manifest import StoredType
 from trarctl.data.progress import Progress
@@ -34,9 +34,8 @@ from trarctl.data.raw_splits import listed
 from trarctl.errors import DataError
 
 _BLOCK_BYTES = 8 << 20
-_SYNC_BYTES = 1 << 30
+_SYNC_BYTES = 256 << 20
 _NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
-_LARGEST_FINITE_BITS = 0x7BFF
 _HINT = "replace these files by good copies"
 
 Floats = npt.NDArray[np.floating]
@@ -205,14 +204,15 @@ def _store(array: Floats, cells: Floats) -> None:
         refuse_not_finite(array)
         fit_cells(array, len(cells), cells)
         return
-    with np.errstate(over="ignore", invalid="ignore"):
-        fit_cells(array, len(cells), cells)
-    largest = (cells.view(np.uint16) & 0x7FFF).max(axis=1)
-    if largest.max() > _LARGEST_FINITE_BITS or len(array) > len(cells):
+    rows = min(len(array), len(cells))
+    cells[rows:] = 0
+    if len(array) > rows:
         refuse_not_finite(array)
-    if largest.max() > _LARGEST_FINITE_BITS:
+    if not store_half(array[:rows], cells[:rows]):
+        refuse_not_finite(array)
         raise FeatureFileError("holds values beyond the range of float16: pack it as float32")
-    vanished = np.flatnonzero(largest[: len(array)] == 0)
+    # A cell is zero where its bits are, the sign apart.
+    vanished = np.flatnonzero((cells[:rows].view(np.uint16) & 0x7FFF).max(axis=1) == 0)
     if len(vanished) and array[vanished].any():
         raise FeatureFileError("holds a cell that is zero in float16, which would count as padding: pack it as float32")
 
@@ -247,21 +247,21 @@ def pack(
     header = array_header_bytes(shape, dtype)
     row_bytes = shape[1] * shape[2] * dtype.itemsize
     problems = Problems()
-    with _resumed(path, header, row_bytes) as (file, start, save):
+    with _PartialFile(path, header, row_bytes) as file:
         block_rows = max(1, _BLOCK_BYTES // row_bytes)
-        unsaved = 0
-        for first, block, bad in _blocks(source, shape, dtype, start, block_rows, num_threads):
+        unsafe_bytes = 0
+        for first, block, bad in _blocks(source, shape, dtype, file.start, block_rows, num_threads):
             problems.add(bad)
             progress(f"packing {path.name.split('.')[0]}", first + len(block), shape[0])
             if problems.count:
                 continue
-            file.write(block.data.cast("B"))
-            unsaved += block.nbytes
-            if unsaved >= sync_bytes:
-                save(first + len(block))
-                unsaved = 0
+            file.write(block)
+            unsafe_bytes += block.nbytes
+            if unsafe_bytes >= sync_bytes:
+                file.make_safe(first + len(block))
+                unsafe_bytes = 0
         if not problems.count:
-            save(shape[0])
+            file.make_safe(shape[0], wait=True)
     problems.refuse()
     partial, marker = _companions(path)
     partial.replace(path)
@@ -273,31 +273,43 @@ def _companions(path: Path) -> tuple[Path, Path]:
     return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.progress")
 
 
-class _Save(Protocol):
-    def __call__(self, rows: int) -> None: ...
+class _PartialFile:
+    """An unfinished file, opened behind its last safe row; rows become safe in a thread, while more are written."""
 
+    def __init__(self, path: Path, header: bytes, row_bytes: int) -> None:
+        self._partial, self._marker = _companions(path)
+        self.start = _safe_rows(self._partial, self._marker, header, row_bytes)
+        self._file = self._partial.open("r+b" if self.start else "wb")
+        self._file.truncate(len(header) + self.start * row_bytes if self.start else 0)
+        if not self.start:
+            self._file.write(header)
+        self._file.seek(0, os.SEEK_END)
+        self._syncing = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
 
-@contextmanager
-def _resumed(path: Path, header: bytes, row_bytes: int) -> Iterator[tuple[BinaryIO, int, _Save]]:
-    """Open the unfinished file behind its last safe row.
+    def __enter__(self) -> _PartialFile:
+        return self
 
-    Yields:
-        The file, the rows that are safe, and what to call to make more of them safe.
-    """
-    partial, marker = _companions(path)
-    rows = _safe_rows(partial, marker, header, row_bytes)
-    with partial.open("r+b" if rows else "wb") as file:
-        file.truncate(len(header) + rows * row_bytes if rows else 0)
-        if not rows:
-            file.write(header)
-        file.seek(0, os.SEEK_END)
+    def __exit__(self, *_: object) -> None:
+        self._syncing.shutdown(wait=True)
+        self._file.close()
 
-        def save(rows: int) -> None:
-            file.flush()
-            os.fsync(file.fileno())
-            write_bytes(marker, orjson.dumps({"rows": rows}))
+    def write(self, block: Floats) -> None:
+        """Append rows."""
+        self._file.write(block.data.cast("B"))
 
-        yield file, rows, save
+    def make_safe(self, rows: int, *, wait: bool = False) -> None:
+        """Have all rows so far on the disk, and note that they are; at most one such order is under way."""
+        if self._last is not None:
+            self._last.result()
+        self._file.flush()
+        self._last = self._syncing.submit(self._sync, rows)
+        if wait:
+            self._last.result()
+
+    def _sync(self, rows: int) -> None:
+        os.fsync(self._file.fileno())
+        write_bytes(self._marker, orjson.dumps({"rows": rows}))
 
 
 def _safe_rows(partial: Path, marker: Path, header: bytes, row_bytes: int) -> int:

@@ -51,7 +51,8 @@ def test_soft_targets_and_label_distribution(vqa: PreparedData) -> None:
     counts[answer[offsets[row] : offsets[row + 1]]] = count[offsets[row] : offsets[row + 1]]
     soft = training_samples(vqa, "train", "bce").batch(np.array([7])).target
     share = training_samples(vqa, "train", "kld").batch(np.array([7])).target
-    assert soft is not None and share is not None
+    assert soft is not None
+    assert share is not None
     scale = np.array([0, 0.3, 0.6, 0.9, 1], dtype=np.float32)
     assert np.array_equal(soft.numpy()[0], scale[np.minimum(counts, 4).astype(int)])
     torch.testing.assert_close(share[0], torch.tensor(counts / 10, dtype=torch.float32))

@@ -144,8 +144,40 @@ def empty_heads(like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(batch, rows, heads, width, dtype=dtype, device=like.device).transpose(1, 2)
 
 
-@torch.library.custom_op("trarctl::blended_attention", mutates_args=())
 def blended_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    span_weights: Tensor,
+    *,
+    pair_class: Tensor | None,
+    contains: Tensor,
+    is_padding: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """Attention whose map is blended from K nested windows.
+
+    Args:
+        query: [B, H, T, d].
+        key: [B, H, M, d].
+        value: [B, H, M, d].
+        span_weights: how much of each span, [B, K].
+        pair_class: distance class of each query and key, C outside all spans, [T, M]; None if all are of class 0.
+        contains: whether span k holds class c, [K, C] bool.
+        is_padding: keys not to look at, [B, M] bool, or None.
+        dropout: probability, applied to the blended map; the mask comes from the generator of ``torch.manual_seed``.
+
+    Returns:
+        [B, H, T, d].
+    """
+    seed = torch.randint(2**62, ()) if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
+    attended: Tensor = _attend(query, key, value, span_weights, pair_class, contains, is_padding, dropout, seed)
+    return attended
+
+
+# Opaque to the compiler, which could neither trace the decisions on the data nor keep the drawing of masks in order.
+@torch.library.custom_op("trarctl::blended_attention", mutates_args=())
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -156,29 +188,13 @@ def blended_attention(
     dropout: float,
     seed: Tensor,
 ) -> Tensor:
-    """Attention whose map is blended from K nested windows; one opaque operation for the compiler.
-
-    Args:
-        query: [B, H, T, d].
-        key: [B, H, M, d].
-        value: [B, H, M, d].
-        span_weights: how much of each span, [B, K].
-        pair_class: distance class of each query and key, C outside all spans, [T, M]; None if all are of class 0.
-        contains: whether span k holds class c, [K, C] bool.
-        is_padding: keys not to look at, [B, M] bool, or None.
-        dropout: probability, applied to the blended map.
-        seed: of the dropout mask, one integer.
-
-    Returns:
-        [B, H, T, d].
-    """
     inputs = Inputs(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
     with torch.autocast(query.device.type, enabled=False):
         return forward_pass(inputs, seed)
 
 
 @torch.library.custom_op("trarctl::blended_attention_backward", mutates_args=())
-def blended_attention_backward(
+def _attend_backward(
     gradient: Tensor,
     query: Tensor,
     key: Tensor,
@@ -190,18 +206,17 @@ def blended_attention_backward(
     dropout: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and span weights of ``blended_attention``."""
     inputs = Inputs(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
     with torch.autocast(query.device.type, enabled=False):
         return backward_pass(inputs, seed, gradient)
 
 
-@blended_attention.register_fake
+@_attend.register_fake
 def _(query: Tensor, *_: Any) -> Tensor:
     return empty_heads(query, query.dtype)
 
 
-@blended_attention_backward.register_fake
+@_attend_backward.register_fake
 def _(
     _gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, span_weights: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -215,14 +230,13 @@ def _(
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     del output
-    query, key, value, span_weights, pair_class, contains, is_padding, ctx.dropout, seed = inputs
-    ctx.save_for_backward(query, key, value, span_weights, pair_class, contains, is_padding, seed)
+    *tensors, ctx.dropout, seed = inputs
+    ctx.save_for_backward(*tensors, seed)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, seed = ctx.saved_tensors
-    gradients = blended_attention_backward(gradient, *tensors, ctx.dropout, seed)
-    return (*gradients, None, None, None, None, None)
+    return (*_attend_backward(gradient, *tensors, ctx.dropout, seed), None, None, None, None, None)
 
 
-blended_attention.register_autograd(_differentiate, setup_context=_remember)
+_attend.register_autograd(_differentiate, setup_context=_remember)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from trarctl.data.progress import Progress, no_progress
@@ -101,8 +102,7 @@ def _cuts(path: Path, text: mmap.mmap, start: int, piece_bytes: int) -> Iterator
     piece_start = start + 1
     size = len(text)
     for block_start in range(start, size, piece_bytes):
-        block = np.frombuffer(text, dtype=np.uint8, count=min(piece_bytes, size - block_start), offset=block_start)
-        positions, kinds, is_escaped = _unescaped_tokens(block, is_escaped=is_escaped)
+        positions, kinds, is_escaped = _block_tokens(text, block_start, piece_bytes, is_escaped=is_escaped)
         parity = np.cumsum(kinds == _QUOTE, dtype=np.int64) + is_inside_string
         is_outside = (parity & 1) == 0
         steps = ((kinds == _OPEN).astype(np.int8) - (kinds == _CLOSE)) * is_outside
@@ -111,12 +111,10 @@ def _cuts(path: Path, text: mmap.mmap, start: int, piece_bytes: int) -> Iterator
         stop = closings[0] if len(closings) else len(kinds)
         commas = np.flatnonzero((kinds[:stop] == _COMMA) & (depths[:stop] == 1) & is_outside[:stop])
         if len(closings):
-            del block
             yield piece_start, block_start + int(positions[stop]), True
             return
         if len(commas):
             cut = block_start + int(positions[commas[-1]])
-            del block
             yield piece_start, cut, False
             piece_start = cut + 1
         if len(kinds):
@@ -124,9 +122,17 @@ def _cuts(path: Path, text: mmap.mmap, start: int, piece_bytes: int) -> Iterator
     raise DataError(f"{path} is cut off: it ends inside its list, after {size:,} bytes", "download it again")
 
 
+def _block_tokens(
+    text: mmap.mmap, start: int, length: int, *, is_escaped: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], bool]:
+    # The view of the file must not outlive this call: a file that is still viewed cannot be closed.
+    block = np.frombuffer(text, dtype=np.uint8, count=min(length, len(text) - start), offset=start)
+    return _unescaped_tokens(block, is_escaped=is_escaped)
+
+
 def _unescaped_tokens(
-    block: np.ndarray[tuple[int], np.dtype[np.uint8]], *, is_escaped: bool
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.uint8]], bool]:
+    block: npt.NDArray[np.uint8], *, is_escaped: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], bool]:
     """Find quotes, brackets and commas, leaving out quotes behind a backslash.
 
     Args:

@@ -109,7 +109,7 @@ class RecordReader:
         self.num_records = 0
         self._first = 0
         self._problems: list[str] = []
-        self._num_problems = 0
+        self._unusable: set[int] = set()
 
     def start(self, records: Sequence[object]) -> None:
         """Begin with the next records of the file."""
@@ -162,8 +162,10 @@ class RecordReader:
         return self.column(records, name, int, is_valid=_is_id)
 
     def report(self, number: int, problem: str) -> None:
-        """Note that a record, counted from where ``start`` began, is unusable."""
-        self._num_problems += 1
+        """Note that a record, counted from where ``start`` began, is unusable; the first reason is kept."""
+        if self._first + number in self._unusable:
+            return
+        self._unusable.add(self._first + number)
         if len(self._problems) < _NUM_LISTED:
             self._problems.append(f"record {self._first + number:,} {problem}")
 
@@ -173,8 +175,8 @@ class RecordReader:
         Raises:
             DataError: naming the first ten unusable records and the number of the others.
         """
-        if self._num_problems:
-            what = listed(self._problems, self._num_problems)
+        if self._unusable:
+            what = listed(self._problems, len(self._unusable))
             raise DataError(f"{self.path}: {what}", "download the file again, or mend these records")
 
 

@@ -1,0 +1,88 @@
+"""The output folder: one writer, nothing foreign replaced, clear messages where it cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.preparing import prepare_golden
+from trarctl.data.folder import refuse_foreign, write_bytes, writing
+from trarctl.errors import DataError
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with writing(tmp_path), pytest.raises(DataError, match=rf"another prepare \(process {os.getpid()}\)"):  # noqa: SIM117
+        with writing(tmp_path):
+            pass
+    with writing(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from trarctl.data.folder import writing\n"
+        "with writing(Path(sys.argv[1])): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    assert (tmp_path / ".lock").exists()
+    with writing(tmp_path):
+        pass
+
+
+def test_a_lock_of_a_process_number_used_again_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": 1}))
+    with writing(tmp_path):
+        pass
+
+
+def test_a_lock_of_another_machine_is_respected(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 1}))
+    with pytest.raises(DataError, match="process 1 on elsewhere"), writing(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write to the folder") as error, writing(tmp_path / "file" / "out"):
+        pass
+    assert error.value.hint == "pass one that can be written: --out DIR"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(DataError, match="cannot write to the folder"), writing(tmp_path / "out"):
+        pass
+
+
+def test_foreign_files_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "precious").write_text("mine")
+    with pytest.raises(DataError, match="holds train, not written by this program"):
+        prepare_golden("clevr", tmp_path)
+    assert (tmp_path / "train" / "precious").read_text() == "mine"
+
+
+def test_other_files_may_stay(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    refuse_foreign(tmp_path, ["train"])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes(tmp_path / "file", b"old")
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,10 +61,22 @@ class Block:
     classes: RowClasses
     parts: list[tuple[slice, tuple[int | slice, int | slice]]]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the block is computed in."""
+        return self.weights.dtype
+
+    def widened(self) -> Block:
+        """The same block, computed in float64."""
+        wide = torch.float64
+        return replace(self, weights=self.weights.to(wide), classes=self.classes.to(wide))
+
     def compare(self, queries: Tensor, keys: Tensor, out: Tensor, *, factor: float = 1.0) -> Tensor:
         """Products of queries [B, H, T, d] and keys [B, H, M, d], written to ``out`` [I, R, M] and returned."""
         for part, where in self.parts:
             left, right = queries[where][:, self.rows], keys[where].transpose(1, 2)
+            if out.device.type == "cpu":  # without AMX, products of bfloat16 are slower there than those of float32
+                left, right = left.to(out.dtype), right.to(out.dtype)
             if left.dtype == out.dtype:
                 torch.baddbmm(out[part], left, right, beta=0, alpha=factor, out=out[part])
             else:
@@ -74,22 +86,25 @@ class Block:
     def gather(self, weights: Tensor, keys: Tensor, out: Tensor, *, factor: float = 1.0) -> None:
         """Sum up keys [B, H, M, d] by weights [I, R, M], written to the block's rows of ``out`` [B, H, T, d]."""
         for part, where in self.parts:
-            _store(weights[part].to(keys.dtype), keys[where], out[where][:, self.rows], factor=factor, is_first=True)
+            _store(weights[part], keys[where], out[where][:, self.rows], factor=factor, is_first=True)
 
     def scatter(self, weights: Tensor, queries: Tensor, out: Tensor, *, factor: float = 1.0) -> None:
         """Add up queries [B, H, T, d] by weights [I, R, M] into ``out`` [B, H, M, d]; the first rows overwrite it."""
         for part, where in self.parts:
-            left = weights[part].to(queries.dtype).transpose(1, 2)
             right = queries[where][:, self.rows]
-            _store(left, right, out[where], factor=factor, is_first=self.rows.start == 0)
+            _store(weights[part].transpose(1, 2), right, out[where], factor=factor, is_first=self.rows.start == 0)
 
 
-def _store(left: Tensor, right: Tensor, out: Tensor, *, factor: float, is_first: bool) -> None:
-    """Write or add the product to ``out``, which need not be contiguous."""
-    if left.dtype == out.dtype and out.stride(0) < out.stride(1):  # all heads of one example: no detour pays
-        out.baddbmm_(left, right, beta=0 if is_first else 1, alpha=factor)
+def _store(weights: Tensor, states: Tensor, out: Tensor, *, factor: float, is_first: bool) -> None:
+    """Write or add the product of weights and states to ``out``, which need not be contiguous."""
+    if out.device.type == "cpu":
+        states = states.to(weights.dtype)
+    else:
+        weights = weights.to(states.dtype)
+    if weights.dtype == out.dtype and out.stride(0) < out.stride(1):  # all heads of one example: no detour pays
+        out.baddbmm_(weights, states, beta=0 if is_first else 1, alpha=factor)
         return
-    product = torch.bmm(left, right)
+    product = torch.bmm(weights, states)
     if is_first:
         torch.mul(product, factor, out=out) if factor != 1.0 else out.copy_(product)
     else:
@@ -140,15 +155,14 @@ def _padded_examples(is_padding: Tensor | None, batch: int) -> list[bool]:
 class Scratch:
     """Memory for the intermediate results of one block after the other, so that they stay in the cache."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.dtype = dtype
-        self.buffers: dict[str, Tensor] = {}
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialised memory; the same under the same name."""
-        size = math.prod(shape)
-        buffer = self.buffers.get(name)
+    def get(self, name: str, block: Block) -> Tensor:
+        """Uninitialised memory of the block's shape and dtype; the same under the same name."""
+        size = math.prod(block.shape)
+        buffer = self.buffers.get((name, block.dtype))
         if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return buffer[:size].view(shape)
+            buffer = self.buffers[name, block.dtype] = torch.empty(size, dtype=block.dtype, device=self.device)
+        return buffer[:size].view(block.shape)

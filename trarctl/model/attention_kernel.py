@@ -13,8 +13,9 @@ scores is
 
     exp(s[m]) * (factor[class of m] * gradient[m] - sum of weight_k * t_k / Z_k over the spans that hold class c).
 
-exp(s) is safe in float32 only while scores are small, and no common shift saves a window whose scores lie far below
-those of another. Where a block's scores are large, each class is shifted by its own maximum instead.
+Scores beyond the reach of exp in float32 are rare and need more digits than float32 has: on a CPU such a block is
+computed in float64, and beyond the reach of exp in float64 each class is shifted by its own maximum. Other devices
+shift always, since deciding would stop them.
 
 Nothing of the size of a map is kept for the backward pass: the scores are computed again and the dropout mask is drawn
 again from its seed. So memory grows with T and M, not with their product.
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from trarctl.model.attention_blocks import Block, Inputs, Scratch, cut
-from trarctl.model.attention_windows import Shares, exponentiate_
+from trarctl.model.attention_windows import Shares, exponentiate_, is_safe
 
 
 class KeepMask:
@@ -64,15 +65,15 @@ def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
     """Attend, [B, H, T, d]; memory is laid out as [B, T, H, d]."""
     out = empty_heads(inputs.query, inputs.query.dtype)
     keep = KeepMask(inputs.dropout, seed, out.device)
-    scratch = Scratch(out.device, inputs.dtype)
-    for block in cut(inputs):
-        exponentials, shares = block_exponentials(block, inputs, scratch)
+    scratch = Scratch(out.device)
+    for candidate in cut(inputs):
+        block, exponentials, shares = exponentiate(candidate, inputs, scratch)
         factors = shares.to_classes(block.weights).mul_(keep.scale)
         blended = exponentials.mul_(block.classes.spread(factors))
         uniform = uniform_part(block, shares, keep)
         if uniform is not None:
             blended.add_(uniform)
-        mask = keep.draw(scratch.get("mask", block.shape))
+        mask = keep.draw(scratch.get("mask", block))
         if mask is not None:
             blended.mul_(mask)
         block.gather(blended, inputs.value, out)
@@ -87,7 +88,7 @@ def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tenso
     value_gradient = empty_heads(inputs.value, inputs.dtype)
     weight_gradient = torch.zeros_like(inputs.span_weights, dtype=inputs.dtype)
     keep = KeepMask(inputs.dropout, seed, gradient.device)
-    scratch = Scratch(gradient.device, inputs.dtype)
+    scratch = Scratch(gradient.device)
     for block in cut(inputs):
         blended, score_gradient, averages = block_gradients(block, inputs, gradient, keep, scratch)
         block.gather(score_gradient, inputs.key, query_gradient, factor=scale)
@@ -102,21 +103,23 @@ def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tenso
     )
 
 
-def block_exponentials(block: Block, inputs: Inputs, scratch: Scratch) -> tuple[Tensor, Shares]:
-    """The exponentials of a block's scores, [I, R, M], and what share of them each span has."""
-    scores = scratch.get("scores", block.shape)
-    block.compare(inputs.query, inputs.key, scores, factor=score_scale(inputs))
-    return scores, exponentiate_(scores, block.classes, block.is_hidden)
+def exponentiate(block: Block, inputs: Inputs, scratch: Scratch) -> tuple[Block, Tensor, Shares]:
+    """The exponentials of a block's scores, [I, R, M], and the spans' shares; maybe in a block of more digits."""
+    scores = block.compare(inputs.query, inputs.key, scratch.get("scores", block), factor=score_scale(inputs))
+    is_small = is_safe(scores)
+    if not is_small and block.dtype == torch.float32 and scores.device.type == "cpu":
+        return exponentiate(block.widened(), inputs, scratch)
+    return block, scores, exponentiate_(scores, block.classes, block.is_hidden, is_safe=is_small)
 
 
 def block_gradients(
     block: Block, inputs: Inputs, gradient: Tensor, keep: KeepMask, scratch: Scratch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The block's map after dropout, the gradient of its scores, and of the span weights for each row [R, I, K]."""
-    exponentials, shares = block_exponentials(block, inputs, scratch)
+    block, exponentials, shares = exponentiate(block, inputs, scratch)
     factors = block.classes.spread(shares.to_classes(block.weights).mul_(keep.scale))
-    mask = keep.draw(scratch.get("mask", block.shape))
-    inner = block.compare(gradient, inputs.value, scratch.get("inner", block.shape))
+    mask = keep.draw(scratch.get("mask", block))
+    inner = block.compare(gradient, inputs.value, scratch.get("inner", block))
     uniform = uniform_part(block, shares, keep)
     if uniform is not None:
         uniform_average = (inner if mask is None else inner * mask).mean(dim=-1).t().unsqueeze(-1)

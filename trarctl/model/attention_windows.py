@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Scores up to this size need no shift: exp(60) times the numbers of a row is far from the limits of float32.
-SAFE_SCORE = 60.0
+SAFE_SCORES = {torch.float32: 60.0, torch.float64: 600.0}
 
 
 class RowClasses:
@@ -34,6 +34,10 @@ class RowClasses:
             self.is_class = pair_class.unsqueeze(1) == classes
             self._spread = self.is_class.to(dtype)
             self._sum = self._spread.transpose(1, 2).contiguous()
+
+    def to(self, dtype: torch.dtype) -> RowClasses:
+        """The same classes for scores of another dtype."""
+        return RowClasses(self.pair_class, self.contains, dtype)
 
     def sums(self, numbers: Tensor) -> Tensor:
         """Add up over each class: [I, R, M] -> [R, I, C]."""
@@ -96,13 +100,30 @@ class Shares:
         return (class_sums.unsqueeze(-2) * self.scale).sum(dim=-1) * self.inverse
 
 
-def exponentiate_(scores: Tensor, classes: RowClasses, is_hidden: Tensor | None) -> Shares:
-    """Turn scores [I, R, M] into exponentials, in place; hidden keys ([I, 1, M] bool) get 0."""
+def is_safe(scores: Tensor) -> bool:
+    """Whether exponentials need no shift; never so where asking would stop the device."""
+    if scores.device.type != "cpu":
+        return False
+    lowest, highest = torch.aminmax(scores)
+    limit = SAFE_SCORES[scores.dtype]
+    return bool(lowest >= -limit) and bool(highest <= limit)
+
+
+def exponentiate_(scores: Tensor, classes: RowClasses, is_hidden: Tensor | None, *, is_safe: bool) -> Shares:
+    """Turn scores into exponentials, in place.
+
+    Args:
+        scores: [I, R, M].
+        classes: of the rows.
+        is_hidden: keys that are padding, [I, 1, M]; None if there are none.
+        is_safe: whether the exponentials of all scores can be used as they are. Otherwise each class is shifted by
+            its own maximum: no common shift saves a window whose scores lie far below those of another.
+    """
     contains = classes.contains.to(scores.dtype)
-    if is_safe(scores):
+    if is_safe:
         scores.exp_()
         if is_hidden is not None:
-            scores.masked_fill_(is_hidden, 0.0)
+            scores.mul_((~is_hidden).to(scores.dtype))
         sums = classes.sums(scores) @ contains.t()
         scale = contains
     else:
@@ -118,11 +139,3 @@ def exponentiate_(scores: Tensor, classes: RowClasses, is_hidden: Tensor | None)
     is_empty = sums == 0.0
     inverse = sums.reciprocal_().masked_fill_(is_empty, 0.0)
     return Shares(inverse, scale, is_empty if scores.is_cuda or bool(is_empty.any()) else None)
-
-
-def is_safe(scores: Tensor) -> bool:
-    """Whether the exponentials of all scores can be used as they are; asked on the CPU only, where asking is free."""
-    if scores.device.type != "cpu":
-        return False
-    lowest, highest = torch.aminmax(scores)
-    return bool(lowest >= -SAFE_SCORE) and bool(highest <= SAFE_SCORE)

@@ -12,7 +12,7 @@ import typer
 
 from trarctl import __version__
 from trarctl.commands import eval as evaluation
-from trarctl.commands import prepare, resume, submit, train
+from trarctl.commands import predict, prepare, resume, submit, train
 from trarctl.commands.console import show_error
 from trarctl.commands.help import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
@@ -72,6 +72,7 @@ _register("train", train.train, train.EPILOG)
 _register("resume", resume.resume, resume.EPILOG)
 _register("eval", evaluation.evaluate, evaluation.EPILOG)
 _register("submit", submit.submit, submit.EPILOG)
+_register("predict", predict.predict, predict.EPILOG)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

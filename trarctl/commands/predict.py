@@ -1,0 +1,177 @@
+"""``trarctl predict``: ask a trained model about any picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trarctl.commands.options import (
+    DATA_PANEL,
+    OUTPUT_PANEL,
+    CkptOption,
+    ConfigOption,
+    DataOption,
+    GpusOption,
+    JsonOption,
+    SetOption,
+)
+
+if TYPE_CHECKING:
+    from trarctl.engine.asking import Asked, Asker
+
+EPILOG = (
+    "Example: trarctl predict --image photo.jpg --question 'what colour is the cat?' --save attention.png"
+    "\n\nMany at once: trarctl predict --batch questions.csv --json - ; the file has the columns image and question,"
+    " its paths are relative to it; .jsonl has them as keys."
+)
+
+
+def predict(
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", metavar="FILE", help="The picture.", rich_help_panel=DATA_PANEL, show_default=False),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            "--question", metavar="TEXT", help="What to ask about it.", rich_help_panel=DATA_PANEL, show_default=False
+        ),
+    ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            "--batch",
+            metavar="FILE",
+            help="A .csv or .jsonl file of pictures and questions instead.",
+            rich_help_panel=DATA_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    ckpt: CkptOption = None,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    gpus: GpusOption = None,
+    top: Annotated[
+        int,
+        typer.Option("--top", metavar="N", min=1, help="Answers to show.", rich_help_panel=OUTPUT_PANEL),
+    ] = 5,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="FILE.png",
+            help="Draw the attention of each layer over the picture.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Answer a question about a picture, and show which way it went through the model."""
+    from trarctl.commands.console import note, say, write_json
+    from trarctl.commands.progress import progress
+    from trarctl.engine.asking import open_asker
+    from trarctl.engine.evaluating import Request
+
+    paths, questions = _wanted(image, question, batch, save)
+    asker, chosen = open_asker(Request(ckpt, data, "", config, tuple(sets or ()), gpus))
+    for text in chosen.notes:
+        note(text)
+    note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {asker.trained_on()}")
+    with progress() as report:
+        asked = asker.ask_files(paths, questions, top=top, progress=report)
+    for one in asked:
+        if one.unknown_words:
+            words = ", ".join(map(repr, one.unknown_words))
+            note(f"{one.question!r} has words that the model never saw and cannot read: {words}")
+    if save is not None:
+        _save(asked[0], paths[0], asker, save)
+        note(f"picture written to {save}")
+    if json is not None:
+        write_json(_document(asked, paths, asker, str(chosen.checkpoint)), json)
+    if json == "-":
+        return
+    if batch is None:
+        say(asked[0].question)
+        _show_one(asked[0], asker)
+    else:
+        _show_all(asked, paths)
+
+
+def _wanted(
+    image: Path | None, question: str | None, batch: Path | None, save: Path | None
+) -> tuple[list[Path], list[str]]:
+    """The pictures, and the question to each."""
+    from trarctl.data.question_files import read_question_file
+    from trarctl.errors import SettingsError
+
+    if batch is not None:
+        if image is not None or question is not None:
+            raise SettingsError("--batch brings its own pictures and questions", "leave out --image and --question")
+        if save is not None:
+            raise SettingsError("--save draws one picture", "give --image and --question instead of --batch")
+        return read_question_file(batch)
+    if image is None or question is None:
+        missing = "--image" if image is None else "--question"
+        raise SettingsError(f"{missing} is missing", "trarctl predict --image FILE --question TEXT, or --batch FILE")
+    return [image], [question]
+
+
+def _save(asked: Asked, path: Path, asker: Asker, target: Path) -> None:
+    from trarctl.data.backbones import load_images
+    from trarctl.report.pictures import picture_of, save_picture
+
+    images, _ = load_images([path])
+    save_picture(picture_of(asked, images[0], grid_size=asker.grid_size, spans=asker.spans), target)
+
+
+def _document(asked: list[Asked], paths: list[Path], asker: Asker, checkpoint: str) -> dict[str, object]:
+    return {
+        "checkpoint": checkpoint,
+        "trained_on": asker.trained_on(),
+        "grid_size": asker.grid_size,
+        "spans": list(asker.spans),
+        "predictions": [
+            {
+                "image": str(path),
+                "question": one.question,
+                "answers": [{"answer": answer, "probability": share} for answer, share in one.answers],
+                "routes": one.routes,
+                "answer_attention": one.answer_attention,
+                "layer_attention": one.layer_attention,
+                "unknown_words": list(one.unknown_words),
+            }
+            for path, one in zip(paths, asked, strict=True)
+        ],
+    }
+
+
+def _show_one(asked: Asked, asker: Asker) -> None:
+    from trarctl.commands.console import add_row, make_table, note, say, show_table
+    from trarctl.report.names import span_names
+
+    answers = make_table("answer", "probability, %", numbers=["probability, %"])
+    for rank, (answer, share) in enumerate(asked.answers):
+        add_row(answers, answer or "(blank)", f"{100 * share:.1f}", style="bold" if rank == 0 else None)
+    show_table(answers)
+    say("")
+    names = span_names(asker.spans)
+    routes = make_table("route, %", *names, numbers=names)
+    for number, weights in enumerate(asked.routes, start=1):
+        add_row(routes, f"layer {number}", *(f"{100 * weight:.1f}" for weight in weights))
+    show_table(routes)
+    if asker.is_hard:
+        note("of each layer only the heaviest span is used (model.binarize)")
+
+
+def _show_all(asked: list[Asked], paths: list[Path]) -> None:
+    from trarctl.commands.console import add_row, make_table, show_table
+
+    table = make_table("image", "question", "answer", "probability, %", numbers=["probability, %"])
+    for path, one in zip(paths, asked, strict=True):
+        answer, share = one.answers[0]
+        add_row(table, path, one.question, answer or "(blank)", f"{100 * share:.1f}")
+    show_table(table)

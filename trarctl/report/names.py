@@ -1,0 +1,24 @@
+"""What things are called in pictures and tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def span_name(order: int) -> str:
+    """A span in words: ``whole`` for the whole picture, otherwise its window, such as ``3x3``."""
+    return "whole" if order == 0 else f"{2 * order + 1}x{2 * order + 1}"
+
+
+def span_names(orders: Sequence[int]) -> list[str]:
+    """The names of a model's spans, in their order; a number tells equal ones apart."""
+    names = [span_name(order) for order in orders]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
+        for index, name in enumerate(names)
+    ]
+
+
+def type_name(name: str) -> str:
+    """A type of question or answer as people write it: ``compare numbers``."""
+    return name.replace("_", " ") or "none"

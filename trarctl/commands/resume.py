@@ -18,7 +18,7 @@ EPILOG = (
 def resume(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run's name, folder, or one of its checkpoints; by default the latest."),
+        typer.Argument(metavar="RUN", help="A run's name, folder, or one of its checkpoints; by default the latest."),
     ] = None,
     epoch: Annotated[
         int | None,

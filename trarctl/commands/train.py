@@ -129,7 +129,7 @@ KeepOption = Annotated[
 def train(
     dataset: Annotated[
         DatasetName | None,
-        typer.Argument(metavar="[DATASET]", help="vqa, clevr or easy-vqa; by default that of --data, or vqa."),
+        typer.Argument(metavar="DATASET", help="vqa, clevr or easy-vqa; by default that of --data, or vqa."),
     ] = None,
     data: DataOption = None,
     split: SplitOption = None,

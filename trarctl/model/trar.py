@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trarctl.model.attention import chosen_span_attention, routed_attention
+from trarctl.model.dropout import dropout
 from trarctl.model.layers import (
     AttentionPooling,
     FeedForward,
@@ -46,17 +47,20 @@ class LanguageLayer(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        size, dropout = settings.hidden_size, settings.dropout
-        self.attend = MultiHeadAttention(size, settings.num_heads, dropout=dropout)
-        self.feed = FeedForward(size, settings.feed_forward_size, dropout=dropout)
+        size, probability = settings.hidden_size, settings.dropout
+        self.attend = MultiHeadAttention(size, settings.num_heads, dropout=probability)
+        self.feed = FeedForward(size, settings.feed_forward_size, dropout=probability)
         self.attend_norm = SampleNorm(size)
         self.feed_norm = SampleNorm(size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = probability
 
     def forward(self, words: Tensor, is_padding: Tensor) -> Tensor:
         """Map word states [B, T, D] to [B, T, D]; ``is_padding`` is [B, T]."""
-        words = self.attend_norm(words + self.dropout(self.attend(words, words, is_padding)))
-        return self.feed_norm(words + self.dropout(self.feed(words)))
+        words = self.attend_norm(words + self._dropped(self.attend(words, words, is_padding)))
+        return self.feed_norm(words + self._dropped(self.feed(words)))
+
+    def _dropped(self, change: Tensor) -> Tensor:
+        return dropout(change, self.dropout, training=self.training)
 
 
 class RoutedAttention(nn.Module):
@@ -109,14 +113,14 @@ class VisualLayer(nn.Module):
 
     def __init__(self, settings: ModelSettings, spans: Spans) -> None:
         super().__init__()
-        size, dropout = settings.hidden_size, settings.dropout
+        size, probability = settings.hidden_size, settings.dropout
         self.route = RoutedAttention(settings, spans)
-        self.guide = MultiHeadAttention(size, settings.num_heads, dropout=dropout)
-        self.feed = FeedForward(size, settings.feed_forward_size, dropout=dropout)
+        self.guide = MultiHeadAttention(size, settings.num_heads, dropout=probability)
+        self.feed = FeedForward(size, settings.feed_forward_size, dropout=probability)
         self.route_norm = SampleNorm(size)
         self.guide_norm = SampleNorm(size)
         self.feed_norm = SampleNorm(size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = probability
 
     def forward(
         self,
@@ -129,9 +133,12 @@ class VisualLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Map cell states [B, N, D] to [B, N, D], looking at words [B, T, D]; also the span weights [B, K]."""
         routed, weights = self.route(cells, is_cell_padding, temperature=temperature)
-        cells = self.route_norm(cells + self.dropout(routed))
-        cells = self.guide_norm(cells + self.dropout(self.guide(cells, words, is_word_padding)))
-        return self.feed_norm(cells + self.dropout(self.feed(cells))), weights
+        cells = self.route_norm(cells + self._dropped(routed))
+        cells = self.guide_norm(cells + self._dropped(self.guide(cells, words, is_word_padding)))
+        return self.feed_norm(cells + self._dropped(self.feed(cells))), weights
+
+    def _dropped(self, change: Tensor) -> Tensor:
+        return dropout(change, self.dropout, training=self.training)
 
 
 class TRAR(nn.Module):

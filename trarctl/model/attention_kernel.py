@@ -63,7 +63,7 @@ def uniform_part(block: Block, shares: Shares, keep: KeepMask) -> Tensor | None:
 
 def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
     """Attend, [B, H, T, d]; memory is laid out as [B, T, H, d]."""
-    out = empty_heads(inputs.query, inputs.query.dtype)
+    out = empty_heads(inputs.query, inputs.value, inputs.value.dtype)
     keep = KeepMask(inputs.dropout, seed, out.device)
     scratch = Scratch(out.device)
     for candidate in cut(inputs):
@@ -83,9 +83,9 @@ def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
 def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and span weights from that of the output."""
     scale = score_scale(inputs)
-    query_gradient = empty_heads(inputs.query, inputs.query.dtype)
-    key_gradient = empty_heads(inputs.key, inputs.dtype)
-    value_gradient = empty_heads(inputs.value, inputs.dtype)
+    query_gradient = empty_heads(inputs.query, inputs.query, inputs.query.dtype)
+    key_gradient = empty_heads(inputs.key, inputs.key, inputs.dtype)
+    value_gradient = empty_heads(inputs.value, inputs.value, inputs.dtype)
     weight_gradient = torch.zeros_like(inputs.span_weights, dtype=inputs.dtype)
     keep = KeepMask(inputs.dropout, seed, gradient.device)
     scratch = Scratch(gradient.device)
@@ -141,10 +141,14 @@ def score_scale(inputs: Inputs) -> float:
     return float(inputs.query.shape[-1] ** -0.5)
 
 
-def empty_heads(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialised [B, H, T, d] whose heads lie side by side, so that joining them copies nothing."""
-    batch, heads, rows, width = like.shape
-    return torch.empty(batch, rows, heads, width, dtype=dtype, device=like.device).transpose(1, 2)
+def empty_heads(rows: Tensor, width: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised [B, H, T, d] with the rows of one tensor and the width of another.
+
+    The heads lie side by side, so that joining them copies nothing.
+    """
+    batch, heads, num_rows, _ = rows.shape
+    empty = torch.empty(batch, num_rows, heads, width.shape[-1], dtype=dtype, device=rows.device)
+    return empty.transpose(1, 2)
 
 
 def blended_attention(
@@ -163,7 +167,7 @@ def blended_attention(
     Args:
         query: [B, H, T, d].
         key: [B, H, M, d].
-        value: [B, H, M, d].
+        value: [B, H, M, d], or of another width.
         span_weights: how much of each span, [B, K].
         pair_class: distance class of each query and key, C outside all spans, [T, M]; None if all are of class 0.
         contains: whether span k holds class c, [K, C] bool.
@@ -171,7 +175,7 @@ def blended_attention(
         dropout: probability, applied to the blended map; the mask comes from the generator of ``torch.manual_seed``.
 
     Returns:
-        [B, H, T, d].
+        [B, H, T, d], as wide as the value.
     """
     seed = torch.randint(2**62, ()) if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
     attended: Tensor = _attend(query, key, value, span_weights, pair_class, contains, is_padding, dropout, seed)
@@ -215,8 +219,8 @@ def _attend_backward(
 
 
 @_attend.register_fake
-def _(query: Tensor, *_: Any) -> Tensor:
-    return empty_heads(query, query.dtype)
+def _(query: Tensor, _key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return empty_heads(query, value, value.dtype)
 
 
 @_attend_backward.register_fake
@@ -224,9 +228,9 @@ def _(
     _gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, span_weights: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
-        empty_heads(query, query.dtype),
-        empty_heads(key, key.dtype),
-        empty_heads(value, value.dtype),
+        empty_heads(query, query, query.dtype),
+        empty_heads(key, key, key.dtype),
+        empty_heads(value, value, value.dtype),
         torch.empty_like(span_weights),
     )
 

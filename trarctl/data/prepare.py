@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data.checks import CheckRow, file_rows, folder_rows
-from trarctl.data.easy_vqa import package_data
+from trarctl.data.extract_stage import make_features
+from trarctl.data.extraction import share_of_environment
 from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, write_json, writing
-from trarctl.data.image_stage import ImageOptions, ImagePlan, Pack, build_images, plan_images, write_table
-from trarctl.data.images import Ids
-from trarctl.data.layouts import LAYOUTS, Layout, layout_of
+from trarctl.data.image_stage import ImagePlan, build_images, plan_images, write_table
+from trarctl.data.images import Ids, feature_folders
+from trarctl.data.layouts import LAYOUTS
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,
@@ -34,8 +35,10 @@ from trarctl.data.manifest import (
     read_manifest,
 )
 from trarctl.data.progress import Progress, no_progress
+from trarctl.data.raw_splits import RawData
+from trarctl.data.request import PrepareReport, PrepareRequest, Work, default_out, plan_work
 from trarctl.data.text_stage import (
-    TextOptions,
+    READERS,
     build_text,
     file_sha256,
     present_splits,
@@ -43,77 +46,9 @@ from trarctl.data.text_stage import (
 )
 from trarctl.errors import DataError, SettingsError
 
+__all__ = ["PrepareReport", "PrepareRequest", "check", "default_out", "prepare", "prepare_share"]
+
 _TEXT_DONE = "text.json"
-
-
-@dataclass(frozen=True)
-class PrepareRequest:
-    """What to prepare, from where, to where.
-
-    Args:
-        dataset: ``vqa``, ``clevr`` or ``easy-vqa``.
-        out: the prepared folder; default: data/DATASET/prepared.
-        raw: folder of the raw files; default: data/DATASET/raw, for easy-VQA the installed package's.
-        features: folder with one folder of feature files per image set; default: ``feats`` beside ``raw``, if it is
-            there. Without features only questions are prepared.
-        without_features: leave features out even if they are there.
-        grid: cells S along one side; default: 8 for VQA, 14 for CLEVR, 4 for easy-VQA.
-        vectors: ``none``, ``auto``, a spaCy package or folder, or a GloVe file.
-        min_answer_count: VQA: an answer is learned if it is that of more annotations than this.
-        max_words: words kept of a question; default: 14 for VQA, else the longest question in the data.
-        pack: number type to pack features as; None reads them where they are.
-        check_values: whether to read every number of every feature file; else only shapes and sizes.
-        rebuild: prepare again even if nothing changed.
-    """
-
-    dataset: str
-    out: Path | None = None
-    raw: Path | None = None
-    features: Path | None = None
-    without_features: bool = False
-    grid: int | None = None
-    vectors: str = "auto"
-    min_answer_count: int = 8
-    max_words: int | None = None
-    pack: Pack | None = None
-    check_values: bool = True
-    rebuild: bool = False
-
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What was prepared.
-
-    Args:
-        out: the prepared folder.
-        manifest: what it holds.
-        checks: file by file, what was found and what was expected.
-        warnings: what is odd, one sentence each.
-        was_current: whether nothing had to be done.
-        seconds: how long it took.
-    """
-
-    out: Path
-    manifest: Manifest
-    checks: tuple[CheckRow, ...]
-    warnings: tuple[str, ...]
-    was_current: bool
-    seconds: float
-
-
-@dataclass
-class _Work:
-    """One preparation on its way."""
-
-    layout: Layout
-    raw: Path
-    out: Path
-    text_options: TextOptions
-    image_options: ImageOptions
-    rebuild: bool
-    progress: Progress
-    building: Path = field(default_factory=Path)
-    old: Manifest | None = None
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
@@ -131,13 +66,18 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         SettingsError: a value is outside its limits.
     """
     began = time.monotonic()
-    work = _plan(request, progress)
+    work = plan_work(request, progress)
     present_splits(work.layout, work.raw)
     with writing(work.out) as work.building:
         refuse_foreign(work.out, [MANIFEST, FEATURES, *_possible_entries()])
         work.old = None if work.rebuild else _old_manifest(work.out)
         text, is_text_current = _text(work)
-        plan = plan_images(work.layout, _named(work, text, is_text_current), work.image_options, progress)
+        named = _named(work, text, is_text_current)
+        if work.backbone_options is not None:
+            share = share_of_environment()
+            features = make_features(work.layout, named, work.out, work.backbone_options, share, progress)
+            work.image_options = replace(work.image_options, features=features)
+        plan = plan_images(work.layout, named, work.image_options, progress)
         has_current_images = work.old is not None and work.old.images.key == plan.key
         if work.old is not None and is_text_current and has_current_images:
             shutil.rmtree(work.building)
@@ -146,53 +86,48 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
     return _report(work, manifest, plan, began, was_current=False)
 
 
-def default_out(dataset: str) -> Path:
-    """Give the folder that a data set is prepared to if none is named."""
-    return Path("data") / dataset / "prepared"
+def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> None:
+    """Do another process's share of making features: for every process of ``torchrun`` but the first.
+
+    Raises:
+        DataError: raw files or images are missing or damaged.
+        SettingsError: a value is outside its limits, or there are no images to share.
+    """
+    work = plan_work(request, progress)
+    if work.backbone_options is None:
+        raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
+    data = RawData()
+    named = {
+        split.name: READERS[work.layout.dataset](work.raw, split, data, progress).image_id
+        for split in present_splits(work.layout, work.raw)
+    }
+    make_features(work.layout, named, work.out, work.backbone_options, share_of_environment(), progress)
 
 
-def _plan(request: PrepareRequest, progress: Progress) -> _Work:
-    layout = layout_of(request.dataset)
-    is_easy = layout.dataset == "easy-vqa"
-    for flag, value, least in (
-        ("--grid", request.grid, 1),
-        ("--max-words", request.max_words, 1),
-        ("--min-answer-count", request.min_answer_count, 0),
-    ):
-        if value is not None and value < least:
-            raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
-    raw = request.raw or (package_data() if is_easy else Path("data") / layout.dataset / "raw")
-    if not raw.is_dir():
-        raise DataError(f"no folder of raw files {raw}", f"{layout.download_hint}; or pass --raw DIR")
-    grid = request.grid or layout.grid_size
-    if is_easy and (request.features is not None or grid != layout.grid_size or request.pack is not None):
-        raise SettingsError(
-            f"easy-vqa makes its own features on a grid of {layout.grid_size}", "leave out --features, --grid, --pack"
-        )
-    return _Work(
-        layout=layout,
-        raw=raw,
-        out=request.out or default_out(layout.dataset),
-        text_options=TextOptions(request.max_words, request.min_answer_count, request.vectors),
-        image_options=ImageOptions(
-            grid_size=grid,
-            features=None if is_easy else _features(request, raw),
-            pack=request.pack,
-            check_values=request.check_values,
-            images=raw if is_easy else None,
-        ),
-        rebuild=request.rebuild,
-        progress=progress,
-    )
+def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:
+    """Read everything that ``prepare`` would and write nothing.
 
+    Returns:
+        File by file, what was found, what was expected and what to do about it.
 
-def _features(request: PrepareRequest, raw: Path) -> Path | None:
-    if request.without_features:
-        return None
-    if request.features is not None:
-        return request.features
-    beside = raw.resolve().parent / "feats"
-    return beside if beside.is_dir() else None
+    Raises:
+        DataError: there is no raw folder.
+        SettingsError: a value is outside its limits.
+    """
+    work = plan_work(request, progress)
+    data = RawData()
+    damaged: dict[str, str] = {}
+    for split in work.layout.splits:
+        if not all((work.raw / name).is_file() for name in split.files):
+            continue
+        try:
+            READERS[work.layout.dataset](work.raw, split, data, progress)
+        except DataError as error:
+            guilty = next((name for name in split.files if str(work.raw / name) in error.what), split.questions)
+            damaged[guilty] = error.what
+    rows = file_rows(work.layout, work.raw, data.num_records, damaged)
+    features = work.image_options.features
+    return tuple(rows + (folder_rows(work.layout, feature_folders(work.layout, features)) if features else []))
 
 
 def _old_manifest(out: Path) -> Manifest | None:
@@ -205,7 +140,7 @@ def _old_manifest(out: Path) -> Manifest | None:
     return manifest if all(sizes.get(name) == size for name, size in manifest.files.items()) else None
 
 
-def _text(work: _Work) -> tuple[TextPart, bool]:
+def _text(work: Work) -> tuple[TextPart, bool]:
     """Give the text half: the one in place, the one that an interrupted attempt left behind, or a new one.
 
     Returns:
@@ -230,7 +165,7 @@ def _left_behind(building: Path) -> TextPart | None:
         return None
 
 
-def _is_current(text: TextPart, work: _Work) -> bool:
+def _is_current(text: TextPart, work: Work) -> bool:
     options = work.text_options
     has_same_options = (
         text.requested_max_words == options.max_words
@@ -253,13 +188,13 @@ def _is_unchanged(path: Path, source: SourceFile) -> bool:
     return status.st_mtime_ns == source.modified_ns or file_sha256(path) == source.sha256
 
 
-def _named(work: _Work, text: TextPart, is_text_current: bool) -> dict[str, Ids]:
+def _named(work: Work, text: TextPart, is_text_current: bool) -> dict[str, Ids]:
     base = work.out if is_text_current else work.building
     return {split: np.load(base / split / "image_id.npy", allow_pickle=False) for split in text.splits}
 
 
 def _finish(
-    work: _Work, text: TextPart, plan: ImagePlan, *, is_text_current: bool, has_current_images: bool
+    work: Work, text: TextPart, plan: ImagePlan, *, is_text_current: bool, has_current_images: bool
 ) -> Manifest:
     """Build what is missing, put it in place and write the manifest."""
     new = [IMAGES] if is_text_current else [IMAGES, *_text_entries(text)]
@@ -305,14 +240,14 @@ def _possible_entries() -> list[str]:
     return [VOCABULARY, ANSWERS, VECTORS, BACKBONE, IMAGES, *splits]
 
 
-def _obsolete(work: _Work, keep: set[str]) -> list[str]:
+def _obsolete(work: Work, keep: set[str]) -> list[str]:
     """List what an earlier preparation left that nothing refers to any more."""
     features = work.out / FEATURES
     packed = [f"{FEATURES}/{path.name}" for path in features.iterdir()] if features.is_dir() else []
     return [name for name in [*_possible_entries(), *packed] if name not in keep]
 
 
-def _report(work: _Work, manifest: Manifest, plan: ImagePlan, began: float, *, was_current: bool) -> PrepareReport:
+def _report(work: Work, manifest: Manifest, plan: ImagePlan, began: float, *, was_current: bool) -> PrepareReport:
     found = {name: source.records for name, source in manifest.text.sources.items()}
     checks = file_rows(work.layout, work.raw, found, {})
     folders = {images.files.name: images.folder for images in plan.table.sets}

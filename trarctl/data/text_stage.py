@@ -33,7 +33,7 @@ from trarctl.errors import DataError
 LONGEST_SENSIBLE_QUESTION = 512
 _NUM_EXAMPLES = 10
 
-_READERS: dict[str, Callable[[Path, SplitFiles, RawData, Progress], RawSplit]] = {
+READERS: dict[str, Callable[[Path, SplitFiles, RawData, Progress], RawSplit]] = {
     "vqa": read_vqa_split,
     "clevr": read_clevr_split,
     "easy-vqa": read_easy_vqa_split,
@@ -100,7 +100,7 @@ def build_text(layout: Layout, raw: Path, options: TextOptions, folder: Path, pr
     data = RawData()
     with ThreadPoolExecutor(1) as pool, _collection_paused():
         hashes = {name: pool.submit(_source, raw / name) for split in present for name in split.files}
-        data.splits += [_READERS[layout.dataset](raw, split, data, progress) for split in present]
+        data.splits += [READERS[layout.dataset](raw, split, data, progress) for split in present]
         sources = {
             name: future.result().model_copy(update={"records": data.num_records[name]})
             for name, future in hashes.items()
@@ -218,9 +218,13 @@ def _write_vectors(source: str, vocabulary: Vocabulary, folder: Path, progress: 
 
 
 def vectors_fingerprint(source: str) -> str:
-    """Identify a file or folder of vectors by size and time of change; empty for a package or none."""
+    """Identify vectors: what ``auto`` finds, or size and time of change of a file or folder; empty for a package."""
     path = Path(source)
-    if source in ("none", "auto") or not path.exists():
+    if source == "auto":
+        from trarctl.data.vectors import installed_vectors
+
+        return installed_vectors()
+    if source == "none" or not path.exists():
         return ""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return " ".join(f"{status.st_size}:{status.st_mtime_ns}" for status in (file.stat() for file in files))

@@ -1,7 +1,7 @@
 """Checkpoints: one self-contained, checksummed safetensors file each, and the original's pickles.
 
 A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``) and, in
-its header, a JSON description: settings, vocabulary, answers, place in the training, and a checksum over all tensors.
+its header, a JSON description: settings, vocabulary, answers, place in the training, and a checksum over all of it.
 It is written to a temporary name in the same folder, synced and renamed: a file with the final name is whole. Loading
 reads tensors only; nothing in a checkpoint is executed.
 """
@@ -12,6 +12,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
         DataError: if the disk is full or the folder cannot be written; what was there before stays.
     """
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    metadata = {"trarctl": orjson.dumps(description.model_dump(mode="json")).decode(), "sha256": digest_tensors(held)}
+    text = orjson.dumps(description.model_dump(mode="json")).decode()
+    metadata = {"trarctl": text, "sha256": _checksum(held, text)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
         temporary.replace(path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise DataError(
             f"cannot write the checkpoint {path}: {error}",
             "free some space or permissions; earlier checkpoints are untouched: trarctl resume goes on from the latest",
@@ -123,7 +126,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
-    if digest_tensors(tensors) != metadata.get("sha256"):
+    if _checksum(tensors, metadata["trarctl"]) != metadata.get("sha256"):
         raise _damaged(path, "its checksum does not match")
     return tensors, description
 
@@ -152,9 +155,9 @@ def load_upstream(path: Path) -> tuple[dict[str, Tensor], int]:
     return translate_state(state), epoch if isinstance(epoch, int) else 0
 
 
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """A sha256 over names, shapes, types and bytes, in order of the names."""
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """A sha256 over the description, and over names, shapes, types and bytes of the tensors in order of the names."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

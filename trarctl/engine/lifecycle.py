@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import orjson
 import torch
@@ -127,7 +128,7 @@ def _train(
     optimizer = torch.optim.Adam(
         model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
     )
-    restore_optimizer(model, optimizer, tensors, place.step)
+    restore_optimizer(model, optimizer, tensors)
     with stop_requests() as stop:
         network = wrap_network(model, settings, world)
         stepper = Stepper(settings, world, model, network, optimizer, len(data.answers))
@@ -202,8 +203,15 @@ def choose_checkpoint(
 
 
 def rewind(run: RunFolder, place: Progress) -> None:
-    """Forget what a run did behind a place: metrics are dropped, checkpoints set aside."""
-    kept = [entry for entry in run.metrics() if entry.get("step", 0) <= place.step]
+    """Forget what a run did behind a place: metrics are dropped, checkpoints set aside, torn ones removed."""
+
+    def is_before(entry: dict[str, Any]) -> bool:
+        step = entry.get("step", 0)
+        # Behind the last step of an epoch its own end is still to come.
+        is_end_of_epoch = entry.get("event") != "step" and place.step_in_epoch > 0
+        return step < place.step or (step == place.step and not is_end_of_epoch)
+
+    kept = [entry for entry in run.metrics() if is_before(entry)]
     temporary = run.metrics_file.with_suffix(".tmp")
     temporary.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
     temporary.replace(run.metrics_file)
@@ -212,6 +220,8 @@ def rewind(run: RunFolder, place: Progress) -> None:
             aside = run.checkpoints / "superseded"
             aside.mkdir(exist_ok=True)
             path.replace(aside / path.name)
+    for torn in run.checkpoints.glob(".*.tmp"):
+        torn.unlink(missing_ok=True)
 
 
 def _now() -> str:

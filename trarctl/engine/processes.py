@@ -49,22 +49,66 @@ class World:
         if self.size == 1:
             return flag
         shared = torch.tensor([flag], dtype=torch.int64)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        with meeting():
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return int(shared)
 
     def total(self, array: NDArray[Any]) -> NDArray[Any]:
         """The sum of all processes' arrays, in place, in every process."""
         if self.size > 1:
-            dist.all_reduce(torch.from_numpy(array))
+            with meeting():
+                dist.all_reduce(torch.from_numpy(array))
         return array
 
+    def collect(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+        """All processes' arrays, of the same shape and type, in the lead; nothing in the others."""
+        if self.size == 1:
+            return [array]
+        arrays = [np.empty_like(array) for _ in range(self.size if self.leads else 0)]
+        with meeting():
+            dist.gather(torch.from_numpy(array), [torch.from_numpy(one) for one in arrays] or None)
+        return arrays
+
     def share(self, value: Any) -> Any:
-        """The lead's value, in every process; tensors travel with it, on the CPU."""
+        """The lead's value, in every process; it is pickled, so small and our own."""
         if self.size == 1:
             return value
         box = [value if self.leads else None]
-        dist.broadcast_object_list(box, src=0)
+        with meeting():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """All processes' values, in every process; they are pickled, so small and our own."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with meeting():
+            dist.all_gather_object(values, value)
+        return values
+
+
+class LostProcess(DeviceError):
+    """Another process has gone or does not answer; why, that one may know."""
+
+
+_NETWORK = re.compile(r"gloo|nccl|connection|timed? ?out|broken pipe|socket|store", re.IGNORECASE)
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """What processes do together: a lost one shows as an error of the network, which becomes a ``LostProcess``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not isinstance(error, dist.DistError) and not _NETWORK.search(text):
+            raise
+        raise LostProcess(
+            f"another process was lost ({text[:300]})", "trarctl resume goes on from the latest checkpoint"
+        ) from error
 
 
 @dataclass(frozen=True)

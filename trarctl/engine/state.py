@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trarctl.engine.processes import World
+from trarctl.engine.processes import World, meeting
 from trarctl.model.trar import TRAR
 
-MODEL, AVERAGE, SQUARE = "model.", "adam.average.", "adam.square."
+MODEL, AVERAGE, SQUARE, STEP = "model.", "adam.average.", "adam.square.", "adam.step"
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """All tensors of a checkpoint: the weights and Adam's two averages."""
+    """All tensors of a checkpoint: the weights, Adam's two averages and the number of updates that they have seen."""
     tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         if state := optimizer.state.get(parameter):
+            tensors[STEP] = state["step"]
             tensors[AVERAGE + name] = state["exp_avg"]
             tensors[SQUARE + name] = state["exp_avg_sq"]
     return tensors
@@ -26,13 +27,13 @@ def model_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
 
 
-def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: dict[str, Tensor], step: int) -> None:
-    """Put Adam's averages back; ``step`` is the number of optimizer steps that they have seen."""
+def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: dict[str, Tensor]) -> None:
+    """Put Adam's averages back."""
     for name, parameter in model.named_parameters():
         if AVERAGE + name not in tensors:
             continue
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(step), dtype=torch.float32, device=parameter.device),
+            "step": tensors[STEP].to(parameter.device, copy=True),
             "exp_avg": tensors[AVERAGE + name].to(parameter.device),
             "exp_avg_sq": tensors[SQUARE + name].to(parameter.device),
         }
@@ -46,6 +47,7 @@ def share_tensors(tensors: dict[str, Tensor] | None, world: World) -> dict[str, 
     shared = {}
     for name, (shape, dtype) in shapes.items():
         tensor = tensors[name] if world.leads and tensors else torch.empty(shape, dtype=dtype)
-        torch.distributed.broadcast(tensor, src=0)
+        with meeting():
+            torch.distributed.broadcast(tensor, src=0)
         shared[name] = tensor
     return shared

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trarctl.data.dataset import Batch
 from trarctl.engine.losses import answer_loss, mean_elements
-from trarctl.engine.processes import World, precision_of, seed_step
+from trarctl.engine.processes import World, meeting, precision_of, seed_step
 from trarctl.model.trar import TRAR
 from trarctl.settings.fields import Settings
 
@@ -40,7 +40,7 @@ class Stepper:
     optimizer: torch.optim.Adam
     num_answers: int
 
-    def step(self, parts: Sequence[Batch], *, number: int, rate: float, heat: float) -> tuple[Tensor, Tensor]:
+    def step(self, parts: Sequence[Batch], *, number: int, rate: float, heat: float) -> StepResult:
         """Learn from one batch.
 
         Args:
@@ -49,9 +49,8 @@ class Stepper:
             rate: learning rate.
             heat: temperature of hard routing.
 
-        Returns:
-            This process's loss summed over its samples, and the mean routes of its last part, [L, K]; both are on the
-            device and may not be computed yet.
+        Raises:
+            LostProcess: if another process has gone.
         """
         train = self.settings.train
         seed_step(train.seed, step=number, rank=self.world.rank)
@@ -64,8 +63,7 @@ class Stepper:
             losses.append(loss)
         if train.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), train.gradient_clip)
-        self._update_unless_broken()
-        return torch.stack(losses).sum(), routes
+        return StepResult(torch.stack(losses).sum(), self._update_unless_broken(), routes)
 
     def _forward_backward(self, part: Batch, heat: float, *, shares_gradient: bool) -> tuple[Tensor, Tensor]:
         """Add one part's gradient; only the last part of a batch meets the other processes."""
@@ -81,49 +79,101 @@ class Stepper:
             with precision_of(self.world.device, self.settings.run.precision):
                 scores, routes = self.network(part.question_tokens, part.cells(), temperature=heat)
             loss = answer_loss(scores, part.target, loss=train.loss).sum()
-            (loss * scale).backward()
+            with meeting():
+                (loss * scale).backward()
         return loss.detach(), routes.detach().mean(dim=0)
 
-    def _update_unless_broken(self) -> None:
+    def _update_unless_broken(self) -> Tensor:
         """Update the weights, unless the gradient is not finite; decided on the device, without waiting for it."""
-        bias = self.model.head.bias.grad
-        if bias is None:
-            raise AssertionError("the head has a gradient after backward")
-        # The fused optimizer leaves the weights alone where this is 1; gradients are the same in all processes.
-        self.optimizer.found_inf = (~bias.sum().isfinite()).float()  # type: ignore[attr-defined]
+        ends = (self.model.head.bias, self.model.adapter.bias, self.model.reader.bias_ih_l0)
+        # What is not finite anywhere in the model reaches its ends on the way back. Processes share their gradients, so
+        # that all of them decide alike.
+        is_broken = ~torch.stack([end.grad.sum() for end in ends if end.grad is not None]).sum().isfinite()
+        # The fused optimizer leaves weights, averages and its count of steps alone where this is 1.
+        self.optimizer.found_inf = is_broken.float()  # type: ignore[attr-defined]
         self.optimizer.step()
+        return is_broken
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves behind, on the device; it may not be computed yet.
+
+    Attributes:
+        loss: of this process, summed over its samples.
+        is_broken: whether the gradient was not finite, and the weights stayed as they were; the same in all processes.
+        routes: mean span weights of this process's last part, [L, K].
+    """
+
+    loss: Tensor
+    is_broken: Tensor
+    routes: Tensor
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A step whose loss or gradient is not finite, as one process sees it.
+
+    Attributes:
+        step: number from 1.
+        questions: that this process computed in it.
+        is_here: whether this process's own loss is not finite.
+    """
+
+    step: int
+    questions: tuple[int, ...]
+    is_here: bool
 
 
 class LossWindow:
     """The losses since they were last looked at, on the device, and whose they are."""
 
     def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-        self._questions: list[list[int]] = []
+        self._results: list[StepResult] = []
+        self._questions: list[tuple[int, ...]] = []
 
     def clear(self) -> None:
         """Forget them."""
-        self._losses.clear()
+        self._results.clear()
         self._questions.clear()
 
-    def add(self, loss: Tensor, parts: Sequence[Batch]) -> None:
+    def add(self, result: StepResult, parts: Sequence[Batch]) -> None:
         """Note a step's loss and its questions."""
-        self._losses.append(loss)
-        self._questions.append([int(number) for part in parts for number in part.question_id])
+        self._results.append(result)
+        self._questions.append(tuple(int(number) for part in parts for number in part.question_id))
 
     def total(self) -> float:
-        """Their sum; waits for the device."""
-        return float(torch.stack(self._losses).double().sum()) if self._losses else 0.0
+        """Their sum, not finite if one step's loss or gradient is not; waits for the device."""
+        if not self._results:
+            return 0.0
+        return float(self._losses().double().sum())
 
-    def describe_fault(self, last_step: int) -> str:
-        """The first step whose loss is not finite, and its questions, in words.
+    def fault(self, last_step: int) -> Fault | None:
+        """The first step that is not finite.
 
         Args:
             last_step: number of the step that was added last.
         """
-        finite = torch.stack(self._losses).isfinite().tolist()
-        first = finite.index(False) if False in finite else len(finite) - 1
-        questions = self._questions[first]
-        more = f" and {len(questions) - 8} more" if len(questions) > 8 else ""
-        listed = ", ".join(str(number) for number in questions[:8])
-        return f"step {last_step - len(finite) + 1 + first} (questions {listed}{more})"
+        finite = self._losses().isfinite().tolist()
+        if all(finite):
+            return None
+        first = finite.index(False)
+        is_here = not bool(self._results[first].loss.isfinite())
+        return Fault(last_step - len(finite) + 1 + first, self._questions[first], is_here)
+
+    def _losses(self) -> Tensor:
+        losses = torch.stack([result.loss for result in self._results])
+        broken = torch.stack([result.is_broken for result in self._results])
+        return losses.masked_fill(broken, torch.nan)
+
+
+def describe_faults(faults: Sequence[Fault | None]) -> str:
+    """The first faulty step of all processes and its questions, in words."""
+    there = [fault for fault in faults if fault is not None]
+    step = min(fault.step for fault in there)
+    first = [fault for fault in there if fault.step == step]
+    guilty = [fault for fault in first if fault.is_here] or first
+    questions = [number for fault in guilty for number in fault.questions]
+    listed = ", ".join(str(number) for number in questions[:8])
+    more = f" and {len(questions) - 8} more" if len(questions) > 8 else ""
+    return f"step {step} (questions {listed}{more})"

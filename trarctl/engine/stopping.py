@@ -1,4 +1,4 @@
-"""Signals: finish the step, save, and leave with the signal's own exit code."""
+"""Signals: finish the step, save, and leave with the signal's own exit code, in all processes after the same step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
+
+import numpy as np
+
+from trarctl.engine.processes import World
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_PRESS_SECONDS = 0.5  # one key press can reach a process twice: from the terminal, and from its launcher
@@ -43,3 +48,29 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Word:
+    """What processes say to each other after a step.
+
+    Attributes:
+        loss: summed over the steps since it was last read; 0 where it was not read.
+        signal_number: the signal that asks to stop, 0 if none does.
+        is_save_due: whether to save; the leading process decides, since clocks differ.
+    """
+
+    loss: float
+    signal_number: int
+    is_save_due: bool
+
+
+def confer(world: World, word: Word) -> Word:
+    """Put together what all processes say, in one meeting: losses are added, any signal counts."""
+    if world.size == 1:
+        return word
+    asked = [float(word.signal_number == number) for number in STOPPING]
+    said = np.array([word.loss, float(world.leads and word.is_save_due), *asked])
+    loss, is_save_due, *asked = world.total(said).tolist()
+    signals = [int(number) for number, count in zip(STOPPING, asked, strict=True) if count]
+    return Word(loss, signals[0] if signals else 0, bool(is_save_due))

@@ -10,24 +10,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-import torch
 from torch import Tensor
 
-import trarctl
 from trarctl.data.dataset import Batch, Rows, Samples, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepared import PreparedData
-from trarctl.engine.checkpoint import Description, Progress, save_checkpoint
-from trarctl.engine.events import CheckpointSaved, EpochDone, Observer, RunFinished, RunStarted, StepDone, Validated
+from trarctl.engine.checkpoint import Progress
+from trarctl.engine.events import EpochDone, Observer, RunFinished, RunStarted, StepDone, Validated
+from trarctl.engine.keeping import Keeper
 from trarctl.engine.processes import World, peak_memory_bytes
 from trarctl.engine.runs import RunFolder
 from trarctl.engine.schedule import learning_rate, temperature
 from trarctl.engine.scoring import Scorer, measure
-from trarctl.engine.state import state_tensors
-from trarctl.engine.stepping import LossWindow, Stepper
-from trarctl.engine.stopping import StopRequest
-from trarctl.errors import DataError, Stopped, TrarError
+from trarctl.engine.stepping import LossWindow, Stepper, describe_faults
+from trarctl.engine.stopping import StopRequest, Word, confer
+from trarctl.errors import Stopped, TrarError
 from trarctl.model.trar import count_parameters
 from trarctl.settings.fields import Settings
 
@@ -55,9 +54,11 @@ class Trainer:
     stepper: Stepper
     place: Progress
     stop: StopRequest
-    accuracy: dict[str, object] | None = None
     _samples: dict[str, Samples] = field(default_factory=dict)
-    _saved_at: float = field(default_factory=time.monotonic)
+    _keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keeper = Keeper(self.settings, self.data, self.run, self.world, self.observe, self.stepper)
 
     def fit(self) -> Progress:
         """Train from where the run stands to its last epoch, validating and saving after each.
@@ -126,18 +127,16 @@ class Trainer:
         self.stepper.network.train()
         for parts in self._batches():
             number = self.place.step + 1
-            loss, routes = self.stepper.step(parts, number=number, rate=self._rate(number), heat=self.heat)
-            window.add(loss, parts)
+            result = self.stepper.step(parts, number=number, rate=self._rate(number), heat=self.heat)
+            window.add(result, parts)
             self._advance()
-            step, is_last = self.place.step, self.place.step_in_epoch == self.steps_per_epoch
-            is_logged = step % self.settings.run.log_every == 0 or is_last
-            fault = 0
-            if is_logged or self.world.device.type == "cpu":
-                fault = self._absorb(window)
-            mean_loss = self._mean_loss() if is_logged else None
-            self._report_step(mean_loss, routes, clock)
-            self._heed(window, fault)
-            self._save_within_epoch()
+            is_logged = number % self.settings.run.log_every == 0 or self.place.step_in_epoch == self.steps_per_epoch
+            word = self._confer(window, reads_loss=is_logged or self.world.device.type == "cpu")
+            self._report_step(result.routes if is_logged else None, clock)
+            if word.signal_number:
+                self._stop(word.signal_number)
+            if word.is_save_due:
+                self._save()
         self._finish_epoch(clock)
 
     def _batches(self) -> Iterator[list[Batch]]:
@@ -173,27 +172,36 @@ class Trainer:
             }
         )
 
-    def _absorb(self, window: LossWindow) -> int:
-        """Add the losses since the last time to the place; 1 if one of them is not finite."""
-        loss = window.total()
-        if self.world.size > 1:
-            loss = float(self.world.total(np.array([loss]))[0])
-        if not np.isfinite(loss):
-            return 1
-        window.clear()
-        place = self.place
-        self.place = place.model_copy(
-            update={"loss_sum": place.loss_sum + loss, "window_loss_sum": place.window_loss_sum + loss}
-        )
-        return 0
+    def _confer(self, window: LossWindow, *, reads_loss: bool) -> Word:
+        """Hear from all processes whether to stop or to save, and add up the losses; the one meeting of a step.
+
+        Reading the losses waits for the device. Whatever is saved has them in it.
+        """
+        is_due = self._keeper.is_due(self.place, steps_per_epoch=self.steps_per_epoch)
+        loss = window.total() if reads_loss else 0.0
+        word = confer(self.world, Word(loss, self.stop.signal_number, is_due))
+        if not reads_loss and (word.signal_number or word.is_save_due):
+            word = Word(float(self.world.total(np.array([window.total()]))[0]), word.signal_number, word.is_save_due)
+            reads_loss = True
+        if not np.isfinite(word.loss):
+            self._give_up(window)
+        if reads_loss:
+            window.clear()
+            place = self.place
+            sums = {"loss_sum": place.loss_sum + word.loss, "window_loss_sum": place.window_loss_sum + word.loss}
+            self.place = place.model_copy(update=sums)
+        return word
 
     def _mean_loss(self) -> float:
         place = self.place
         self.place = place.model_copy(update={"window_loss_sum": 0.0, "window_samples": 0})
         return place.window_loss_sum / max(place.window_samples, 1)
 
-    def _report_step(self, loss: float | None, routes: Tensor, clock: _EpochClock) -> None:
-        place, is_logged = self.place, loss is not None
+    def _report_step(self, routes: Tensor | None, clock: _EpochClock) -> None:
+        """Tell of a step; of its loss and ``routes`` only where these are logged."""
+        is_logged = routes is not None
+        loss = self._mean_loss() if is_logged else None
+        place = self.place
         self.observe(
             StepDone(
                 epoch=place.epoch + 1,
@@ -204,28 +212,26 @@ class Trainer:
                 temperature=self.heat,
                 samples_per_second=clock.samples_per_second(place),
                 loss=loss,
-                routes=[[round(weight, 4) for weight in layer] for layer in routes.tolist()] if is_logged else None,
+                routes=None
+                if routes is None
+                else [[round(weight, 4) for weight in layer] for layer in routes.tolist()],
                 memory_bytes=peak_memory_bytes(self.world.device) if is_logged else None,
             )
         )
 
-    def _heed(self, window: LossWindow, fault: int) -> None:
-        """Stop where a signal or a loss that is not finite says so, in all processes after the same step."""
-        signal_number = self.world.any(self.stop.signal_number)
-        if fault:
-            path = self._save_here()
-            raise TrarError(
-                f"the loss is not finite at {window.describe_fault(self.place.step)} of run {self.run.name}; "
-                f"the state is saved in {path.name}",
-                f"trarctl resume {self.run.name} --set train.learning_rate=... or train.gradient_clip=...; "
-                "look at the features of these questions",
-            )
-        if signal_number:
-            self._absorb(window)
-            self._stop(signal_number)
+    def _give_up(self, window: LossWindow) -> NoReturn:
+        """Save and end, since a loss or a gradient is not finite; the weights are those of before."""
+        where = describe_faults(self.world.gather(window.fault(self.place.step)))
+        path = self._save()
+        raise TrarError(
+            f"the loss or its gradient is not finite at {where} of run {self.run.name}; "
+            f"the state is saved in {path.name}, without that step's update",
+            f"trarctl resume {self.run.name} --set train.learning_rate=... or train.gradient_clip=...; "
+            "look at the features of these questions",
+        )
 
-    def _stop(self, signal_number: int) -> None:
-        path = self._save_here()
+    def _stop(self, signal_number: int) -> NoReturn:
+        path = self._save()
         raise Stopped(
             f"run {self.run.name} stopped by {signal.Signals(signal_number).name} after step {self.place.step}; "
             f"its state is saved in {path.name}",
@@ -233,45 +239,30 @@ class Trainer:
             f"trarctl resume {self.run.name}",
         )
 
-    def _save_here(self) -> Path:
-        path = self.run.step_checkpoint(self.place.epoch, self.place.step_in_epoch)
-        self._save(path)
-        return path
-
-    def _save_within_epoch(self) -> None:
-        every = self.settings.run.save_every
-        if every is None or self.place.step_in_epoch == self.steps_per_epoch:
-            return
-        if every.isdigit():
-            is_due = self.place.step % int(every) == 0
-        else:
-            is_due = time.monotonic() - self._saved_at >= 60 * int(every.rstrip("min"))
-        if is_due:
-            self._save_here()
-            self._prune()
+    def _save(self) -> Path:
+        return self._keeper.save(self.place, rate=self._rate(max(self.place.step, 1)), heat=self.heat)
 
     def _finish_epoch(self, clock: _EpochClock) -> None:
         place, heat, rate = self.place, self.heat, self._rate(max(self.place.step, 1))
+        loss = place.loss_sum / max(place.samples_in_epoch, 1)
         seconds, speed = clock.seconds(), clock.samples_per_second(place)
-        steps_per_epoch = self.steps_per_epoch
+        ended = EpochDone(place.epoch + 1, place.step, self.steps_per_epoch, loss, rate, heat, seconds, speed)
         validated = self._validate() if self._validates() else None
-        best = place.best_epoch, place.best_overall
-        self.accuracy = None
+        best, accuracy = (place.best_epoch, place.best_overall), None
+        # What is told is written down before the checkpoint: a resume drops what it finds twice, but cannot know what
+        # was never told.
+        self.observe(ended)
         if validated is not None:
+            self.observe(validated)
             if validated.is_best:
                 best = validated.epoch, validated.overall
-            self.accuracy = {
+            accuracy = {
                 "overall": validated.overall,
                 "per_type": validated.per_type,
                 "evaluator": validated.evaluator,
             }
         self.place = Progress(epoch=place.epoch + 1, step=place.step, best_epoch=best[0], best_overall=best[1])
-        self._save(self.run.epoch_checkpoint(self.place.epoch), rate=rate, heat=heat)
-        loss = place.loss_sum / max(place.samples_in_epoch, 1)
-        self.observe(EpochDone(self.place.epoch, place.step, steps_per_epoch, loss, rate, heat, seconds, speed))
-        if validated is not None:
-            self.observe(validated)
-        self._prune()
+        self._keeper.save(self.place, rate=rate, heat=heat, accuracy=accuracy)
 
     def _validates(self) -> bool:
         every, finished = self.settings.run.validate_every, self.place.epoch + 1
@@ -305,63 +296,13 @@ class Trainer:
             per_type=measured.per_type,
             is_best=best is None or measured.overall > best,
             seconds=time.monotonic() - started,
-            routes=answered.routes.mean(axis=0).round(4).tolist(),
+            routes=answered.routes.mean(axis=0, dtype=np.float64).round(4).tolist(),
         )
 
     def _heed_while_validating(self) -> None:
         signal_number = self.world.any(self.stop.signal_number)
         if signal_number:
             self._stop(signal_number)
-
-    def _save(self, path: Path, *, rate: float | None = None, heat: float | None = None) -> None:
-        """Write a checkpoint of the present place; all processes hear of it if that fails."""
-        failure: DataError | None = None
-        if self.world.leads:
-            started = time.monotonic()
-            try:
-                tensors = state_tensors(self.stepper.model, self.stepper.optimizer)
-                save_checkpoint(path, tensors, self._describe(rate, heat))
-                seconds = time.monotonic() - started
-                self.observe(CheckpointSaved(path, self.place.epoch, self.place.step_in_epoch, seconds))
-            except DataError as error:
-                failure = error
-        self._saved_at = time.monotonic()
-        if self.world.any(int(failure is not None)):
-            raise failure or DataError(f"run {self.run.name} cannot write its checkpoint", "see the leading process")
-
-    def _describe(self, rate: float | None, heat: float | None) -> Description:
-        vectors = self.data.manifest.vectors
-        return Description(
-            trarctl=trarctl.__version__,
-            torch=str(torch.__version__),
-            run=self.run.name,
-            dataset=self.data.dataset,
-            settings=self.settings.model_dump(mode="json"),
-            progress=self.place,
-            temperature=self.heat if heat is None else heat,
-            learning_rate=self._rate(max(self.place.step, 1)) if rate is None else rate,
-            accuracy=self.accuracy,
-            vocabulary=list(self.data.vocabulary.words),
-            answers=list(self.data.answers),
-            feature_width=self.data.features.width,
-            vectors=None if vectors is None else vectors.model_dump(mode="json"),
-            backbone=self.data.manifest.images.backbone,
-            data=str(self.data.path.resolve()),
-            num_processes=self.world.size,
-        )
-
-    def _prune(self) -> None:
-        """Remove checkpoints that nobody needs: within an epoch all but the latest two, epochs as ``run.keep`` says."""
-        if not self.world.leads:
-            return
-        saved = self.run.saved()
-        within = [path for _, step, path in saved if step]
-        epochs = [(epoch, path) for epoch, step, path in saved if not step]
-        ended = [path for epoch, step, path in saved if step and epoch < self.place.epoch]
-        keep = self.settings.run.keep
-        surplus = [path for epoch, path in epochs[:-keep] if epoch != self.place.best_epoch] if keep else []
-        for path in {*within[:-2], *ended, *surplus}:
-            path.unlink(missing_ok=True)
 
 
 class _EpochClock:

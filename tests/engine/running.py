@@ -1,0 +1,105 @@
+"""Tiny runs: their settings, starting them, going on with them, and what they leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from trarctl.engine.checkpoint import load_checkpoint
+from trarctl.engine.events import Event, Observer
+from trarctl.engine.jobs import Job, plan_resume, plan_start, run_job
+from trarctl.engine.runs import RunFolder, read_settings
+from trarctl.settings.fields import Settings
+from trarctl.settings.sources import resolve
+
+TINY = {
+    "model.num_layers": 1,
+    "model.hidden_size": 16,
+    "model.num_heads": 2,
+    "model.feed_forward_size": 32,
+    "model.word_embedding_size": 8,
+    "model.flat_mlp_size": 16,
+    "model.flat_out_size": 24,
+    "model.spans": "0,1",
+    "train.batch_size": 20,
+    "train.learning_rate": 1e-3,
+    "train.warmup_epochs": 1,
+    "train.decay_epochs": "3",
+    "run.gpus": "cpu",
+    "run.name": "tiny",
+    "run.log_every": 2,
+}
+
+
+class Killed(BaseException):
+    """What a test ends a run with, so that nobody mistakes it for an error."""
+
+
+def sets(**changes: object) -> list[str]:
+    """``KEY=VALUE`` settings of a tiny run; ``model__hidden_size`` stands for ``model.hidden_size``."""
+    values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def tiny_settings(data: Path, folder: Path, dataset: str = "vqa", **changes: object) -> Settings:
+    """Settings of a tiny run on prepared data; runs live in ``folder``."""
+    return resolve(
+        dataset=dataset, environ={}, sets=sets(data__path=data, run__folder=folder / "runs", **changes)
+    ).settings
+
+
+def train(
+    settings: Settings, *, on_event: Callable[[Event], None] | None = None, init: Path | None = None
+) -> RunFolder:
+    """Train from the beginning."""
+    job, _ = plan_start(settings, {}, init=None if init is None else str(init))
+    return _run(job, on_event)
+
+
+def resume(
+    run: RunFolder,
+    *,
+    epochs: int | None = None,
+    epoch: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> RunFolder:
+    """Go on with a run, up to another number of epochs if that is given."""
+    settings = read_settings(run)
+    if epochs is not None:
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": epochs})})
+    job, _ = plan_resume(run, settings, named=None, epoch=epoch)
+    return _run(job, on_event)
+
+
+def kill_after(is_time: Callable[[Event], bool]) -> Callable[[Event], None]:
+    """An ``on_event`` that ends the run the first time ``is_time`` says so."""
+
+    def on_event(event: Event) -> None:
+        if is_time(event):
+            raise Killed
+
+    return on_event
+
+
+def weights(run: RunFolder, file: Path | None = None) -> dict[str, bytes]:
+    """The bytes of all tensors of a run's latest checkpoint, Adam's included."""
+    tensors, _ = load_checkpoint(file or run.saved()[-1][2])
+    return {name: np.ascontiguousarray(tensor.numpy()).tobytes() for name, tensor in tensors.items()}
+
+
+def _run(job: Job, on_event: Callable[[Event], None] | None) -> RunFolder:
+    run_job(job, watching(on_event or (lambda event: None)))
+    return job.run
+
+
+def watching(on_event: Callable[[Event], None]) -> Callable[[], AbstractContextManager[Observer]]:
+    """What makes that observer, as ``run_job`` wants it."""
+
+    @contextmanager
+    def watch() -> Iterator[Observer]:
+        yield on_event
+
+    return watch

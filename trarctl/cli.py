@@ -12,7 +12,7 @@ import typer
 
 from trarctl import __version__
 from trarctl.commands import eval as evaluation
-from trarctl.commands import predict, prepare, resume, submit, train
+from trarctl.commands import predict, prepare, resume, runs, submit, train
 from trarctl.commands.console import show_error
 from trarctl.commands.help import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
@@ -73,6 +73,7 @@ _register("resume", resume.resume, resume.EPILOG)
 _register("eval", evaluation.evaluate, evaluation.EPILOG)
 _register("submit", submit.submit, submit.EPILOG)
 _register("predict", predict.predict, predict.EPILOG)
+_register("runs", runs.runs, runs.EPILOG)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

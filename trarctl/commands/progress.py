@@ -152,6 +152,15 @@ def compact(number: float) -> str:
     return f"{number / 1e9:.1f}G"
 
 
+def compact_bytes(number: float) -> str:
+    """A size for people, in powers of 1000 as disks are sold: ``950 B``, ``7.6 MB``, ``1.2 GB``."""
+    for limit, unit, suffix in ((1e3, 1, "B"), (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (1e12, 1e9, "GB")):
+        if number < limit:
+            value = number / unit
+            return f"{value:.1f} {suffix}" if unit > 1 and value < 100 else f"{value:.0f} {suffix}"
+    return f"{number / 1e12:.1f} TB"
+
+
 def duration(seconds: float) -> str:
     """A time for people: ``8 s``, ``2 min 05 s``, ``3 h 20 min``."""
     whole = round(seconds)

@@ -13,23 +13,16 @@ import numpy as np
 
 from trarctl.engine.asking import Asked
 from trarctl.errors import DataError
-from trarctl.report.names import span_names
+from trarctl.report.names import span_colour, span_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-# Told apart by most colour-blind readers; after Okabe and Ito (2008).
-SPAN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#666666")
 _COLUMNS = 4
 _INK = "#222222"
 _HEAT = (0.84, 0.0, 0.3)
 _BAR_ROOM = 0.12  # below each picture, in lengths of its longer side
-
-
-def span_colour(index: int) -> str:
-    """The colour of span number ``index`` in every picture."""
-    return SPAN_COLOURS[index % len(SPAN_COLOURS)]
 
 
 def picture_of(asked: Asked, image: Image, *, grid_size: int, spans: Sequence[int]) -> Figure:

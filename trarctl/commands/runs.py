@@ -1,0 +1,49 @@
+"""``trarctl runs``: the runs of a folder in a table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trarctl.commands.options import JsonOption
+
+EPILOG = "Example: trarctl runs --json -\n\nWhether a run is going on is a guess, from when it last wrote something."
+
+WIDE = 100  # columns of a terminal that has room for the model
+
+
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Folder of the runs; by default runs.", show_default=False),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """List the runs: data, model, epochs, best accuracy, size and state."""
+    from trarctl.commands.console import add_row, make_table, note, show_table, stdout_console, write_json
+    from trarctl.commands.progress import compact_bytes
+    from trarctl.report.overview import overviews
+    from trarctl.settings.sources import resolve
+
+    where = folder or resolve().settings.run.folder
+    found = overviews(where)
+    if json is not None:
+        write_json({"folder": str(where), "runs": [asdict(run) for run in found]}, json)
+    if json == "-":
+        return
+    if not found:
+        note(f"no runs in {where}; start one: trarctl train")
+        return
+    numbers = ["epochs", "best, %", "size"]
+    model = ["model"] if stdout_console().width >= WIDE else []
+    table = make_table("run", "data", *model, *numbers, "state", numbers=numbers)
+    for run in found:
+        best = "" if run.best is None else f"{run.best:.2f}"
+        data = run.dataset if run.split in ("", "train") else f"{run.dataset}, {run.split}"
+        epochs = f"{run.epochs_done}/{run.epochs}" if run.epochs else ""
+        figures = (epochs, best, compact_bytes(run.num_bytes))
+        add_row(table, run.name, data, *([run.model] if model else []), *figures, run.state_text)
+    show_table(table)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trarctl.engine.checkpoint import load_checkpoint
-from trarctl.engine.events import Event, Observer
+from trarctl.engine.events import Event, Observer, unobserved
 from trarctl.engine.jobs import Job, plan_resume, plan_start, run_job
 from trarctl.engine.runs import RunFolder, read_settings
 from trarctl.settings.fields import Settings
@@ -51,9 +51,10 @@ def tiny_settings(data: Path, folder: Path, dataset: str = "vqa", **changes: obj
     ).settings
 
 
-def train(
-    settings: Settings, *, on_event: Callable[[Event], None] | None = None, init: Path | None = None
-) -> RunFolder:
+OnEvent = Callable[[Event], None]
+
+
+def train(settings: Settings, *, on_event: OnEvent = unobserved, init: Path | None = None) -> RunFolder:
     """Train from the beginning."""
     job, _ = plan_start(settings, {}, init=None if init is None else str(init))
     return _run(job, on_event)
@@ -64,7 +65,7 @@ def resume(
     *,
     epochs: int | None = None,
     epoch: int | None = None,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: OnEvent = unobserved,
 ) -> RunFolder:
     """Go on with a run, up to another number of epochs if that is given."""
     settings = read_settings(run)
@@ -74,7 +75,7 @@ def resume(
     return _run(job, on_event)
 
 
-def kill_after(is_time: Callable[[Event], bool]) -> Callable[[Event], None]:
+def kill_after(is_time: Callable[[Event], bool]) -> OnEvent:
     """An ``on_event`` that ends the run the first time ``is_time`` says so."""
 
     def on_event(event: Event) -> None:
@@ -90,12 +91,12 @@ def weights(run: RunFolder, file: Path | None = None) -> dict[str, bytes]:
     return {name: np.ascontiguousarray(tensor.numpy()).tobytes() for name, tensor in tensors.items()}
 
 
-def _run(job: Job, on_event: Callable[[Event], None] | None) -> RunFolder:
-    run_job(job, watching(on_event or (lambda event: None)))
+def _run(job: Job, on_event: OnEvent) -> RunFolder:
+    run_job(job, watching(on_event))
     return job.run
 
 
-def watching(on_event: Callable[[Event], None]) -> Callable[[], AbstractContextManager[Observer]]:
+def watching(on_event: OnEvent) -> Callable[[], AbstractContextManager[Observer]]:
     """What makes that observer, as ``run_job`` wants it."""
 
     @contextmanager

@@ -146,14 +146,10 @@ def test_a_checkpoint_of_another_vocabulary(run: RunFolder, golden_data: dict[st
     data = open_prepared(golden_data["vqa"])
     settings = Settings.model_validate(description.settings)
     world = World(0, 1, torch.device("cpu"))
-    with pytest.raises(
-        CheckpointError, match="was trained with another vocabulary than .* is 'elsewhere', in the data"
-    ):
+    with pytest.raises(CheckpointError, match="trained with another vocabulary than .* is 'elsewhere', in the data"):
         load_model(other, data, settings, origin={}, world=world)
     clevr = open_prepared(golden_data["clevr"])
-    with pytest.raises(
-        CheckpointError, match=r"was trained with another vocabulary than .* \(79 entries, the data has"
-    ):
+    with pytest.raises(CheckpointError, match=r"trained with another vocabulary than .* \(79 entries, the data"):
         load_model(path, clevr, settings, origin={}, world=world)
     assert load_model(path, data, settings, origin={}, world=world).epoch == 1
 

@@ -90,8 +90,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(undisturbed: 
     assert weights(run) == weights(undisturbed)
     assert [note.partition("checkpoints/")[2][:9] for note in notes] == ["epoch-004", "epoch-003"]
     assert all(note.endswith("taking the one before") for note in notes)
+    damage(run.epoch_checkpoint(4))
     with pytest.raises(CheckpointError, match=r"epoch-004\.safetensors is damaged"):
-        damage(run.epoch_checkpoint(4))
         resume(run, epoch=4)
 
 

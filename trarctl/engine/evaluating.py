@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from trarctl.engine.launching import Task, Watch, run_task
 from trarctl.engine.loading import Loaded, is_upstream, load_model
 from trarctl.engine.processes import World
 from trarctl.engine.runs import find_checkpoint
-from trarctl.engine.scoring import Scorer, Scores
+from trarctl.engine.scoring import Scorer, Scores, load_spilled
 from trarctl.errors import CheckpointError
 from trarctl.settings.fields import Settings
 from trarctl.settings.sources import amend, from_dict, resolve
@@ -107,13 +108,19 @@ def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
         TrarError: if checkpoint, data and settings are missing or do not fit together.
     """
     chosen = choose(request)
-    open_prepared(chosen.data).split(request.split)
-    work = functools.partial(_score, chosen, request.split)
-    scores: Scores = run_task(Task(work, name="scoring", cure="start it again", gpus=request.gpus), watch)
+    data = open_prepared(chosen.data)
+    data.split(request.split)
+    with tempfile.TemporaryDirectory(prefix="trarctl-") as folder:
+        work = functools.partial(_score, chosen, request.split, Path(folder))
+        scores = run_task(Task(work, name="scoring", cure="start it again", gpus=request.gpus), watch)
+        if scores is None:
+            is_exclusive = chosen.settings.train.loss != "bce"
+            scores = load_spilled(Path(folder), data.answers, is_exclusive=is_exclusive)
     return scores, chosen
 
 
-def _score(chosen: Chosen, split: str, world: World, observe: Observer) -> Scores:
+def _score(chosen: Chosen, split: str, folder: Path, world: World, observe: Observer) -> Scores | None:
+    """Score a split; several processes leave the result in a folder, since gigabytes do not fit through a pipe."""
     data = open_prepared(chosen.data)
     loaded = open_model(chosen, data, world)
     for text in chosen.notes:
@@ -129,4 +136,9 @@ def _score(chosen: Chosen, split: str, world: World, observe: Observer) -> Score
         observe=observe,
         task=f"scoring {split}",
     )
-    return scorer.score(scoring_samples(data, split), data.answers, is_exclusive=train.loss != "bce")
+    scores = scorer.score(scoring_samples(data, split), data.answers, is_exclusive=train.loss != "bce")
+    if world.size == 1:
+        return scores
+    if world.leads:
+        scores.spill(folder)
+    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -11,11 +12,12 @@ from typing import Literal
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.events import Note, Observer
 from trarctl.engine.launching import Task, Watch, num_restarts, run_task
-from trarctl.engine.lifecycle import resume_run, start_run
+from trarctl.engine.lifecycle import check_batch, resume_run, start_run
 from trarctl.engine.loading import adopt_shape
-from trarctl.engine.processes import World
+from trarctl.engine.processes import World, plan_placement
 from trarctl.engine.runs import CHECKPOINT, RunFolder, find_checkpoint, read_settings
 from trarctl.engine.setup import fit_to_data
+from trarctl.errors import SettingsError
 from trarctl.settings.fields import Settings
 
 
@@ -53,7 +55,7 @@ class Training:
 
     def __call__(self, world: World, observe: Observer) -> None:
         """Start the run or go on with it; a process that was started again goes on with it."""
-        job = self.job
+        job = replace(self.job, settings=_named(self.job.settings, world.share(self.job.settings.run.name)))
         data = open_prepared(job.data)
         is_restarted = num_restarts() > 0 and bool(world.share(job.run.saved()))
         if job.kind == "start" and not is_restarted:
@@ -99,9 +101,10 @@ def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | Non
         The job, and notes on what was chosen for the user.
 
     Raises:
-        SettingsError: if the settings do not fit the data.
+        SettingsError: if the settings do not fit the data or the devices, or a run of that name exists.
         DataError: if the data cannot be used.
         CheckpointError: if ``init`` cannot be used.
+        DeviceError: if there is no such device.
     """
     path = prepared_folder(settings)
     data = open_prepared(path)
@@ -110,10 +113,27 @@ def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | Non
         start, _ = find_checkpoint(init, settings.run.folder)
         settings = adopt_shape(start, settings, origin, data)
     settings, notes = fit_to_data(settings, data, origin)
+    check_batch(settings, data, plan_placement(settings.run.gpus, os.environ).num_processes)
     if settings.run.name is None:
-        name = f"{data.dataset}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
-    return Job("start", settings, path, init=start), notes
+        settings = _named(settings, _new_name(data.dataset))
+    job = Job("start", settings, path, init=start)
+    if job.run.saved() and not num_restarts():
+        raise SettingsError(
+            f"run {job.run.name} exists in {settings.run.folder}",
+            f"trarctl resume {job.run.name} goes on with it; --name gives a new one another name",
+        )
+    return job, notes
+
+
+def _new_name(dataset: str) -> str:
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        # Each restart would look for a run of another name.
+        raise SettingsError("a run that torchrun may restart needs a name", "--name NAME")
+    return f"{dataset}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+
+
+def _named(settings: Settings, name: str | None) -> Settings:
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
 
 
 def plan_resume(run: RunFolder, settings: Settings, *, named: str | None, epoch: int | None) -> tuple[Job, list[str]]:
@@ -133,7 +153,9 @@ def plan_resume(run: RunFolder, settings: Settings, *, named: str | None, epoch:
     if match and epoch is None:
         epoch = int(match[1])
     path = prepared_folder(settings)
-    settings, fitting = fit_to_data(settings, open_prepared(path), {})
+    data = open_prepared(path)
+    settings, fitting = fit_to_data(settings, data, {})
+    check_batch(settings, data, plan_placement(settings.run.gpus, os.environ).num_processes)
     if settings.model.routing == "hard" and settings.train.epochs != read_settings(run).train.epochs:
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
     return Job("resume", settings, path, epoch=epoch), notes + fitting

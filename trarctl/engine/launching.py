@@ -1,6 +1,7 @@
 """Doing work in one process or several: starting them, watching them, and bringing back one word on how it ended.
 
 Several processes are started, watched and restarted by PyTorch's elastic launcher; they meet on the loopback address.
+In a group that ``torchrun`` or Slurm has started, one process speaks for all.
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ import logging
 import os
 import signal
 import tempfile
+import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from trarctl import errors
 from trarctl.engine.events import Observer, unobserved
-from trarctl.engine.processes import Placement, World, joined, plan_placement
+from trarctl.engine.processes import GRACE_SECONDS, LostProcess, Placement, World, joined, plan_placement
+from trarctl.engine.reports import asked_to_stop, read_report, write_report
+from trarctl.engine.stopping import forwarded_signals
 from trarctl.errors import DeviceError, Stopped, TrarError
 
 Work = Callable[[World, Observer], Any]
 Watch = Callable[[], AbstractContextManager[Observer]]
-SHUTDOWN_SECONDS = 600  # a step and the saving of a checkpoint must fit before a process is killed
+SHUTDOWN_SECONDS = 30  # for processes that hang once another is lost
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,19 @@ def run_task(task: Task, watch: Watch) -> Any:
         watch: makes the observer, in the process of rank 0; a function of a module, so that it can be sent there.
 
     Returns:
-        What the leading process returned; None in the others of a group that was joined.
+        What the leading process returned; small, where processes are started for it.
 
     Raises:
         TrarError: whatever ended the work early.
+        SystemExit: in all but one process of a group that was joined; that one speaks for them.
     """
     placement = plan_placement(task.gpus, os.environ)
-    if not placement.launches:
+    if placement.launches:
+        with tempfile.TemporaryDirectory(prefix="trarctl-") as folder:
+            return _launch(task, placement, watch, Path(folder))
+    if placement.rank is None:
         return _work(task, placement, watch)
-    with tempfile.TemporaryDirectory(prefix="trarctl-") as folder:
-        return _launch(task, placement, watch, Path(folder))
+    return _join(task, placement, watch)
 
 
 def num_restarts() -> int:
@@ -78,8 +83,6 @@ def num_restarts() -> int:
 
 
 def _launch(task: Task, placement: Placement, watch: Watch, folder: Path) -> Any:
-    # The launcher's own log would say everything a second time, with a traceback.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     num_processes = len(placement.devices)
     config = LaunchConfig(
         min_nodes=1,
@@ -90,31 +93,74 @@ def _launch(task: Task, placement: Placement, watch: Watch, folder: Path) -> Any
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=task.max_restarts,
-        signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGHUP",
+        signals_to_handle="SIGQUIT",  # the others are forwarded here, so that every process can finish its step
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    # The launcher's own log would say everything a second time, with a traceback.
+    logging.disable(logging.CRITICAL)
+    failure: TrarError | None = None
+    result = None
     try:
-        return elastic_launch(config, _worker)(task, watch, folder)[0]
-    except SignalException as stopped:
-        raise _reported(folder) or Stopped(f"{task.name} was stopped", int(stopped.sigval), task.cure) from None
-    except ChildFailedError as failed:
-        raise _reported(folder) or _died(task, failed) from None
+        with forwarded_signals(folder) as stop:
+            try:
+                result = elastic_launch(config, _worker)(task, watch, folder)[0]
+            except ChildFailedError as failed:
+                failure = _died(task, failed)
+    finally:
+        logging.disable(logging.NOTSET)
+    if report := read_report(folder):
+        raise report
+    if failure and stop.signal_number:
+        raise _stopped_early(task, stop.signal_number)
+    if failure:
+        raise failure
+    return result
 
 
 def _worker(task: Task, watch: Watch, folder: Path) -> Any:
     """What each started process does; how it ended goes to a file, since exceptions do not cross processes whole."""
+    if read_report(folder):
+        # Only lost processes are worth another try: what has a known cause would end the same.
+        return None
+    if number := asked_to_stop(folder):
+        write_report(folder, _stopped_early(task, number))
+        return None
     placement = plan_placement(task.gpus, os.environ)
     try:
         return _work(task, placement, watch)
+    except Stopped as stopped:
+        write_report(folder, stopped)
+        return None
+    except LostProcess:
+        # The launcher sees better who was lost and how, and ends this process too.
+        time.sleep(GRACE_SECONDS)
+        raise SystemExit(DeviceError.exit_code) from None
     except TrarError as error:
-        report: dict[str, Any] = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
-        if isinstance(error, Stopped):
-            report["signal"] = error.signal_number
-        (folder / f"{placement.rank}-{num_restarts()}.json").write_bytes(orjson.dumps(report))
-        raise SystemExit(error.code if isinstance(error, Stopped) else error.exit_code) from None
+        write_report(folder, error)
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except Exception:  # noqa: BLE001 - a fault of ours: nothing but this would show where
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _join(task: Task, placement: Placement, watch: Watch) -> Any:
+    """Work as one of a group that others have started."""
+
+    def work(world: World, observe: Observer) -> Any:
+        try:
+            return task.work(world, observe)
+        except TrarError as error:
+            if world.tells(is_witness=not isinstance(error, LostProcess)):
+                raise
+            raise SystemExit(error.code if isinstance(error, Stopped) else error.exit_code) from None
+
+    result = _work(replace(task, work=work), placement, watch)
+    if placement.rank:
+        raise SystemExit(0)
+    return result
 
 
 def _work(task: Task, placement: Placement, watch: Watch) -> Any:
@@ -133,22 +179,12 @@ def _work(task: Task, placement: Placement, watch: Watch) -> Any:
             ) from error
 
 
-def _reported(folder: Path) -> TrarError | None:
-    """The first error that a process wrote down, as it was."""
-    reports = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not reports:
-        return None
-    report = orjson.loads(reports[0].read_bytes())
-    if report["kind"] == "Stopped":
-        return Stopped(report["what"], report["signal"], report["hint"])
-    kind: type[TrarError] = getattr(errors, report["kind"])
-    return kind(report["what"], report["hint"])
+def _stopped_early(task: Task, signal_number: int) -> Stopped:
+    name = signal.Signals(signal_number).name
+    return Stopped(f"{task.name} was stopped by {name} before its next step", signal_number, task.cure)
 
 
 def _died(task: Task, failed: ChildFailedError) -> DeviceError:
     rank, failure = failed.get_first_failure()
-    if failure.exitcode < 0:
-        how = f"killed by {failure.signal_name()}"
-    else:
-        how = f"exit code {failure.exitcode}: {str(failure.message).strip().splitlines()[-1][:500]}"
+    how = f"killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
     return DeviceError(f"process {rank} of {task.name} died ({how})", task.cure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from trarctl.engine.checkpoint import Description, Progress, load_checkpoint
 from trarctl.engine.events import Note, Observer, both
 from trarctl.engine.journal import journal
 from trarctl.engine.loading import check_words, load_weights, read_weights
-from trarctl.engine.processes import World
+from trarctl.engine.processes import World, meeting
 from trarctl.engine.runs import RunFolder, write_settings
 from trarctl.engine.setup import build_model
 from trarctl.engine.state import MODEL, model_tensors, restore_optimizer, share_tensors
@@ -32,7 +33,7 @@ from trarctl.settings.fields import Settings
 def start_run(
     settings: Settings, data: PreparedData, *, init: Path | None, world: World, observe: Observer
 ) -> Progress:
-    """Train from the beginning in a new run folder.
+    """Train from the beginning in a run folder that has no checkpoints yet.
 
     Args:
         settings: resolved and fitted to the data, ``run.name`` included.
@@ -45,18 +46,13 @@ def start_run(
         The place at the end.
 
     Raises:
-        SettingsError: if a run of that name exists, or the batch does not fit.
+        SettingsError: if the batch does not fit.
         DataError: if the run folder cannot be written or a split is missing.
         Stopped: after a signal.
     """
     run = RunFolder(settings.run.folder / str(settings.run.name))
-    check_batch(settings, data, world)
+    check_batch(settings, data, world.size)
     if world.leads:
-        if run.saved():
-            raise SettingsError(
-                f"run {run.name} exists in {settings.run.folder}",
-                f"trarctl resume {run.name} goes on with it; --name gives a new one another name",
-            )
         run.create()
         run.metrics_file.unlink(missing_ok=True)
         write_settings(run, settings, data.path)
@@ -90,7 +86,7 @@ def resume_run(
         Stopped: after a signal.
     """
     run = RunFolder(settings.run.folder / str(settings.run.name))
-    check_batch(settings, data, world)
+    check_batch(settings, data, world.size)
     tensors: dict[str, Tensor] = {}
     place = Progress()
     if world.leads:
@@ -140,15 +136,18 @@ def wrap_network(model: TRAR, settings: Settings, world: World) -> nn.Module:
     network: nn.Module = model
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
-        network = DistributedDataParallel(
-            network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with meeting(), warnings.catch_warnings():
+            # Newer versions call the argument another name, which older ones do not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            network = DistributedDataParallel(
+                network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
     if settings.run.compile:
         network.compile()
     return network
 
 
-def check_batch(settings: Settings, data: PreparedData, world: World) -> None:
+def check_batch(settings: Settings, data: PreparedData, num_processes: int) -> None:
     """See that the batch divides among parts and processes, and that there are samples for one.
 
     Raises:
@@ -156,13 +155,13 @@ def check_batch(settings: Settings, data: PreparedData, world: World) -> None:
         DataError: if a split is missing or has no answers.
     """
     train = settings.train
-    share = train.accumulation * world.size
+    share = train.accumulation * num_processes
     if train.batch_size % share:
         below, above = train.batch_size // share * share, (train.batch_size // share + 1) * share
         sizes = f"{below} and {above}" if below else str(above)
         raise SettingsError(
-            f"batch size {train.batch_size} does not divide into {train.accumulation} parts on {world.size} processes "
-            f"(nearest that do: {sizes})",
+            f"batch size {train.batch_size} does not divide into {share} equal parts, {train.accumulation} on each of "
+            f"{num_processes} processes (nearest that do: {sizes})",
             f"--batch-size {above}",
         )
     for split in {settings.data.split, settings.data.later_split or settings.data.split}:

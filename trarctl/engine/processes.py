@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from trarctl.errors import DeviceError
 
 Precision = Literal["fp32", "tf32", "bf16"]
+GRACE_SECONDS = 2.0  # in which one that lost another lets those speak who know why
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class World:
         rank: number of this process, 0 leads: it alone writes files and speaks.
         size: how many there are.
         device: where this one computes.
+        store: what all can read and write, while they work together; None for one that is alone.
     """
 
     rank: int
     size: int
     device: torch.device
+    store: Store | None = None
 
     @property
     def leads(self) -> bool:
@@ -86,6 +92,22 @@ class World:
         with meeting():
             dist.all_gather_object(values, value)
         return values
+
+    def tells(self, *, is_witness: bool) -> bool:
+        """Whether this process is the one of all to say what ended the work early; to be asked once.
+
+        Args:
+            is_witness: whether it knows itself. One that only lost another waits a moment for those who know more.
+        """
+        if self.store is None:
+            return True
+        if not is_witness:
+            time.sleep(GRACE_SECONDS)
+        try:
+            return bool(self.store.compare_set("teller", "", str(self.rank)) == str(self.rank).encode())
+        except RuntimeError:
+            # Where process 0 keeps the store, both go together: the next one steps in.
+            return self.rank == 1
 
 
 class LostProcess(DeviceError):
@@ -182,15 +204,13 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
     if placement.num_processes == 1:
         yield World(0, 1, device)
         return
+    timeout = timedelta(seconds=timeout_seconds)
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(placement.devices)))
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            rank=rank,
-            world_size=placement.size,
-            timeout=timedelta(seconds=timeout_seconds),
-        )
+        store, rank, size = next(rendezvous("env://", rank, placement.size, timeout=timeout))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DeviceError(
@@ -198,7 +218,7 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
             "check that all machines reach MASTER_ADDR:MASTER_PORT and started with the same number of processes",
         ) from error
     try:
-        yield World(rank, placement.size, device)
+        yield World(rank, size, device, PrefixStore("trarctl", store))
     finally:
         dist.destroy_process_group()
 

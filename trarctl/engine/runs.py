@@ -87,8 +87,7 @@ class RunFolder:
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
-        with self.metrics_file.open("ab") as file:
-            file.write(orjson.dumps(dict(entry)) + b"\n")
+        self._append(self.metrics_file, orjson.dumps(dict(entry)) + b"\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; one that a crash cut off is left out."""
@@ -105,8 +104,17 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Append a line for people to ``log.txt``."""
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        self._append(self.log_file, f"{text}\n".encode())
+
+    def _append(self, path: Path, content: bytes) -> None:
+        try:
+            with path.open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {path}: {error.strerror or error}",
+                f"free some space or mend its permissions; then trarctl resume {self.name} goes on",
+            ) from error
 
     def best_epoch(self) -> int | None:
         """The epoch, counted from 1, with the best validation so far that still has a checkpoint."""

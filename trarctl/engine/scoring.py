@@ -49,6 +49,21 @@ class Scores:
         """The answer with the highest score, for each question."""
         return [self.answers[index] for index in self.scores.argmax(axis=1)]
 
+    def spill(self, folder: Path) -> None:
+        """Write the arrays as they are, for ``load_spilled`` in another process.
+
+        Raises:
+            DataError: if there is no room.
+        """
+        try:
+            for name in _ARRAYS:
+                np.save(folder / f"{name}.npy", getattr(self, name))
+        except OSError as error:
+            raise DataError(
+                f"cannot keep the scores in {folder} for the other process: {error.strerror or error}",
+                "TMPDIR=DIR names a folder with more room; --gpus cpu or a single GPU needs none",
+            ) from error
+
     def save(self, path: Path) -> None:
         """Write all of it as an ``.npz`` file, whole or not at all.
 
@@ -73,6 +88,15 @@ class Scores:
                 f"cannot write the scores to {path}: {error.strerror or error}",
                 "choose another file with --save-scores",
             ) from error
+
+
+_ARRAYS = ("question_id", "scores", "routes")
+
+
+def load_spilled(folder: Path, answers: Sequence[str], *, is_exclusive: bool) -> Scores:
+    """What ``Scores.spill`` wrote; the arrays stay on the disk, also once their files have no name any more."""
+    question_id, scores, routes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
+    return Scores(question_id, scores, routes, tuple(answers), is_exclusive)
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,16 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class _Scored:
+    """One batch: positions in the split [B], question ids [B], scores [B, A] and routes [B, L, K] on the device."""
+
+    rows: Rows
+    question_id: NDArray[np.int64]
+    scores: Tensor
+    routes: Tensor
+
+
+@dataclass(frozen=True)
 class Scorer:
     """How to run a model over questions without dropout or noise.
 
@@ -136,7 +170,7 @@ class Scorer:
     check: Callable[[], None] | None = None
 
     def score(self, samples: Samples, answers: Sequence[str], *, is_exclusive: bool) -> Scores:
-        """Score all samples; the whole result is in every process.
+        """Score all samples; the scores and routes are in the leading process, the others keep none.
 
         Args:
             samples: Q questions and their features.
@@ -144,30 +178,39 @@ class Scorer:
             is_exclusive: see ``Scores``.
         """
         question_id = np.zeros(len(samples), dtype=np.int64)
-        scores = np.zeros((len(samples), len(answers)), dtype=np.float32)
-        routes = self._room_for_routes(samples)
-        for rows, batch, answer_scores, weights in self._batches(samples):
-            question_id[rows] = batch.question_id
-            scores[rows] = answer_scores.cpu().numpy()
-            routes[rows] = weights.cpu().numpy()
-        for array in (question_id, scores, routes):
-            self.world.total(array)
-        return Scores(question_id, scores, routes, tuple(answers), is_exclusive)
+        kept = len(samples) if self.world.leads else 0
+        scores = np.zeros((kept, len(answers)), dtype=np.float32)
+        routes = self._room_for_routes(kept)
+        share = np.zeros((self.batch_size, len(answers) + routes[:1].size), dtype=np.float32)
+        for turn, scored in enumerate(self._rounds(samples)):
+            if scored is not None:
+                question_id[scored.rows] = scored.question_id
+                flat = torch.cat([scored.scores, scored.routes.flatten(1)], dim=1)
+                share[: len(flat)] = flat.cpu().numpy()
+            # Round by round, so that no process but the lead ever holds more than a batch.
+            for rank, rows in enumerate(self.world.collect(share)):
+                start = (turn * self.world.size + rank) * self.batch_size
+                there = rows[: max(kept - start, 0)]
+                scores[start : start + len(there)] = there[:, : len(answers)]
+                routes[start : start + len(there)] = there[:, len(answers) :].reshape(-1, *routes.shape[1:])
+        return Scores(self.world.total(question_id), scores, routes, tuple(answers), is_exclusive)
 
     def answer(self, samples: Samples) -> Answered:
         """Choose the likeliest answer of each sample, in memory that does not grow with the number of answers."""
         chosen = np.zeros(len(samples), dtype=np.int64)
-        routes = self._room_for_routes(samples)
-        for rows, _, answer_scores, weights in self._batches(samples):
-            chosen[rows] = answer_scores.argmax(dim=1).cpu().numpy()
-            routes[rows] = weights.cpu().numpy()
+        routes = self._room_for_routes(len(samples))
+        for scored in self._rounds(samples):
+            if scored is not None:
+                chosen[scored.rows] = scored.scores.argmax(dim=1).cpu().numpy()
+                routes[scored.rows] = scored.routes.cpu().numpy()
         return Answered(self.world.total(chosen), self.world.total(routes))
 
-    def _room_for_routes(self, samples: Samples) -> NDArray[np.float32]:
+    def _room_for_routes(self, num_samples: int) -> NDArray[np.float32]:
         settings = self.model.settings
-        return np.zeros((len(samples), settings.num_layers, len(settings.spans)), dtype=np.float32)
+        return np.zeros((num_samples, settings.num_layers, len(settings.spans)), dtype=np.float32)
 
-    def _batches(self, samples: Samples) -> Iterator[tuple[Rows, Batch, Tensor, Tensor]]:
+    def _rounds(self, samples: Samples) -> Iterator[_Scored | None]:
+        """Rounds in which each process scores a batch; None where this one has none left."""
         world, total = self.world, len(samples)
         plan = scoring_plan(total, batch_size=self.batch_size, rank=world.rank, num_processes=world.size)
         num_rounds = -(-total // (self.batch_size * world.size))
@@ -176,17 +219,18 @@ class Scorer:
         self.model.eval()
         try:
             for turn in range(num_rounds):
-                if turn < len(plan):
-                    batch = next(batches)
-                    there = batch.to(world.device)
-                    with torch.inference_mode(), precision_of(world.device, self.precision):
-                        scores, routes = self.model(there.question_tokens, there.cells(), temperature=self.temperature)
-                    yield plan[turn], batch, scores, routes
+                yield self._score_batch(plan[turn], next(batches)) if turn < len(plan) else None
                 self.observe(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))
                 if self.check is not None:
                     self.check()
         finally:
             self.model.train(was_training)
+
+    def _score_batch(self, rows: Rows, batch: Batch) -> _Scored:
+        there = batch.to(self.world.device)
+        with torch.inference_mode(), precision_of(self.world.device, self.precision):
+            scores, routes = self.model(there.question_tokens, there.cells(), temperature=self.temperature)
+        return _Scored(rows, batch.question_id, scores, routes)
 
 
 def measure(predictions: Sequence[str], data: PreparedData, split: PreparedSplit, evaluator: Evaluator) -> Measured:

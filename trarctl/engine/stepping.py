@@ -85,7 +85,7 @@ class Stepper:
 
     def _update_unless_broken(self) -> Tensor:
         """Update the weights, unless the gradient is not finite; decided on the device, without waiting for it."""
-        ends = (self.model.head.bias, self.model.adapter.bias, self.model.reader.bias_ih_l0)
+        ends = (self.model.head.bias, self.model.adapter.bias, self.model.reader.get_parameter("bias_ih_l0"))
         # What is not finite anywhere in the model reaches its ends on the way back. Processes share their gradients, so
         # that all of them decide alike.
         is_broken = ~torch.stack([end.grad.sum() for end in ends if end.grad is not None]).sum().isfinite()

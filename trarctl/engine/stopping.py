@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
 
 from trarctl.engine.processes import World
+from trarctl.engine.reports import ask_to_stop
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_PRESS_SECONDS = 0.5  # one key press can reach a process twice: from the terminal, and from its launcher
@@ -42,9 +46,46 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Listen for SIGINT, SIGTERM and SIGUSR1 while the block runs."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.handle) for number in STOPPING}
-    try:
+    with _handling(request.handle):
         yield request
+
+
+@contextmanager
+def forwarded_signals(folder: Path) -> Iterator[StopRequest]:
+    """Pass SIGINT, SIGTERM and SIGUSR1 on to the processes that this one has started, while the block runs.
+
+    A second SIGINT kills them and stops at once.
+
+    Args:
+        folder: where those processes look before they begin, see ``trarctl.engine.reports``.
+    """
+    request = StopRequest()
+
+    def handle(signal_number: int, frame: FrameType | None) -> None:
+        ask_to_stop(folder, signal_number)
+        try:
+            request.handle(signal_number, frame)
+        except KeyboardInterrupt:
+            _signal_children(signal.SIGKILL)
+            raise
+        _signal_children(signal_number)
+
+    with _handling(handle):
+        yield request
+
+
+def _signal_children(signal_number: int) -> None:
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal_number)
+
+
+@contextmanager
+def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handle) for number in STOPPING}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -212,9 +212,7 @@ class Trainer:
                 temperature=self.heat,
                 samples_per_second=clock.samples_per_second(place),
                 loss=loss,
-                routes=None
-                if routes is None
-                else [[round(weight, 4) for weight in layer] for layer in routes.tolist()],
+                routes=None if routes is None else routes.double().cpu().numpy().round(4).tolist(),
                 memory_bytes=peak_memory_bytes(self.world.device) if is_logged else None,
             )
         )

@@ -1,0 +1,95 @@
+"""One optimizer step: gradients of the whole batch whatever its parts, and no update from what is not finite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+
+from tests.engine.programs import free_port
+from tests.engine.running import tiny_settings
+from trarctl.data.prepared import open_prepared
+from trarctl.engine import lifecycle
+from trarctl.engine.events import Event, StepDone
+from trarctl.engine.processes import Placement, joined
+from trarctl.engine.setup import build_model
+from trarctl.engine.stepping import Fault, Stepper, describe_faults
+from trarctl.settings.fields import Settings
+
+NUM_STEPS = 20
+
+
+def gradients(settings: Settings, placement: Placement) -> np.ndarray:
+    """The gradient of the whole model at each of the first steps of a run in float64, [steps, parameters]."""
+    found: list[np.ndarray] = []
+    steppers: list[Stepper] = []
+
+    class Watched(Stepper):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+            steppers.append(self)
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StepDone):
+            parameters = steppers[0].model.parameters()
+            found.append(np.concatenate([parameter.grad.numpy().ravel() for parameter in parameters]))
+
+    data = open_prepared(Path(str(settings.data.path)))
+    with pytest.MonkeyPatch.context() as patch, joined(placement, timeout_seconds=60) as world:
+        patch.setattr(lifecycle, "build_model", lambda *arguments: build_model(*arguments).double())
+        patch.setattr(lifecycle, "Stepper", Watched)
+        lifecycle.start_run(settings, data, init=None, world=world, observe=observe)
+    return np.stack(found[:NUM_STEPS])
+
+
+def settings_of(dataset: str, data: Path, folder: Path, name: str, accumulation: int) -> Settings:
+    settings = tiny_settings(
+        data,
+        folder,
+        dataset,
+        model__dropout=0,
+        model__routing="soft",
+        model__grid_size={"vqa": 4, "clevr": 5}[dataset],
+        train__accumulation=accumulation,
+        train__epochs=20,
+        run__name=name,
+        run__validate_every=0,
+    )
+    num_steps = len(open_prepared(data).split("train").training_order) // settings.train.batch_size
+    return settings.model_copy(
+        update={"train": settings.train.model_copy(update={"epochs": -(-NUM_STEPS // num_steps)})}
+    )
+
+
+def _in_one_of_two(rank: int, port: int, data: dict[str, Path], folder: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    for dataset, path in data.items():
+        settings = settings_of(dataset, path, folder, f"{dataset}-two", 2)
+        found = gradients(settings, Placement(("cpu", "cpu"), rank, rank, 2))
+        if rank == 0:
+            np.save(folder / f"{dataset}.npy", found)
+
+
+def test_the_gradient_is_that_of_the_whole_batch(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_in_one_of_two, (free_port(), golden_data, tmp_path), nprocs=2)
+    for dataset, path in golden_data.items():
+        whole = gradients(settings_of(dataset, path, tmp_path, f"{dataset}-one", 1), Placement(("cpu",)))
+        parts = gradients(settings_of(dataset, path, tmp_path, f"{dataset}-four", 4), Placement(("cpu",)))
+        processes = np.load(tmp_path / f"{dataset}.npy")
+        assert whole.shape[0] == NUM_STEPS
+        assert whole.dtype == np.float64
+        size = np.linalg.norm(whole, axis=1)
+        assert size.min() > 1e-3
+        assert (np.linalg.norm(parts - whole, axis=1) / size).max() < 1e-6
+        assert (np.linalg.norm(processes - whole, axis=1) / size).max() < 1e-6
+
+
+def test_a_fault_is_described_by_those_who_had_it() -> None:
+    here, there = Fault(7, (1, 2), False), Fault(7, tuple(range(10, 20)), True)
+    assert describe_faults([here, there]) == "step 7 (questions 10, 11, 12, 13, 14, 15, 16, 17 and 2 more)"
+    assert describe_faults([here, None, Fault(8, (9,), True)]) == "step 7 (questions 1, 2)"

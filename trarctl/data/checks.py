@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,9 +63,9 @@ def folder_rows(layout: Layout, folders: Mapping[str, Folder | None]) -> list[Ch
     for files in layout.image_sets:
         folder = folders.get(files.name)
         if folder is not None:
-            odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
             row = _counted(str(folder.path), len(folder.ids), files.num_images, "are all images there?")
-            rows.append(CheckRow(row.file, row.found, row.expected, row.verdict, row.advice or odd))
+            odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
+            rows.append(replace(row, advice="; ".join(filter(None, (row.advice, odd)))))
         elif files.is_required:
             rows.append(CheckRow(files.name, None, files.num_images, "missing", "needed for training"))
         else:

@@ -89,7 +89,7 @@ def make_features(
         num_threads=len(options.devices) + 1,
         progress=progress,
     )
-    if share.rank == 0:
+    if share.num_processes > 1 and share.rank == 0:
         wait_for_others(table.sets, folder, progress)
     return folder
 

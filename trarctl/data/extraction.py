@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from trarctl.data.backbones import Backbone, load_images
 from trarctl.data.features import FeatureFileError, read_shape
@@ -105,12 +106,12 @@ def wait_for_others(sets: Sequence[ImageSet], folder: Path, progress: Progress) 
 
 
 def _is_done(folder: Path, images: ImageSet, image_id: int) -> bool:
-    """Tell whether an image has features that are whole and no older than itself."""
+    """Tell whether an image has features that are whole and bear the time of its last change."""
     assert images.folder is not None  # noqa: S101 - the callers pass over sets without a folder
     path = feature_file(folder, images, image_id)
     try:
         read_shape(path)
-        return path.stat().st_mtime_ns >= images.folder.file(image_id).stat().st_mtime_ns
+        return path.stat().st_mtime_ns == images.folder.file(image_id).stat().st_mtime_ns
     except (FeatureFileError, OSError):
         return False
 
@@ -121,19 +122,27 @@ def _run(
     def run(batch: list[int]) -> tuple[list[int], list[str]]:
         assert images.folder is not None  # noqa: S101 - the caller passes over sets without a folder
         sources = [images.folder.file(image_id) for image_id in batch]
+        modified = [_modified_ns(source) for source in sources]
         loaded, bad = load_images(sources)
         features = backbone.extract(loaded)
         # An unusable image came as a single pixel, and gets no file.
-        for image_id, source, cells in zip(batch, sources, features, strict=True):
+        for image_id, source, changed_ns, cells in zip(batch, sources, modified, features, strict=True):
             if not any(problem.startswith(f"{source} ") for problem in bad):
-                _write(feature_file(folder, images, image_id), cells)
+                _write(feature_file(folder, images, image_id), cells, changed_ns)
         return batch, bad
 
     with ThreadPoolExecutor(num_threads) as pool:
         yield from pool.map(run, batches)
 
 
-def _write(path: Path, cells: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> None:
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _write(path: Path, cells: npt.NDArray[np.float32], modified_ns: int) -> None:
     with np.errstate(over="ignore"):
         half = cells.astype(np.float16)
     # A backbone's values fit float16 but for rare outliers, which then keep their own type.
@@ -141,4 +150,5 @@ def _write(path: Path, cells: np.ndarray[tuple[int, int], np.dtype[np.float32]])
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         np.save(file, stored, allow_pickle=False)
+    os.utime(temporary, ns=(modified_ns, modified_ns))
     temporary.replace(path)

@@ -27,6 +27,7 @@ WIDTH = 1024
 PIXELS_PER_CELL = 16
 
 _UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError)
+_WEIGHTS_HINT = "--weights FILE, as torchvision publishes it for resnet101"
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
@@ -101,7 +102,7 @@ def weights_digest(weights: Path | None) -> str:
         with weights.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read the weights {weights}: {error.strerror or error}", "--weights FILE") from None
+        raise DataError(f"cannot read the weights {weights}: {error.strerror or error}", _WEIGHTS_HINT) from None
 
 
 def _third_stage(weights: Path | None) -> nn.Module:
@@ -117,9 +118,12 @@ def _third_stage(weights: Path | None) -> nn.Module:
     else:
         network = resnet101(weights=None)
         try:
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except (*_UNREADABLE, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"{weights} holds no weights of ResNet-101: {reason}", "--weights FILE") from None
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except (*_UNREADABLE, pickle.UnpicklingError):
+            raise DataError(f"{weights} is no file of PyTorch weights", _WEIGHTS_HINT) from None
+        try:
+            network.load_state_dict(state)
+        except _UNREADABLE:
+            raise DataError(f"{weights} holds other weights than ResNet-101's", _WEIGHTS_HINT) from None
     stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
     return nn.Sequential(*(getattr(network, stage) for stage in stages)).eval()

@@ -153,6 +153,9 @@ class RunSettings(Frozen):
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
     folder: Path = Field(Path("runs"), description="folder that holds the runs")
     gpus: str | None = Field(None, description="GPU indices joined by commas, or cpu; default: a GPU if there is one")
+    num_threads: PositiveInt | None = Field(
+        None, le=1024, description="CPU threads of a process; none: its share of the cores. Small models want 1"
+    )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="of matrix products; weights, optimizer, softmax and loss stay float32"
     )

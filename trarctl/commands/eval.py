@@ -9,6 +9,7 @@ import typer
 
 from trarctl.commands.options import (
     DATA_PANEL,
+    OUTPUT_PANEL,
     CkptOption,
     ConfigOption,
     DataOption,
@@ -23,6 +24,7 @@ from trarctl.commands.options import (
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
     from trarctl.engine.scoring import Evaluator, Measured
+    from trarctl.report.page import ReportRequest
 
 EPILOG = (
     "Example: trarctl eval --ckpt RUN@13 --evaluator upstream --json scores.json"
@@ -51,6 +53,26 @@ def evaluate(
     evaluator: EvaluatorOption = "official",
     json: JsonOption = None,
     save_scores: SaveScoresOption = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="DIR",
+            help="Write DIR/index.html: accuracy, curves, routes, calibration, confusions and examples on one page.",
+            rich_help_panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Folder of the pictures for the report's examples; easy-VQA brings its own.",
+            rich_help_panel=DATA_PANEL,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Measure a checkpoint's accuracy: overall and by type, in percent."""
     from trarctl.commands.console import note, write_json
@@ -58,15 +80,21 @@ def evaluate(
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluating import Request, score_split
     from trarctl.engine.scoring import measure
+    from trarctl.errors import SettingsError
+    from trarctl.report.page import ReportRequest, prepare_folder
 
     wanted = split or "val"
     if split is None:
         note("no split named: taking val")
     if answers is not None:
+        if report is not None:
+            raise SettingsError("--report shows how a checkpoint answers, --answers has none", "leave one of them out")
         opened = open_prepared(_needed(data))
         part = opened.split(wanted)
         predictions, source = _read_answers(answers, opened, part), str(answers)
     else:
+        if report is not None:
+            prepare_folder(report)
         request = Request(ckpt, data, wanted, config, tuple(sets or ()), gpus)
         scores, chosen = score_split(request, watch_run)
         note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
@@ -81,6 +109,18 @@ def evaluate(
         write_json(_document(measured, source, wanted, opened), json)
     if json != "-":
         _show(measured, opened, part, evaluator)
+    if report is not None and answers is None:
+        _report(report, ReportRequest(scores, measured, opened, part, chosen, images))
+
+
+def _report(folder: Path, request: ReportRequest) -> None:
+    from trarctl.commands.console import note
+    from trarctl.report.page import write_report
+
+    path, notes = write_report(request, folder)
+    for text in notes:
+        note(text)
+    note(f"report written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _needed(data: Path | None) -> Path:

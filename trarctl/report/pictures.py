@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-_COLUMNS = 4
+_MOST_COLUMNS = 4
 _INK = "#222222"
-_HEAT = (0.84, 0.0, 0.3)
+_SHADE = (0.06, 0.08, 0.1)
 _BAR_ROOM = 0.12  # below each picture, in lengths of its longer side
 
 
@@ -38,22 +38,22 @@ def picture_of(asked: Asked, image: Image, *, grid_size: int, spans: Sequence[in
         DataError: if matplotlib is not installed.
     """
     figure_type, extent = _figure_type(), _extent(image)
-    rows = -(-(2 + len(asked.layer_attention)) // _COLUMNS)
-    size = (3.1 * _COLUMNS, (3.1 * (extent[1] + _BAR_ROOM) + 0.9) * rows + 0.6)
+    columns = min(2 + len(asked.layer_attention), _MOST_COLUMNS)
+    rows = -(-(2 + len(asked.layer_attention)) // columns)
+    size = (3.1 * columns, (3.1 * (extent[1] + _BAR_ROOM) + 0.9) * rows + 0.6)
     figure = figure_type(figsize=size, dpi=110, facecolor="white", layout="constrained")
     figure.suptitle(_plain(asked.question), fontsize=13, color=_INK, wrap=True)
-    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
     picture = np.asarray(image.convert("RGB")) / 255
-    pale = 0.45 + 0.55 * picture
     likeliest = "\n".join(f"{_plain(name)}  {100 * share:.1f} %" for name, share in asked.answers[:3])
     _panel(panels[0], likeliest, picture, extent)
-    _panel(panels[1], "what the answer\nis read from", pale, extent)
+    _panel(panels[1], "bright: what the\nanswer is read from", picture, extent)
     _overlay(panels[1], extent, asked.answer_attention, grid_size)
     for number, attention in enumerate(asked.layer_attention):
         panel = panels[2 + number]
-        _panel(panel, f"layer {number + 1}", pale, extent)
+        _panel(panel, f"bright: what layer {number + 1} looks at", picture, extent)
         _overlay(panel, extent, attention, grid_size)
         _route_bar(panel, extent, asked.routes[number])
     _legend(figure, spans)
@@ -96,13 +96,13 @@ def _panel(axes: Any, title: str, picture: np.ndarray, extent: tuple[float, floa
 
 
 def _overlay(axes: Any, extent: tuple[float, float], attention: Sequence[float], size: int) -> None:
-    """Each cell's share of the attention, in one colour; the largest share is the most opaque."""
+    """A shade over each cell, the lighter the larger its share of the attention."""
     width, height = extent
     shares = np.asarray(attention, dtype=np.float64).reshape(size, size)
-    strength = shares / max(float(shares.max()), 1e-12)
-    colour = np.broadcast_to(np.array(_HEAT), (size, size, 3))
+    darkness = 1 - shares / max(float(shares.max()), 1e-12)
+    colour = np.broadcast_to(np.array(_SHADE), (size, size, 3))
     axes.imshow(
-        np.concatenate([colour, 0.75 * strength[..., None]], axis=2),
+        np.concatenate([colour, 0.7 * darkness[..., None]], axis=2),
         extent=(0, width, height, 0),
         interpolation="nearest",
     )

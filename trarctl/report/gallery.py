@@ -1,0 +1,241 @@
+"""Examples to look at: right and wrong answers with picture, route and attention.
+
+Axes: E examples, N cells, L layers.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trarctl.data.backbones import load_images
+from trarctl.data.easy_vqa import image_folder, package_data
+from trarctl.data.layouts import layout_of
+from trarctl.data.prepared import PreparedData, PreparedSplit
+from trarctl.engine.ensemble import probabilities
+from trarctl.engine.evaluating import Chosen, open_model
+from trarctl.engine.inspecting import Insight, inspect
+from trarctl.engine.processes import joined, plan_placement
+from trarctl.engine.scoring import Scores
+from trarctl.errors import DataError
+from trarctl.report.outcomes import Outcome
+
+MOST_EXAMPLES = 72
+LONGEST_SIDE = 320  # pixels of a picture in the page
+ANSWERS_SHOWN = 5
+_AT_ONCE = 16
+_SHADE = (16, 20, 26, 175)  # red, green, blue and opacity over a cell that nothing is taken from
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of the gallery.
+
+    Attributes:
+        question: as it was asked.
+        type: its type.
+        right: share of the truth that the answer has, percent.
+        truth: the true answers with the number of annotators who gave each.
+        answers: the likeliest with their probabilities.
+        routes: share of each span in each layer, L lists of K.
+        picture: data URI; None where no picture is at hand.
+        overlays: data URIs of the attention: what the answer is read from, then each layer.
+        image_id: as the data set numbers it.
+        question_id: as the data set numbers it.
+    """
+
+    question: str
+    type: str
+    right: float
+    truth: list[tuple[str, int]]
+    answers: list[tuple[str, float]]
+    routes: list[list[float]]
+    picture: str | None
+    overlays: list[str]
+    image_id: int
+    question_id: int
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer counts as right, at least in part."""
+        return self.right > 0
+
+
+def choose_rows(outcome: Outcome, *, most: int = MOST_EXAMPLES) -> Rows:
+    """Choose examples of each type: as many right as wrong ones; of the wrong half at random, half the surest.
+
+    The same outcome gives the same examples.
+    """
+    random = np.random.default_rng(0)
+    num_each = max(most // (2 * max(len(outcome.types), 1)), 1)
+    chosen: list[NDArray[np.int64]] = []
+    for index in range(len(outcome.types)):
+        rows = np.flatnonzero(outcome.type_of == index)
+        right, wrong = rows[outcome.right[rows] > 0], rows[outcome.right[rows] == 0]
+        surest = wrong[np.argsort(-outcome.confidence[wrong], kind="stable")[: num_each // 2]]
+        others = np.setdiff1d(wrong, surest)
+        chosen += [
+            surest,
+            random.permutation(others)[: num_each - len(surest)],
+            random.permutation(right)[:num_each],
+        ]
+    return np.concatenate(chosen)[:most] if chosen else np.zeros(0, dtype=np.int64)
+
+
+def examples(
+    rows: Rows,
+    scores: Scores,
+    outcome: Outcome,
+    data: PreparedData,
+    split: PreparedSplit,
+    chosen: Chosen,
+    images: Path | None,
+) -> tuple[list[Example], str | None]:
+    """Look at chosen questions once more, on the CPU.
+
+    Args:
+        rows: of the split, [E].
+        scores: of the whole split.
+        outcome: of the whole split.
+        data: the prepared data.
+        split: the split.
+        chosen: the checkpoint.
+        images: folder of the pictures; None for those of the installed package, where the data is easy-VQA.
+
+    Returns:
+        The examples, and why there are no pictures, if there are none.
+    """
+    insights = _look(rows, scores, data, split, chosen)
+    pictures, why = _pictures(rows, data, split, images)
+    shares = probabilities(scores.scores[rows], is_exclusive=scores.is_exclusive)
+    truth = split.truth()
+    found = []
+    for place, row in enumerate(rows.tolist()):
+        best = np.argsort(-shares[place], kind="stable")[:ANSWERS_SHOWN]
+        codes, counts = np.unique(truth.codes[row][truth.codes[row] >= 0], return_counts=True)
+        given = sorted(zip(codes.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
+        layers = insights.layer_attention[place]
+        found.append(
+            Example(
+                split.question_text(row),
+                outcome.types[int(outcome.type_of[row])],
+                100 * float(outcome.right[row]),
+                [(truth.strings[code], count) for code, count in given],
+                [(scores.answers[index], float(shares[place, index])) for index in best.tolist()],
+                insights.routes[place].tolist(),
+                pictures[place],
+                [overlay(attention) for attention in (insights.answer_attention[place], *layers)],
+                int(split.image_id[row]),
+                int(split.question_id[row]),
+            )
+        )
+    return found, why
+
+
+def overlay(attention: NDArray[np.float32]) -> str:
+    """A shade over each cell of a picture, the lighter the larger the cell's share; a data URI.
+
+    Args:
+        attention: share of each cell, [N] in row-major order.
+    """
+    from PIL import Image
+
+    side = round(len(attention) ** 0.5)
+    pixels = np.empty((side, side, 4), dtype=np.uint8)
+    pixels[..., :3] = _SHADE[:3]
+    strength = attention / max(float(attention.max()), 1e-12)
+    pixels[..., 3] = np.round(_SHADE[3] * (1 - strength)).reshape(side, side).astype(np.uint8)
+    return _data_uri(Image.fromarray(pixels, "RGBA"), "PNG")
+
+
+def _look(rows: Rows, scores: Scores, data: PreparedData, split: PreparedSplit, chosen: Chosen) -> Insight:
+    """Answers, routes and attention of a few questions."""
+    with joined(plan_placement("cpu", {}), timeout_seconds=60.0) as world:
+        loaded = open_model(chosen, data, world)
+    parts = []
+    for start in range(0, len(rows), _AT_ONCE):
+        part = rows[start : start + _AT_ONCE]
+        tokens = torch.from_numpy(split.question_tokens[part].astype(np.int64))
+        features = torch.from_numpy(data.features.read(split.image[part]).astype(np.float32))
+        parts.append(
+            inspect(loaded.model, tokens, features, temperature=loaded.temperature, is_exclusive=scores.is_exclusive)
+        )
+    return Insight(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.routes for part in parts]),
+        np.concatenate([part.answer_attention for part in parts]),
+        np.concatenate([part.layer_attention for part in parts]),
+    )
+
+
+def _pictures(
+    rows: Rows, data: PreparedData, split: PreparedSplit, images: Path | None
+) -> tuple[list[str | None], str | None]:
+    """The picture of each row as a data URI, None where it is not at hand; and why there are none at all."""
+    folder = images if images is not None else _own_folder(data)
+    if folder is None:
+        return [None] * len(rows), "no pictures: --images DIR names their folder"
+    paths = [_picture_path(folder, data, int(split.image[row])) for row in rows.tolist()]
+    opened: list[str | None] = []
+    for path in paths:
+        image, problems = load_images([path] if path is not None else [])
+        opened.append(_thumbnail(image[0]) if image and not problems else None)
+    if not any(opened):
+        return opened, f"no pictures of this split in {folder}"
+    return opened, None
+
+
+def _own_folder(data: PreparedData) -> Path | None:
+    """Where the installed package keeps easy-VQA, if the data was prepared from it."""
+    if data.dataset != "easy-vqa":
+        return None
+    try:
+        folder = package_data()
+    except DataError:
+        return None
+    for name, source in data.manifest.sources.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != source.size:
+            return None
+    return folder
+
+
+def _picture_path(folder: Path, data: PreparedData, row: int) -> Path | None:
+    """The file of an image, in the data set's own folders or straight in ``folder``."""
+    name = data.features.image_set(row)
+    image_set = next(one for one in layout_of(data.dataset).image_sets if one.name == name)
+    file = image_set.images.name(data.features.image_id(row))
+    own = image_folder(folder, name) if data.dataset == "easy-vqa" else folder / name
+    return next((path for path in (own / file, folder / file) if path.is_file()), None)
+
+
+def _thumbnail(image: object) -> str:
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise AssertionError("load_images gives pictures")
+    small = image.convert("RGB")
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return _data_uri(small, "PNG" if max(small.size) <= 96 else "JPEG")
+
+
+def _data_uri(image: object, kind: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 80} if kind == "JPEG" else {"optimize": True}))  # type: ignore[attr-defined]
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def truth_in_words(truth: Sequence[tuple[str, int]]) -> str:
+    """What the annotators said: ``red``, or ``red 7, dark red 3``."""
+    if len(truth) == 1:
+        return truth[0][0]
+    return ", ".join(f"{answer} {count}" for answer, count in truth)

@@ -1,0 +1,207 @@
+"""What scores say, question by question and in sum: who is right, how sure, confused with what, by which route.
+
+Axes: Q questions, A answers, L layers, K spans, T types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trarctl.data.accuracy import OVERALL, GroundTruth, clevr_accuracy, vqa_accuracy
+from trarctl.data.prepared import PreparedData, PreparedSplit
+from trarctl.engine.ensemble import ROWS_AT_ONCE, probabilities
+from trarctl.engine.scoring import Evaluator, Scores
+
+NUM_BINS = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How each question of a split was answered.
+
+    Attributes:
+        right: share of the truth that the answer has, 0 to 1, [Q].
+        chosen: index of the likeliest answer, [Q].
+        confidence: its probability, [Q].
+        type_of: the question's type, an index into ``types``, [Q].
+        types: by which accuracy is reported.
+        detail_of: its finer type, an index into ``details``, [Q].
+        details: VQA's question types, CLEVR's last functions; the same as ``types`` for easy-VQA.
+        truth_of: the true answer, for VQA the annotators' commonest, an index into ``truths``, [Q].
+        truths: true answers as they stand in the file.
+    """
+
+    right: NDArray[np.float64]
+    chosen: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    type_of: NDArray[np.int64]
+    types: list[str]
+    detail_of: NDArray[np.int64]
+    details: list[str]
+    truth_of: NDArray[np.int64]
+    truths: Sequence[str]
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Questions whose answer's probability lies in one tenth of 0 to 1."""
+
+    low: float
+    questions: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A wrong answer that is given often instead of the true one."""
+
+    type: str
+    truth: str
+    said: str
+    questions: int
+
+
+@dataclass(frozen=True)
+class TypeRow:
+    """One finer type: how many, how good (percent), and the share of each span averaged over the layers."""
+
+    name: str
+    questions: int
+    accuracy: float
+    shares: list[float]
+
+
+def outcome_of(scores: Scores, data: PreparedData, split: PreparedSplit, evaluator: Evaluator) -> Outcome:
+    """Compare scores with the answers of a split, question by question."""
+    truth = split.truth()
+    chosen, confidence = _likeliest(scores)
+    commonest = _commonest(truth)
+    if data.dataset == "vqa":
+        predictions = [scores.answers[index] for index in chosen.tolist()]
+        right = vqa_accuracy(predictions, truth, evaluator).per_question / 100
+        kinds = (truth.answer_type, list(truth.answer_types))
+    else:
+        code_of = {text: code for code, text in enumerate(truth.strings)}
+        codes = np.array([code_of.get(answer, -1) for answer in scores.answers])
+        right = (codes[chosen] == commonest).astype(np.float64)
+        kinds = _plain_kinds(truth, data.dataset, evaluator)
+    return Outcome(
+        right,
+        chosen,
+        confidence,
+        kinds[0].astype(np.int64),
+        kinds[1],
+        truth.question_type.astype(np.int64),
+        list(truth.question_types),
+        commonest,
+        truth.strings,
+    )
+
+
+def calibration(outcome: Outcome) -> tuple[list[CalibrationBin], float]:
+    """How often answers of each probability are right.
+
+    Returns:
+        The tenths that hold questions, and the expected calibration error: the mean distance between probability and
+        accuracy, weighted by questions.
+
+    Source: Guo et al., On calibration of modern neural networks (ICML 2017).
+    """
+    place = np.minimum((outcome.confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    counts = np.bincount(place, minlength=NUM_BINS)
+    confidence = np.bincount(place, weights=outcome.confidence, minlength=NUM_BINS) / np.maximum(counts, 1)
+    accuracy = np.bincount(place, weights=outcome.right, minlength=NUM_BINS) / np.maximum(counts, 1)
+    error = float((counts * np.abs(confidence - accuracy)).sum() / counts.sum())
+    bins = [
+        CalibrationBin(index / NUM_BINS, int(counts[index]), float(confidence[index]), float(accuracy[index]))
+        for index in range(NUM_BINS)
+        if counts[index]
+    ]
+    return bins, error
+
+
+def confusions(outcome: Outcome, answers: Sequence[str], *, limit: int = 60) -> list[Confusion]:
+    """The commonest pairs of a true answer and a wholly wrong one, most frequent first."""
+    wrong = np.flatnonzero(outcome.right == 0)
+    if not len(wrong):
+        return []
+    keys = np.stack([outcome.type_of[wrong], outcome.truth_of[wrong], outcome.chosen[wrong]])
+    sizes = keys.max(axis=1) + 1
+    codes, counts = np.unique(np.ravel_multi_index(tuple(keys), tuple(sizes)), return_counts=True)
+    best = np.argsort(-counts, kind="stable")[:limit]
+    found = np.stack(np.unravel_index(codes[best], tuple(sizes)), axis=1)
+    return [
+        Confusion(outcome.types[kind], outcome.truths[truth], answers[said], int(count))
+        for (kind, truth, said), count in zip(found.tolist(), counts[best], strict=True)
+    ]
+
+
+def routes_by_type(outcome: Outcome, routes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean share of each span in each layer, by type: [T, L, K]; zeros for a type without questions."""
+    return _means(outcome.type_of, len(outcome.types), routes.reshape(len(routes), -1)).reshape(
+        len(outcome.types), *routes.shape[1:]
+    )
+
+
+def type_rows(outcome: Outcome, routes: NDArray[np.float32]) -> list[TypeRow]:
+    """One row for each finer type that has questions, the most frequent first."""
+    counts = np.bincount(outcome.detail_of, minlength=len(outcome.details))
+    accuracy = _means(outcome.detail_of, len(counts), outcome.right[:, None])[:, 0]
+    shares = _means(outcome.detail_of, len(counts), routes.mean(axis=1))
+    order = np.argsort(-counts, kind="stable")
+    return [
+        TypeRow(outcome.details[index], int(counts[index]), 100 * float(accuracy[index]), shares[index].tolist())
+        for index in order.tolist()
+        if counts[index]
+    ]
+
+
+def _likeliest(scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The likeliest answer and its probability, a few thousand rows at a time."""
+    chosen = np.empty(len(scores.scores), dtype=np.int64)
+    confidence = np.empty(len(scores.scores), dtype=np.float32)
+    for start in range(0, len(chosen), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = scores.scores[rows]
+        best = part.argmax(axis=1)
+        top = np.take_along_axis(part, best[:, None], axis=1)
+        chosen[rows] = best
+        if scores.is_exclusive:
+            confidence[rows] = 1 / np.exp(part - top).sum(axis=1)
+        else:
+            confidence[rows] = probabilities(top, is_exclusive=False)[:, 0]
+    return chosen, confidence
+
+
+def _commonest(truth: GroundTruth) -> NDArray[np.int64]:
+    """Each question's commonest answer, the first of equals, [Q]."""
+    commonest = np.empty(len(truth), dtype=np.int64)
+    for start in range(0, len(truth), ROWS_AT_ONCE):
+        codes = truth.codes[start : start + ROWS_AT_ONCE]
+        votes = ((codes[:, :, None] == codes[:, None, :]) & (codes[:, :, None] >= 0)).sum(axis=2)
+        commonest[start : start + len(codes)] = codes[np.arange(len(codes)), votes.argmax(axis=1)]
+    return commonest
+
+
+def _plain_kinds(truth: GroundTruth, dataset: str, evaluator: Evaluator) -> tuple[NDArray[np.integer], list[str]]:
+    """The types that accuracy is reported by: CLEVR's five groups, easy-VQA's own types."""
+    if dataset != "clevr":
+        return truth.question_type, list(truth.question_types)
+    groups = []
+    for function in truth.question_types:
+        counted = clevr_accuracy([""], [""], [function], evaluator)
+        groups.append(next(name for name in counted.total if name != OVERALL))
+    names = list(dict.fromkeys(groups))
+    return np.array([names.index(group) for group in groups])[truth.question_type], names
+
+
+def _means(type_of: NDArray[np.int64], num_types: int, values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean of [Q, C] values over the questions of each type: [T, C]."""
+    counts = np.maximum(np.bincount(type_of, minlength=num_types), 1)
+    sums = [np.bincount(type_of, weights=column, minlength=num_types) for column in values.T]
+    return np.stack(sums, axis=1) / counts[:, None] if sums else np.zeros((num_types, 0))

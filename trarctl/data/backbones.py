@@ -103,7 +103,7 @@ class PatchBackbone:
             total += cells.sum(axis=0)
             squares += (cells**2).sum(axis=0)
         if not count:
-            raise DataError("no images to fit the patch descriptor to")
+            raise DataError("no images to fit the patch descriptor to", "add training images")
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return cls(settings, mean, np.where(deviation > 1e-6, deviation, 1.0))
@@ -241,6 +241,10 @@ def load_images(paths: Sequence[Path]) -> tuple[list[Image], list[str]]:
 
     images, problems = [], []
     for path in paths:
+        if path.exists() and not path.is_file():
+            problems.append(f"{path} is no file")
+            images.append(PIL.Image.new("RGB", (1, 1)))
+            continue
         try:
             with PIL.Image.open(path) as image:
                 images.append(image.convert("RGB"))

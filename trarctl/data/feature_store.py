@@ -79,7 +79,7 @@ class FeatureStore:
             if images.kind == "none":
                 raise self._missing(images.name)
             if packed is not None:
-                out[chosen] = packed[local]
+                gather_into(out, chosen, packed, local)
                 continue
             for target, image_id in zip(chosen.tolist(), self._ids[place][local].tolist(), strict=True):
                 read_cells(self._file(images, image_id), out[target])
@@ -114,3 +114,19 @@ class FeatureStore:
 
     def _cure(self) -> str:
         return f"{prepare_command(self._dataset)} --features DIR --out {self._folder}"
+
+
+def gather_into(out: Floats, places: npt.NDArray[np.int64], packed: Floats, rows: npt.NDArray[np.integer]) -> None:
+    """Copy rows of a packed file to places of an array, once where they lie side by side.
+
+    Args:
+        out: [R, N, W].
+        places: where to, rising, [P].
+        packed: of any length, [I, N, W].
+        rows: which, [P].
+    """
+    target = out[places[0] : places[-1] + 1]
+    if len(target) == len(places) and out.dtype == packed.dtype:
+        np.take(np.asarray(packed), rows, axis=0, out=target, mode="clip")  # other modes copy everything twice
+    else:
+        out[places] = packed[rows]

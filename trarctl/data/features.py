@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -81,6 +82,7 @@ def read_shape(path: Path) -> tuple[tuple[int, int], np.dtype[np.floating]]:
     if path.suffix == ".npz":
         array = read_features(path)
         return (array.shape[0], array.shape[1]), array.dtype
+    _refuse_special(path)
     try:
         with path.open("rb") as file:
             header = _header(file.read(1024))
@@ -131,11 +133,23 @@ def read_cells(path: Path, out: npt.NDArray[np.floating]) -> None:
 
 
 def _content(path: Path) -> bytes:
+    _refuse_special(path)
+    if path.suffix == ".npz":
+        return _npz_member(path)
     try:
-        content = path.read_bytes() if path.suffix != ".npz" else b""
+        return path.read_bytes()
     except OSError as error:
         raise FeatureFileError(_why(error)) from None
-    return content if path.suffix != ".npz" else _npz_member(path)
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse pipes and devices, which would be read forever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise FeatureFileError(_why(error)) from None
+    if not stat.S_ISREG(mode):
+        raise FeatureFileError("is a directory" if stat.S_ISDIR(mode) else "is no regular file")
 
 
 def _npz_member(path: Path) -> bytes:

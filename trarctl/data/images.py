@@ -79,7 +79,9 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError(f"cannot read the folder {path}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot read the folder {path}: {error.strerror or error}", "let it be read: chmod u+rx"
+        ) from error
     best, numbers = namings[0], numbers_in_names(names, namings[0])
     for naming in namings[1:]:
         if len(numbers) > len(names) // 2:
@@ -209,5 +211,7 @@ def fingerprint(images: ImageSet) -> str:
             for found in pool.map(look, pieces):
                 digest.update(np.array(found, dtype=np.int64).tobytes())
     except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot read {error.filename}: {error.strerror or error}", "replace it by a file that can be read"
+        ) from error
     return digest.hexdigest()

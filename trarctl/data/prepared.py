@@ -156,7 +156,9 @@ class PreparedData:
             DataError: the features were not made here.
         """
         if self.manifest.images.backbone is None:
-            raise DataError(f"the features in {self.path} were not made from images here")
+            raise DataError(
+                f"the features in {self.path} were not made from images here", "prepare from images: --images DIR"
+            )
         return load_backbone(self.path / BACKBONE)
 
     def split(self, name: str) -> PreparedSplit:

@@ -17,6 +17,8 @@ from trarctl.errors import DataError
 # Small enough that a piece and what is made of it stay in the processor's cache.
 PIECE_BYTES = 1 << 19
 
+_READABLE = "it has to be a file that can be read"
+
 _QUOTE, _OPEN, _CLOSE, _COMMA, _BACKSLASH = 1, 2, 3, 4, 5
 _KIND = np.zeros(256, dtype=np.uint8)
 for _characters, _kind in ((b'"', _QUOTE), (b"{[", _OPEN), (b"}]", _CLOSE), (b",", _COMMA), (b"\\", _BACKSLASH)):
@@ -46,7 +48,8 @@ def read_records(
         start = _list_start(path, text, key)
         end = None
         for first, last, is_end in _cuts(path, text, start, piece_bytes):
-            yield _parse_piece(path, text, first, last, is_whole=is_end and first == start + 1)
+            if records := _parse_piece(path, text, first, last, is_whole=is_end and first == start + 1):
+                yield records
             progress(f"reading {path.name}", last, size)
             end = last
         assert end is not None  # noqa: S101 - _cuts ends with the closing bracket or raises
@@ -56,12 +59,12 @@ def read_records(
 def _size(path: Path) -> int:
     try:
         if not path.is_file():
-            raise DataError(f"no file {path}")
+            raise DataError(f"no file {path}", _READABLE)
         size = path.stat().st_size
         with path.open("rb"):
             pass
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}", _READABLE) from error
     if size == 0:
         raise DataError(f"{path} is empty", "download it again")
     return size

@@ -41,7 +41,7 @@ def test_a_batch_holds_what_the_files_hold(vqa: PreparedData) -> None:
     assert not split.question_tokens[rows][:, width:].any()
     expected = vqa.features.read(split.image[rows].astype(np.int64))
     assert np.array_equal(batch.cells().numpy(), expected)
-    assert len(batch.features) == len(set(split.image[rows].tolist()))
+    assert len(batch.features) == len(set(split.image[rows].tolist())) < 4
 
 
 def test_soft_targets_and_label_distribution(vqa: PreparedData) -> None:

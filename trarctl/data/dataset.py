@@ -32,7 +32,7 @@ class Batch:
         question_id: [B], as the data set numbers them.
         question_tokens: word indices, 0 behind each question, cut to the longest, [B, T] int64.
         features: grid features of the images in the batch, each once, [I, N, W] as stored.
-        image: each question's row in ``features``, [B] int64.
+        image: each question's row in ``features``, [B] int64; in order where each question has its own.
         target: soft scores [B, A] float32, or for ``ce`` the answer's index [B] int64; None where there is no answer.
     """
 
@@ -67,7 +67,7 @@ class Batch:
 
     def cells(self) -> Tensor:
         """The features of each question's image, [B, N, W]."""
-        if len(self.features) == len(self.image) == 1:
+        if len(self.features) == len(self.image):
             return self.features
         return self.features.index_select(0, self.image)
 
@@ -119,6 +119,8 @@ class Samples:
         gather(lambda split: split.question_id, question_id)
         gather(lambda split: split.image, image)
         images, image_of = np.unique(image, return_inverse=True)
+        if len(images) == len(image):
+            images, image_of = image, np.arange(len(image))
         features = self._data.features.read(images)
         return Batch(
             question_id,

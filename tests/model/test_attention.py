@@ -19,12 +19,14 @@ Setting = tuple[list[int], int]  # spans and grid size
 SETTINGS: list[Setting] = [([0, 1, 2, 3], 8), ([0, 1, 3], 5), ([2, 1, 1], 5), ([1], 4), ([0, 9], 3), ([9, 1, 0], 4)]
 
 
-@pytest.fixture(params=["plain", "small blocks", "shifted"])
+@pytest.fixture(params=["plain", "small blocks", "shifted", "as on other devices"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every way through the kernel: at once, in blocks of a few rows, and with each class shifted by its maximum."""
+    """Every way through the kernel: blocks of whole examples or of a few rows, scores shifted by class or not."""
     if request.param == "small blocks":
         monkeypatch.setitem(attention_blocks.BLOCK_NUMBERS, "cpu", 80)
-    if request.param == "shifted":
+    if request.param == "as on other devices":
+        monkeypatch.setattr(attention_blocks, "IN_PLACE_DEVICES", set())
+    if request.param in ("shifted", "as on other devices"):
         monkeypatch.setattr(attention_kernel, "is_safe", lambda _: False)
     return str(request.param)
 

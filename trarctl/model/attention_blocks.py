@@ -17,6 +17,9 @@ from trarctl.model.attention_windows import RowClasses
 
 # Numbers in one block of scores. On a CPU the few blocks in use then stay in the cache.
 BLOCK_NUMBERS = {"cpu": 2**19, "cuda": 2**26}
+IN_PLACE_DEVICES = {"cpu"}  # where heads are read where they lie
+
+Part = tuple[slice, tuple[int | slice, int | slice]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,7 @@ class Block:
         weights: of the spans, [I, K].
         is_hidden: keys that are padding, [I, 1, M]; None if there are none.
         classes: the distance classes of the rows.
-        parts: which of I are one matrix product, and what they are of [B, H]. Whole heads of several examples, or all
-            heads of one example, are read where they lie: copying them first costs as much as the product.
+        parts: which of I are one matrix product, and what they are of [B, H]; see ``_parts``.
     """
 
     examples: slice
@@ -59,7 +61,7 @@ class Block:
     weights: Tensor
     is_hidden: Tensor | None
     classes: RowClasses
-    parts: list[tuple[slice, tuple[int | slice, int | slice]]]
+    parts: list[Part]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +76,7 @@ class Block:
     def compare(self, queries: Tensor, keys: Tensor, out: Tensor, *, factor: float = 1.0) -> Tensor:
         """Products of queries [B, H, T, d] and keys [B, H, M, d], written to ``out`` [I, R, M] and returned."""
         for part, where in self.parts:
-            left, right = queries[where][:, self.rows], keys[where].transpose(1, 2)
+            left, right = _states(queries[where])[:, self.rows], _states(keys[where]).transpose(1, 2)
             if out.device.type == "cpu":  # without AMX, products of bfloat16 are slower there than those of float32
                 left, right = left.to(out.dtype), right.to(out.dtype)
             if left.dtype == out.dtype:
@@ -86,25 +88,35 @@ class Block:
     def gather(self, weights: Tensor, keys: Tensor, out: Tensor, *, factor: float = 1.0) -> None:
         """Sum up keys [B, H, M, d] by weights [I, R, M], written to the block's rows of ``out`` [B, H, T, d]."""
         for part, where in self.parts:
-            _store(weights[part], keys[where], out[where][:, self.rows], factor=factor, is_first=True)
+            target = out[where][..., self.rows, :]
+            _store(weights[part], _states(keys[where]), target, factor=factor, is_first=True)
 
     def scatter(self, weights: Tensor, queries: Tensor, out: Tensor, *, factor: float = 1.0) -> None:
         """Add up queries [B, H, T, d] by weights [I, R, M] into ``out`` [B, H, M, d]; the first rows overwrite it."""
         for part, where in self.parts:
-            right = queries[where][:, self.rows]
-            _store(weights[part].transpose(1, 2), right, out[where], factor=factor, is_first=self.rows.start == 0)
+            left, right = weights[part].transpose(1, 2), _states(queries[where])[:, self.rows]
+            _store(left, right, out[where], factor=factor, is_first=self.rows.start == 0)
+
+
+def _states(part: Tensor) -> Tensor:
+    """The states of a part as one batch, heads first: a copy only if it has several of both heads and examples."""
+    return part if part.dim() == 3 else part.transpose(0, 1).flatten(0, 1)
 
 
 def _store(weights: Tensor, states: Tensor, out: Tensor, *, factor: float, is_first: bool) -> None:
-    """Write or add the product of weights and states to ``out``, which need not be contiguous."""
+    """Write or add the product of weights and states to ``out``, a part that need not be contiguous."""
     if out.device.type == "cpu":
         states = states.to(weights.dtype)
     else:
         weights = weights.to(states.dtype)
-    if weights.dtype == out.dtype and out.stride(0) < out.stride(1):  # all heads of one example: no detour pays
+    is_one_example = out.dim() == 3 and out.stride(0) < out.stride(1)
+    if is_one_example and weights.dtype == out.dtype:  # faster without a detour; small products are not
         out.baddbmm_(weights, states, beta=0 if is_first else 1, alpha=factor)
         return
     product = torch.bmm(weights, states)
+    if out.dim() == 4:
+        out = out.transpose(0, 1)
+        product = product.view(out.shape)
     if is_first:
         torch.mul(product, factor, out=out) if factor != 1.0 else out.copy_(product)
     else:
@@ -130,18 +142,29 @@ def cut(inputs: Inputs) -> Iterator[Block]:
             is_hidden = None
             if inputs.is_padding is not None and any(has_padding[examples]):
                 is_hidden = inputs.is_padding[examples].repeat(heads, 1).unsqueeze(1)
-            size = examples.stop - first
             yield Block(
                 examples=examples,
                 rows=rows,
-                shape=(heads * size, rows.stop - first_row, num_keys),
+                shape=(heads * (examples.stop - first), rows.stop - first_row, num_keys),
                 weights=inputs.span_weights[examples].to(inputs.dtype).repeat(heads, 1),
                 is_hidden=is_hidden,
                 classes=classes,
-                parts=[(slice(None), (first, slice(None)))]
-                if size == 1
-                else [(slice(head * size, (head + 1) * size), (examples, head)) for head in range(heads)],
+                parts=_parts(examples, heads, device.type),
             )
+
+
+def _parts(examples: slice, heads: int, device_type: str) -> list[Part]:
+    """Which matrix products a block takes.
+
+    One head of several examples, or all heads of one example, can be read where they lie. On a CPU copying them first
+    costs as much as the product; elsewhere one large product is better than several small ones.
+    """
+    size = examples.stop - examples.start
+    if size == 1:
+        return [(slice(None), (examples.start, slice(None)))]
+    if device_type not in IN_PLACE_DEVICES:
+        return [(slice(None), (examples, slice(None)))]
+    return [(slice(head * size, (head + 1) * size), (examples, head)) for head in range(heads)]
 
 
 def _padded_examples(is_padding: Tensor | None, batch: int) -> list[bool]:

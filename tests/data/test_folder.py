@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -86,3 +87,16 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         write_bytes(tmp_path / "file", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write to the folder .*: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/raw/file"), "cannot read /raw/file: Permission denied"),
+    ],
+)
+def test_what_the_system_refuses_is_one_message(tmp_path: Path, error: OSError, message: str) -> None:
+    with pytest.raises(DataError, match=message), writing(tmp_path):
+        raise error
+    assert not (tmp_path / ".lock").exists()

@@ -55,9 +55,11 @@ def writing(folder: Path) -> Iterator[Path]:
         building.mkdir(exist_ok=True)
         yield building
     except OSError as error:
-        if error.filename is not None and folder in Path(os.fsdecode(error.filename)).parents:
+        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        # A full disk is reported without a name, and only what is written can fill it.
+        if name is None or name == folder or folder in name.parents:
             raise _unusable(folder, error) from error
-        raise
+        raise DataError(f"cannot read {name}: {error.strerror or error}", "let it be read: chmod u+rX") from error
     finally:
         with contextlib.suppress(OSError):
             lock.unlink()

@@ -96,18 +96,7 @@ def build_text(layout: Layout, raw: Path, options: TextOptions, folder: Path, pr
     Raises:
         DataError: a file is missing or damaged.
     """
-    present = present_splits(layout, raw)
-    data = RawData()
-    with ThreadPoolExecutor(1) as pool, _collection_paused():
-        hashes = {name: pool.submit(_source, raw / name) for split in present for name in split.files}
-        data.splits += [READERS[layout.dataset](raw, split, data, progress) for split in present]
-        sources = {
-            name: future.result().model_copy(update={"records": data.num_records[name]})
-            for name, future in hashes.items()
-        }
-    warning = vocabulary_warning(layout, present)
-    data.warnings += [warning] if warning else []
-
+    data, sources = _read_raw(layout, raw, progress)
     progress("building the vocabulary", 0, None)
     vocabulary = Vocabulary.build(split.texts for split in data.splits)
     answers, answer_index = _answers(layout, data, options.min_answer_count)
@@ -147,6 +136,22 @@ def _collection_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _read_raw(layout: Layout, raw: Path, progress: Progress) -> tuple[RawData, dict[str, SourceFile]]:
+    """Read the files of every split that is there; a second thread takes their hashes meanwhile."""
+    present = present_splits(layout, raw)
+    data = RawData()
+    with ThreadPoolExecutor(1) as pool, _collection_paused():
+        hashes = {name: pool.submit(_source, raw / name) for split in present for name in split.files}
+        data.splits += [READERS[layout.dataset](raw, split, data, progress) for split in present]
+        sources = {
+            name: future.result().model_copy(update={"records": data.num_records[name]})
+            for name, future in hashes.items()
+        }
+    warning = vocabulary_warning(layout, present)
+    data.warnings += [warning] if warning else []
+    return data, sources
 
 
 def file_sha256(path: Path) -> str:

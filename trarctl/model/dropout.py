@@ -60,9 +60,9 @@ def dropout(states: Tensor, probability: float, *, training: bool) -> Tensor:
 
 
 def relu_dropout(states: Tensor, probability: float, *, training: bool) -> Tensor:
-    """``dropout(relu(states))``, keeping nothing but its result for the backward pass; may overwrite ``states``."""
+    """``dropout(relu(states))``, keeping nothing but its result for the backward pass."""
     if not training or probability == 0.0 or states.device.type != "cpu" or torch.compiler.is_compiling():
-        return dropout(functional.relu(states, inplace=True), probability, training=training)
+        return dropout(functional.relu(states), probability, training=training)
     dropped: Tensor = _ReluDropout.apply(states, probability, draw_seed())  # type: ignore[no-untyped-call]
     return dropped
 
@@ -85,12 +85,11 @@ class _ReluDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, probability: float, seed: Tensor) -> Tensor:
-        ctx.mark_dirty(states)
         keep = KeepMask(probability, seed)
-        states.relu_().mul_(keep.draw(states).mul_(keep.scale))
-        ctx.save_for_backward(states)
+        result = keep.draw(states).mul_(states).clamp_min_(0.0).mul_(keep.scale)
+        ctx.save_for_backward(result)
         ctx.scale = keep.scale
-        return states
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from trarctl.commands.options import (
     EvaluatorOption,
     GpusOption,
     JsonOption,
+    QuietOption,
     SaveScoresOption,
     SetOption,
     SplitOption,
@@ -73,6 +75,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    is_quiet: QuietOption = False,
 ) -> None:
     """Measure a checkpoint's accuracy: overall and by type, in percent."""
     from trarctl.commands.console import note, write_json
@@ -96,7 +99,7 @@ def evaluate(
         if report is not None:
             prepare_folder(report)
         request = Request(ckpt, data, wanted, config, tuple(sets or ()), gpus)
-        scores, chosen = score_split(request, watch_run)
+        scores, chosen = score_split(request, functools.partial(watch_run, is_quiet=is_quiet))
         note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
         if save_scores is not None:
             scores.save(save_scores)

@@ -135,3 +135,12 @@ SaveScoresOption = Annotated[
         show_default=False,
     ),
 ]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Show no progress, only notes, errors and the result.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]

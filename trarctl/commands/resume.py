@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trarctl.commands.options import DATA_PANEL, TRAINING_PANEL, DataOption, EpochsOption, GpusOption, SetOption
+from trarctl.commands.options import (
+    DATA_PANEL,
+    TRAINING_PANEL,
+    DataOption,
+    EpochsOption,
+    GpusOption,
+    QuietOption,
+    SetOption,
+)
 
 EPILOG = (
     "Example: trarctl resume vqa-20260101-120000"
@@ -45,6 +54,7 @@ def resume(
             show_default=False,
         ),
     ] = None,
+    is_quiet: QuietOption = False,
 ) -> None:
     """Go on with a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
     from trarctl.commands.console import note, say
@@ -68,5 +78,7 @@ def resume(
     job, notes = plan_resume(found, resolved.settings, named=run, epoch=epoch)
     for text in notes:
         note(text)
-    run_job(job, watch_run)
-    say(f"trarctl eval --ckpt {job.run.name}")
+    model = job.settings.model
+    is_hard = model.routing == "hard"
+    run_job(job, functools.partial(watch_run, is_quiet=is_quiet, spans=model.spans, is_hard=is_hard))
+    say(f"next: trarctl eval --ckpt {job.run.name}")

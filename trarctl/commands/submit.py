@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +16,7 @@ from trarctl.commands.options import (
     ConfigOption,
     DataOption,
     GpusOption,
+    QuietOption,
     SaveScoresOption,
     SetOption,
     SplitOption,
@@ -21,6 +24,8 @@ from trarctl.commands.options import (
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData
+    from trarctl.engine.evaluating import Request
+    from trarctl.engine.launching import Watch
     from trarctl.engine.scoring import Scores
 
 EPILOG = (
@@ -58,10 +63,13 @@ def submit(
             show_default=False,
         ),
     ] = None,
+    is_quiet: QuietOption = False,
 ) -> None:
     """Answer every question of the test split, in the format that the data set's server takes."""
     from trarctl.commands.console import note, say
+    from trarctl.commands.watching import watch_run
     from trarctl.data.prepared import open_prepared
+    from trarctl.engine.evaluating import Request
     from trarctl.errors import SettingsError
 
     wanted = split or "test"
@@ -72,7 +80,9 @@ def submit(
             raise SettingsError("--validate needs the data that the file answers", "--data data/vqa/prepared")
         _validate(validate, open_prepared(data), wanted)
         return
-    parts, folder, name = _score(ckpt or [None], data, wanted, config, sets, gpus)
+    named: Sequence[str | None] = ckpt or [None]
+    requests = [Request(one, data, wanted, config, tuple(sets or ()), gpus) for one in named]
+    parts, folder, name = _score(requests, functools.partial(watch_run, is_quiet=is_quiet))
     opened = open_prepared(folder)
     if save_scores is not None:
         if len(parts) > 1:
@@ -84,29 +94,22 @@ def submit(
     say(f"{len(parts[0].question_id):,} answers to {opened.dataset} {wanted}, checked, {size:,} bytes: {target}")
 
 
-def _score(
-    ckpts: Sequence[str | None],
-    data: Path | None,
-    split: str,
-    config: Path | None,
-    sets: list[str] | None,
-    gpus: str | None,
-) -> tuple[list[Scores], Path, str]:
+def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Path, str]:
     """Scores of each checkpoint or saved file, the data they answer, and a name for the result."""
     from trarctl.commands.console import note
-    from trarctl.commands.watching import watch_run
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.ensemble import load_scores
-    from trarctl.engine.evaluating import Request, score_split
+    from trarctl.engine.evaluating import score_split
     from trarctl.errors import SettingsError
 
     parts = []
     names = []
-    saved = [ckpt for ckpt in ckpts if ckpt is not None and ckpt.endswith(".npz")]
-    for ckpt in ckpts:
-        if ckpt in saved:
+    data = requests[0].data
+    saved = [Path(one.ckpt) for one in requests if one.ckpt is not None and one.ckpt.endswith(".npz")]
+    for request in requests:
+        if request.ckpt is not None and Path(request.ckpt) in saved:
             continue
-        scores, chosen = score_split(Request(ckpt, data, split, config, tuple(sets or ()), gpus), watch_run)
+        scores, chosen = score_split(dataclasses.replace(request, data=data), watch)
         note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
         data = data or chosen.data
         parts.append(scores)
@@ -114,7 +117,7 @@ def _score(
     if data is None:
         raise SettingsError("saved scores need the data that they answer", "--data data/vqa/prepared")
     is_exclusive = open_prepared(data).dataset != "vqa"
-    parts += [load_scores(Path(file), is_exclusive=is_exclusive) for file in saved]
+    parts += [load_scores(file, is_exclusive=is_exclusive) for file in saved]
     return parts, data, "+".join(names) or "ensemble"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from trarctl.commands.options import (
     DryRunOption,
     EpochsOption,
     GpusOption,
+    QuietOption,
     SetOption,
     SplitOption,
 )
@@ -148,6 +150,7 @@ def train(
     name: NameOption = None,
     save_every: SaveEveryOption = None,
     keep: KeepOption = None,
+    is_quiet: QuietOption = False,
 ) -> None:
     """Train TRAR on prepared data, validating and saving after each epoch.
 
@@ -189,5 +192,7 @@ def train(
     job, notes = plan_start(resolved.settings, resolved.origin, init=init)
     for text in notes:
         note(text)
-    run_job(job, watch_run)
-    say(f"trarctl eval --ckpt {job.run.name}")
+    model = job.settings.model
+    is_hard = model.routing == "hard"
+    run_job(job, functools.partial(watch_run, is_quiet=is_quiet, spans=model.spans, is_hard=is_hard))
+    say(f"next: trarctl eval --ckpt {job.run.name}")

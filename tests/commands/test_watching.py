@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.small_runs import SmallRun, make_run
+from trarctl import cli
+from trarctl.commands.epoch_table import EpochTable
+from trarctl.commands.live import LiveView
+from trarctl.commands.watching import PlainSteps, RunView
+from trarctl.engine.events import (
+    EpochDone,
+    Event,
+    Note,
+    Progressed,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    Validated,
+    unobserved,
+)
+
+SPANS = (0, 1, 2)
+STARTED = RunStarted("demo", Path("runs/demo"), "cpu", 1, 1000, 640, 10, 3, 0, 0)
+TYPES = {"color": 90.0, "shape": 80.5, "yes/no": 70.25}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return make_run(tmp_path_factory.mktemp("watching"))
+
+
+def step(number: int, *, epoch: int = 1, routes: bool = True) -> StepDone:
+    shares = [[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]
+    return StepDone(epoch, number, 10, number, 1e-4, 0.5, 1234.5, 0.25, shares if routes else None, 2_500_000_000)
+
+
+def ended(epoch: int) -> EpochDone:
+    return EpochDone(epoch, 10 * epoch, 10, 0.5 / epoch, 1e-4, 0.5, 61.0, 1234.5)
+
+
+def validated(epoch: int, overall: float, *, is_best: bool) -> Validated:
+    return Validated(epoch, 10 * epoch, overall, TYPES, is_best, 4.0)
+
+
+def drawn(view: LiveView, width: int) -> list[str]:
+    return [line.plain for line in view.lines(width)]
+
+
+def printed(events: list[Event]) -> str:
+    stream = io.StringIO()
+    view = RunView(Console(file=stream, width=10_000), unobserved, width=None)
+    for event in events:
+        view(event)
+    return stream.getvalue()
+
+
+def test_live_lines_hold_all_figures() -> None:
+    clock = Clock()
+    view = LiveView(SPANS, is_hard=True, clock=clock)
+    view.update(STARTED)
+    view.update(step(1))
+    clock.now += 8
+    view.update(step(5))
+    assert drawn(view, 140) == [
+        "epoch 1/3  ━━━━━━━━━━━━────────────  5/10  10 s left, 50 s for the run",
+        "loss 0.2500  rate 0.0001  1,234 samples/s  temperature 0.5  memory 2.5 GB",
+        "% of whole/3x3/5x5 by layer   1: 50/30/20  2: 10/20/70",
+    ]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 140])
+def test_live_lines_fit_any_terminal(width: int) -> None:
+    clock = Clock()
+    view = LiveView(SPANS, is_hard=True, clock=clock)
+    view.update(STARTED)
+    view.update(step(1))
+    clock.now += 8000
+    view.update(step(2))
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, no_color=True)
+    console.print(view)
+    lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("epoch 1/3")
+    if width >= 60:
+        assert "2/10" in lines[0]
+        assert " left, " in lines[0]
+
+
+def test_lines_broken_by_a_narrower_terminal_are_drawn_over() -> None:
+    view = LiveView(SPANS, is_hard=True, clock=Clock())
+    view.update(step(1))
+    for width, rises in ((100, 0), (50, 2), (50, 0), (100, 0)):
+        stream = io.StringIO()
+        Console(file=stream, width=width, force_terminal=True).print(view)
+        assert stream.getvalue().count("\x1b[1A\x1b[2K") == rises
+
+
+def test_soft_routing_and_other_tasks_show_what_they_have() -> None:
+    clock = Clock()
+    view = LiveView(clock=clock)
+    assert drawn(view, 80) == []
+    view.update(step(1))
+    clock.now += 1
+    view.update(step(2))
+    assert "temperature" not in " ".join(drawn(view, 80))
+    assert "by layer" not in " ".join(drawn(view, 80))
+    view.update(Progressed("validating", 0, 100))
+    clock.now += 2
+    view.update(Progressed("validating", 50, 100))
+    assert drawn(view, 80) == ["validating  ━━━━━━━━━━━━────────────  50/100  2 s left"]
+    view.update(validated(1, 50.0, is_best=True))
+    assert drawn(view, 80) == []
+
+
+def test_a_row_an_epoch_with_the_change_since_the_last() -> None:
+    table = EpochTable(12, None)
+    first = table.rows(ended(1), validated(1, 80.0, is_best=True))
+    second = table.rows(ended(2), validated(2, 79.5, is_best=False))
+    assert first == [
+        "epoch     loss  val, %  change   color   shape  yes/no          time",
+        " 1/12   0.5000   80.00           90.00   80.50   70.25    1 min 05 s  best",
+    ]
+    assert second == [" 2/12   0.2500   79.50   -0.50   90.00   80.50   70.25    1 min 05 s"]
+    assert table.rows(ended(3), None)[0].split() == ["epoch", "loss", "time"]
+
+
+@pytest.mark.parametrize(
+    ("width", "names"),
+    [
+        (80, "epoch loss val, % change color shape yes/no time"),
+        (60, "epoch loss val, % change time"),
+        (40, "epoch loss val, % change"),
+        (30, "epoch val, % change"),
+    ],
+)
+def test_rows_leave_out_what_does_not_fit(width: int, names: str) -> None:
+    rows = EpochTable(3, lambda: width).rows(ended(1), validated(1, 80.0, is_best=True))
+    assert rows[0].split() == names.split()
+    assert max(map(len, rows)) <= width
+    assert rows[1].endswith("best")
+
+
+def test_what_stays_of_a_run() -> None:
+    events: list[Event] = [STARTED, step(9), ended(1), Progressed("validating", 1, 2), validated(1, 80.0, is_best=True)]
+    events += [Note("[red]mind this[/red]"), step(1, epoch=2), ended(2), ended(3)]
+    events += [RunFinished("demo", Path("runs/demo"), 200.0, 1, 80.0)]
+    assert printed(events).splitlines() == [
+        "run demo in runs/demo, on cpu",
+        "1,000 parameters, 640 samples, 10 steps an epoch, 3 epochs",
+        "epoch     loss  val, %  change   color   shape  yes/no          time",
+        "  1/3   0.5000   80.00           90.00   80.50   70.25    1 min 05 s  best",
+        "note:  [red]mind this[/red]",
+        "epoch     loss          time",
+        "  2/3   0.2500    1 min 01 s",
+        "  3/3   0.1667    1 min 01 s",
+        "finished run demo in 3 min 20 s; best epoch 1: 80.00 %",
+    ]
+
+
+def test_a_log_gets_a_line_now_and_then_and_fewer_in_a_long_run() -> None:
+    clock = Clock()
+    stream = io.StringIO()
+    steps = PlainSteps(Console(file=stream, width=10_000), is_hard=True, clock=clock)
+    steps(STARTED)
+    for number in range(1, 7):
+        steps(step(number))
+        clock.now += 1
+    assert stream.getvalue() == (
+        "epoch 1/3: 3 of 10 steps (30 %), loss 0.2500, rate 0.0001, temperature 0.5, 1,234 samples/s, 7 s left\n"
+    )
+    seconds = []
+    for _ in range(40_000):
+        clock.now += 1
+        before = stream.tell()
+        steps(step(5))
+        if stream.tell() > before:
+            seconds.append(clock.now)
+    pauses = [later - earlier for earlier, later in pairwise(seconds)]
+    assert pauses[0] == pytest.approx(10)
+    assert max(pauses) == pytest.approx(300, abs=2)
+    assert len(seconds) < 300
+
+
+def test_quiet_commands_show_results_alone(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*run.folder_option, "--quiet"]
+    assert cli.run(["resume", run.name, "--epochs", "3", *options]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"next: trarctl eval --ckpt {run.name}\n"
+    assert "epoch" not in captured.err
+    for command in (["eval"], ["submit", "--out", str(tmp_path / "a.json")]):
+        assert cli.run([*command, "--split", "val", "--ckpt", run.name, *options]) == 0
+        captured = capsys.readouterr()
+        assert captured.out
+        assert all(line.startswith("note:  ") for line in captured.err.splitlines())
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_on_a_terminal_the_run_is_drawn_and_leaves_its_rows(run: SmallRun, no_color: str) -> None:
+    leader, follower = pty.openpty()
+    arguments = ["resume", run.name, "--epochs", f"{6 + len(no_color)}", *run.folder_option]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24", "NO_COLOR": no_color}
+    if not no_color:
+        del environment["NO_COLOR"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "trarctl", *arguments], stdout=subprocess.DEVNULL, stderr=follower, env=environment
+    )
+    os.close(follower)
+    received = b""
+    while select.select([leader], [], [], 60)[0]:
+        try:
+            received += os.read(leader, 65536)
+        except OSError:
+            break
+    os.close(leader)
+    assert program.wait(60) == 0
+    text = received.decode()
+    assert bool(re.search(r"\x1b\[(\d+;)*3\d", text)) == (not no_color)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert re.search(r"epoch +loss +val, % +change", plain)
+    assert f"finished run {run.name} in " in plain

@@ -26,10 +26,9 @@ class Program:
     Args:
         command: arguments, the program first.
         folder: to work in.
-        before: called in the new process before the program begins.
     """
 
-    def __init__(self, command: Sequence[object], folder: Path, before: Callable[[], None] | None = None) -> None:
+    def __init__(self, command: Sequence[object], folder: Path) -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("TRARCTL_", "SLURM_"))}
         self._errors = (folder / f"errors-{time.monotonic_ns()}.txt").open("w+")
         self.process = subprocess.Popen(
@@ -39,7 +38,6 @@ class Program:
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             start_new_session=True,
-            preexec_fn=before,
         )
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> int:
@@ -91,9 +89,9 @@ def processes_of(session: int) -> dict[int, str]:
 
 
 @contextmanager
-def program(command: Sequence[object], folder: Path, before: Callable[[], None] | None = None) -> Iterator[Program]:
+def program(command: Sequence[object], folder: Path) -> Iterator[Program]:
     """A program that is ended with the block."""
-    started = Program(command, folder, before)
+    started = Program(command, folder)
     try:
         yield started
     finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -96,11 +97,11 @@ def _run(job: Job, on_event: OnEvent) -> RunFolder:
     return job.run
 
 
-def watching(on_event: OnEvent) -> Callable[[], AbstractContextManager[Observer]]:
-    """What makes that observer, as ``run_job`` wants it."""
+@dataclass(frozen=True)
+class watching:  # noqa: N801 - used as a function
+    """What makes that observer, as ``run_job`` wants it; it can be sent to another process."""
 
-    @contextmanager
-    def watch() -> Iterator[Observer]:
-        yield on_event
+    on_event: OnEvent
 
-    return watch
+    def __call__(self) -> AbstractContextManager[Observer]:
+        return nullcontext(self.on_event)

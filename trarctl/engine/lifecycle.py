@@ -18,7 +18,7 @@ from trarctl.engine.checkpoint import Description, Progress, load_checkpoint
 from trarctl.engine.events import Note, Observer, both
 from trarctl.engine.journal import journal
 from trarctl.engine.loading import check_words, load_weights, read_weights
-from trarctl.engine.processes import World, meeting
+from trarctl.engine.processes import World, meeting, use_threads
 from trarctl.engine.runs import RunFolder, write_settings
 from trarctl.engine.setup import build_model
 from trarctl.engine.state import MODEL, model_tensors, restore_optimizer, share_tensors
@@ -116,6 +116,7 @@ def _train(
     observe: Observer,
 ) -> Progress:
     tensors, place = state
+    use_threads(settings.run.num_threads)
     model = build_model(settings, data)
     if tensors:
         load_weights(model, model_tensors(tensors), run.path)

@@ -223,6 +223,12 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def use_threads(num_threads: int | None) -> None:
+    """Compute on so many CPU threads; None leaves it as it is."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+
+
 def seed_step(seed: int, *, step: int, rank: int) -> None:
     """Seed dropout and noise for one step, so that they depend on nothing but the seed, the step and the process.
 

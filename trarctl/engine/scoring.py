@@ -5,6 +5,7 @@ Axes: Q questions, A answers, L layers, K spans.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ class Scorer:
         kept = len(samples) if self.world.leads else 0
         scores = np.zeros((kept, len(answers)), dtype=np.float32)
         routes = self._room_for_routes(kept)
-        share = np.zeros((self.batch_size, len(answers) + routes[:1].size), dtype=np.float32)
+        share = np.zeros((self.batch_size, len(answers) + math.prod(routes.shape[1:])), dtype=np.float32)
         for turn, scored in enumerate(self._rounds(samples)):
             if scored is not None:
                 question_id[scored.rows] = scored.question_id

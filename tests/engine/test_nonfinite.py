@@ -1,0 +1,100 @@
+"""A loss that is not finite: no update from it, and an end that says where."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import GOLDEN
+from tests.engine.running import tiny_settings, train
+from trarctl.data.dataset import load_batches, training_samples
+from trarctl.data.prepare import PrepareRequest, prepare
+from trarctl.data.prepared import open_prepared
+from trarctl.engine.checkpoint import load_checkpoint
+from trarctl.engine.events import Event, StepDone
+from trarctl.engine.lifecycle import wrap_network
+from trarctl.engine.processes import World
+from trarctl.engine.runs import RunFolder
+from trarctl.engine.setup import build_model
+from trarctl.engine.state import state_tensors
+from trarctl.engine.stepping import Stepper
+from trarctl.errors import TrarError
+
+
+def own_features(folder: Path) -> tuple[Path, Path]:
+    """Prepared data that reads its features from files of its own, and the folder of those of train."""
+    source = GOLDEN / "mini_vqa"
+    features = Path(shutil.copytree(source / "feats", folder / "feats"))
+    prepare(
+        PrepareRequest(
+            "vqa", out=folder / "data", raw=source / "raw", features=features, grid=4, vectors="none", pack=None
+        )
+    )
+    return folder / "data", features / "train2014"
+
+
+def spoil(features: Path) -> Path:
+    """Put a number that is none into the features of one image."""
+    path = sorted(features.glob("*.npy"))[5]
+    array = np.load(path)
+    array[0, 0] = np.nan
+    np.save(path, array)
+    return path
+
+
+def test_it_stops_with_the_step_the_questions_and_a_checkpoint(tmp_path: Path) -> None:
+    data, features = own_features(tmp_path)
+    image = int(spoil(features).stem.split("_")[-1].removesuffix(".jpg"))
+    last: list[int] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepDone):
+            last.append(event.step)
+
+    with pytest.raises(TrarError, match="the loss or its gradient is not finite at step") as raised:
+        train(tiny_settings(data, tmp_path, train__shuffle="false"), on_event=on_event)
+    match = re.search(
+        r"at step (\d+) \(questions ([\d, ]+) and 12 more\) of run tiny; .* saved in (\S+),", raised.value.what
+    )
+    assert match
+    opened = open_prepared(data)
+    samples, step = training_samples(opened, "train", "bce"), int(match[1])
+    rows = np.arange(20 * (step - 1), 20 * step)
+    assert [int(number) for number in match[2].split(", ")] == samples.batch(rows).question_id[:8].tolist()
+    split = opened.split("train")
+    images = opened.features.image_id
+    assert image in {images(row) for row in split.image[split.training_order[rows]]}
+    assert image not in {images(row) for row in split.image[split.training_order[: 20 * (step - 1)]]}
+    assert last == list(range(1, step))
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    tensors, description = load_checkpoint(run.checkpoints / match[3])
+    assert description.progress.step == step
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert tensors["adam.step"] == step - 1
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_broken_gradient_changes_nothing(clip: float | None, golden_data: dict[str, Path], tmp_path: Path) -> None:
+    changes = {} if clip is None else {"train__gradient_clip": clip}
+    settings = tiny_settings(golden_data["vqa"], tmp_path, model__grid_size=4, **changes)
+    data, world = open_prepared(golden_data["vqa"]), World(0, 1, torch.device("cpu"))
+    model = build_model(settings, data)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    stepper = Stepper(settings, world, model, wrap_network(model, settings, world), optimizer, len(data.answers))
+    plan = [np.arange(20), np.arange(20, 40)]
+    good, bad = load_batches(training_samples(data, "train", "bce"), plan, num_workers=0)
+    assert bad.features.is_floating_point()
+    bad.features.fill_(torch.inf)
+    assert not stepper.step([good], number=1, rate=1e-3, heat=1.0).is_broken
+    before = {name: tensor.clone() for name, tensor in state_tensors(model, optimizer).items()}
+    assert stepper.step([bad], number=2, rate=1e-3, heat=1.0).is_broken
+    after = state_tensors(model, optimizer)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert before["adam.step"] == 1
+    assert not stepper.step([good], number=3, rate=1e-3, heat=1.0).is_broken
+    assert state_tensors(model, optimizer)["adam.step"] == 2

@@ -81,7 +81,7 @@ def test_completion_knows_the_commands_and_loads_nothing_heavy() -> None:
         f" atexit.register(lambda: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr));"
         " run([])"
     )
-    result = python(code, _TRARCTL_COMPLETE="complete_bash", COMP_WORDS="trarctl pre", COMP_CWORD="1")
+    result = python(code, _TRARCTL_COMPLETE="complete_bash", COMP_WORDS="trarctl prep", COMP_CWORD="1")
     assert result.stdout.split() == ["prepare"]
     assert result.stderr == "[]\n"
 

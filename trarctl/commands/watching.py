@@ -100,13 +100,13 @@ class PlainSteps:
             return
         self._printed = now
         done, total = event.step_in_epoch, event.steps_per_epoch
-        left = (total - done) * (now - began) / max(done - first, 1)
+        left = f", {duration((total - done) * (now - began) / (done - first))} left" if done > first else ""
         speed = f"{event.samples_per_second:,.0f} samples/s"
         heat = f"temperature {event.temperature:.3g}, " if self._is_hard else ""
         _print(
             self._console,
             f"epoch {event.epoch}/{self._epochs}: {done:,} of {total:,} steps ({100 * done / total:.0f} %), "
-            f"{self._loss}rate {event.rate:.3g}, {heat}{speed}, {duration(left)} left",
+            f"{self._loss}rate {event.rate:.3g}, {heat}{speed}{left}",
         )
 
     def _is_due(self, now: float) -> bool:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint bench bench-quick full-size clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -20,7 +20,7 @@ $(BIN)/python:
 
 # The stamp is older than the pins after an update: only then is anything installed again.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,report,tensorboard,dev]'
 	@touch $@
 
 demo: $(INSTALLED) ## Train TRAR on easy-VQA, score it and write its answers
@@ -37,6 +37,15 @@ lint: $(INSTALLED) ## Style, types and the import contract
 
 test: lint ## Lint, then every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
+	$(BIN)/python -m benchmarks.bench
+
+bench-quick: $(INSTALLED) ## The same at small sizes, at most 5 minutes
+	$(BIN)/python -m benchmarks.bench --quick
+
+full-size: $(INSTALLED) ## Prepare, score and submit generated data of the real size, one table
+	$(BIN)/python -m benchmarks.full_size
 
 clean: ## Remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,6 +1,6 @@
 """Routed attention in one pass against one map a span, and against plain attention: time and peak memory.
 
-    python benchmarks/attention.py [--quick] [--threads N] [--dropout P] [--json FILE]
+    python -m benchmarks.attention [--quick] [--threads N] [--dropout P] [--json FILE]
 
 One row is one layer's attention core, forward and backward, as in training. Variants of a size take turns, so that a
 busy machine hits them alike: compare within a size, not across runs. Where other programs use the cores as well, set
@@ -155,6 +155,23 @@ def measure(size: Size, *, dropout: float, repeats: int, threads: int) -> list[R
     return rows
 
 
+def measure_all(*, quick: bool, threads: int, dropout: float = 0.1) -> list[Row]:
+    """Measure and print every size."""
+    rows = []
+    print(f"{'variant':12} {'grid':>6} {'batch':>5} {'spans':>5} {'ms':>9} {'/K maps':>8} {'/plain':>7} {'peak MB':>8}")
+    for size in QUICK_SIZES if quick else SIZES:
+        for row in measure(size, dropout=dropout, repeats=5 if quick else 9, threads=threads):
+            rows.append(row)
+            grid = f"{row.grid}x{row.grid}"
+            to_k_maps = "-" if row.ratio_to_k_maps is None else f"{row.ratio_to_k_maps:.2f}"
+            print(
+                f"{row.variant:12} {grid:>6} {row.batch:5} {row.num_spans:5} {row.milliseconds:9.1f} {to_k_maps:>8}"
+                f" {row.ratio_to_plain:7.2f} {row.peak_megabytes:8.1f}",
+                flush=True,
+            )
+    return rows
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,19 +181,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = []
     print(f"torch {torch.__version__}, {options.threads} threads, dropout {options.dropout}, {HEADS} heads of {WIDTH}")
-    print(f"{'variant':12} {'grid':>6} {'batch':>5} {'spans':>5} {'ms':>9} {'/K maps':>8} {'/plain':>7} {'peak MB':>8}")
-    for size in QUICK_SIZES if options.quick else SIZES:
-        for row in measure(size, dropout=options.dropout, repeats=5 if options.quick else 9, threads=options.threads):
-            rows.append(row)
-            grid = f"{row.grid}x{row.grid}"
-            to_k_maps = "-" if row.ratio_to_k_maps is None else f"{row.ratio_to_k_maps:.2f}"
-            print(
-                f"{row.variant:12} {grid:>6} {row.batch:5} {row.num_spans:5} {row.milliseconds:9.1f} {to_k_maps:>8}"
-                f" {row.ratio_to_plain:7.2f} {row.peak_megabytes:8.1f}",
-                flush=True,
-            )
+    rows = measure_all(quick=options.quick, threads=options.threads, dropout=options.dropout)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 

@@ -13,6 +13,7 @@ from trarctl.engine.checkpoint import load_description
 from trarctl.engine.events import Note, Observer
 from trarctl.engine.launching import Task, Watch, run_task
 from trarctl.engine.loading import Loaded, is_upstream, load_model
+from trarctl.engine.memory import reuse_freed_memory
 from trarctl.engine.processes import World, use_threads
 from trarctl.engine.runs import find_checkpoint
 from trarctl.engine.scoring import Scorer, Scores, load_spilled
@@ -92,6 +93,7 @@ def choose(request: Request) -> Chosen:
 def open_model(chosen: Chosen, data: PreparedData, world: World) -> Loaded:
     """Load the chosen model onto this process's device."""
     use_threads(chosen.settings.run.num_threads)
+    reuse_freed_memory()
     return load_model(chosen.checkpoint, data, chosen.settings, origin=chosen.origin, world=world)
 
 

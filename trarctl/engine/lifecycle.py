@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from trarctl.data.dataset import training_samples
 from trarctl.data.prepared import PreparedData
 from trarctl.engine.checkpoint import Description, Progress, load_checkpoint
-from trarctl.engine.events import Note, Observer, both
+from trarctl.engine.events import Note, Observer, both, unobserved
 from trarctl.engine.journal import journal
 from trarctl.engine.loading import check_words, load_weights, read_weights
+from trarctl.engine.loggers import open_loggers
+from trarctl.engine.memory import reuse_freed_memory
 from trarctl.engine.processes import World, meeting, use_threads
 from trarctl.engine.runs import RunFolder, write_settings
 from trarctl.engine.setup import build_model
@@ -117,6 +120,7 @@ def _train(
 ) -> Progress:
     tensors, place = state
     use_threads(settings.run.num_threads)
+    reuse_freed_memory()
     model = build_model(settings, data)
     if tensors:
         load_weights(model, model_tensors(tensors), run.path)
@@ -126,7 +130,11 @@ def _train(
         model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
     )
     restore_optimizer(model, optimizer, tensors)
-    with stop_requests() as stop:
+    with (
+        stop_requests() as stop,
+        open_loggers(run, settings, first_step=place.step) if world.leads else nullcontext(unobserved) as log,
+    ):
+        observe = both(observe, log)
         network = wrap_network(model, settings, world)
         stepper = Stepper(settings, world, model, network, optimizer, len(data.answers))
         return Trainer(settings, data, run, world, observe, stepper, place, stop).fit()

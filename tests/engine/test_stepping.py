@@ -22,7 +22,7 @@ from trarctl.engine.setup import build_model
 from trarctl.engine.stepping import Fault, Stepper, describe_faults
 from trarctl.settings.fields import Settings
 
-NUM_STEPS = 20
+NUM_STEPS = 20 if os.environ.get("FAULTS") else 4
 ALONE = World(0, 1, torch.device("cpu"))
 
 

@@ -14,6 +14,7 @@ from trarctl.engine.events import Note, Observer
 from trarctl.engine.launching import Task, Watch, num_restarts, run_task
 from trarctl.engine.lifecycle import check_batch, resume_run, start_run
 from trarctl.engine.loading import adopt_shape
+from trarctl.engine.loggers import check_loggers
 from trarctl.engine.processes import World, plan_placement
 from trarctl.engine.runs import CHECKPOINT, RunFolder, find_checkpoint, read_settings
 from trarctl.engine.setup import fit_to_data
@@ -113,6 +114,7 @@ def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | Non
         start, _ = find_checkpoint(init, settings.run.folder)
         settings = adopt_shape(start, settings, origin, data)
     settings, notes = fit_to_data(settings, data, origin)
+    check_loggers(settings)
     check_batch(settings, data, plan_placement(settings.run.gpus, os.environ).num_processes)
     if settings.run.name is None:
         settings = _named(settings, _new_name(data.dataset))
@@ -155,6 +157,7 @@ def plan_resume(run: RunFolder, settings: Settings, *, named: str | None, epoch:
     path = prepared_folder(settings)
     data = open_prepared(path)
     settings, fitting = fit_to_data(settings, data, {})
+    check_loggers(settings)
     check_batch(settings, data, plan_placement(settings.run.gpus, os.environ).num_processes)
     if settings.model.routing == "hard" and settings.train.epochs != read_settings(run).train.epochs:
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")

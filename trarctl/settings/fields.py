@@ -169,6 +169,9 @@ class RunSettings(Frozen):
     )
     validate_every: int = Field(1, ge=0, description="epochs between validations; 0: never")
     log_every: PositiveInt = Field(50, description="optimizer steps between two lines of metrics.jsonl")
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="where to send curves beside metrics.jsonl; each is an extra to install"
+    )
     keep: int = Field(0, ge=0, description="latest epochs to keep checkpoints of, beside the best; 0: all")
 
 
@@ -194,11 +197,28 @@ class Settings(Frozen):
     @model_validator(mode="after")
     def _split_fits(self) -> Self:
         splits = SPLITS[self.data.dataset]
-        if self.data.split not in splits:
+        for key in ("split", "later_split"):
+            split = getattr(self.data, key)
+            if split not in (*splits, None):
+                raise contradiction(
+                    f"{key} {split!r} is none that {self.data.dataset} trains on: use {' or '.join(splits)}",
+                    f"data.{key}",
+                    "data.dataset",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _later_split_begins(self) -> Self:
+        split, epoch = self.data.later_split, self.data.later_split_epoch
+        if (split is None) != (epoch is None):
+            given, lacking = ("later_split", "later_split_epoch")[:: 1 if epoch is None else -1]
+            raise contradiction(f"{given} needs {lacking}", f"data.{given}", f"data.{lacking}")
+        if epoch is not None and epoch >= self.train.epochs:
             raise contradiction(
-                f"split {self.data.split!r} is none that {self.data.dataset} trains on: use {' or '.join(splits)}",
-                "data.split",
-                "data.dataset",
+                f"later_split_epoch {epoch} is not reached in {self.train.epochs} epochs: the last has index "
+                f"{self.train.epochs - 1}",
+                "data.later_split_epoch",
+                "train.epochs",
             )
         return self
 

@@ -1,0 +1,79 @@
+"""Loggers: curves go where the settings say, and a missing one is named before anything starts."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tests.engine.running import Killed, kill_after, resume, tiny_settings, train
+from trarctl.engine.events import EpochDone, RunFinished, StepDone, Validated
+from trarctl.engine.loggers import numbers_of
+from trarctl.engine.runs import RunFolder
+from trarctl.errors import SettingsError
+from trarctl.settings.fields import DataSettings, Settings, TrainSettings
+
+
+def test_tensorboard_gets_the_curves_once(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = tiny_settings(
+        golden_data["vqa"], tmp_path, train__epochs=2, run__loggers="tensorboard", run__log_every=1
+    )
+    with pytest.raises(Killed):
+        train(settings, on_event=kill_after(lambda event: isinstance(event, StepDone) and event.step == 10))
+    run = resume(RunFolder(tmp_path / "runs" / "tiny"))
+    curves = accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
+    logged = {entry["step"]: entry["loss"] for entry in run.metrics() if entry["event"] == "step"}
+    shown = {point.step: point.value for point in curves.Scalars("train/loss")}
+    assert shown == pytest.approx(logged)
+    assert [point.step for point in curves.Scalars("train/loss")] == list(range(1, 15))
+    assert [point.step for point in curves.Scalars("validation/overall")] == [7, 14]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_logger_that_is_not_installed(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="run.loggers: wandb is not installed") as raised:
+        train(tiny_settings(golden_data["vqa"], tmp_path, run__loggers="wandb"))
+    assert raised.value.hint == "pip install 'trarctl[wandb]'"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_worth_a_curve() -> None:
+    step = StepDone(1, 2, 7, 2, 1e-3, 10.0, 99.0, loss=1.5, routes=[[0.25, 0.75]])
+    numbers, number = numbers_of(step) or ({}, 0)
+    assert number == 2
+    assert numbers["train/loss"] == 1.5
+    assert numbers["routes/layer_0/span_1"] == 0.75
+    assert numbers_of(StepDone(1, 2, 7, 2, 1e-3, 10.0, 99.0)) is None
+    assert numbers_of(RunFinished("a", Path(), 1.0, None, None)) is None
+    assert numbers_of(EpochDone(1, 7, 7, 0.5, 1e-3, 1.0, 2.0, 9.0)) == ({"epoch/loss": 0.5, "epoch/seconds": 2.0}, 7)
+    validated = Validated(1, 7, 50.0, {"yes/no": 60.0}, is_best=True, seconds=1.0)
+    assert numbers_of(validated) == ({"validation/overall": 50.0, "validation/yes/no": 60.0}, 7)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"later_split": "train+val"}, "later_split needs later_split_epoch"),
+        ({"later_split_epoch": 10}, "later_split_epoch needs later_split"),
+        ({"later_split": "test", "later_split_epoch": 10}, "later_split 'test' is none that vqa trains on"),
+        ({"later_split": "train", "later_split_epoch": 13}, "later_split_epoch 13 is not reached in 13 epochs"),
+    ],
+)
+def test_a_later_split_must_make_sense(data: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Settings(data=DataSettings.model_validate(data), train=TrainSettings(epochs=13))
+
+
+def test_a_later_split_is_trained_on_from_its_epoch_on(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+
+    def on_event(event: object) -> None:
+        if isinstance(event, EpochDone):
+            steps.append((event.epoch, event.steps_per_epoch))
+
+    changes = {"data__split": "train+val+vg", "data__later_split": "train+val", "data__later_split_epoch": 2}
+    train(tiny_settings(golden_data["vqa"], tmp_path, **changes, train__epochs=3), on_event=on_event)
+    assert steps[0][1] == steps[1][1] > steps[2][1] == 12

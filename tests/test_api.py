@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import GOLDEN
+from tests.small_runs import SmallRun, make_run
+from trarctl import api
+from trarctl.errors import CheckpointError
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "look_into_a_run.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return make_run(tmp_path_factory.mktemp("api"))
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; import trarctl.api; print([name for name in ('torch', 'numpy', 'spacy') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_from_checkpoint_to_figures(run: SmallRun) -> None:
+    data = api.open_data(run.prepared)
+    loaded = api.load_model("tiny@2", runs=run.runs)
+    scores = api.score("tiny@2", split="val", runs=run.runs)
+    measured = api.accuracy(scores, data, "val")
+    insight = api.look_inside(loaded, data, "val", [3, 0, 3])
+    assert loaded.epoch == 2
+    assert scores.scores.shape == (len(data.split("val")), len(data.answers))
+    assert np.abs(insight.routes - scores.routes[[3, 0, 3]]).max() < 1e-5
+    assert insight.probabilities.argmax(axis=1).tolist() == scores.scores[[3, 0, 3]].argmax(axis=1).tolist()
+    by_type = api.routes_by_type(scores, data, "val")
+    assert set(by_type) == set(measured.per_type)
+    assert all(np.abs(shares.sum(axis=1) - 1).max() < 1e-5 for shares in by_type.values())
+
+
+def test_asking_agrees_with_the_stored_features(run: SmallRun) -> None:
+    """The backbone describes a picture of the data as it did when the data was prepared."""
+    data = api.open_data(run.prepared)
+    split = data.split("val")
+    row = next(row for row in range(len(split)) if split.question_text(row) == "what color is the shape?")
+    picture = run.raw / "test" / "images" / f"{split.image_id[row]}.png"
+    (asked,) = api.open_asker("tiny", runs=run.runs).ask([Image.open(picture)], ["what color is the shape?"], top=1)
+    insight = api.look_inside(api.load_model("tiny", runs=run.runs), data, "val", [row])
+    assert asked.answers[0][1] == pytest.approx(float(insight.probabilities.max()), abs=1e-5)
+
+
+def test_a_checkpoint_of_the_original(golden_data: dict[str, Path]) -> None:
+    file = GOLDEN / "cases" / "vqa_soft_avg"
+    with np.load(f"{file}.npz") as theirs:
+        scores = api.score(f"{file}.pkl", config=f"{file}.yml", data=golden_data["vqa"], gpus="cpu")
+        assert np.abs(scores.scores - theirs["scores"]).max() < 1e-4
+
+
+def test_errors_are_those_of_the_program(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no runs in"):
+        api.load_model(runs=tmp_path)
+
+
+def test_the_example_runs(run: SmallRun) -> None:
+    arguments = [sys.executable, str(EXAMPLE), run.name, "--runs", str(run.runs), "--picture", str(run.picture)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "share of each span, by type of question and layer:\n" in result.stdout
+    assert f"{run.picture.name}: " in result.stdout.splitlines()[-1]

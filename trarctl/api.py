@@ -1,0 +1,198 @@
+"""A few functions for notebooks and scripts: open data, load a checkpoint, score, measure, look inside, ask.
+
+    from trarctl import api
+
+    data = api.open_data("data/easy-vqa/prepared")
+    scores = api.score("demo", split="val")
+    print(api.accuracy(scores, data, "val").per_type)
+
+Importing this module is cheap; each function imports what it needs. A checkpoint is named as on the command line:
+``RUN``, ``RUN@EPOCH`` or a file, None for the latest run. All errors are ``trarctl.errors.TrarError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from trarctl.data.prepared import PreparedData
+    from trarctl.engine.asking import Asker
+    from trarctl.engine.evaluating import Request
+    from trarctl.engine.events import Observer
+    from trarctl.engine.inspecting import Insight
+    from trarctl.engine.loading import Loaded
+    from trarctl.engine.scoring import Evaluator, Measured, Scores
+
+
+def open_data(path: str | Path) -> PreparedData:
+    """Open a prepared folder: its words, answers, splits and features, memory-mapped.
+
+    Raises:
+        DataError: if there is none, or it is damaged.
+    """
+    from trarctl.data.prepared import open_prepared
+
+    return open_prepared(Path(path))
+
+
+def load_model(
+    ckpt: str | None = None,
+    *,
+    data: str | Path | None = None,
+    config: str | Path | None = None,
+    gpus: str | None = "cpu",
+    runs: str | Path = "runs",
+) -> Loaded:
+    """Load a checkpoint; ``.model`` is the torch module, in evaluation mode.
+
+    Args:
+        ckpt: ``RUN``, ``RUN@EPOCH`` or a file.
+        data: prepared folder; None for the one that it was trained on.
+        config: settings that belong to a checkpoint of the original program.
+        gpus: a device as on the command line; None for a GPU where there is one.
+        runs: folder of the runs.
+
+    Raises:
+        TrarError: if checkpoint and data are missing or do not fit together.
+    """
+    import os
+
+    from trarctl.data.prepared import open_prepared
+    from trarctl.engine.evaluating import choose, open_model
+    from trarctl.engine.processes import joined, plan_placement
+
+    chosen = choose(_request(ckpt, data, "", config, gpus, runs))
+    with joined(plan_placement(gpus, os.environ), timeout_seconds=60.0) as world:
+        return open_model(chosen, open_prepared(chosen.data), world)
+
+
+def score(
+    ckpt: str | None = None,
+    *,
+    split: str = "val",
+    data: str | Path | None = None,
+    config: str | Path | None = None,
+    gpus: str | None = None,
+    runs: str | Path = "runs",
+) -> Scores:
+    """Score every question of a split: answer logits [Q, A] and routes [Q, L, K], in file order.
+
+    Args:
+        ckpt: ``RUN``, ``RUN@EPOCH`` or a file.
+        split: of the data.
+        data: prepared folder; None for the one that it was trained on.
+        config: settings that belong to a checkpoint of the original program.
+        gpus: devices as on the command line; None for a GPU where there is one.
+        runs: folder of the runs.
+
+    Raises:
+        TrarError: if checkpoint and data are missing or do not fit together.
+    """
+    from trarctl.engine.evaluating import score_split
+
+    return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
+
+
+def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: Evaluator = "official") -> Measured:
+    """Compare scores with the answers of a split, in percent: overall and by type.
+
+    Raises:
+        DataError: if the split has no answers, or is not the one that was scored.
+    """
+    from trarctl.engine.scoring import measure
+
+    return measure(scores.predictions(), data, data.split(split), evaluator)
+
+
+def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, NDArray[np.float64]]:
+    """Mean share of each span in each layer, [L, K], by type of question.
+
+    Raises:
+        DataError: if the split has no answers.
+    """
+    from trarctl.report.outcomes import outcome_of
+    from trarctl.report.outcomes import routes_by_type as means
+
+    outcome = outcome_of(scores, data, data.split(split), "official")
+    return dict(zip(outcome.types, means(outcome, scores.routes), strict=True))
+
+
+def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[int]) -> Insight:
+    """Answer a few questions of a split: probabilities [B, A], routes [B, L, K] and attention over the cells.
+
+    Args:
+        loaded: from ``load_model``.
+        data: that it fits.
+        split: of the data.
+        rows: places of the questions in the split, B of them.
+    """
+    import numpy as np
+    import torch
+
+    from trarctl.engine.inspecting import inspect
+
+    part, places = data.split(split), np.asarray(rows, dtype=np.int64)
+    return inspect(
+        loaded.model,
+        torch.from_numpy(part.question_tokens[places].astype(np.int64)),
+        torch.from_numpy(data.features.read(part.image[places]).astype(np.float32)),
+        temperature=loaded.temperature,
+        is_exclusive=loaded.settings.train.loss != "bce",
+    )
+
+
+def open_asker(
+    ckpt: str | None = None,
+    *,
+    data: str | Path | None = None,
+    config: str | Path | None = None,
+    gpus: str | None = "cpu",
+    runs: str | Path = "runs",
+) -> Asker:
+    """Load a checkpoint for questions about any picture: ``asker.ask([image], ["what is it?"])`` takes PIL images.
+
+    Args:
+        ckpt: ``RUN``, ``RUN@EPOCH`` or a file.
+        data: prepared folder; None for the one that it was trained on.
+        config: settings that belong to a checkpoint of the original program.
+        gpus: a device as on the command line.
+        runs: folder of the runs.
+
+    Raises:
+        DataError: if the features of the data were not made from pictures here.
+    """
+    from trarctl.engine import asking
+
+    return asking.open_asker(_request(ckpt, data, "", config, gpus, runs))[0]
+
+
+def _request(
+    ckpt: str | None,
+    data: str | Path | None,
+    split: str,
+    config: str | Path | None,
+    gpus: str | None,
+    runs: str | Path,
+) -> Request:
+    from trarctl.engine.evaluating import Request
+
+    return Request(
+        ckpt,
+        None if data is None else Path(data),
+        split,
+        None if config is None else Path(config),
+        (f"run.folder={runs}",),
+        gpus,
+    )
+
+
+def _unwatched() -> AbstractContextManager[Observer]:
+    from trarctl.engine.events import unobserved
+
+    return nullcontext(unobserved)

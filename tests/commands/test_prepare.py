@@ -82,3 +82,42 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.
     (tmp_path / "file").write_text("")
     assert cli.run([*MINI, "--without-features", "--out", str(tmp_path / "file" / "prepared")]) == 4
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+# Checking without writing, and features from images
+
+
+def test_check_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = GOLDEN / "mini_vqa"
+    arguments = ["prepare", "vqa", "--raw", str(source / "raw"), "--features", str(source / "feats")]
+    assert cli.run([*arguments, "--out", str(tmp_path / "out"), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "v2_mscoco_train2014_annotations.json" in out
+    assert "nothing stops the preparation" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = GOLDEN / "mini_vqa" / "raw"
+    raw = tmp_path / "raw"
+    shutil.copytree(source, raw)
+    (raw / "v2_mscoco_val2014_annotations.json").unlink()
+    (raw / "v2_mscoco_train2014_annotations.json").write_text("{")
+    assert cli.run(["prepare", "vqa", "--raw", str(raw), "--check"]) == 4
+    captured = capsys.readouterr()
+    assert "missing" in captured.out
+    assert "damaged" in captured.out
+    assert "v2_mscoco_train2014_annotations.json, v2_mscoco_val2014_annotations.json" in captured.err
+
+
+def test_features_from_images_need_torchvision_or_the_gpu_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = GOLDEN / "mini_vqa" / "raw"
+    arguments = ["prepare", "vqa", "--raw", str(raw), "--out", str(tmp_path / "out"), "--images", str(tmp_path)]
+    assert cli.run([*arguments, "--gpus", "99"]) == 6
+    assert "--gpus 99" in capsys.readouterr().err
+    assert cli.run(arguments) == 4
+    captured = capsys.readouterr()
+    assert captured.err.count("error:") == 1
+    assert not (tmp_path / "out" / "manifest.json").exists()

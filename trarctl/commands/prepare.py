@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from trarctl.commands.console import add_row, make_table, say, show_table, warn
-from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, DatasetName
+from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, DatasetName, GpusOption
 from trarctl.commands.progress import duration, progress
 
 if TYPE_CHECKING:
+    from trarctl.data.checks import CheckRow
     from trarctl.data.manifest import Manifest
-    from trarctl.data.prepare import PrepareReport
+    from trarctl.data.prepare import PrepareReport, PrepareRequest
 
 EPILOG = """Examples:
   trarctl prepare easy-vqa
-  trarctl prepare vqa --raw data/vqa/raw --features data/vqa/feats --vectors en_core_web_lg"""
+  trarctl prepare vqa --raw data/vqa/raw --features data/vqa/feats --vectors en_core_web_lg
+  trarctl prepare clevr --images data/clevr/raw/images --backbone resnet101 --gpus 0,1"""
 FEATURES_PANEL = "Image features"
 WORDS_PANEL = "Words and answers"
 
@@ -52,6 +56,32 @@ def prepare(
             rich_help_panel=FEATURES_PANEL,
         ),
     ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Make the features from images: a folder with one folder an image set; several processes of torchrun"
+            " share the work.",
+            rich_help_panel=FEATURES_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    backbone: Annotated[
+        Literal["resnet101"],
+        typer.Option("--backbone", help="What makes them; needs torchvision.", rich_help_panel=FEATURES_PANEL),
+    ] = "resnet101",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Its weights; by default torchvision downloads them.",
+            rich_help_panel=FEATURES_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    gpus: GpusOption = None,
     grid: Annotated[
         int | None,
         typer.Option(
@@ -83,6 +113,14 @@ def prepare(
             show_default=False,
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only read and check; write nothing. Exit code 4 if a needed file is missing or damaged.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Prepare again even if nothing changed.", rich_help_panel=OUTPUT_PANEL)
     ] = False,
@@ -134,22 +172,69 @@ def prepare(
         max_words=max_words,
         pack=pack,
         rebuild=rebuild,
+        images=images,
+        backbone=backbone,
+        weights=weights,
+        devices=_devices(gpus) if images is not None else ("cpu",),
     )
+    if check:
+        _check(request)
+        return
+    if images is not None and int(os.environ.get("RANK", "0")):
+        _share(request)
+        return
     with progress() as report_progress:
         report = prepare_data(request, report_progress)
     _show(report)
+
+
+def _devices(gpus: str | None) -> tuple[str, ...]:
+    """The devices that features are made on, one copy of the backbone each."""
+    from trarctl.engine.processes import plan_placement
+
+    placement = plan_placement(gpus, os.environ)
+    return placement.devices if placement.rank is None else (placement.devices[placement.local_rank],)
+
+
+def _check(request: PrepareRequest) -> None:
+    """Print what is there and what should be.
+
+    Raises:
+        DataError: something that is needed is missing or damaged.
+    """
+    from trarctl.data.prepare import check as check_data
+    from trarctl.errors import DataError
+
+    with progress() as report_progress:
+        rows = check_data(request, report_progress)
+    _show_checks(rows)
+    bad = [row.file for row in rows if row.verdict in ("missing", "damaged")]
+    if bad:
+        raise DataError(f"{len(bad)} of {len(rows)} entries stop the preparation: {', '.join(bad)}", "mend them first")
+    say("nothing stops the preparation")
+
+
+def _share(request: PrepareRequest) -> None:
+    from trarctl.data.prepare import prepare_share
+
+    with progress(is_quiet=True) as report_progress:
+        prepare_share(request, report_progress)
+
+
+def _show_checks(rows: Sequence[CheckRow]) -> None:
+    table = make_table("file", "found", "expected", "verdict", numbers=("found", "expected"))
+    for row in rows:
+        found, expected = (f"{count:,}" if count is not None else "-" for count in (row.found, row.expected))
+        advice = f": {row.advice}" if row.advice else ""
+        add_row(table, row.file, found, expected, f"{row.verdict}{advice}")
+    show_table(table)
 
 
 def _show(report: PrepareReport) -> None:
     """Print what was checked, what is odd, what was prepared, and what to do next."""
     from trarctl.data.prepare import default_out
 
-    table = make_table("file", "found", "expected", "verdict", numbers=("found", "expected"))
-    for row in report.checks:
-        found, expected = (f"{count:,}" if count is not None else "-" for count in (row.found, row.expected))
-        advice = f": {row.advice}" if row.advice else ""
-        add_row(table, row.file, found, expected, f"{row.verdict}{advice}")
-    show_table(table)
+    _show_checks(report.checks)
     for warning in report.warnings:
         warn(warning)
     manifest = report.manifest

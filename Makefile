@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint bench bench-quick full-size clean
+.PHONY: help install demo test lint bench bench-quick full-size clean faults gpu-check
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -38,6 +38,12 @@ lint: $(INSTALLED) ## Style, types and the import contract
 test: lint ## Lint, then every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+faults: $(INSTALLED) ## Kill, fill up, interrupt and resume runs in every way that counts, one table (about 15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
+
+gpu-check: $(INSTALLED) ## Parity, step time and loader speed on the GPUs there are, or small on the CPU
+	$(BIN)/python -m benchmarks.gpu_check
+
 bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
 	$(BIN)/python -m benchmarks.bench
 
@@ -46,6 +52,14 @@ bench-quick: $(INSTALLED) ## The same at small sizes, at most 5 minutes
 
 full-size: $(INSTALLED) ## Prepare, score and submit generated data of the real size, one table
 	$(BIN)/python -m benchmarks.full_size
+
+test-browser: $(INSTALLED) ## Open the report in headless Chromium, which is installed if need be
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+		|| { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; } \
+		|| { echo "error: no chromium and chromedriver" >&2; \
+		     echo "hint:  install both, as root: apt-get install chromium chromium-driver" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser/check_report.py
 
 clean: ## Remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,200 @@
+"""Every fault that a run must survive, or end from with one clear message: a table, and an exit code.
+
+    python -m benchmarks.faults [--kills N] [--only NAME ...]
+
+Runs the tests of faults, the slow ones included, then what takes longer still. About 15 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.programs import POLL_SECONDS, Program, program, resume_command, train_command
+from tests.engine.running import Killed, kill_after, tiny_settings, train, weights
+from trarctl.data.prepare import PrepareRequest, prepare
+from trarctl.engine.events import Event, StepDone
+from trarctl.engine.runs import RunFolder
+from trarctl.settings.sources import resolve
+
+ROOT = Path(__file__).parents[1]
+MINI = ROOT / "tests" / "golden" / "mini_vqa"
+KILLED_RUN = {"train__epochs": 12, "run__log_every": 1, "run__save_every": 1, "run__validate_every": 4}
+Outcome = tuple[str, str, str]  # what was tried, "ok" or what went wrong, figures
+
+
+class _Collector:
+    """Notes how each test ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or not report.passed:
+            name = report.nodeid.rpartition("/")[2].replace(".py::test_", ": ").replace("_", " ")
+            result = "ok" if report.passed else report.outcome
+            self.outcomes.append((name, result, f"{report.duration:.0f} s"))
+
+
+def tests_of_faults() -> list[Outcome]:
+    """The tests, slow ones included."""
+    os.environ["FAULTS"] = "1"
+    collector = _Collector()
+    names = ("faults", "nonfinite", "stepping", "resume", "checkpoint", "stopping")
+    files = [str(ROOT / "tests" / "engine" / f"test_{name}.py") for name in names]
+    pytest.main(["-q", "--no-header", "-p", "no:cacheprovider", *files], plugins=[collector])
+    return collector.outcomes
+
+
+def random_kills(num_kills: int, folder: Path, data: Path) -> list[Outcome]:
+    """SIGKILL at random moments, every third while a checkpoint is being written, until the run is done."""
+    outcomes = []
+    # The same kills each time: a failure can be looked at again.
+    chance = random.Random(0)  # noqa: S311
+    for gpus in ("cpu", "cpu:2"):
+        settings = tiny_settings(data, folder / f"undisturbed-{gpus}", **KILLED_RUN, run__gpus=gpus)
+        whole = train(settings)
+        expected = weights(whole), _losses(whole)
+        kills = in_save = runs = equal = 0
+        while kills < num_kills // 2:
+            runs += 1
+            there = folder / f"{gpus}-{runs}"
+            there.mkdir()
+            run, command = RunFolder(there / "runs" / "tiny"), train_command(data, "vqa", **KILLED_RUN, run__gpus=gpus)
+            while True:
+                with program(command, there) as started:
+                    is_hit, was_saving = _hit(started, run, chance, in_a_save=kills % 3 == 2)
+                    kills, in_save = kills + is_hit, in_save + was_saving
+                    if not is_hit:
+                        break
+                if run.saved():
+                    command = resume_command("tiny")
+            equal += (weights(run), _losses(run)) == expected
+        result = "ok" if equal == runs else f"{runs - equal} runs differ"
+        figures = f"{kills} kills ({in_save} while saving), {equal} of {runs} runs byte-identical"
+        outcomes.append((f"killed at random moments, {gpus}", result, figures))
+    return outcomes
+
+
+def _hit(started: Program, run: RunFolder, chance: random.Random, *, in_a_save: bool) -> tuple[bool, bool]:
+    """Kill a program some time after it has gone on: whether it was hit before its end, and in a save."""
+    before = max((path.stat().st_mtime_ns for _, _, path in run.saved()), default=0)
+    wait = chance.uniform(0, 0.8)
+    since: float | None = None
+    while started.process.poll() is None:
+        if since is None and any(_changed(path) > before for _, _, path in run.saved()):
+            since = time.monotonic()
+        is_saving = any(run.checkpoints.glob(".*.tmp")) if run.checkpoints.is_dir() else False
+        if since is not None and time.monotonic() - since > wait and (is_saving or not in_a_save):
+            for pid in started.members():
+                os.kill(pid, signal.SIGKILL)
+            started.process.wait(10)
+            return True, any(run.checkpoints.glob(".*.tmp"))
+        if not in_a_save:
+            time.sleep(POLL_SECONDS)
+    if started.process.returncode != 0:
+        raise SystemExit(f"a run ended by itself: {started.errors()}")
+    return False, False
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _losses(run: RunFolder) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["loss"]) for entry in run.metrics() if entry["event"] == "step"]
+
+
+def _first_losses(num_steps: int, start: Callable[[Callable[[Event], None]], object]) -> torch.Tensor:
+    losses: list[float] = []
+    stop = kill_after(lambda event: isinstance(event, StepDone) and event.step == num_steps)
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepDone) and event.loss is not None:
+            losses.append(event.loss)
+        stop(event)
+
+    with suppress(Killed):
+        start(on_event)
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def bfloat16(folder: Path) -> list[Outcome]:
+    """200 steps of easy-VQA in bf16 and in fp32."""
+    data = folder / "easy"
+    prepare(PrepareRequest("easy-vqa", out=data, vectors="none"))
+    found = {}
+    for precision in ("fp32", "bf16"):
+        sets = [f"data.path={data}", f"run.folder={folder}/{precision}", "run.gpus=cpu", "run.log_every=1"]
+        settings = resolve(dataset="easy-vqa", environ={}, sets=[*sets, f"run.precision={precision}"]).settings
+        found[precision] = _first_losses(200, lambda on_event, settings=settings: train(settings, on_event=on_event))
+    mean = {name: float(losses.mean()) for name, losses in found.items()}
+    difference = abs(mean["bf16"] / mean["fp32"] - 1)
+    windows = [losses.reshape(10, 20).mean(dim=1) for losses in (found["bf16"], found["fp32"])]
+    worst = float((windows[0] / windows[1] - 1).abs().max())
+    figures = f"mean loss differs by {difference:.2%}, the worst of ten windows by {worst:.2%}"
+    return [("bf16 on the CPU, 200 steps", "ok" if difference < 0.02 else "differs", figures)]
+
+
+def compiled(folder: Path, data: Path) -> list[Outcome]:
+    """The same losses with torch.compile."""
+    name = "--compile, 20 steps"
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        return [(name, "skipped", "no C++ compiler")]
+    found = []
+    for is_compiled in (False, True):
+        changes = {"run__compile": is_compiled, "model__dropout": 0, "run__log_every": 1, "run__validate_every": 0}
+        settings = tiny_settings(data, folder / f"compile-{is_compiled}", **changes, train__epochs=3)
+        found.append(_first_losses(20, lambda on_event, settings=settings: train(settings, on_event=on_event)))
+    worst = float((found[1] / found[0] - 1).abs().max())
+    return [(name, "ok" if worst < 1e-4 else "differs", f"largest relative difference of a loss {worst:.1e}")]
+
+
+def main() -> None:
+    """Run what was asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--kills", type=int, default=30, help="SIGKILLs at random moments, half of them on two processes"
+    )
+    parser.add_argument("--only", nargs="*", default=["tests", "kills", "bf16", "compile"])
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="trarctl-faults-") as name:
+        folder = Path(name)
+        data = folder / "data"
+        prepare(PrepareRequest("vqa", out=data, raw=MINI / "raw", features=MINI / "feats", grid=4, vectors="none"))
+        parts: dict[str, Callable[[], list[Outcome]]] = {
+            "tests": tests_of_faults,
+            "kills": lambda: random_kills(options.kills, folder, data),
+            "bf16": lambda: bfloat16(folder),
+            "compile": lambda: compiled(folder, data),
+        }
+        for part in options.only:
+            outcomes += parts[part]()
+    width = max(len(what) for what, _, _ in outcomes)
+    for what, result, figures in outcomes:
+        print(f"{what:<{width}}  {result:<8}  {figures}")
+    failed = sum(result not in ("ok", "skipped") for _, result, _ in outcomes)
+    print(f"\n{len(outcomes) - failed} of {len(outcomes)} as they should be")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

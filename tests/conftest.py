@@ -13,6 +13,12 @@ GOLDEN = Path(__file__).parent / "golden"
 GRIDS = {"vqa": 4, "clevr": 5}
 
 
+@pytest.fixture(autouse=True)
+def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal there is no width, whatever the runner of the tests has."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def golden_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Prepared folders of both golden sets, by data set."""

@@ -30,27 +30,7 @@ from torch import Tensor
 
 from trarctl.model.attention_blocks import Block, Inputs, Scratch, cut
 from trarctl.model.attention_windows import Shares, exponentiate_, is_safe
-
-
-class KeepMask:
-    """Draws dropout masks, block after block: the same ones for the same seed."""
-
-    def __init__(self, dropout: float, seed: Tensor, device: torch.device) -> None:
-        self.num_dropped = round(dropout * 2**16)
-        self.scale = 2**16 / (2**16 - self.num_dropped) if self.num_dropped < 2**16 else 0.0
-        self.generator = torch.Generator(device).manual_seed(int(seed)) if self.num_dropped else None
-
-    def draw(self, out: Tensor) -> Tensor | None:
-        """Fill ``out`` with 1 where to keep and 0 where to drop; None if nothing is dropped.
-
-        Each draw of 64 bits decides on four numbers: drawing is what a dropout costs on a CPU.
-        """
-        if self.generator is None:
-            return None
-        bits = torch.empty(-(-out.numel() // 4), dtype=torch.int64, device=out.device)
-        bits.random_(-(2**63), None, generator=self.generator)
-        numbers = bits.view(torch.int16)[: out.numel()].view(out.shape)
-        return torch.ge(numbers, self.num_dropped - 2**15, out=out)
+from trarctl.model.dropout import KeepMask, draw_seed
 
 
 def uniform_part(block: Block, shares: Shares, keep: KeepMask) -> Tensor | None:
@@ -177,7 +157,7 @@ def blended_attention(
     Returns:
         [B, H, T, d], as wide as the value.
     """
-    seed = torch.randint(2**62, ()) if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
+    seed = draw_seed() if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
     attended: Tensor = _attend(query, key, value, span_weights, pair_class, contains, is_padding, dropout, seed)
     return attended
 

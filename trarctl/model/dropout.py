@@ -16,26 +16,33 @@ LEVELS = 2**16  # probabilities are rounded to multiples of 1 / LEVELS
 
 
 class KeepMask:
-    """Draws masks: 0 where an element is dropped, otherwise what keeps the expected value; the same for the same seed.
+    """Draws masks: 1 where an element is kept, 0 where it is dropped; the same ones for the same seed.
 
     Args:
-        probability: of dropping an element, < 1.
+        probability: of dropping an element, <= 1; rounded to multiples of 1 / ``LEVELS``.
         seed: one integer, int64.
+        device: of the masks.
+
+    Attributes:
+        scale: what keeps the expected value, for the rounded probability.
     """
 
-    def __init__(self, probability: float, seed: Tensor) -> None:
+    def __init__(self, probability: float, seed: Tensor, device: torch.device) -> None:
         self.num_dropped = round(probability * LEVELS)
-        self.scale = LEVELS / (LEVELS - self.num_dropped)
-        self._generator = torch.Generator()
-        self._generator.manual_seed(int(seed))
+        self.scale = LEVELS / (LEVELS - self.num_dropped) if self.num_dropped < LEVELS else 0.0
+        self._generator = torch.Generator(device).manual_seed(int(seed)) if self.num_dropped else None
 
-    def draw(self, like: Tensor) -> Tensor:
-        """A new mask of the shape and type of ``like``, contiguous, not yet scaled: 0 or 1."""
-        bits = torch.empty((like.numel() + 3) // 4, dtype=torch.int64)
+    def draw(self, out: Tensor) -> Tensor | None:
+        """Fill ``out``, contiguous, with the next mask; None if nothing is dropped.
+
+        Each draw of 64 bits decides on four numbers: drawing is what a dropout costs on a CPU.
+        """
+        if self._generator is None:
+            return None
+        bits = torch.empty(-(-out.numel() // 4), dtype=torch.int64, device=out.device)
         bits.random_(-(2**63), None, generator=self._generator)
-        levels = bits.view(torch.int16)[: like.numel()].view(like.shape)
-        mask = torch.empty(like.shape, dtype=like.dtype)
-        return torch.ge(levels, self.num_dropped - LEVELS // 2, out=mask)
+        numbers = bits.view(torch.int16)[: out.numel()].view(out.shape)
+        return torch.ge(numbers, self.num_dropped - LEVELS // 2, out=out)
 
 
 def draw_seed() -> Tensor:
@@ -73,11 +80,11 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, probability: float, seed: Tensor) -> Tensor:
         ctx.probability, ctx.seed = probability, seed
-        return _masked(states, probability, seed)
+        return _masked(states, probability, seed)[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _masked(gradient, ctx.probability, ctx.seed), None, None
+        return _masked(gradient, ctx.probability, ctx.seed)[0], None, None
 
 
 class _ReluDropout(torch.autograd.Function):
@@ -85,10 +92,8 @@ class _ReluDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, probability: float, seed: Tensor) -> Tensor:
-        keep = KeepMask(probability, seed)
-        result = keep.draw(states).mul_(states).clamp_min_(0.0).mul_(keep.scale)
-        ctx.save_for_backward(result)
-        ctx.scale = keep.scale
+        result, ctx.scale = _masked(states, probability, seed)
+        ctx.save_for_backward(result.clamp_min_(0.0))
         return result
 
     @staticmethod
@@ -98,6 +103,11 @@ class _ReluDropout(torch.autograd.Function):
         return passed.mul_(ctx.scale), None, None
 
 
-def _masked(states: Tensor, probability: float, seed: Tensor) -> Tensor:
-    keep = KeepMask(probability, seed)
-    return keep.draw(states).mul_(states).mul_(keep.scale)
+def _masked(states: Tensor, probability: float, seed: Tensor) -> tuple[Tensor, float]:
+    """The states that a mask keeps, scaled, and the scale."""
+    keep = KeepMask(probability, seed, states.device)
+    out = torch.empty(states.shape, dtype=states.dtype, device=states.device)
+    mask = keep.draw(out)
+    if mask is None:
+        return states.clone(), 1.0
+    return mask.mul_(states).mul_(keep.scale), keep.scale

@@ -53,6 +53,16 @@ def predict(
     data: DataOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Weights of the backbone, if prepare was given a file of them.",
+            rich_help_panel=DATA_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     gpus: GpusOption = None,
     top: Annotated[
         int,
@@ -77,7 +87,7 @@ def predict(
     from trarctl.engine.evaluating import Request
 
     paths, questions = _wanted(image, question, batch, save)
-    asker, chosen = open_asker(Request(ckpt, data, "", config, tuple(sets or ()), gpus))
+    asker, chosen = open_asker(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)
     for text in chosen.notes:
         note(text)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {asker.trained_on()}")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from trarctl.data.backbones import Backbone, load_images
+from trarctl.data.picture_backbone import picture_backbone
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.progress import Progress, no_progress
 from trarctl.data.questions import encode, tokenize
@@ -176,11 +177,12 @@ class Asker:
         )
 
 
-def open_asker(request: Request) -> tuple[Asker, Chosen]:
+def open_asker(request: Request, weights: Path | None = None) -> tuple[Asker, Chosen]:
     """Load a checkpoint for asking, in this process.
 
     Args:
         request: which checkpoint; its split is not looked at.
+        weights: file of the backbone's weights, if ``prepare`` was given one.
 
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
@@ -190,16 +192,7 @@ def open_asker(request: Request) -> tuple[Asker, Chosen]:
     data = open_prepared(chosen.data)
     with joined(plan_placement(request.gpus or "cpu", os.environ), timeout_seconds=60.0) as world:
         loaded = open_model(chosen, data, world)
-    return Asker(loaded, data, _backbone(data)), chosen
-
-
-def _backbone(data: PreparedData) -> Backbone:
-    if data.manifest.images.backbone is None:
-        raise DataError(
-            f"the features in {data.path} came from files made elsewhere, so a picture cannot be described alike",
-            "predict needs data whose features trarctl made from the images: trarctl prepare --help",
-        )
-    backbone = data.backbone()
+    backbone = picture_backbone(data, weights)
     if backbone.width != data.features.width or backbone.grid_size != data.manifest.grid_size:
         raise DataError(
             f"the backbone in {data.path} gives {backbone.grid_size} x {backbone.grid_size} cells of {backbone.width}"
@@ -207,4 +200,4 @@ def _backbone(data: PreparedData) -> Backbone:
             f" {data.features.width}",
             "prepare the data again",
         )
-    return backbone
+    return Asker(loaded, data, backbone), chosen

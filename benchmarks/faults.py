@@ -31,7 +31,7 @@ from trarctl.settings.sources import resolve
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "tests" / "golden" / "mini_vqa"
-KILLED_RUN = {"train__epochs": 12, "run__log_every": 1, "run__save_every": 1, "run__validate_every": 4}
+KILLED_RUN: dict[str, int] = {"train__epochs": 12, "run__log_every": 1, "run__save_every": 1, "run__validate_every": 4}
 Outcome = tuple[str, str, str]  # what was tried, "ok" or what went wrong, figures
 
 
@@ -79,6 +79,8 @@ def random_kills(num_kills: int, folder: Path, data: Path) -> list[Outcome]:
                     kills, in_save = kills + is_hit, in_save + was_saving
                     if not is_hit:
                         break
+                if run.epoch_checkpoint(KILLED_RUN["train__epochs"]).is_file():
+                    break
                 if run.saved():
                     command = resume_command("tiny")
             equal += (weights(run), _losses(run)) == expected

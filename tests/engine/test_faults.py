@@ -211,3 +211,10 @@ def test_scores_are_the_same_whatever_the_number_of_processes(data: Path, tmp_pa
     assert len(one["question_id"]) == len(set(one["question_id"].tolist())) == 100
     assert one.keys() == three.keys()
     assert all(np.array_equal(one[name], three[name]) for name in one)
+
+
+@SLOW
+def test_four_processes_add_in_an_order_of_their_own(data: Path, tmp_path: Path) -> None:
+    run = train(tiny_settings(data, tmp_path, train__epochs=2, run__gpus="cpu:4"))
+    expected = weights(run)
+    assert weights(resume(run, epoch=1)) == expected

@@ -62,6 +62,8 @@ class Training:
         if job.kind == "start" and not is_restarted:
             start_run(job.settings, data, init=job.init, world=world, observe=observe)
             return
+        if is_restarted and world.share(job.run.epoch_checkpoint(job.settings.train.epochs).is_file()):
+            return
         if is_restarted:
             observe(Note(f"a process was lost: run {job.run.name} goes on from its latest checkpoint"))
         epoch = None if is_restarted else job.epoch

@@ -21,7 +21,7 @@ from trarctl.engine.journal import journal
 from trarctl.engine.loading import check_words, load_weights, read_weights
 from trarctl.engine.loggers import open_loggers
 from trarctl.engine.memory import reuse_freed_memory
-from trarctl.engine.processes import World, meeting, use_threads
+from trarctl.engine.processes import World, average_in_order, meeting, use_threads
 from trarctl.engine.runs import RunFolder, write_settings
 from trarctl.engine.setup import build_model
 from trarctl.engine.state import MODEL, model_tensors, restore_optimizer, share_tensors
@@ -151,6 +151,9 @@ def wrap_network(model: TRAR, settings: Settings, world: World) -> nn.Module:
             network = DistributedDataParallel(
                 network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+        if world.device.type == "cpu":
+            # A lambda, since torch compares a function's annotations and they are text here.
+            network.register_comm_hook(world.size, lambda size, bucket: average_in_order(size, bucket))
     if settings.run.compile:
         network.compile()
     return network

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from trarctl.errors import DeviceError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import GradBucket
 
 Precision = Literal["fp32", "tf32", "bf16"]
 GRACE_SECONDS = 2.0  # in which one that lost another lets those speak who know why
@@ -131,6 +134,26 @@ def meeting() -> Iterator[None]:
         raise LostProcess(
             f"another process was lost ({text[:300]})", "trarctl resume goes on from the latest checkpoint"
         ) from error
+
+
+def average_in_order(num_processes: int, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average gradients so that the last bit does not depend on how they are packed; for DistributedDataParallel.
+
+    Its own way adds them in an order that depends on a gradient's place in its bucket, and after the first step it
+    packs the buckets anew: a resumed run would differ from one that went on. For two processes the order is no matter.
+    """
+    mine = bucket.buffer()
+    if num_processes == 2:
+        summed = dist.all_reduce(mine, async_op=True).get_future()
+        return summed.then(lambda done: done.value()[0].div_(num_processes))
+    parts = [torch.empty_like(mine) for _ in range(num_processes)]
+
+    def average(_done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        for part in parts[1:]:
+            parts[0].add_(part)
+        return parts[0].div_(num_processes)
+
+    return dist.all_gather(parts, mine, async_op=True).get_future().then(average)
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,21 @@ def test_start_weights_from_the_original(there: Path, golden_data: dict[str, Pat
     shutil.rmtree(there / "runs" / "tuned")
 
 
+def test_checkpoints_side_by_side(there: Path, trarctl: Run) -> None:
+    single = json.loads(trarctl("eval", "--ckpt", "first@1", "--evaluator", "upstream", "--json", "-")[1])
+    code, out, err = trarctl("eval", "--compare", "first@1", "first@2", "--evaluator", "upstream", "--json", "c.json")
+    assert code == 0, err
+    assert "first@1" in out
+    assert "against published (soft, avg)" in out
+    rows = json.loads(Path("c.json").read_text())["checkpoints"]
+    assert [row["checkpoint"] for row in rows] == ["first@1", "first@2"]
+    assert rows[0]["overall"] == single["overall"]
+    assert rows[0]["difference"] == round(single["overall"] - 67.62, 2)
+    code, _, err = trarctl("eval", "first@1")
+    assert code == 3
+    assert "trarctl eval --ckpt first@1" in err
+
+
 # What goes wrong
 
 

@@ -75,9 +75,23 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            metavar="RUN...",
+            help="Put several checkpoints side by side, with the difference to the published results.",
+            rich_help_panel=DATA_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Further checkpoints for --compare.", hidden=True)
+    ] = None,
     is_quiet: QuietOption = False,
 ) -> None:
     """Measure a checkpoint's accuracy: overall and by type, in percent."""
+    from trarctl.commands.comparing import compare_checkpoints
     from trarctl.commands.console import note, write_json
     from trarctl.commands.watching import watch_run
     from trarctl.data.prepared import open_prepared
@@ -89,6 +103,25 @@ def evaluate(
     wanted = split or "val"
     if split is None:
         note("no split named: taking val")
+    if more and not compare:
+        raise SettingsError(f"eval takes its checkpoint by option, got {more[0]}", f"trarctl eval --ckpt {more[0]}")
+    watch = functools.partial(watch_run, is_quiet=is_quiet)
+    if compare:
+        side_by_side = [*compare, *(more or [])]
+        rows = compare_checkpoints(
+            side_by_side,
+            data=data,
+            split=wanted,
+            config=config,
+            sets=sets or [],
+            gpus=gpus,
+            evaluator=evaluator,
+            watch=watch,
+            is_silent=json == "-",
+        )
+        if json is not None:
+            write_json({"split": wanted, "checkpoints": rows}, json)
+        return
     if answers is not None:
         if report is not None:
             raise SettingsError("--report shows how a checkpoint answers, --answers has none", "leave one of them out")
@@ -99,7 +132,7 @@ def evaluate(
         if report is not None:
             prepare_folder(report)
         request = Request(ckpt, data, wanted, config, tuple(sets or ()), gpus)
-        scores, chosen = score_split(request, functools.partial(watch_run, is_quiet=is_quiet))
+        scores, chosen = score_split(request, watch)
         note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
         if save_scores is not None:
             scores.save(save_scores)
@@ -113,14 +146,16 @@ def evaluate(
     if json != "-":
         _show(measured, opened, part, evaluator)
     if report is not None and answers is None:
-        _report(report, ReportRequest(scores, measured, opened, part, chosen, images))
+        _report(report, ReportRequest(scores, measured, opened, part, chosen, images), is_quiet=is_quiet)
 
 
-def _report(folder: Path, request: ReportRequest) -> None:
+def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
     from trarctl.commands.console import note
+    from trarctl.commands.progress import progress
     from trarctl.report.page import write_report
 
-    path, notes = write_report(request, folder)
+    with progress(is_quiet=is_quiet) as show:
+        path, notes = write_report(request, folder, show)
     for text in notes:
         note(text)
     note(f"report written to {path}, {path.stat().st_size / 1e6:.1f} MB")

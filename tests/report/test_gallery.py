@@ -44,4 +44,4 @@ def test_an_overlay_is_clear_where_the_most_is_looked_at() -> None:
 
 def test_what_the_annotators_said() -> None:
     assert truth_in_words([("red", 10)]) == "red"
-    assert truth_in_words([("red", 7), ("dark red", 3)]) == "red 7, dark red 3"
+    assert truth_in_words([("red", 7), ("dark red", 3)]) == "red (7), dark red (3)"

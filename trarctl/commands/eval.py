@@ -86,7 +86,7 @@ def evaluate(
         ),
     ] = None,
     more: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Further checkpoints for --compare.", hidden=True)
+        list[str] | None, typer.Argument(metavar="RUN", help="Further checkpoints for --compare.", hidden=True)
     ] = None,
     is_quiet: QuietOption = False,
 ) -> None:

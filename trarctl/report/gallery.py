@@ -235,7 +235,7 @@ def _data_uri(image: object, kind: str) -> str:
 
 
 def truth_in_words(truth: Sequence[tuple[str, int]]) -> str:
-    """What the annotators said: ``red``, or ``red 7, dark red 3``."""
+    """What the annotators said: ``red``, or ``red (7), dark red (3)``."""
     if len(truth) == 1:
         return truth[0][0]
-    return ", ".join(f"{answer} {count}" for answer, count in truth)
+    return ", ".join(f"{answer} ({count})" for answer, count in truth)

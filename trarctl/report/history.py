@@ -48,7 +48,8 @@ def read_history(run: RunFolder) -> History:
         for entry in entries
         if entry.get("event") == "validation"
     }
-    steps_per_epoch = ends[0]["step"] / ends[0]["epoch"] if ends else max((one["step"] for one in steps), default=1)
+    last = (ends or steps or [{"step": 1, "epoch": 1}])[-1]
+    steps_per_epoch = last["step"] / last["epoch"]
     group = -(-len(steps) // MOST_POINTS) or 1
 
     def column(name: str) -> Floats:

@@ -14,6 +14,7 @@ from typing import Any
 from trarctl import __version__
 from trarctl.data.baselines import commonest_answer, question_prior
 from trarctl.data.prepared import PreparedData, PreparedSplit
+from trarctl.data.progress import Progress, no_progress
 from trarctl.engine.evaluating import Chosen
 from trarctl.engine.runs import RunFolder
 from trarctl.engine.scoring import Measured, Scores, measure
@@ -27,6 +28,7 @@ from trarctl.report.overview import model_in_words
 from trarctl.report.published import published
 
 FILE_NAME = "index.html"
+_TASK, _NUM_PARTS = "making the report", 4
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,13 @@ def prepare_folder(folder: Path) -> None:
         raise _unwritable(folder, error) from error
 
 
-def write_report(request: ReportRequest, folder: Path) -> tuple[Path, list[str]]:
+def write_report(request: ReportRequest, folder: Path, progress: Progress = no_progress) -> tuple[Path, list[str]]:
     """Write the report, whole or not at all.
 
     Args:
         request: what to report on.
         folder: where ``index.html`` goes.
+        progress: told how far it is.
 
     Returns:
         The file, and what the user should know about it.
@@ -92,8 +95,9 @@ def write_report(request: ReportRequest, folder: Path) -> tuple[Path, list[str]]
         DataError: if jinja2 is not installed, or the folder cannot be written.
     """
     template = _template()
-    content, notes = _content(request)
+    content, notes = _content(request, progress)
     page = template.render(content)
+    progress(_TASK, _NUM_PARTS, _NUM_PARTS)
     path = folder / FILE_NAME
     try:
         _temporary(folder).write_text(page, encoding="utf-8")
@@ -127,14 +131,19 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def _content(request: ReportRequest) -> tuple[dict[str, Any], list[str]]:
+def _content(request: ReportRequest, progress: Progress) -> tuple[dict[str, Any], list[str]]:
     """Everything that the template shows."""
     data, split, chosen, scores = request.data, request.split, request.chosen, request.scores
+    progress(_TASK, 0, _NUM_PARTS)
     outcome = outcome_of(scores, data, split, request.measured.evaluator)
+    progress(_TASK, 1, _NUM_PARTS)
+    columns = _columns(request)
+    progress(_TASK, 2, _NUM_PARTS)
     spans = chosen.settings.model.spans
     bins, error = calibration(outcome)
     rows = choose_rows(outcome)
     shown, why = examples(rows, scores, outcome, data, split, chosen, request.images)
+    progress(_TASK, 3, _NUM_PARTS)
     script = Path(__file__).with_name("templates").joinpath("report.js").read_text(encoding="utf-8")
     style = Path(__file__).with_name("templates").joinpath("report.css").read_text(encoding="utf-8")
     content = {
@@ -144,7 +153,7 @@ def _content(request: ReportRequest) -> tuple[dict[str, Any], list[str]]:
         "split": split.name,
         "measured": request.measured,
         "facts": _facts(request),
-        "columns": _columns(request),
+        "columns": columns,
         "counts": _counts(outcome),
         "spans": [{"name": name, "colour": span_colour(index)} for index, name in enumerate(span_names(spans))],
         "type_names": sorted(name for name, count in _counts(outcome).items() if count),

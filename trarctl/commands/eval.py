@@ -33,61 +33,67 @@ EPILOG = (
     "\n\nThe original's: trarctl eval --ckpt epoch13.pkl --config trar.yml --data data/vqa/prepared"
 )
 
+AnswersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--answers",
+        metavar="FILE",
+        help="Score a result file that any program made instead of a checkpoint: JSON for VQA, text for CLEVR;"
+        " needs --data.",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="DIR",
+        help="Write DIR/index.html: accuracy, curves, routes, calibration, confusions and examples on one page.",
+        rich_help_panel=OUTPUT_PANEL,
+        show_default=False,
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="DIR",
+        help="Folder of the pictures for the report's examples; easy-VQA brings its own.",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
+CompareOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compare",
+        metavar="RUN...",
+        help="Put several checkpoints side by side, with the difference to the published results.",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
+MoreArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="RUN", help="Further checkpoints for --compare.", hidden=True)
+]
+
 
 def evaluate(
     ckpt: CkptOption = None,
     data: DataOption = None,
     split: SplitOption = None,
-    answers: Annotated[
-        Path | None,
-        typer.Option(
-            "--answers",
-            metavar="FILE",
-            help="Score a result file that any program made instead of a checkpoint: JSON for VQA, text for CLEVR;"
-            " needs --data.",
-            rich_help_panel=DATA_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    answers: AnswersOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     gpus: GpusOption = None,
     evaluator: EvaluatorOption = "official",
     json: JsonOption = None,
     save_scores: SaveScoresOption = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report",
-            metavar="DIR",
-            help="Write DIR/index.html: accuracy, curves, routes, calibration, confusions and examples on one page.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            "--images",
-            metavar="DIR",
-            help="Folder of the pictures for the report's examples; easy-VQA brings its own.",
-            rich_help_panel=DATA_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--compare",
-            metavar="RUN...",
-            help="Put several checkpoints side by side, with the difference to the published results.",
-            rich_help_panel=DATA_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    more: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="Further checkpoints for --compare.", hidden=True)
-    ] = None,
+    report: ReportOption = None,
+    images: ImagesOption = None,
+    compare: CompareOption = None,
+    more: MoreArgument = None,
     is_quiet: QuietOption = False,
 ) -> None:
     """Measure a checkpoint's accuracy: overall and by type, in percent."""

@@ -27,57 +27,64 @@ EPILOG = (
     " its paths are relative to it; .jsonl has them as keys."
 )
 
+ImageOption = Annotated[
+    Path | None,
+    typer.Option("--image", metavar="FILE", help="The picture.", rich_help_panel=DATA_PANEL, show_default=False),
+]
+QuestionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--question", metavar="TEXT", help="What to ask about it.", rich_help_panel=DATA_PANEL, show_default=False
+    ),
+]
+BatchOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--batch",
+        metavar="FILE",
+        help="A .csv or .jsonl file of pictures and questions instead.",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="Weights of the backbone, if prepare was given a file of them.",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
+TopOption = Annotated[
+    int,
+    typer.Option("--top", metavar="N", min=1, help="Answers to show.", rich_help_panel=OUTPUT_PANEL),
+]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="FILE.png",
+        help="Draw the attention of each layer over the picture.",
+        rich_help_panel=OUTPUT_PANEL,
+        show_default=False,
+    ),
+]
+
 
 def predict(
-    image: Annotated[
-        Path | None,
-        typer.Option("--image", metavar="FILE", help="The picture.", rich_help_panel=DATA_PANEL, show_default=False),
-    ] = None,
-    question: Annotated[
-        str | None,
-        typer.Option(
-            "--question", metavar="TEXT", help="What to ask about it.", rich_help_panel=DATA_PANEL, show_default=False
-        ),
-    ] = None,
-    batch: Annotated[
-        Path | None,
-        typer.Option(
-            "--batch",
-            metavar="FILE",
-            help="A .csv or .jsonl file of pictures and questions instead.",
-            rich_help_panel=DATA_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    image: ImageOption = None,
+    question: QuestionOption = None,
+    batch: BatchOption = None,
     ckpt: CkptOption = None,
     data: DataOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights",
-            metavar="FILE",
-            help="Weights of the backbone, if prepare was given a file of them.",
-            rich_help_panel=DATA_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    weights: WeightsOption = None,
     gpus: GpusOption = None,
-    top: Annotated[
-        int,
-        typer.Option("--top", metavar="N", min=1, help="Answers to show.", rich_help_panel=OUTPUT_PANEL),
-    ] = 5,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            "--save",
-            metavar="FILE.png",
-            help="Draw the attention of each layer over the picture.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    top: TopOption = 5,
+    save: SaveOption = None,
     json: JsonOption = None,
 ) -> None:
     """Answer a question about a picture, and show which way it went through the model."""

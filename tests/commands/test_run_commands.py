@@ -232,6 +232,15 @@ def test_spans_that_do_not_fit_a_checkpoint(there: Path, golden_data: dict[str, 
     assert "--config FILE" in err
 
 
+def test_settings_of_another_grid(there: Path, golden_data: dict[str, Path], trarctl: Run) -> None:
+    file = GOLDEN / "cases" / "vqa_soft_avg"
+    Path("wide.yml").write_text(file.with_suffix(".yml").read_text().replace("IMG_SCALE: 4", "IMG_SCALE: 8"))
+    arguments = ["eval", "--ckpt", file.with_suffix(".pkl"), "--config", "wide.yml", "--data", golden_data["vqa"]]
+    code, _, err = trarctl(*arguments)
+    assert code == 5
+    assert "has grid_size 4, the settings say 8" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -180,12 +180,13 @@ def _with_shape(
             f"{path} has {num_spans} spans, the settings name {len(model.spans)}: {list(model.spans)}",
             "give its trar.yml: --config FILE, or --set model.spans=0,1,2",
         )
-    for key, value in shapes.items():
+    for key, value in (shapes | {"grid_size": data.manifest.grid_size}).items():
         given = getattr(model, key)
         if given != value and not origin.get(f"model.{key}", "recipe").startswith("recipe"):
+            holder = data.path if key == "grid_size" else path
             raise CheckpointError(
-                f"{path} has {key} {value}, the settings say {given} ({origin[f'model.{key}']})",
-                "give the settings that belong to it: --config FILE",
+                f"{holder} has {key} {value}, the settings say {given} ({origin[f'model.{key}']})",
+                "give settings, checkpoint and data that belong together: --config FILE, --ckpt FILE, --data DIR",
             )
     changes: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}
     adopted = ModelSettings.model_validate(model.model_dump() | changes)

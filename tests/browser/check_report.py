@@ -1,4 +1,4 @@
-"""The report in headless Chromium: ``make test-browser``; screenshots go to the folder in TRARCTL_SCREENSHOTS."""
+"""The report in headless Chromium: ``make test-browser``; screenshots go to the folder in SCREENSHOTS."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def opened(request: pytest.FixtureRequest, page: Path, chromium: webdriver.Chrom
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     chromium.get(page.as_uri())
-    if "TRARCTL_SCREENSHOTS" in os.environ:
-        target = Path(os.environ["TRARCTL_SCREENSHOTS"]) / f"report-{width}-{scheme}.png"
+    if "SCREENSHOTS" in os.environ:
+        target = Path(os.environ["SCREENSHOTS"]) / f"report-{width}-{scheme}.png"
         shot = chromium.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
         target.write_bytes(base64.b64decode(shot["data"]))
     return chromium

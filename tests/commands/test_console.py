@@ -108,3 +108,25 @@ def test_json_to_stdout_and_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == document
     with pytest.raises(DataError, match=r"cannot write .*/no/x\.json: No such file or directory"):
         write_json(document, str(tmp_path / "no" / "x.json"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "speaks"),
+    [
+        ({}, True),
+        ({"RANK": "0"}, True),
+        ({"RANK": "1"}, False),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}, False),
+        ({"SLURM_PROCID": "3"}, True),
+    ],
+)
+def test_one_process_of_a_group_speaks(
+    environment: dict[str, str], speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    note("known")
+    warn("odd")
+    say("result")
+    captured = capsys.readouterr()
+    assert (captured.err.count("\n"), captured.out) == ((2, "result\n") if speaks else (0, ""))

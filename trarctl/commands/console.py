@@ -58,13 +58,24 @@ def show_error(what: str, hint: str | None, label: str = "error") -> None:
         _labelled("hint:  ", hint, "bold cyan")
 
 
+def is_follower() -> bool:
+    """Whether this is one of several processes that torchrun or Slurm started, and not the one that speaks."""
+    if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
+        return os.environ.get("SLURM_PROCID", "0") != "0"
+    return os.environ.get("RANK", "0") != "0"
+
+
 def note(text: str) -> None:
     """Say on stderr what the user should know but need not act on."""
+    if is_follower():
+        return
     _labelled("note:  ", text, "bold blue")
 
 
 def warn(text: str) -> None:
     """Say on stderr what is odd, though the work goes on."""
+    if is_follower():
+        return
     _labelled("warning: ", text, "bold yellow")
 
 
@@ -78,6 +89,8 @@ def _labelled(label: str, text: str, style: str) -> None:
 
 def say(text: str) -> None:
     """Print one line of a result."""
+    if is_follower():
+        return
     stdout_console().print(Text(printable(text)), soft_wrap=True)
 
 

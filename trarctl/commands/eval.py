@@ -215,9 +215,8 @@ def _show(measured: Measured, data: PreparedData, split: PreparedSplit, evaluato
         columns += ["question alone, %", "commonest answer, %"]
         for guess in (question_prior, commonest_answer):
             values.append(measure(guess(data, split), data, split, evaluator))
-    table = make_table(
-        kind, *columns, title=f"{measured.questions:,} questions of {data.dataset} {split.name}", numbers=columns
-    )
+    of = "easy-vqa val, the package's test set" if data.dataset == "easy-vqa" else f"{data.dataset} {split.name}"
+    table = make_table(kind, *columns, title=f"{measured.questions:,} questions of {of}", numbers=columns)
     for name in sorted(measured.per_type):
         add_row(table, name, *(f"{value.per_type[name]:.2f}" for value in values))
     add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")

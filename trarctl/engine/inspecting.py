@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trarctl.engine.ensemble import probabilities
+from trarctl.model.attention import routed_attention_map
 from trarctl.model.layers import split_heads
 from trarctl.model.trar import TRAR
 
@@ -112,13 +113,7 @@ def _attention_map(route: Any, cells: Tensor, is_padding: Tensor, weights: Tenso
         weights = functional.one_hot(weights.argmax(dim=-1), weights.shape[-1]).to(weights.dtype)
     query = split_heads(route.query(cells), route.num_heads).float()
     key = split_heads(route.key(cells), route.num_heads).float()
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    blended = torch.zeros_like(scores)
-    # By the definition, one map a span: a picture of a few examples needs no speed.
-    for span in range(route.spans.num_spans):
-        is_hidden = ~route.spans.visible(span) | is_padding[:, None, None, :]
-        blended += weights[:, span, None, None, None] * scores.masked_fill(is_hidden, -1e9).softmax(dim=-1)
-    return blended
+    return routed_attention_map(query, key, weights, route.spans, is_padding=is_padding)
 
 
 def _pool_weights(model: TRAR, cells: Tensor, is_padding: Tensor) -> Tensor:

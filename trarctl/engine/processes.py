@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from trarctl.engine.meeting import fresh_store
 from trarctl.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(placement.devices)))
     try:
         store, rank, size = next(rendezvous("env://", rank, placement.size, timeout=timeout))
+        store = fresh_store(store, rank=rank, size=size, timeout_seconds=timeout_seconds)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:

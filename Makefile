@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint bench bench-quick full-size clean faults gpu-check
+.PHONY: help install demo test test-features lint bench bench-quick full-size clean faults gpu-check
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -43,6 +43,14 @@ faults: $(INSTALLED) ## Kill, fill up, interrupt and resume runs in every way th
 
 gpu-check: $(INSTALLED) ## Parity, step time and loader speed on the GPUs there are, or small on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
+
+FEATURES_VENV := .venv-features
+
+# torchvision has no build for every torch: this venv takes the pair that the package index gives, CUDA included.
+test-features: ## Features from images, against torchvision itself (downloads some GB into a second venv)
+	test -x $(FEATURES_VENV)/bin/python || $(PYTHON) -m venv $(FEATURES_VENV)
+	$(FEATURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,features,dev]'
+	OMP_NUM_THREADS=1 $(FEATURES_VENV)/bin/pytest tests/data/test_resnet.py tests/data/test_extraction.py
 
 bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
 	$(BIN)/python -m benchmarks.bench

@@ -6,10 +6,12 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.conftest import GOLDEN
 from tests.engine.running import tiny_settings, train
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.checkpoint import (
@@ -162,3 +164,23 @@ def test_a_checkpoint_says_all_that_a_resume_needs(run: RunFolder, golden_data: 
     assert description.settings["run"]["name"] == "tiny"
     assert description.temperature == 10.0
     assert description.data == str(golden_data["vqa"].resolve())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_upstream_checkpoint_is_refused_or_whole(seed: int, tmp_path: Path) -> None:
+    content = bytearray((GOLDEN / "cases" / "vqa_soft_avg.pkl").read_bytes())
+    random = np.random.default_rng(seed)
+    if seed % 2:
+        content = content[: int(random.integers(len(content)))]
+    else:
+        # The pickled part of the archive stands at its beginning.
+        for place in random.integers(0, 20_000, 30):
+            content[place] ^= 1 << int(random.integers(8))
+    path = tmp_path / "damaged.pkl"
+    path.write_bytes(content)
+    try:
+        state, _ = load_upstream(path)
+    except CheckpointError as error:
+        assert str(path) in error.what
+    else:
+        assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())

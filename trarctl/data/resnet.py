@@ -6,7 +6,6 @@ Axes: B images, S cells along one side, N = S * S cells in row-major order, W fe
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -119,8 +118,8 @@ def _third_stage(weights: Path | None) -> nn.Module:
         network = resnet101(weights=None)
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-        except (*_UNREADABLE, pickle.UnpicklingError):
-            raise DataError(f"{weights} is no file of PyTorch weights", _WEIGHTS_HINT) from None
+        except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
+            raise DataError(f"{weights} is no file of PyTorch weights", _WEIGHTS_HINT) from error
         try:
             network.load_state_dict(state)
         except _UNREADABLE:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -144,7 +143,7 @@ def load_upstream(path: Path) -> tuple[dict[str, Tensor], int]:
         raise _missing(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
         raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

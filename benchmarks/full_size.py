@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.make_full_size import write_clevr, write_vqa
+from benchmarks.score_speed import Measured, measure_scoring, measure_submission, show
 
 MOST_PREPARE_SECONDS, MOST_PREPARE_BYTES = 60, 3 << 30
 MOST_READY_SECONDS, MOST_READY_BYTES = 3, 300 << 20
@@ -33,22 +33,12 @@ FEATURE_SHAPE = (64, 2048)
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A line of the table."""
-
-    what: str
-    found: str
-    limit: str
-    is_good: bool
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/full-size"))  # noqa: S108 - large, and the user's to move
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the real number of questions")
     parser.add_argument("--files", type=int, default=NUM_FEATURE_FILES, help="feature files to pack")
-    parser.add_argument("--skip", nargs="*", default=[], choices=("vqa", "clevr", "packing"))
+    parser.add_argument("--skip", nargs="*", default=[], choices=("vqa", "clevr", "packing", "scoring"))
     options = parser.parse_args()
     lines: list[Measured] = []
     for dataset, write in (("vqa", write_vqa), ("clevr", write_clevr)):
@@ -57,9 +47,9 @@ def main() -> None:
             lines += _measure_text(dataset, raw, options.folder / dataset / "prepared")
     if "packing" not in options.skip:
         lines += _measure_packing(options.folder / "packing", options.files)
-    for line in lines:
-        print(f"{'ok  ' if line.is_good else 'FAIL'} {line.what:<58} {line.found:>22}   {line.limit}")
-    sys.exit(not all(line.is_good for line in lines))
+    if "scoring" not in options.skip:
+        lines += measure_scoring() + measure_submission()
+    sys.exit(not show(lines))
 
 
 def _generated(raw: Path, write: Callable[..., None], scale: float) -> Path:

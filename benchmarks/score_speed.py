@@ -5,9 +5,9 @@ Run from the repository: ``python -m benchmarks.score_speed``.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.data.reference_accuracy import adversarial_questions, plain_vqa_accuracy
@@ -22,12 +22,21 @@ MOST_SUBMISSION_SECONDS = 5.0
 EVALUATORS: tuple[Evaluator, ...] = ("official", "upstream")
 
 
-def measure_scoring(num_questions: int, num_compared: int) -> bool:
-    """Print a line for each evaluator; True if it was fast enough and equal to the plain implementation."""
+@dataclass(frozen=True)
+class Measured:
+    """A line of a table."""
+
+    what: str
+    found: str
+    limit: str
+    is_good: bool
+
+
+def measure_scoring(num_questions: int = NUM_VAL_QUESTIONS, num_compared: int = NUM_COMPARED) -> list[Measured]:
+    """Two lines for each evaluator: whether it is fast enough, and equal to the plain implementation."""
     questions, compared = adversarial_questions(num_questions, seed=0), adversarial_questions(num_compared, seed=1)
     truth, compared_truth = questions.truth(), compared.truth()
-    print(f"{len(truth.strings):,} distinct annotators' answers, {len(set(questions.predictions)):,} predictions")
-    is_good = True
+    lines = []
     for evaluator in EVALUATORS:
         start = time.perf_counter()
         vqa_accuracy(questions.predictions, truth, evaluator)
@@ -40,17 +49,17 @@ def measure_scoring(num_questions: int, num_compared: int) -> bool:
             "per_question_type": accuracy.per_question_type,
             "per_question": accuracy.per_question.tolist(),
         }
-        verdict = "equal" if is_equal else "DIFFERENT"
-        print(
-            f"{evaluator:9} {num_questions:,} answers in {seconds:.2f} s (at most {MOST_SECONDS:.0f}); "
-            f"{num_compared:,} adversarial answers: {verdict} to the plain implementation"
-        )
-        is_good = is_good and is_equal and seconds <= MOST_SECONDS
-    return is_good
+        what = f"{evaluator} evaluator"
+        limit = f"at most {MOST_SECONDS:.0f} s"
+        lines += [
+            Measured(f"{what}: {num_questions:,} answers", f"{seconds:.2f} s", limit, seconds <= MOST_SECONDS),
+            Measured(f"{what}: {num_compared:,} adversarial", "equal" if is_equal else "DIFFERENT", "equal", is_equal),
+        ]
+    return lines
 
 
-def measure_submission(num_questions: int) -> bool:
-    """Print a line; True if a submission was written, read back and found valid in time."""
+def measure_submission(num_questions: int = NUM_TEST_QUESTIONS) -> list[Measured]:
+    """A line: whether a submission was written, read back and found valid in time."""
     question_ids = [262_144_000 + 3 * number for number in range(num_questions)]
     answers = [f"answer {number % 3129}" for number in range(num_questions)]
     with tempfile.TemporaryDirectory() as folder:
@@ -59,17 +68,17 @@ def measure_submission(num_questions: int) -> bool:
         size = write_vqa(path, question_ids, answers, question_ids)
         problems = validate_vqa(path, question_ids)
         seconds = time.perf_counter() - start
-    print(
-        f"submission of {num_questions:,} rows, {size / 1e6:.1f} MB, written and validated in {seconds:.2f} s "
-        f"(at most {MOST_SUBMISSION_SECONDS:.0f}); problems: {problems or 'none'}"
-    )
-    return not problems and seconds <= MOST_SUBMISSION_SECONDS
+    what = f"submission: {num_questions:,} rows, {size / 1e6:.1f} MB, written and validated"
+    is_good = not problems and seconds <= MOST_SUBMISSION_SECONDS
+    return [Measured(what, f"{seconds:.2f} s", f"at most {MOST_SUBMISSION_SECONDS:.0f} s", is_good)]
+
+
+def show(lines: list[Measured]) -> bool:
+    """Print the table; True if every line is good."""
+    for line in lines:
+        print(f"{'ok  ' if line.is_good else 'FAIL'} {line.what:<66} {line.found:>22}   {line.limit}")
+    return all(line.is_good for line in lines)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=NUM_VAL_QUESTIONS, help="answers to time")
-    parser.add_argument("--compared", type=int, default=NUM_COMPARED, help="answers to compare")
-    arguments = parser.parse_args()
-    verdicts = [measure_scoring(arguments.questions, arguments.compared), measure_submission(NUM_TEST_QUESTIONS)]
-    raise SystemExit(0 if all(verdicts) else 1)
+    raise SystemExit(not show(measure_scoring() + measure_submission()))

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from benchmarks.attention import resident_bytes
 from benchmarks.make_full_size import write_vqa
 from trarctl import cli
 from trarctl.data.dataset import load_batches, training_plan, training_samples
@@ -41,14 +42,6 @@ class Result:
     memory_growth_megabytes: float
     samples: int
     first_batch_seconds: float
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that no file stands behind."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def sequential_seconds(path: Path, buffer: bytearray) -> float:
@@ -105,7 +98,7 @@ def measure(folder: Path, *, scale: float, num_samples: int) -> Result:
         for batch in load_batches(samples, plan, num_workers=2):
             seen += len(batch)
         batches.append(len(plan) * BATCH * CELLS * WIDTH * 2 / (time.perf_counter() - start))
-        grown_from = grown_from or anonymous_bytes()
+        grown_from = grown_from or resident_bytes("RssAnon")
         epoch += 1
     fast, slow = statistics.median(sequential), statistics.median(batches)
     return Result(
@@ -114,7 +107,7 @@ def measure(folder: Path, *, scale: float, num_samples: int) -> Result:
         batches_gigabytes_per_second=round(slow / 1e9, 2),
         batches_to_sequential=round(slow / fast, 3),
         samples_per_second=round(slow / (CELLS * WIDTH * 2), 1),
-        memory_growth_megabytes=round((anonymous_bytes() - grown_from) / 2**20, 1),
+        memory_growth_megabytes=round((resident_bytes("RssAnon") - grown_from) / 2**20, 1),
         samples=seen,
         first_batch_seconds=round(first_batch, 3),
     )

@@ -11,10 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.attention import Step, median_times, resident_bytes
 from trarctl.engine.losses import answer_loss
 from trarctl.engine.memory import reuse_freed_memory
 from trarctl.engine.processes import precision_of
@@ -30,7 +28,6 @@ from trarctl.settings.fields import ModelSettings
 
 NUM_WORDS = 14
 CPU = torch.device("cpu")
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -124,30 +121,16 @@ def floor_step(size: Size, precision: str) -> Step:
         (shape, linear.out_features): torch.randn(*shape[:-1], linear.out_features, dtype=kind)
         for linear, shape in shapes
     }
-    weights = [
-        (linear.weight.detach().to(kind).requires_grad_(), linear.bias is not None, shape) for linear, shape in shapes
-    ]
+    weights = [(linear.weight.detach().to(kind).requires_grad_(), shape) for linear, shape in shapes]
 
     def run() -> None:
-        for weight, _, shape in weights:
+        for weight, shape in weights:
             states = inputs[shape]
             product = functional.linear(states, weight)
             wanted = [weight] if shape[-1] == size.width else [weight, states]
             torch.autograd.grad(product, wanted, outputs[shape, weight.shape[0]])
 
     return run
-
-
-def median_times(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """Median seconds of each step; they take turns, and the first turn warms up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def peak_bytes(size: Size, threads: int) -> int:
@@ -157,10 +140,7 @@ def peak_bytes(size: Size, threads: int) -> int:
     step = training_step(size, size.spans, "fp32")
     step()
     step()
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return resident_bytes("VmHWM")
 
 
 def measure(size: Size, *, repeats: int, threads: int) -> Row:

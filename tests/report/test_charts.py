@@ -42,7 +42,8 @@ def test_nothing_to_draw_is_no_chart(values: list[float]) -> None:
 @pytest.mark.parametrize("value", [0.0, 1e-12, -3.0, 5e9])
 def test_a_constant_has_a_chart(value: float) -> None:
     line = Line("rate", np.array([1.0, 2.0]), np.array([value, value]))
-    ElementTree.fromstring(line_chart("rate", [line], x_label="epoch"))  # noqa: S314 - our own text
+    chart = ElementTree.fromstring(line_chart("rate", [line], x_label="epoch"))  # noqa: S314 - our own text
+    assert "nan" not in ElementTree.tostring(chart, encoding="unicode").lower()
 
 
 def test_shares_fill_the_whole_height() -> None:

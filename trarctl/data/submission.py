@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from trarctl.data.folder import write_bytes
 from trarctl.data.raw_splits import listed
 from trarctl.errors import DataError
 
@@ -302,16 +302,7 @@ def _refuse(problems: Iterable[str], path: Path) -> None:
 def _write_whole(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_bytes(path, content)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot write {path}: {_reason(error)}", "choose another place with --out") from error
 

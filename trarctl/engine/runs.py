@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from trarctl.data.folder import write_bytes
 from trarctl.errors import CheckpointError, DataError
 from trarctl.settings.fields import Settings
 
@@ -191,9 +191,7 @@ def write_settings(run: RunFolder, settings: Settings, data: Path) -> None:
     """Keep the resolved settings beside the run, with the absolute path of its data."""
     values = settings.model_dump(mode="json")
     values["data"]["path"] = str(data.resolve())
-    temporary = run.settings_file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(orjson.dumps(values, option=orjson.OPT_INDENT_2))
-    temporary.replace(run.settings_file)
+    write_bytes(run.settings_file, orjson.dumps(values, option=orjson.OPT_INDENT_2))
 
 
 def read_settings(run: RunFolder) -> Settings:

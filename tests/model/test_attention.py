@@ -25,7 +25,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "small blocks":
         monkeypatch.setitem(attention_blocks.BLOCK_NUMBERS, "cpu", 80)
     if request.param == "as on other devices":
-        monkeypatch.setattr(attention_blocks, "IN_PLACE_DEVICES", set())
+        monkeypatch.setattr(attention_blocks, "WIDENING_DEVICES", set())
     if request.param in ("shifted", "as on other devices"):
         monkeypatch.setattr(attention_kernel, "is_safe", lambda _: False)
     return str(request.param)
@@ -234,17 +234,17 @@ def test_bfloat16_under_autocast_keeps_statistics_in_float32() -> None:
 
 
 def test_shifting_in_float32_equals_not_shifting() -> None:
-    classes = attention_windows.RowClasses(Spans([1, 2, 3], 5).pair_class, Spans([1, 2, 3], 5).contains, torch.float32)
+    windows = attention_windows.RowWindows(Spans([1, 2, 3], 5).pair_class, Spans([1, 2, 3], 5).contains, torch.float32)
     scores = torch.randn(3, 25, 25) * 5
     is_hidden = torch.rand(3, 1, 25) < 0.8
     weights = torch.rand(3, 3)
     blends = []
     for is_safe in (True, False):
         exponentials = scores.clone()
-        shares = attention_windows.exponentiate_(exponentials, classes, is_hidden, is_safe=is_safe)
+        shares = attention_windows.exponentiate_(exponentials, windows, is_hidden, is_safe=is_safe)
         assert shares.is_empty is not None
         assert shares.is_empty.any()
-        blends.append(exponentials * classes.spread(shares.to_classes(weights)))
+        blends.append(exponentials * shares.blend(weights))
     torch.testing.assert_close(blends[0], blends[1], rtol=1e-5, atol=1e-6)
 
 

@@ -5,17 +5,17 @@ queries, I examples times heads.
 
 Let s be the scores of one query and Z_k the sum of exp(s) over what span k shows it. The blended map is
 
-    map[m] = exp(s[m]) * factor[class of m],    factor[c] = sum of weight_k / Z_k over the spans k that hold class c,
+    map[m] = exp(s[m]) * factor[m],    factor[m] = sum of weight_k / Z_k over the spans k that show key m,
 
-so one exponential serves all spans: only sums over classes and factors for classes depend on K. With t_k the average
-of the map's gradient under span k's softmax, the gradient of weight_k is t_k summed over the queries, and that of the
-scores is
+so one exponential serves all spans: only sums over the spans' windows and factors for them depend on K. With t_k the
+average of the map's gradient under span k's softmax, the gradient of weight_k is t_k summed over the queries, and that
+of the scores is
 
-    exp(s[m]) * (factor[class of m] * gradient[m] - sum of weight_k * t_k / Z_k over the spans that hold class c).
+    exp(s[m]) * (factor[m] * gradient[m] - sum of weight_k * t_k / Z_k over the spans that show key m).
 
 Scores beyond the reach of exp in float32 are rare and need more digits than float32 has: on a CPU such a block is
-computed in float64, and beyond the reach of exp in float64 each class is shifted by its own maximum. Other devices
-shift always, since deciding would stop them.
+computed in float64, and beyond the reach of exp in float64 each distance class is shifted by its own maximum. Other
+devices shift always, since deciding would stop them.
 
 Nothing of the size of a map is kept for the backward pass: the scores are computed again and the dropout mask is drawn
 again from its seed. So memory grows with T and M, not with their product.
@@ -23,22 +23,65 @@ again from its seed. So memory grows with T and M, not with their product.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trarctl.model.attention_blocks import Block, Inputs, Scratch, cut
+from trarctl.model.attention_blocks import Block, Buffer, Inputs, Scratch, cut
 from trarctl.model.attention_windows import Shares, exponentiate_, is_safe
 from trarctl.model.dropout import KeepMask, draw_seed
 
 
-def uniform_part(block: Block, shares: Shares, keep: KeepMask) -> Tensor | None:
-    """What empty spans put on every key of a row, [I, R, 1], dropout's scale included; None if no span is empty."""
-    if shares.is_empty is None:
-        return None
-    part = (block.weights * shares.is_empty).sum(dim=-1).t().unsqueeze(-1)
-    return part * (keep.scale / block.shape[2])
+@dataclass(frozen=True)
+class Scored:
+    """A block with its scores.
+
+    Attributes:
+        block: perhaps one of more digits than it was cut with.
+        query: the block's queries, times the scale of scores, [I, R, d].
+        key: [I, M, d].
+        exponentials: of the scores, [I, R, M].
+        shares: what makes softmaxes of them.
+    """
+
+    block: Block
+    query: Tensor
+    key: Tensor
+    exponentials: Tensor
+    shares: Shares
+
+    def uniform(self, keep: KeepMask) -> Tensor | None:
+        """What empty spans put on every key of a row, dropout's scale included, [I, R, 1]; None if none is empty."""
+        if self.shares.is_empty is None:
+            return None
+        part = (self.block.weights * self.shares.is_empty).sum(dim=1).t().unsqueeze(-1)
+        return part * (keep.scale / self.block.shape[2])
+
+
+def score(block: Block, inputs: Inputs, scratch: Scratch) -> Scored:
+    """Compare the block's queries with the keys."""
+    query = block.take_rows(inputs.query, scratch["query"], factor=inputs.score_scale)
+    key = block.take_keys(inputs.key, scratch["key"])
+    scores = multiply(query, key.transpose(1, 2), block, scratch["scores"])
+    is_small = is_safe(scores)
+    if not is_small and block.dtype == torch.float32 and scores.device.type == "cpu":
+        return score(block.widened(), inputs, scratch)
+    return Scored(block, query, key, scores, exponentiate_(scores, block.windows, block.is_hidden, is_safe=is_small))
+
+
+def multiply(left: Tensor, right: Tensor, block: Block, buffer: Buffer) -> Tensor:
+    """Products of [I, R, d] and [I, d, M] in the block's dtype: [I, R, M]."""
+    out = buffer.get(block.shape, block.dtype)
+    if left.dtype == out.dtype:
+        return torch.bmm(left, right, out=out)
+    return out.copy_(torch.bmm(left, right))
+
+
+def gather(weights: Tensor, states: Tensor) -> Tensor:
+    """Sum up states by weights, in the dtype of the states: [I, ., .] by [I, ., d]."""
+    return torch.bmm(weights.to(states.dtype), states)
 
 
 def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
@@ -47,34 +90,39 @@ def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
     keep = KeepMask(inputs.dropout, seed, out.device)
     scratch = Scratch(out.device)
     for candidate in cut(inputs):
-        block, exponentials, shares = exponentiate(candidate, inputs, scratch)
-        factors = shares.to_classes(block.weights).mul_(keep.scale)
-        blended = exponentials.mul_(block.classes.spread(factors))
-        uniform = uniform_part(block, shares, keep)
+        scored = score(candidate, inputs, scratch)
+        block = scored.block
+        blended = scored.exponentials.mul_(scored.shares.blend(block.weights * keep.scale))
+        uniform = scored.uniform(keep)
         if uniform is not None:
             blended.add_(uniform)
-        mask = keep.draw(scratch.get("mask", block))
+        mask = keep.draw(scratch["mask"].get(block.shape, block.dtype))
         if mask is not None:
             blended.mul_(mask)
-        block.gather(blended, inputs.value, out)
+        block.put_rows(gather(blended, block.take_keys(inputs.value, scratch["value"])), out)
     return out
 
 
 def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and span weights from that of the output."""
-    scale = score_scale(inputs)
+    heads = inputs.query.shape[1]
     query_gradient = empty_heads(inputs.query, inputs.query, inputs.query.dtype)
     key_gradient = empty_heads(inputs.key, inputs.key, inputs.dtype)
     value_gradient = empty_heads(inputs.value, inputs.value, inputs.dtype)
     weight_gradient = torch.zeros_like(inputs.span_weights, dtype=inputs.dtype)
     keep = KeepMask(inputs.dropout, seed, gradient.device)
     scratch = Scratch(gradient.device)
-    for block in cut(inputs):
-        blended, score_gradient, averages = block_gradients(block, inputs, gradient, keep, scratch)
-        block.gather(score_gradient, inputs.key, query_gradient, factor=scale)
-        block.scatter(score_gradient, inputs.query, key_gradient, factor=scale)
-        block.scatter(blended, gradient, value_gradient)
-        weight_gradient[block.examples] += averages.sum(dim=0).unflatten(0, (inputs.query.shape[1], -1)).sum(dim=0)
+    for candidate in cut(inputs):
+        scored = score(candidate, inputs, scratch)
+        block = scored.block
+        output_gradient = block.take_rows(gradient, scratch["gradient"])
+        value = block.take_keys(inputs.value, scratch["value"])
+        inner = multiply(output_gradient, value.transpose(1, 2), block, scratch["inner"])
+        blended, score_gradient, averages = map_gradients(scored, inner, keep, scratch)
+        block.put_rows(gather(score_gradient, scored.key), query_gradient, factor=inputs.score_scale)
+        block.add_keys(gather(score_gradient.transpose(1, 2), scored.query), key_gradient)
+        block.add_keys(gather(blended.transpose(1, 2), output_gradient), value_gradient)
+        weight_gradient[block.examples] += averages.sum(dim=0).unflatten(1, (-1, heads)).sum(dim=-1).t()
     return (
         query_gradient,
         key_gradient.to(inputs.key.dtype),
@@ -83,42 +131,35 @@ def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tenso
     )
 
 
-def exponentiate(block: Block, inputs: Inputs, scratch: Scratch) -> tuple[Block, Tensor, Shares]:
-    """The exponentials of a block's scores, [I, R, M], and the spans' shares; maybe in a block of more digits."""
-    scores = block.compare(inputs.query, inputs.key, scratch.get("scores", block), factor=score_scale(inputs))
-    is_small = is_safe(scores)
-    if not is_small and block.dtype == torch.float32 and scores.device.type == "cpu":
-        return exponentiate(block.widened(), inputs, scratch)
-    return block, scores, exponentiate_(scores, block.classes, block.is_hidden, is_safe=is_small)
+def map_gradients(scored: Scored, inner: Tensor, keep: KeepMask, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
+    """The map of a block after dropout, and gradients from that of the map after dropout.
 
+    Args:
+        scored: the block.
+        inner: gradient of the map after dropout, [I, R, M]; overwritten.
+        keep: dropout.
+        scratch: memory.
 
-def block_gradients(
-    block: Block, inputs: Inputs, gradient: Tensor, keep: KeepMask, scratch: Scratch
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The block's map after dropout, the gradient of its scores, and of the span weights for each row [R, I, K]."""
-    block, exponentials, shares = exponentiate(block, inputs, scratch)
-    factors = block.classes.spread(shares.to_classes(block.weights).mul_(keep.scale))
-    mask = keep.draw(scratch.get("mask", block))
-    inner = block.compare(gradient, inputs.value, scratch.get("inner", block))
-    uniform = uniform_part(block, shares, keep)
+    Returns:
+        The map after dropout and the gradient of the scores, [I, R, M], and of the span weights for each row [R, K, I].
+    """
+    block, exponentials, shares = scored.block, scored.exponentials, scored.shares
+    factors = shares.blend(block.weights * keep.scale)
+    mask = keep.draw(scratch["mask"].get(block.shape, block.dtype))
+    uniform = scored.uniform(keep)
     if uniform is not None:
-        uniform_average = (inner if mask is None else inner * mask).mean(dim=-1).t().unsqueeze(-1)
+        uniform_average = (inner if mask is None else inner * mask).mean(dim=-1).t().unsqueeze(1)
         uniform = uniform if mask is None else uniform * mask
     kept = exponentials if mask is None else mask.mul_(exponentials)
     inner.mul_(kept)
-    averages = shares.to_spans(block.classes.sums(inner)).mul_(keep.scale)
-    pull = block.classes.spread(shares.to_classes(averages * block.weights))
+    averages = shares.averages(inner).mul_(keep.scale)
+    pull = shares.blend(averages * block.weights)
     score_gradient = inner.mul_(factors).addcmul_(exponentials, pull, value=-1.0)
     blended = kept.mul_(factors)
     if uniform is not None and shares.is_empty is not None:
         blended.add_(uniform)
         averages = averages + uniform_average * shares.is_empty * keep.scale
     return blended, score_gradient, averages
-
-
-def score_scale(inputs: Inputs) -> float:
-    """What turns products of query and key into scores."""
-    return float(inputs.query.shape[-1] ** -0.5)
 
 
 def empty_heads(rows: Tensor, width: Tensor, dtype: torch.dtype) -> Tensor:

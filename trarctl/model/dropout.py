@@ -35,14 +35,23 @@ class KeepMask:
     def draw(self, out: Tensor) -> Tensor | None:
         """Fill ``out``, contiguous, with the next mask; None if nothing is dropped.
 
-        Each draw of 64 bits decides on four numbers: drawing is what a dropout costs on a CPU.
+        Drawing is what a dropout costs on a CPU: each 64 random bits decide on eight elements. A decision compares 16
+        bits with the probability, of which all but one in 256 depend on the upper eight alone; these are an element's
+        own, while the lower ones are the upper ones of another element.
         """
         if self._generator is None:
             return None
-        bits = torch.empty(-(-out.numel() // 4), dtype=torch.int64, device=out.device)
-        bits.random_(-(2**63), None, generator=self._generator)
-        numbers = bits.view(torch.int16)[: out.numel()].view(out.shape)
-        return torch.ge(numbers, self.num_dropped - LEVELS // 2, out=out)
+        size = out.numel()
+        half = -(-size // 2)
+        bits = torch.empty(-(-half // 4) + 1, dtype=torch.int64, device=out.device)
+        octets = bits.random_(-(2**63), None, generator=self._generator).view(torch.uint8)
+        aligned = octets[: 2 * half].view(torch.int16)
+        between = octets[1 : 1 + 2 * (size - half)].clone().view(torch.int16)
+        threshold = self.num_dropped - LEVELS // 2
+        # In place, since a comparison that writes another type than it reads is many times slower.
+        out.view(-1)[:half] = aligned.ge_(threshold)
+        out.view(-1)[half:] = between.ge_(threshold)
+        return out
 
 
 def draw_seed() -> Tensor:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "tf32", "bf16"]
 GRACE_SECONDS = 2.0  # in which one that lost another lets those speak who know why
+# In which threads of gloo let go of what they have computed. They need Python for it: where it is ending, they abort.
+LETTING_GO_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
         yield World(rank, size, device, PrefixStore("trarctl", store))
     finally:
         dist.destroy_process_group()
+        time.sleep(LETTING_GO_SECONDS)
 
 
 def use_threads(num_threads: int | None) -> None:

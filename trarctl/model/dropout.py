@@ -1,4 +1,4 @@
-"""Dropout whose masks are cheap on a CPU: four decisions out of each random number, none of them kept in memory.
+"""Dropout whose masks are cheap on a CPU: eight decisions out of each random number, none of them kept in memory.
 
 torch's own draws one number and writes one float an element, which takes longer than the matrix product before it.
 On other devices, and where the model is compiled, torch's own is used.
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Elementwise work is done in blocks of so many numbers, which stay in the processor's cache from first to last.
+BLOCK_NUMBERS = 2**19
 LEVELS = 2**16  # probabilities are rounded to multiples of 1 / LEVELS
 
 
@@ -41,17 +43,21 @@ class KeepMask:
         """
         if self._generator is None:
             return None
-        size = out.numel()
-        half = -(-size // 2)
-        bits = torch.empty(-(-half // 4) + 1, dtype=torch.int64, device=out.device)
-        octets = bits.random_(-(2**63), None, generator=self._generator).view(torch.uint8)
-        aligned = octets[: 2 * half].view(torch.int16)
-        between = octets[1 : 1 + 2 * (size - half)].clone().view(torch.int16)
-        threshold = self.num_dropped - LEVELS // 2
+        words = -(-out.numel() // 8)
+        bits = torch.empty(2 * words, dtype=torch.int64, device=out.device)
+        bits[:words].random_(-(2**63), None, generator=self._generator)
+        octets = bits.view(torch.uint8)
+        octets[8 * words : -1].copy_(octets[1 : 8 * words])
+        octets[-1:].copy_(octets[:1])
         # In place, since a comparison that writes another type than it reads is many times slower.
-        out.view(-1)[:half] = aligned.ge_(threshold)
-        out.view(-1)[half:] = between.ge_(threshold)
+        decisions = bits.view(torch.int16).ge_(self.num_dropped - LEVELS // 2)
+        out.view(-1).copy_(decisions[: out.numel()])
         return out
+
+
+def draws_own_masks(states: Tensor) -> bool:
+    """Whether masks for these states are drawn here, not by torch's own dropout."""
+    return states.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def draw_seed() -> Tensor:
@@ -59,41 +65,18 @@ def draw_seed() -> Tensor:
     return torch.randint(2**62, ())
 
 
-def dropout(states: Tensor, probability: float, *, training: bool) -> Tensor:
-    """Set elements to 0 at random and scale the others up, in training only.
+def relu_dropout(states: Tensor, probability: float, *, training: bool) -> Tensor:
+    """``dropout(relu(states))``, in place where masks are drawn here: nothing else is kept for the backward pass.
 
     Args:
-        states: any shape.
-        probability: of dropping an element, < 1.
-        training: False returns ``states``.
+        states: any shape; nobody may need them afterwards.
+        probability: of setting an element to 0, < 1; the others are scaled up.
+        training: False drops nothing.
     """
-    if not training or probability == 0.0:
-        return states
-    if states.device.type != "cpu" or torch.compiler.is_compiling():
-        return functional.dropout(states, probability)
-    dropped: Tensor = _Dropout.apply(states, probability, draw_seed())  # type: ignore[no-untyped-call]
+    if not training or probability == 0.0 or not draws_own_masks(states):
+        return functional.dropout(functional.relu(states), probability, training)
+    dropped: Tensor = _ReluDropout.apply(states.contiguous(), probability, draw_seed())  # type: ignore[no-untyped-call]
     return dropped
-
-
-def relu_dropout(states: Tensor, probability: float, *, training: bool) -> Tensor:
-    """``dropout(relu(states))``, keeping nothing but its result for the backward pass."""
-    if not training or probability == 0.0 or states.device.type != "cpu" or torch.compiler.is_compiling():
-        return dropout(functional.relu(states), probability, training=training)
-    dropped: Tensor = _ReluDropout.apply(states, probability, draw_seed())  # type: ignore[no-untyped-call]
-    return dropped
-
-
-class _Dropout(torch.autograd.Function):
-    """The mask is drawn again in the backward pass instead of being kept."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, probability: float, seed: Tensor) -> Tensor:
-        ctx.probability, ctx.seed = probability, seed
-        return _masked(states, probability, seed)[0]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _masked(gradient, ctx.probability, ctx.seed)[0], None, None
 
 
 class _ReluDropout(torch.autograd.Function):
@@ -101,22 +84,24 @@ class _ReluDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, probability: float, seed: Tensor) -> Tensor:
-        result, ctx.scale = _masked(states, probability, seed)
-        ctx.save_for_backward(result.clamp_min_(0.0))
-        return result
+        keep = KeepMask(probability, seed, states.device)
+        ctx.scale = keep.scale
+        held = states.new_empty(min(BLOCK_NUMBERS, states.numel()))
+        for part in states.view(-1).split(BLOCK_NUMBERS):
+            mask = keep.draw(held[: len(part)])
+            part.clamp_min_(0.0)
+            if mask is not None:
+                part.mul_(mask).mul_(keep.scale)
+        ctx.mark_dirty(states)
+        ctx.save_for_backward(states)
+        return states
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (result,) = ctx.saved_tensors
-        passed = torch.ops.aten.threshold_backward(gradient, result, 0)
-        return passed.mul_(ctx.scale), None, None
-
-
-def _masked(states: Tensor, probability: float, seed: Tensor) -> tuple[Tensor, float]:
-    """The states that a mask keeps, scaled, and the scale."""
-    keep = KeepMask(probability, seed, states.device)
-    out = torch.empty(states.shape, dtype=states.dtype, device=states.device)
-    mask = keep.draw(out)
-    if mask is None:
-        return states.clone(), 1.0
-    return mask.mul_(states).mul_(keep.scale), keep.scale
+        passed = torch.empty_like(result)
+        flat = (tensor.reshape(-1).split(BLOCK_NUMBERS) for tensor in (gradient, result, passed))
+        for gradient_part, result_part, part in zip(*flat, strict=True):
+            torch.ops.aten.threshold_backward(gradient_part, result_part, 0, grad_input=part)
+            part.mul_(ctx.scale)
+        return passed, None, None

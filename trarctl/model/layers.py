@@ -1,75 +1,15 @@
-"""Layers that language and image share: the norm, the feed-forward, multi-head attention, attention pooling.
+"""Layers that language and image share: the feed-forward, multi-head attention, attention pooling.
 
 Axes: B batch, T tokens or N cells, M keys, H heads, D hidden width, G glimpses.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from trarctl.model.attention import attention
 from trarctl.model.dropout import relu_dropout
-
-
-class SampleNorm(nn.Module):
-    """Layer norm with the sample standard deviation, as TRAR's weights were trained with.
-
-    Unlike ``torch.nn.LayerNorm`` it divides by the unbiased standard deviation plus ``eps`` (not by the root of the
-    variance plus ``eps``). Statistics are float32 whatever the input is.
-
-    Source: the encoder norm of MCAN (CVPR 2019), as published TRAR weights expect it.
-    """
-
-    def __init__(self, size: int, *, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size))
-        self.eps = eps
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Normalise the last axis: [..., D] -> [..., D]."""
-        wide = states if states.dtype == torch.float64 else states.float()
-        if torch.compiler.is_compiling():
-            deviation, mean = torch.std_mean(wide, dim=-1, keepdim=True)
-            normed = (wide - mean) / (deviation + self.eps)
-        else:
-            normed = _Standardise.apply(wide, self.eps)  # type: ignore[no-untyped-call]
-        return torch.addcmul(self.bias, normed, self.gain)
-
-
-class _Standardise(torch.autograd.Function):
-    """(x - mean) / (sample deviation + eps), by way of torch's fused layer norm and a factor for each row.
-
-    With r the reciprocal of the biased deviation, z = (x - mean) * r, and c = sqrt(D / (D - 1)):
-    result = z * s with s = 1 / (c + eps * r), and d result / d x = s * r * (1 - mean - z * c * s * mean(z * .)).
-    """
-
-    # Added to the variance, it keeps r finite for constant rows and is nothing beside any other variance.
-    TINY = 1e-24
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, eps: float) -> Tensor:
-        size = states.shape[-1]
-        normed, _, reciprocal = torch.native_layer_norm(states, (size,), None, None, _Standardise.TINY)
-        ctx.unbias = math.sqrt(size / (size - 1))
-        factor = (reciprocal * eps).add_(ctx.unbias).reciprocal_()
-        normed.mul_(factor)
-        ctx.save_for_backward(normed, reciprocal, factor)
-        return normed
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        normed, reciprocal, factor = ctx.saved_tensors
-        size = normed.shape[-1]
-        # normed is z * s, so that z * c * s * mean(z * g) is normed * c / s * mean(normed * g).
-        along = torch.linalg.vecdot(gradient, normed).unsqueeze(-1) * (-ctx.unbias / size) / factor
-        result = torch.addcmul(gradient, normed, along)
-        result -= gradient.mean(dim=-1, keepdim=True)
-        return result.mul_(reciprocal * factor), None
 
 
 class FeedForward(nn.Module):

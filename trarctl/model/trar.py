@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from trarctl.model.attention import chosen_span_attention, routed_attention
-from trarctl.model.dropout import dropout
 from trarctl.model.layers import (
     AttentionPooling,
     FeedForward,
     MultiHeadAttention,
-    SampleNorm,
     join_heads,
     split_heads,
 )
+from trarctl.model.norms import ResidualNorm, SampleNorm
 from trarctl.model.routing import Router, build_pool
 from trarctl.model.spans import Spans
 from trarctl.settings.fields import ModelSettings
@@ -50,17 +49,13 @@ class LanguageLayer(nn.Module):
         size, probability = settings.hidden_size, settings.dropout
         self.attend = MultiHeadAttention(size, settings.num_heads, dropout=probability)
         self.feed = FeedForward(size, settings.feed_forward_size, dropout=probability)
-        self.attend_norm = SampleNorm(size)
-        self.feed_norm = SampleNorm(size)
-        self.dropout = probability
+        self.attend_norm = ResidualNorm(size, dropout=probability)
+        self.feed_norm = ResidualNorm(size, dropout=probability)
 
     def forward(self, words: Tensor, is_padding: Tensor) -> Tensor:
         """Map word states [B, T, D] to [B, T, D]; ``is_padding`` is [B, T]."""
-        words = self.attend_norm(words + self._dropped(self.attend(words, words, is_padding)))
-        return self.feed_norm(words + self._dropped(self.feed(words)))
-
-    def _dropped(self, change: Tensor) -> Tensor:
-        return dropout(change, self.dropout, training=self.training)
+        words = self.attend_norm(words, self.attend(words, words, is_padding))
+        return self.feed_norm(words, self.feed(words))
 
 
 class RoutedAttention(nn.Module):
@@ -117,10 +112,9 @@ class VisualLayer(nn.Module):
         self.route = RoutedAttention(settings, spans)
         self.guide = MultiHeadAttention(size, settings.num_heads, dropout=probability)
         self.feed = FeedForward(size, settings.feed_forward_size, dropout=probability)
-        self.route_norm = SampleNorm(size)
-        self.guide_norm = SampleNorm(size)
-        self.feed_norm = SampleNorm(size)
-        self.dropout = probability
+        self.route_norm = ResidualNorm(size, dropout=probability)
+        self.guide_norm = ResidualNorm(size, dropout=probability)
+        self.feed_norm = ResidualNorm(size, dropout=probability)
 
     def forward(
         self,
@@ -133,12 +127,9 @@ class VisualLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Map cell states [B, N, D] to [B, N, D], looking at words [B, T, D]; also the span weights [B, K]."""
         routed, weights = self.route(cells, is_cell_padding, temperature=temperature)
-        cells = self.route_norm(cells + self._dropped(routed))
-        cells = self.guide_norm(cells + self._dropped(self.guide(cells, words, is_word_padding)))
-        return self.feed_norm(cells + self._dropped(self.feed(cells))), weights
-
-    def _dropped(self, change: Tensor) -> Tensor:
-        return dropout(change, self.dropout, training=self.training)
+        cells = self.route_norm(cells, routed)
+        cells = self.guide_norm(cells, self.guide(cells, words, is_word_padding))
+        return self.feed_norm(cells, self.feed(cells)), weights
 
 
 class TRAR(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor
 from trarctl.model.attention_windows import RowWindows
 
 # Numbers in one block of scores. On a CPU the few blocks in use then stay in the cache.
-BLOCK_NUMBERS = {"cpu": 2**19, "cuda": 2**26}
+BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
 WIDENING_DEVICES = {"cpu"}  # where products of bfloat16 are slower than those of float32, unless there is AMX
 
 
@@ -74,32 +74,29 @@ class Block:
         wide = torch.float64
         return replace(self, weights=self.weights.to(wide), windows=self.windows.to(wide))
 
-    def take_rows(self, states: Tensor, buffer: Buffer, *, factor: float = 1.0) -> Tensor:
-        """The block's rows of states [B, H, T, d], times a factor, side by side in memory: [I, R, d]."""
-        return self._take(states[self.examples, :, self.rows], buffer, factor)
+    def take_rows(self, states: Tensor, buffer: Buffer) -> Tensor:
+        """The block's rows of states [B, H, T, d], each matrix in one piece: [I, R, d]."""
+        return self._take(states[self.examples, :, self.rows], buffer)
 
     def take_keys(self, states: Tensor, buffer: Buffer) -> Tensor:
-        """The block's states of all keys out of [B, H, M, d], side by side in memory: [I, M, d]."""
-        return self._take(states[self.examples], buffer, 1.0)
+        """The block's states of all keys out of [B, H, M, d], each matrix in one piece: [I, M, d]."""
+        return self._take(states[self.examples], buffer)
 
-    def _take(self, states: Tensor, buffer: Buffer, factor: float) -> Tensor:
-        # One product of many small matrices is half as fast again where they lie side by side, which pays for the copy.
+    def _take(self, states: Tensor, buffer: Buffer) -> Tensor:
         is_narrow = states.dtype.itemsize < 4 and states.device.type not in WIDENING_DEVICES
-        taken = buffer.get(states.shape, states.dtype if is_narrow else self.dtype)
-        taken.copy_(states) if factor == 1.0 else torch.mul(states, factor, out=taken)
-        return taken.flatten(0, 1)
+        dtype = states.dtype if is_narrow else self.dtype
+        if states.dtype != dtype or not states[0, 0].is_contiguous():
+            states = buffer.get(states.shape, dtype).copy_(states)
+        return states.flatten(0, 1)
 
-    def put_rows(self, result: Tensor, out: Tensor, *, factor: float = 1.0) -> None:
-        """Write results [I, R, d], times a factor, to the block's rows of ``out`` [B, H, T, d]."""
+    def rows_shape(self, states: Tensor) -> tuple[int, int, int]:
+        """The shape [I, R, d] of rows as wide as states [I, ., d]."""
+        return *self.shape[:2], states.shape[-1]
+
+    def put_rows(self, result: Tensor, out: Tensor) -> None:
+        """Write results [I, R, d] to the block's rows of ``out`` [B, H, T, d]."""
         target = out[self.examples, :, self.rows]
-        result = result.view(target.shape)
-        torch.mul(result, factor, out=target) if factor != 1.0 else target.copy_(result)
-
-    def add_keys(self, result: Tensor, out: Tensor) -> None:
-        """Add results [I, M, d] to the block's examples of ``out`` [B, H, M, d]; the first rows overwrite it."""
-        target = out[self.examples]
-        result = result.view(target.shape)
-        target.copy_(result) if self.rows.start == 0 else target.add_(result)
+        target.copy_(result.view(target.shape))
 
 
 class Buffer:
@@ -131,15 +128,23 @@ class Scratch:
         return self._buffers[name]
 
 
+def num_rows_in_block(inputs: Inputs) -> int:
+    """How many queries of an example a block holds at most; all of them where they have room."""
+    _, heads, num_queries, _ = inputs.query.shape
+    num_parts = min(num_queries, -(-heads * num_queries * inputs.key.shape[2] // _budget(inputs)))
+    return -(-num_queries // num_parts)
+
+
+def _budget(inputs: Inputs) -> int:
+    return BLOCK_NUMBERS.get(inputs.query.device.type, BLOCK_NUMBERS["cuda"])
+
+
 def cut(inputs: Inputs) -> Iterator[Block]:
     """The blocks of the scores, in an order that depends on shapes and device only."""
     batch, heads, num_queries, _ = inputs.query.shape
     num_keys = inputs.key.shape[2]
-    device = inputs.query.device
-    budget = BLOCK_NUMBERS.get(device.type, BLOCK_NUMBERS["cuda"])
-    num_parts = min(num_queries, -(-heads * num_queries * num_keys // budget))
-    num_rows = -(-num_queries // num_parts)
-    num_examples = max(1, min(batch, budget // (heads * num_keys * num_rows)))
+    num_rows = num_rows_in_block(inputs)
+    num_examples = max(1, min(batch, _budget(inputs) // (heads * num_keys * num_rows)))
     has_padding = _padded_examples(inputs.is_padding, batch)
     for first_row in range(0, num_queries, num_rows):
         rows = slice(first_row, min(first_row + num_rows, num_queries))

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trarctl.model.attention_blocks import Block, Buffer, Inputs, Scratch, cut
+from trarctl.model.attention_blocks import Block, Buffer, Inputs, Scratch, cut, num_rows_in_block
 from trarctl.model.attention_windows import Shares, exponentiate_, is_safe
 from trarctl.model.dropout import KeepMask, draw_seed
 
@@ -40,7 +40,7 @@ class Scored:
 
     Attributes:
         block: perhaps one of more digits than it was cut with.
-        query: the block's queries, times the scale of scores, [I, R, d].
+        query: the block's queries, [I, R, d].
         key: [I, M, d].
         exponentials: of the scores, [I, R, M].
         shares: what makes softmaxes of them.
@@ -62,26 +62,21 @@ class Scored:
 
 def score(block: Block, inputs: Inputs, scratch: Scratch) -> Scored:
     """Compare the block's queries with the keys."""
-    query = block.take_rows(inputs.query, scratch["query"], factor=inputs.score_scale)
+    query = block.take_rows(inputs.query, scratch["query"])
     key = block.take_keys(inputs.key, scratch["key"])
-    scores = multiply(query, key.transpose(1, 2), block, scratch["scores"])
+    scores = multiply(query, key.transpose(1, 2), scratch["scores"].get(block.shape, block.dtype), inputs.score_scale)
     is_small = is_safe(scores)
     if not is_small and block.dtype == torch.float32 and scores.device.type == "cpu":
         return score(block.widened(), inputs, scratch)
     return Scored(block, query, key, scores, exponentiate_(scores, block.windows, block.is_hidden, is_safe=is_small))
 
 
-def multiply(left: Tensor, right: Tensor, block: Block, buffer: Buffer) -> Tensor:
-    """Products of [I, R, d] and [I, d, M] in the block's dtype: [I, R, M]."""
-    out = buffer.get(block.shape, block.dtype)
-    if left.dtype == out.dtype:
-        return torch.bmm(left, right, out=out)
-    return out.copy_(torch.bmm(left, right))
-
-
-def gather(weights: Tensor, states: Tensor) -> Tensor:
-    """Sum up states by weights, in the dtype of the states: [I, ., .] by [I, ., d]."""
-    return torch.bmm(weights.to(states.dtype), states)
+def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1.0, *, adds: bool = False) -> Tensor:
+    """Write the products of many matrices, times a factor, to ``out``, or add them to it."""
+    if left.dtype == right.dtype == out.dtype:
+        return out.baddbmm_(left, right, beta=int(adds), alpha=factor)
+    product = torch.bmm(left.to(right.dtype), right)
+    return out.add_(product, alpha=factor) if adds else out.copy_(product).mul_(factor)
 
 
 def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
@@ -99,7 +94,8 @@ def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
         mask = keep.draw(scratch["mask"].get(block.shape, block.dtype))
         if mask is not None:
             blended.mul_(mask)
-        block.put_rows(gather(blended, block.take_keys(inputs.value, scratch["value"])), out)
+        value = block.take_keys(inputs.value, scratch["value"])
+        block.put_rows(multiply(blended, value, scratch["out"].get(block.rows_shape(value), block.dtype)), out)
     return out
 
 
@@ -107,8 +103,8 @@ def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tenso
     """Gradients of query, key, value and span weights from that of the output."""
     heads = inputs.query.shape[1]
     query_gradient = empty_heads(inputs.query, inputs.query, inputs.query.dtype)
-    key_gradient = empty_heads(inputs.key, inputs.key, inputs.dtype)
-    value_gradient = empty_heads(inputs.value, inputs.value, inputs.dtype)
+    key_gradient = empty_sums(inputs, inputs.key)
+    value_gradient = empty_sums(inputs, inputs.value)
     weight_gradient = torch.zeros_like(inputs.span_weights, dtype=inputs.dtype)
     keep = KeepMask(inputs.dropout, seed, gradient.device)
     scratch = Scratch(gradient.device)
@@ -117,18 +113,37 @@ def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tenso
         block = scored.block
         output_gradient = block.take_rows(gradient, scratch["gradient"])
         value = block.take_keys(inputs.value, scratch["value"])
-        inner = multiply(output_gradient, value.transpose(1, 2), block, scratch["inner"])
+        inner = multiply(output_gradient, value.transpose(1, 2), scratch["inner"].get(block.shape, block.dtype))
         blended, score_gradient, averages = map_gradients(scored, inner, keep, scratch)
-        block.put_rows(gather(score_gradient, scored.key), query_gradient, factor=inputs.score_scale)
-        block.add_keys(gather(score_gradient.transpose(1, 2), scored.query), key_gradient)
-        block.add_keys(gather(blended.transpose(1, 2), output_gradient), value_gradient)
+        of_query = scratch["out"].get(block.rows_shape(scored.key), block.dtype)
+        block.put_rows(multiply(score_gradient, scored.key, of_query, inputs.score_scale), query_gradient)
+        sums = (score_gradient.mT, scored.query, inputs.score_scale), (blended.mT, output_gradient, 1.0)
+        for total, (weights, states, factor) in zip((key_gradient, value_gradient), sums, strict=True):
+            add_to_keys(block, weights, states, factor, total, scratch["sum"])
         weight_gradient[block.examples] += averages.sum(dim=0).unflatten(1, (-1, heads)).sum(dim=-1).t()
     return (
         query_gradient,
-        key_gradient.to(inputs.key.dtype),
-        value_gradient.to(inputs.value.dtype),
+        side_by_side(key_gradient.to(inputs.key.dtype)),
+        side_by_side(value_gradient.to(inputs.value.dtype)),
         weight_gradient.to(inputs.span_weights.dtype),
     )
+
+
+def empty_sums(inputs: Inputs, keys: Tensor) -> Tensor:
+    """Uninitialised [B, H, M, d] of the keys' shape, laid out for the sums over queries that ``add_to_keys`` takes."""
+    if num_rows_in_block(inputs) < inputs.query.shape[2]:
+        return torch.empty(keys.shape, dtype=inputs.dtype, device=keys.device)
+    return empty_heads(keys, keys, inputs.dtype)
+
+
+def add_to_keys(block: Block, weights: Tensor, states: Tensor, factor: float, total: Tensor, buffer: Buffer) -> None:
+    """Add sums over the block's rows, [I, M, R] by [I, R, d], to its examples of ``total``; the first overwrite it."""
+    target = total[block.examples]
+    if target.is_contiguous():
+        multiply(weights, states, target.flatten(0, 1), factor, adds=block.rows.start > 0)
+    else:  # all rows are in one block
+        product = multiply(weights, states, buffer.get(target.shape, block.dtype).flatten(0, 1), factor)
+        target.copy_(product.view(target.shape))
 
 
 def map_gradients(scored: Scored, inner: Tensor, keep: KeepMask, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,6 +187,11 @@ def empty_heads(rows: Tensor, width: Tensor, dtype: torch.dtype) -> Tensor:
     return empty.transpose(1, 2)
 
 
+def side_by_side(states: Tensor) -> Tensor:
+    """The same [B, H, T, d] laid out as ``empty_heads`` does."""
+    return states.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def blended_attention(
     query: Tensor,
     key: Tensor,
@@ -199,6 +219,8 @@ def blended_attention(
         [B, H, T, d], as wide as the value.
     """
     seed = draw_seed() if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
+    # Products of many small matrices are half as fast again where each lies in one piece, which pays for the copies.
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     attended: Tensor = _attend(query, key, value, span_weights, pair_class, contains, is_padding, dropout, seed)
     return attended
 

@@ -6,8 +6,10 @@ On other devices, and where the model is compiled, torch's own is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -32,7 +34,7 @@ class KeepMask:
     def __init__(self, probability: float, seed: Tensor, device: torch.device) -> None:
         self.num_dropped = round(probability * LEVELS)
         self.scale = LEVELS / (LEVELS - self.num_dropped) if self.num_dropped < LEVELS else 0.0
-        self._generator = torch.Generator(device).manual_seed(int(seed)) if self.num_dropped else None
+        self._draw_bits = _bit_source(int(seed), device)
 
     def draw(self, out: Tensor) -> Tensor | None:
         """Fill ``out``, contiguous, with the next mask; None if nothing is dropped.
@@ -41,18 +43,22 @@ class KeepMask:
         bits with the probability, of which all but one in 256 depend on the upper eight alone; these are an element's
         own, while the lower ones are the upper ones of another element.
         """
-        if self._generator is None:
+        if not self.num_dropped:
             return None
-        words = -(-out.numel() // 8)
-        bits = torch.empty(2 * words, dtype=torch.int64, device=out.device)
-        bits[:words].random_(-(2**63), None, generator=self._generator)
-        octets = bits.view(torch.uint8)
-        octets[8 * words : -1].copy_(octets[1 : 8 * words])
-        octets[-1:].copy_(octets[:1])
+        octets = self._draw_bits(-(-out.numel() // 8)).view(torch.uint8)
+        both = torch.cat([octets, octets[1:], octets[:1]]).view(torch.int16)
         # In place, since a comparison that writes another type than it reads is many times slower.
-        decisions = bits.view(torch.int16).ge_(self.num_dropped - LEVELS // 2)
-        out.view(-1).copy_(decisions[: out.numel()])
+        out.view(-1).copy_(both.ge_(self.num_dropped - LEVELS // 2)[: out.numel()])
         return out
+
+
+def _bit_source(seed: int, device: torch.device) -> Callable[[int], Tensor]:
+    """What draws so many random int64; on a CPU numpy's fastest generator, which takes half as long as torch's."""
+    if device.type == "cpu":
+        raw = np.random.SFC64(seed)
+        return lambda size: torch.from_numpy(raw.random_raw(size).view(np.int64))
+    generator = torch.Generator(device).manual_seed(seed)
+    return lambda size: torch.empty(size, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
 
 
 def draws_own_masks(states: Tensor) -> bool:

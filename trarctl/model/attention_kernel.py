@@ -17,8 +17,9 @@ Scores beyond the reach of exp in float32 are rare and need more digits than flo
 computed in float64, and beyond the reach of exp in float64 each distance class is shifted by its own maximum. Other
 devices shift always, since deciding would stop them.
 
-Nothing of the size of a map is kept for the backward pass: the scores are computed again and the dropout mask is drawn
-again from its seed. So memory grows with T and M, not with their product.
+Nothing that grows faster than the states is kept for the backward pass: the scores are computed again and the dropout
+mask is drawn again from its seed, so memory grows with T and M, not with their product. Only where there are no more
+keys than a head is wide are the exponentials kept, since they then take no more room than the queries.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ import torch
 from torch import Tensor
 
 from trarctl.model.attention_blocks import Block, Buffer, Inputs, Scratch, cut, num_rows_in_block
-from trarctl.model.attention_windows import Shares, exponentiate_, is_safe
+from trarctl.model.attention_windows import Shares, exponentiate_, is_safe, share
 from trarctl.model.dropout import KeepMask, draw_seed
+
+NOT_KEPT = torch.nan  # instead of the exponentials of a block that float32 has not digits enough for
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,37 @@ class Scored:
         return part * (keep.scale / self.block.shape[2])
 
 
-def score(block: Block, inputs: Inputs, scratch: Scratch) -> Scored:
-    """Compare the block's queries with the keys."""
+def score(block: Block, inputs: Inputs, scratch: Scratch, kept: Tensor | None) -> Scored:
+    """Compare the block's queries with the keys.
+
+    Args:
+        block: which queries.
+        inputs: whose.
+        scratch: memory.
+        kept: where exponentials are kept for the backward pass, [B, H, T, M]; None if nowhere.
+    """
     query = block.take_rows(inputs.query, scratch["query"])
     key = block.take_keys(inputs.key, scratch["key"])
-    scores = multiply(query, key.transpose(1, 2), scratch["scores"].get(block.shape, block.dtype), inputs.score_scale)
+    out = scratch["scores"].get(block.shape, block.dtype) if kept is None else kept[block.examples].flatten(0, 1)
+    scores = multiply(query, key.mT, out, inputs.score_scale)
     is_small = is_safe(scores)
     if not is_small and block.dtype == torch.float32 and scores.device.type == "cpu":
-        return score(block.widened(), inputs, scratch)
+        if kept is not None:
+            scores.fill_(NOT_KEPT)
+        return score(block.widened(), inputs, scratch, None)
     return Scored(block, query, key, scores, exponentiate_(scores, block.windows, block.is_hidden, is_safe=is_small))
+
+
+def recall(block: Block, inputs: Inputs, scratch: Scratch, kept: Tensor | None) -> Scored:
+    """What ``score`` found in the forward pass, out of what it kept; computed again if it kept nothing."""
+    if kept is None:
+        return score(block, inputs, scratch, None)
+    exponentials = kept[block.examples].flatten(0, 1)
+    if bool(exponentials[0, 0, 0].isnan()):
+        return score(block.widened(), inputs, scratch, None)
+    query = block.take_rows(inputs.query, scratch["query"])
+    key = block.take_keys(inputs.key, scratch["key"])
+    return Scored(block, query, key, exponentials, share(exponentials, block.windows, block.is_hidden))
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1.0, *, adds: bool = False) -> Tensor:
@@ -79,15 +104,23 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1.0, *, a
     return out.add_(product, alpha=factor) if adds else out.copy_(product).mul_(factor)
 
 
-def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
-    """Attend, [B, H, T, d]; memory is laid out as [B, T, H, d]."""
+def keeps_exponentials(inputs: Inputs) -> bool:
+    """Whether the forward pass keeps them for the backward pass: where they take no more room than the queries."""
+    _, _, num_queries, width = inputs.query.shape
+    is_small = inputs.key.shape[2] <= width and num_rows_in_block(inputs) == num_queries
+    return is_small and inputs.query.device.type == "cpu"
+
+
+def forward_pass(inputs: Inputs, seed: Tensor, kept: Tensor | None) -> Tensor:
+    """Attend, [B, H, T, d], laid out as [B, T, H, d]; ``kept`` is filled, [B, H, T, M], unless it is None."""
     out = empty_heads(inputs.query, inputs.value, inputs.value.dtype)
     keep = KeepMask(inputs.dropout, seed, out.device)
     scratch = Scratch(out.device)
     for candidate in cut(inputs):
-        scored = score(candidate, inputs, scratch)
+        scored = score(candidate, inputs, scratch, kept)
         block = scored.block
-        blended = scored.exponentials.mul_(scored.shares.blend(block.weights * keep.scale))
+        blended = scratch["blended"].get(block.shape, block.dtype) if kept is not None else scored.exponentials
+        torch.mul(scored.exponentials, scored.shares.blend(block.weights * keep.scale), out=blended)
         uniform = scored.uniform(keep)
         if uniform is not None:
             blended.add_(uniform)
@@ -99,7 +132,9 @@ def forward_pass(inputs: Inputs, seed: Tensor) -> Tensor:
     return out
 
 
-def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward_pass(
+    inputs: Inputs, seed: Tensor, kept: Tensor | None, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and span weights from that of the output."""
     heads = inputs.query.shape[1]
     query_gradient = empty_heads(inputs.query, inputs.query, inputs.query.dtype)
@@ -109,11 +144,11 @@ def backward_pass(inputs: Inputs, seed: Tensor, gradient: Tensor) -> tuple[Tenso
     keep = KeepMask(inputs.dropout, seed, gradient.device)
     scratch = Scratch(gradient.device)
     for candidate in cut(inputs):
-        scored = score(candidate, inputs, scratch)
+        scored = recall(candidate, inputs, scratch, kept)
         block = scored.block
         output_gradient = block.take_rows(gradient, scratch["gradient"])
         value = block.take_keys(inputs.value, scratch["value"])
-        inner = multiply(output_gradient, value.transpose(1, 2), scratch["inner"].get(block.shape, block.dtype))
+        inner = multiply(output_gradient, value.mT, scratch["inner"].get(block.shape, block.dtype))
         blended, score_gradient, averages = map_gradients(scored, inner, keep, scratch)
         of_query = scratch["out"].get(block.rows_shape(scored.key), block.dtype)
         block.put_rows(multiply(score_gradient, scored.key, of_query, inputs.score_scale), query_gradient)
@@ -221,7 +256,9 @@ def blended_attention(
     seed = draw_seed() if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
     # Products of many small matrices are half as fast again where each lies in one piece, which pays for the copies.
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    attended: Tensor = _attend(query, key, value, span_weights, pair_class, contains, is_padding, dropout, seed)
+    inputs = (query, key, value, span_weights, pair_class, contains, is_padding)
+    keeps = torch.is_grad_enabled() and query.requires_grad
+    attended: Tensor = _attend(*inputs, dropout, seed, keeps)[0]
     return attended
 
 
@@ -237,10 +274,19 @@ def _attend(
     is_padding: Tensor | None,
     dropout: float,
     seed: Tensor,
-) -> Tensor:
+    keeps: bool,
+) -> tuple[Tensor, Tensor]:
+    """The result and the exponentials kept for the backward pass, without elements if none are."""
     inputs = Inputs(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
+    kept = _empty_kept(inputs, keeps)
     with torch.autocast(query.device.type, enabled=False):
-        return forward_pass(inputs, seed)
+        return forward_pass(inputs, seed, kept if kept.numel() else None), kept
+
+
+def _empty_kept(inputs: Inputs, keeps: bool) -> Tensor:
+    batch, heads, num_queries, _ = inputs.query.shape
+    shape = (batch, heads, num_queries, inputs.key.shape[2]) if keeps and keeps_exponentials(inputs) else (0,)
+    return torch.empty(shape, dtype=inputs.dtype, device=inputs.query.device)
 
 
 @torch.library.custom_op("trarctl::blended_attention_backward", mutates_args=())
@@ -255,15 +301,28 @@ def _attend_backward(
     is_padding: Tensor | None,
     dropout: float,
     seed: Tensor,
+    kept: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs = Inputs(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
     with torch.autocast(query.device.type, enabled=False):
-        return backward_pass(inputs, seed, gradient)
+        return backward_pass(inputs, seed, kept if kept.numel() else None, gradient)
 
 
 @_attend.register_fake
-def _(query: Tensor, _key: Tensor, value: Tensor, *_: Any) -> Tensor:
-    return empty_heads(query, value, value.dtype)
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    span_weights: Tensor,
+    pair_class: Tensor | None,
+    contains: Tensor,
+    is_padding: Tensor | None,
+    dropout: float,
+    _seed: Tensor,
+    keeps: bool,
+) -> tuple[Tensor, Tensor]:
+    inputs = Inputs(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
+    return empty_heads(query, value, value.dtype), _empty_kept(inputs, keeps)
 
 
 @_attend_backward.register_fake
@@ -278,15 +337,18 @@ def _(
     )
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    del output
-    *tensors, ctx.dropout, seed = inputs
-    ctx.save_for_backward(*tensors, seed)
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.dropout, seed, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, seed, output[1])
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, seed = ctx.saved_tensors
-    return (*_attend_backward(gradient, *tensors, ctx.dropout, seed), None, None, None, None, None)
+def _differentiate(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 10
+    *tensors, seed, kept = ctx.saved_tensors
+    return (*_attend_backward(gradient, *tensors, ctx.dropout, seed, kept), *(None,) * 6)
 
 
 _attend.register_autograd(_differentiate, setup_context=_remember)

@@ -159,24 +159,28 @@ def exponentiate_(scores: Tensor, windows: RowWindows, is_hidden: Tensor | None,
         is_safe: whether the exponentials of all scores can be used as they are. Otherwise each class is shifted by
             its own maximum: no common shift saves a window whose scores lie far below those of another.
     """
-    scale = None
     if is_safe:
-        groups = windows.spans
         scores.exp_()
         if is_hidden is not None:
             scores.mul_((~is_hidden).to(scores.dtype))
-        sums = groups.sums(scores)
-    else:
-        groups = windows.classes
-        if is_hidden is not None:
-            scores.masked_fill_(is_hidden, -torch.inf)
-        centers = windows.maxima(scores)
-        windows.shift_(scores, centers.nan_to_num(neginf=0.0)).exp_()
-        in_span = torch.where(windows.contains.unsqueeze(-1), centers.unsqueeze(1), -torch.inf)
-        scale = torch.exp(in_span - in_span.amax(dim=2, keepdim=True).nan_to_num(neginf=0.0))
-        sums = (scale * groups.sums(scores).unsqueeze(1)).sum(dim=2)
+        return share(scores, windows, is_hidden)
+    if is_hidden is not None:
+        scores.masked_fill_(is_hidden, -torch.inf)
+    centers = windows.maxima(scores)
+    windows.shift_(scores, centers.nan_to_num(neginf=0.0)).exp_()
+    in_span = torch.where(windows.contains.unsqueeze(-1), centers.unsqueeze(1), -torch.inf)
+    scale = torch.exp(in_span - in_span.amax(dim=2, keepdim=True).nan_to_num(neginf=0.0))
+    return share(scores, windows, is_hidden, scale)
+
+
+def share(exponentials: Tensor, windows: RowWindows, is_hidden: Tensor | None, scale: Tensor | None = None) -> Shares:
+    """Relate exponentials [I, R, M], 0 where a key is hidden, to the softmax of each span; see ``Shares``."""
+    groups = windows.spans if scale is None else windows.classes
+    sums = groups.sums(exponentials)
+    if scale is not None:
+        sums = (scale * sums.unsqueeze(1)).sum(dim=2)
     if is_hidden is None:
         return Shares(groups, sums.reciprocal_(), scale, None)
     is_empty = sums == 0.0
     inverse = sums.reciprocal_().masked_fill_(is_empty, 0.0)
-    return Shares(groups, inverse, scale, is_empty if scores.is_cuda or bool(is_empty.any()) else None)
+    return Shares(groups, inverse, scale, is_empty if exponentials.is_cuda or bool(is_empty.any()) else None)

@@ -72,16 +72,16 @@ def draw_seed() -> Tensor:
 
 
 def relu_dropout(states: Tensor, probability: float, *, training: bool) -> Tensor:
-    """``dropout(relu(states))``, in place where masks are drawn here: nothing else is kept for the backward pass.
+    """``dropout(relu(states))``, keeping nothing but its result for the backward pass.
 
     Args:
-        states: any shape; nobody may need them afterwards.
+        states: any shape.
         probability: of setting an element to 0, < 1; the others are scaled up.
         training: False drops nothing.
     """
     if not training or probability == 0.0 or not draws_own_masks(states):
         return functional.dropout(functional.relu(states), probability, training)
-    dropped: Tensor = _ReluDropout.apply(states.contiguous(), probability, draw_seed())  # type: ignore[no-untyped-call]
+    dropped: Tensor = _ReluDropout.apply(states, probability, draw_seed())  # type: ignore[no-untyped-call]
     return dropped
 
 
@@ -92,15 +92,17 @@ class _ReluDropout(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, probability: float, seed: Tensor) -> Tensor:
         keep = KeepMask(probability, seed, states.device)
         ctx.scale = keep.scale
-        held = states.new_empty(min(BLOCK_NUMBERS, states.numel()))
-        for part in states.view(-1).split(BLOCK_NUMBERS):
-            mask = keep.draw(held[: len(part)])
-            part.clamp_min_(0.0)
-            if mask is not None:
-                part.mul_(mask).mul_(keep.scale)
-        ctx.mark_dirty(states)
-        ctx.save_for_backward(states)
-        return states
+        result = torch.empty(states.shape, dtype=states.dtype)
+        for part, kept in zip(
+            states.reshape(-1).split(BLOCK_NUMBERS), result.view(-1).split(BLOCK_NUMBERS), strict=True
+        ):
+            mask = keep.draw(kept)
+            if mask is None:
+                torch.clamp_min(part, 0.0, out=kept)
+            else:
+                mask.mul_(part).clamp_min_(0.0).mul_(keep.scale)
+        ctx.save_for_backward(result)
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

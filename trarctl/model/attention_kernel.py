@@ -24,6 +24,7 @@ keys than a head is wide are the exponentials kept, since they then take no more
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ def score(block: Block, inputs: Inputs, scratch: Scratch, kept: Tensor | None) -
     query = block.take_rows(inputs.query, scratch["query"])
     key = block.take_keys(inputs.key, scratch["key"])
     out = scratch["scores"].get(block.shape, block.dtype) if kept is None else kept[block.examples].flatten(0, 1)
-    scores = multiply(query, key.mT, out, inputs.score_scale)
+    scores = multiply(query, key.mT, out, inputs.score_scale * math.log2(math.e))
     is_small = is_safe(scores)
     if not is_small and block.dtype == torch.float32 and scores.device.type == "cpu":
         if kept is not None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trarctl.engine.memory import reuse_freed_memory
 from trarctl.model.attention import attention, routed_attention
 from trarctl.model.spans import Spans
 
@@ -134,6 +135,7 @@ def measure(size: Size, *, dropout: float, repeats: int, threads: int) -> list[R
     variants = ["routed", "plain", "plain_torch"]
     if size.grid < 32:
         variants.insert(0, "k_maps")
+    reuse_freed_memory()  # as training does
     cores = Variants(size, dropout)
     seconds = median_times({name: cores.step(name) for name in variants}, repeats)
     rows = []

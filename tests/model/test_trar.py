@@ -56,6 +56,20 @@ def test_shapes_and_gradients(routing: str, pooling: str, batch: int) -> None:
         assert bool(parameter.grad.isfinite().all()), name
 
 
+def test_bfloat16_stays_near_float32_forward_and_backward() -> None:
+    model = tiny(dropout=0.0)
+    exact, exact_routes = model(*inputs())
+    expected = torch.autograd.grad(exact.square().sum(), tuple(model.parameters()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores, routes = model(*inputs())
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, exact, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(routes.float(), exact_routes, rtol=0.05, atol=0.05)
+    found = torch.autograd.grad(scores.square().sum(), tuple(model.parameters()))
+    ours, theirs = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (found, expected))
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.05
+
+
 def test_one_span_is_a_plain_transformer() -> None:
     plain = tiny(spans=(0,))
     routed = tiny(spans=(0, 0, 0))

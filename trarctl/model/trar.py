@@ -193,7 +193,7 @@ class TRAR(nn.Module):
         """
         is_word_padding = question_tokens == PAD
         is_cell_padding = ~features.any(dim=-1)
-        words, _ = self.reader(self.embedding(question_tokens))
+        words = self._read(question_tokens)
         cells = self.adapter(features.to(self.adapter.weight.dtype))
         for layer in self.language_layers:
             words = layer(words, is_word_padding)
@@ -204,6 +204,14 @@ class TRAR(nn.Module):
         pooled = self.image_pool(cells, is_cell_padding) + self.question_pool(words, is_word_padding)
         scores = self.head(self.head_norm(pooled))
         return scores if scores.dtype == torch.float64 else scores.float(), torch.stack(routes, dim=1)
+
+    def _read(self, question_tokens: Tensor) -> Tensor:
+        """Word states [B, T, D]; on a CPU in float32, since without AVX-512 oneDNN has no LSTM in bfloat16."""
+        embedded = self.embedding(question_tokens)
+        if embedded.device.type != "cpu":
+            return self.reader(embedded)[0]
+        with torch.autocast("cpu", enabled=False):
+            return self.reader(embedded)[0]
 
 
 def count_parameters(model: nn.Module) -> int:

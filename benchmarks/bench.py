@@ -30,13 +30,12 @@ def machine(threads: int) -> dict[str, object]:
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
     )
-    flags = next((line for line in _lines("/proc/cpuinfo") if line.startswith("flags")), "")
     return {
         "date": time.strftime("%Y-%m-%d"),
         "processor": model,
         "cores": os.cpu_count(),
         "threads": threads,
-        "extensions": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()],
+        "extensions": step.cpu_extensions(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "trarctl": trarctl.__version__,

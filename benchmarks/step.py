@@ -52,21 +52,31 @@ QUICK_SIZES = (Size(8, 16), Size(16, 4))
 
 @dataclass(frozen=True)
 class Row:
-    """Medians of one size, in seconds, and what they make of each other."""
+    """Medians of one size, in seconds, and what they make of each other; no bf16 where the processor has none."""
 
     grid: int
     batch: int
     routed_fp32_seconds: float
     plain_fp32_seconds: float
     floor_fp32_seconds: float
-    routed_bf16_seconds: float
-    floor_bf16_seconds: float
+    routed_bf16_seconds: float | None
+    floor_bf16_seconds: float | None
     routed_to_plain: float
     step_to_floor_fp32: float
-    step_to_floor_bf16: float
-    fp32_to_bf16: float
+    step_to_floor_bf16: float | None
+    fp32_to_bf16: float | None
     peak_gigabytes: float
     peak_to_original: float | None
+
+
+def cpu_extensions() -> list[str]:
+    """Those of the processor's instructions that decide how fast products are."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def build(size: Size, spans: tuple[int, ...]) -> tuple[TRAR, torch.optim.Adam]:
@@ -148,16 +158,18 @@ def measure(size: Size, *, repeats: int, threads: int) -> Row:
     reuse_freed_memory()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         peak = pool.apply(peak_bytes, (size, threads)) / 1e9
-    seconds = median_times(
-        {
-            "routed": training_step(size, size.spans, "fp32"),
-            "plain": training_step(size, (0,), "fp32"),
-            "floor": floor_step(size, "fp32"),
-            "routed bf16": training_step(size, size.spans, "bf16"),
-            "floor bf16": floor_step(size, "bf16"),
-        },
-        repeats,
-    )
+    steps = {
+        "routed": training_step(size, size.spans, "fp32"),
+        "plain": training_step(size, (0,), "fp32"),
+        "floor": floor_step(size, "fp32"),
+    }
+    if {"avx512_bf16", "amx_bf16"} & set(cpu_extensions()):
+        steps |= {"routed bf16": training_step(size, size.spans, "bf16"), "floor bf16": floor_step(size, "bf16")}
+    seconds = median_times(steps, repeats)
+
+    def ratio(above: str, below: str) -> float | None:
+        return round(seconds[above] / seconds[below], 3) if above in seconds and below in seconds else None
+
     original = size.original_gigabytes
     return Row(
         grid=size.grid,
@@ -165,15 +177,20 @@ def measure(size: Size, *, repeats: int, threads: int) -> Row:
         routed_fp32_seconds=round(seconds["routed"], 3),
         plain_fp32_seconds=round(seconds["plain"], 3),
         floor_fp32_seconds=round(seconds["floor"], 3),
-        routed_bf16_seconds=round(seconds["routed bf16"], 3),
-        floor_bf16_seconds=round(seconds["floor bf16"], 3),
+        routed_bf16_seconds=round(seconds["routed bf16"], 3) if "routed bf16" in seconds else None,
+        floor_bf16_seconds=round(seconds["floor bf16"], 3) if "floor bf16" in seconds else None,
         routed_to_plain=round(seconds["routed"] / seconds["plain"], 3),
         step_to_floor_fp32=round(seconds["routed"] / seconds["floor"], 3),
-        step_to_floor_bf16=round(seconds["routed bf16"] / seconds["floor bf16"], 3),
-        fp32_to_bf16=round(seconds["routed"] / seconds["routed bf16"], 3),
+        step_to_floor_bf16=ratio("routed bf16", "floor bf16"),
+        fp32_to_bf16=ratio("routed", "routed bf16"),
         peak_gigabytes=round(peak, 2),
         peak_to_original=None if original is None else round(peak / original, 3),
     )
+
+
+def shown(figure: float | None) -> str:
+    """A figure as the table shows it."""
+    return "-" if figure is None else f"{figure:.2f}"
 
 
 def measure_all(*, quick: bool, threads: int) -> list[Row]:
@@ -184,12 +201,11 @@ def measure_all(*, quick: bool, threads: int) -> list[Row]:
     for size in QUICK_SIZES if quick else SIZES:
         row = measure(size, repeats=3 if quick else 5, threads=threads)
         rows.append(row)
-        original = "-" if row.peak_to_original is None else f"{row.peak_to_original:.2f}"
         print(
             f"{f'{row.grid}x{row.grid}, {row.batch}':>12} {row.routed_fp32_seconds:9.2f} {row.plain_fp32_seconds:8.2f} "
-            f"{row.floor_fp32_seconds:8.2f} {row.routed_bf16_seconds:7.2f} {row.routed_to_plain:7.2f} "
-            f"{row.step_to_floor_fp32:7.2f} {row.step_to_floor_bf16:11.2f} {row.fp32_to_bf16:9.2f} "
-            f"{row.peak_gigabytes:8.2f} {original:>9}"
+            f"{row.floor_fp32_seconds:8.2f} {shown(row.routed_bf16_seconds):>7} {row.routed_to_plain:7.2f} "
+            f"{row.step_to_floor_fp32:7.2f} {shown(row.step_to_floor_bf16):>11} {shown(row.fp32_to_bf16):>9} "
+            f"{row.peak_gigabytes:8.2f} {shown(row.peak_to_original):>9}"
         )
         sys.stdout.flush()
     return rows

@@ -20,6 +20,9 @@ devices shift always, since deciding would stop them.
 Nothing that grows faster than the states is kept for the backward pass: the scores are computed again and the dropout
 mask is drawn again from its seed, so memory grows with T and M, not with their product. Only where there are no more
 keys than a head is wide are the exponentials kept, since they then take no more room than the queries.
+
+The same blocks serve every device. FlexAttention could hold the blend as a bias on CUDA, but in torch 2.13 it has no
+backward pass on a CPU, where all of this is tested.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ CompileOption = Annotated[
     bool | None,
     typer.Option(
         "--compile",
-        help="Compile the model with torch.compile; on the CPU that needs a C++ compiler.",
+        help="Compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps slower.",
         rich_help_panel=DEVICE_PANEL,
         show_default=False,
     ),

@@ -159,7 +159,7 @@ class RunSettings(Frozen):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="of matrix products; weights, optimizer, softmax and loss stay float32"
     )
-    compile: bool = Field(False, description="compile the model with torch.compile; needs a C++ compiler on the CPU")
+    compile: bool = Field(False, description="compile the model with torch.compile; for GPUs, slower on a CPU")
     max_restarts: int = Field(0, ge=0, le=100, description="times that lost processes are started again")
     timeout_seconds: PositiveFloat = Field(600.0, description="seconds after which waiting for a lost process ends")
     save_every: str | None = Field(

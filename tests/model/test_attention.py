@@ -282,11 +282,15 @@ def test_memory_grows_with_the_cells_not_their_square(monkeypatch: pytest.Monkey
     assert 0 < sum(kept.values()) < 2**15
 
 
-@pytest.mark.parametrize("gap", [1.0, 90.0])
-def test_exponentials_are_kept_where_they_are_few(gap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("gap", "dtype"), [(1.0, torch.float32), (90.0, torch.float32), (1.0, torch.float64), (3e3, torch.float64)]
+)
+def test_exponentials_are_kept_where_they_are_few(
+    gap: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spans = Spans([0, 1], 3)
-    tensors = [*torch.randn(3, 3, HEADS, 9, 16), torch.rand(3, 2)]
-    tensors[0][1] *= gap  # the scores of one example need more digits than float32 has
+    tensors = [*torch.randn(3, 3, HEADS, 9, 16, dtype=dtype), torch.rand(3, 2, dtype=dtype)]
+    tensors[0][1] *= gap  # the scores of one example are beyond the reach of their exponentials
     leaves = [tensor.requires_grad_() for tensor in tensors]
     saved: list[tuple[int, ...]] = []
 

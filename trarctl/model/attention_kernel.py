@@ -38,7 +38,7 @@ from trarctl.model.attention_blocks import Block, Buffer, Inputs, Scratch, cut, 
 from trarctl.model.attention_windows import Shares, exponentiate_, is_safe, share
 from trarctl.model.dropout import KeepMask, draw_seed
 
-NOT_KEPT = torch.nan  # instead of the exponentials of a block that float32 has not digits enough for
+NOT_KEPT = torch.nan  # instead of the exponentials of a block whose scores are beyond their reach
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,19 @@ def score(block: Block, inputs: Inputs, scratch: Scratch, kept: Tensor | None) -
     out = scratch["scores"].get(block.shape, block.dtype) if kept is None else kept[block.examples].flatten(0, 1)
     scores = multiply(query, key.mT, out, inputs.score_scale * math.log2(math.e))
     is_small = is_safe(scores)
+    if not is_small and kept is not None:
+        scores.fill_(NOT_KEPT)
+        return score(block, inputs, scratch, None)
     if not is_small and block.dtype == torch.float32 and scores.device.type == "cpu":
-        if kept is not None:
-            scores.fill_(NOT_KEPT)
         return score(block.widened(), inputs, scratch, None)
     return Scored(block, query, key, scores, exponentiate_(scores, block.windows, block.is_hidden, is_safe=is_small))
 
 
 def recall(block: Block, inputs: Inputs, scratch: Scratch, kept: Tensor | None) -> Scored:
     """What ``score`` found in the forward pass, out of what it kept; computed again if it kept nothing."""
-    if kept is None:
+    exponentials = None if kept is None else kept[block.examples].flatten(0, 1)
+    if exponentials is None or bool(exponentials[0, 0, 0].isnan()):
         return score(block, inputs, scratch, None)
-    exponentials = kept[block.examples].flatten(0, 1)
-    if bool(exponentials[0, 0, 0].isnan()):
-        return score(block.widened(), inputs, scratch, None)
     query = block.take_rows(inputs.query, scratch["query"])
     key = block.take_keys(inputs.key, scratch["key"])
     return Scored(block, query, key, exponentials, share(exponentials, block.windows, block.is_hidden))
@@ -313,20 +312,10 @@ def _attend_backward(
 
 
 @_attend.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    span_weights: Tensor,
-    pair_class: Tensor | None,
-    contains: Tensor,
-    is_padding: Tensor | None,
-    dropout: float,
-    _seed: Tensor,
-    keeps: bool,
-) -> tuple[Tensor, Tensor]:
-    inputs = Inputs(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
-    return empty_heads(query, value, value.dtype), _empty_kept(inputs, keeps)
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *given, _seed, keeps = arguments
+    inputs = Inputs(*given)
+    return empty_heads(inputs.query, inputs.value, inputs.value.dtype), _empty_kept(inputs, keeps)
 
 
 @_attend_backward.register_fake

@@ -26,13 +26,9 @@ LATEST = Path(__file__).parent / "latest.json"
 
 def machine(threads: int) -> dict[str, object]:
     """What the figures were measured on."""
-    model = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "processor": model,
+        "processor": step.cpu_info("model name") or platform.processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "extensions": step.cpu_extensions(),
@@ -40,13 +36,6 @@ def machine(threads: int) -> dict[str, object]:
         "torch": str(torch.__version__),
         "trarctl": trarctl.__version__,
     }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
 
 
 def main() -> None:

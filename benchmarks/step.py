@@ -69,13 +69,18 @@ class Row:
     peak_to_original: float | None
 
 
-def cpu_extensions() -> list[str]:
-    """Those of the processor's instructions that decide how fast products are."""
+def cpu_info(field: str) -> str:
+    """What the kernel says of the first processor; empty if it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def cpu_extensions() -> list[str]:
+    """Those of the processor's instructions that decide how fast products are."""
+    flags = cpu_info("flags").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 

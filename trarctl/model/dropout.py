@@ -34,7 +34,7 @@ class KeepMask:
     def __init__(self, probability: float, seed: Tensor, device: torch.device) -> None:
         self.num_dropped = round(probability * LEVELS)
         self.scale = LEVELS / (LEVELS - self.num_dropped) if self.num_dropped < LEVELS else 0.0
-        self._draw_bits = _bit_source(int(seed), device)
+        self._draw_bits = _bit_source(int(seed), device) if self.num_dropped else None
 
     def draw(self, out: Tensor) -> Tensor | None:
         """Fill ``out``, contiguous, with the next mask; None if nothing is dropped.
@@ -43,7 +43,7 @@ class KeepMask:
         bits with the probability, of which all but one in 256 depend on the upper eight alone; these are an element's
         own, while the lower ones are the upper ones of another element.
         """
-        if not self.num_dropped:
+        if self._draw_bits is None:
             return None
         octets = self._draw_bits(-(-out.numel() // 8)).view(torch.uint8)
         both = torch.cat([octets, octets[1:], octets[:1]]).view(torch.int16)

@@ -207,11 +207,8 @@ class TRAR(nn.Module):
 
     def _read(self, question_tokens: Tensor) -> Tensor:
         """Word states [B, T, D]; on a CPU in float32, since without AVX-512 oneDNN has no LSTM in bfloat16."""
-        embedded = self.embedding(question_tokens)
-        if embedded.device.type != "cpu":
-            return self.reader(embedded)[0]
         with torch.autocast("cpu", enabled=False):
-            return self.reader(embedded)[0]
+            return self.reader(self.embedding(question_tokens))[0]
 
 
 def count_parameters(model: nn.Module) -> int:

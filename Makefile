@@ -50,7 +50,7 @@ FEATURES_VENV := .venv-features
 test-features: ## Features from images, against torchvision itself (downloads some GB into a second venv)
 	test -x $(FEATURES_VENV)/bin/python || $(PYTHON) -m venv $(FEATURES_VENV)
 	$(FEATURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,features,dev]'
-	OMP_NUM_THREADS=1 $(FEATURES_VENV)/bin/pytest tests/data/test_resnet.py tests/data/test_extraction.py
+	OMP_NUM_THREADS=1 $(FEATURES_VENV)/bin/pytest tests/data/features/test_resnet101.py tests/data/features/test_extract.py
 
 bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
 	$(BIN)/python -m benchmarks.bench

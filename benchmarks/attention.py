@@ -4,7 +4,7 @@
 
 One row is one layer's attention core, forward and backward, as in training. Variants of a size take turns, so that a
 busy machine hits them alike: compare within a size, not across runs. Where other programs use the cores as well, set
-OMP_WAIT_POLICY=passive: threads that spin while they wait for each other would measure the neighbours. Peak memory is
+OMP_WAIT_POLICY=passive: threads that spin while they wait for each other would measure the neighbors. Peak memory is
 what a fresh process needs on top of its inputs.
 """
 

@@ -24,10 +24,10 @@ import torch
 
 from tests.engine.programs import POLL_SECONDS, Program, program, resume_command, train_command
 from tests.engine.running import Killed, kill_after, tiny_settings, train, weights
+from trarctl.config.resolve import resolve
 from trarctl.data.prepare import PrepareRequest, prepare
-from trarctl.engine.events import Event, StepDone
-from trarctl.engine.runs import RunFolder
-from trarctl.settings.sources import resolve
+from trarctl.engine.callbacks import Event, StepDone
+from trarctl.engine.run import RunFolder
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "tests" / "golden" / "mini_vqa"

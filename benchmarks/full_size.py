@@ -170,9 +170,9 @@ def _measure_resuming(folder: Path, feats: Path) -> Measured:
 
 
 def _pack(feats: Path, path: Path, stored: Any) -> tuple[float, int, Any]:
-    from trarctl.data.images import ImageSet, scan_folder
-    from trarctl.data.layouts import CLEVR, FileNaming
-    from trarctl.data.packing import FileRows, pack
+    from trarctl.data.datasets.base import CLEVR, FileNaming
+    from trarctl.data.features.image_table import ImageSet, scan_folder
+    from trarctl.data.features.packing import FileRows, pack
     from trarctl.data.progress import no_progress
 
     started = time.perf_counter()

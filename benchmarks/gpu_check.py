@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trarctl.data.dataset import Batch, load_batches, scoring_samples, training_plan, training_samples
+from trarctl.config.resolve import resolve
+from trarctl.config.settings import Settings
+from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.checkpoint import load_upstream
+from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of
 from trarctl.engine.lifecycle import wrap_network
-from trarctl.engine.processes import Precision, World, peak_memory_bytes, precision_of
 from trarctl.engine.setup import model_sizes
 from trarctl.engine.stepping import Stepper
 from trarctl.model.trar import TRAR, ModelSizes
-from trarctl.settings.fields import Settings
-from trarctl.settings.sources import resolve
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 GRIDS = {"vqa": 4, "clevr": 5}

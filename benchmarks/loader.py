@@ -23,7 +23,7 @@ import orjson
 from benchmarks.attention import resident_bytes
 from benchmarks.make_full_size import write_vqa
 from trarctl import cli
-from trarctl.data.dataset import load_batches, training_plan, training_samples
+from trarctl.data.loader import load_batches, training_plan, training_samples
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.memory import reuse_freed_memory
 

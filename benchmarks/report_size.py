@@ -17,17 +17,17 @@ import numpy as np
 import torch
 
 from trarctl import cli
-from trarctl.data.layouts import VQA
+from trarctl.config.resolve import resolve
+from trarctl.config.settings import Settings
+from trarctl.data.datasets.base import VQA
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.checkpoint import Description, Progress, save_checkpoint
+from trarctl.engine.checkpoint import Description, TrainState, save_checkpoint
 from trarctl.engine.evaluating import Request, choose
-from trarctl.engine.runs import RunFolder, write_settings
-from trarctl.engine.scoring import Scores, measure
+from trarctl.engine.evaluator import Scores, measure
+from trarctl.engine.run import RunFolder, write_settings
 from trarctl.engine.setup import model_sizes
 from trarctl.model.trar import TRAR
 from trarctl.report.page import ReportRequest, write_report
-from trarctl.settings.fields import Settings
-from trarctl.settings.sources import resolve
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def write_run(folder: Path, data: PreparedData, settings: Settings) -> Path:
         run="full",
         dataset="vqa",
         settings=settings.model_dump(mode="json"),
-        progress=Progress(epoch=13),
+        progress=TrainState(epoch=13),
         temperature=1.0,
         learning_rate=1e-4,
         vocabulary=list(data.vocabulary.words),

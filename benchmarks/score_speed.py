@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.data.reference_accuracy import adversarial_questions, plain_vqa_accuracy
-from trarctl.data.accuracy import Evaluator, vqa_accuracy
+from trarctl.data.metrics import EvaluatorName, vqa_accuracy
 from trarctl.data.submission import validate_vqa, write_vqa
 
 NUM_VAL_QUESTIONS = 214_354
@@ -19,7 +19,7 @@ NUM_COMPARED = 50_000
 NUM_TEST_QUESTIONS = 447_793
 MOST_SECONDS = 10.0
 MOST_SUBMISSION_SECONDS = 5.0
-EVALUATORS: tuple[Evaluator, ...] = ("official", "upstream")
+EVALUATORS: tuple[EvaluatorName, ...] = ("official", "upstream")
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.attention import Step, median_times, resident_bytes
+from trarctl.config.settings import ModelSettings
+from trarctl.engine.distributed import precision_of
 from trarctl.engine.losses import answer_loss
 from trarctl.engine.memory import reuse_freed_memory
-from trarctl.engine.processes import precision_of
 from trarctl.model.trar import TRAR, ModelSizes
-from trarctl.settings.fields import ModelSettings
 
 NUM_WORDS = 14
 CPU = torch.device("cpu")

@@ -47,8 +47,8 @@ def main() -> None:
     if options.picture:
         from PIL import Image
 
-        asker = api.open_asker(options.run, runs=options.runs)
-        (asked,) = asker.ask([Image.open(options.picture)], ["what color is the shape?"])
+        predictor = api.open_predictor(options.run, runs=options.runs)
+        (asked,) = predictor.ask([Image.open(options.picture)], ["what color is the shape?"])
         print(f"{options.picture.name}: " + ", ".join(f"{answer} {share:.1%}" for answer, share in asked.answers[:3]))
 
 

@@ -46,15 +46,15 @@ class SmallRun:
         return self.raw / "test" / "images" / "0.png"
 
 
-def draw(shape: str, colour: str, offset: int) -> Image.Image:
-    """A picture in the manner of easy-VQA: one shape of one colour."""
+def draw(shape: str, color: str, offset: int) -> Image.Image:
+    """A picture in the manner of easy-VQA: one shape of one color."""
     image = Image.new("RGB", (64, 64), (235, 235, 245))
     box = (8 + offset, 8 + offset, 36 + offset, 36 + offset)
     pen = ImageDraw.Draw(image)
     if shape == "circle":
-        pen.ellipse(box, fill=COLOURS[colour])
+        pen.ellipse(box, fill=COLOURS[color])
     else:
-        pen.rectangle(box, fill=COLOURS[colour])
+        pen.rectangle(box, fill=COLOURS[color])
     return image
 
 
@@ -67,12 +67,12 @@ def make_raw(raw: Path, *, num_train: int = 24, num_test: int = 12) -> None:
         questions: list[tuple[str, str, int]] = []
         for index in range(number):
             shape = ("circle", "rectangle")[int(random.integers(2))]
-            colour = tuple(COLOURS)[int(random.integers(3))]
-            draw(shape, colour, int(random.integers(18))).save(folder / f"{index}.png")
+            color = tuple(COLOURS)[int(random.integers(3))]
+            draw(shape, color, int(random.integers(18))).save(folder / f"{index}.png")
             questions += [
                 (HOSTILE if index % 2 else "what shape is it?", shape, index),
-                ("what color is the shape?", colour, index),
-                (f"is there a {colour} shape?", "yes", index),
+                ("what color is the shape?", color, index),
+                (f"is there a {color} shape?", "yes", index),
                 ("is there a circle?", "yes" if shape == "circle" else "no", index),
             ]
         (raw / split / "questions.json").write_text(json.dumps(questions))

@@ -49,7 +49,7 @@ def test_asking_agrees_with_the_stored_features(run: SmallRun) -> None:
     split = data.split("val")
     row = next(row for row in range(len(split)) if split.question_text(row) == "what color is the shape?")
     picture = run.raw / "test" / "images" / f"{split.image_id[row]}.png"
-    (asked,) = api.open_asker("tiny", runs=run.runs).ask([Image.open(picture)], ["what color is the shape?"], top=1)
+    (asked,) = api.open_predictor("tiny", runs=run.runs).ask([Image.open(picture)], ["what color is the shape?"], top=1)
     insight = api.look_inside(api.load_model("tiny", runs=run.runs), data, "val", [row])
     assert asked.answers[0][1] == pytest.approx(float(insight.probabilities.max()), abs=1e-5)
 

@@ -14,8 +14,8 @@ import pytest
 import typer.main
 
 from trarctl import cli
-from trarctl.settings.keys import FIELDS
-from trarctl.settings.upstream import FIXED, IGNORED, SAME, SPECIAL
+from trarctl.config.keys import FIELDS
+from trarctl.config.original_yaml import FIXED, IGNORED, SAME, SPECIAL
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trarctl.data.prepared import PreparedData
-    from trarctl.engine.asking import Asker
+    from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluating import Request
-    from trarctl.engine.events import Observer
+    from trarctl.engine.evaluator import EvaluatorName, Measured, Scores
     from trarctl.engine.inspecting import Insight
     from trarctl.engine.loading import Loaded
-    from trarctl.engine.scoring import Evaluator, Measured, Scores
+    from trarctl.engine.predictor import Predictor
 
 
 def open_data(path: str | Path) -> PreparedData:
@@ -64,8 +64,8 @@ def load_model(
     import os
 
     from trarctl.data.prepared import open_prepared
+    from trarctl.engine.distributed import joined, plan_placement
     from trarctl.engine.evaluating import choose, open_model
-    from trarctl.engine.processes import joined, plan_placement
 
     chosen = choose(_request(ckpt, data, "", config, gpus, runs))
     with joined(plan_placement(gpus, os.environ), timeout_seconds=60.0) as world:
@@ -99,13 +99,13 @@ def score(
     return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
 
 
-def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: Evaluator = "official") -> Measured:
+def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: EvaluatorName = "official") -> Measured:
     """Compare scores with the answers of a split, in percent: overall and by type.
 
     Raises:
         DataError: if the split has no answers, or is not the one that was scored.
     """
-    from trarctl.engine.scoring import measure
+    from trarctl.engine.evaluator import measure
 
     return measure(scores.predictions(), data, data.split(split), evaluator)
 
@@ -147,15 +147,15 @@ def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[i
     )
 
 
-def open_asker(
+def open_predictor(
     ckpt: str | None = None,
     *,
     data: str | Path | None = None,
     config: str | Path | None = None,
     gpus: str | None = "cpu",
     runs: str | Path = "runs",
-) -> Asker:
-    """Load a checkpoint for questions about any picture: ``asker.ask([image], ["what is it?"])`` takes PIL images.
+) -> Predictor:
+    """Load a checkpoint for questions about any picture: ``predictor.ask([image], ["what is it?"])`` takes PIL images.
 
     Args:
         ckpt: ``RUN``, ``RUN@EPOCH`` or a file.
@@ -167,9 +167,9 @@ def open_asker(
     Raises:
         DataError: if the features of the data were not made from pictures here.
     """
-    from trarctl.engine import asking
+    from trarctl.engine import predictor
 
-    return asking.open_asker(_request(ckpt, data, "", config, gpus, runs))[0]
+    return predictor.open_predictor(_request(ckpt, data, "", config, gpus, runs))[0]
 
 
 def _request(
@@ -192,7 +192,7 @@ def _request(
     )
 
 
-def _unwatched() -> AbstractContextManager[Observer]:
-    from trarctl.engine.events import unobserved
+def _unwatched() -> AbstractContextManager[Callback]:
+    from trarctl.engine.callbacks import no_callback
 
-    return nullcontext(unobserved)
+    return nullcontext(no_callback)

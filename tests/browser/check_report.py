@@ -48,7 +48,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=str)
 def opened(request: pytest.FixtureRequest, page: Path, chromium: webdriver.Chrome) -> webdriver.Chrome:
-    """The page at one of the widths, in one of the colour schemes."""
+    """The page at one of the widths, in one of the color schemes."""
     width, scheme = request.param
     for kind in ("browser", "performance"):
         chromium.get_log(kind)
@@ -91,7 +91,7 @@ def test_all_pictures_are_there_and_nothing_sticks_out(opened: webdriver.Chrome)
     assert opened.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_colours_follow_the_scheme(opened: webdriver.Chrome) -> None:
+def test_colors_follow_the_scheme(opened: webdriver.Chrome) -> None:
     is_dark = opened.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches")
     paper = opened.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
     assert (sum(map(int, paper.removeprefix("rgba(").split(",")[:3])) < 300) == is_dark

@@ -20,9 +20,9 @@ from trarctl.commands.console import (
     warn,
     write_json,
 )
+from trarctl.config.keys import FIELDS
+from trarctl.config.resolve import resolve
 from trarctl.errors import DataError
-from trarctl.settings.keys import FIELDS
-from trarctl.settings.sources import resolve
 
 
 class Terminal(io.StringIO):
@@ -51,7 +51,7 @@ def test_results_go_to_stdout_and_remarks_to_stderr(capsys: pytest.CaptureFixtur
     assert captured.err == "note:  a note\nwarning: a warning\n"
 
 
-def test_nothing_is_wrapped_or_coloured_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_wrapped_or_colored_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     table = make_table("name", "score", numbers=["score"])
     add_row(table, "x" * 200, 1.5, style="red")
     add_row(table, "[red]y[/red]", 10)
@@ -65,7 +65,7 @@ def test_nothing_is_wrapped_or_coloured_in_a_pipe(capsys: pytest.CaptureFixture[
     assert "\x1b" not in "".join(lines)
 
 
-def test_a_terminal_has_colours_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_a_terminal(monkeypatch)
     stdout_console().print("x", style="red")
     assert "\x1b[31m" in terminal.getvalue()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.small_runs import SmallRun, make_run
 from trarctl import cli
-from trarctl.data.backbones import load_images
+from trarctl.data.features.patches import load_images
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -38,7 +38,7 @@ def test_answers_with_probabilities_and_routes(run: SmallRun, capsys: pytest.Cap
     assert lines[6] == ["route,", "%", "whole", "3x3", "5x5", "7x7"]
     assert [line[:2] for line in lines[8:]] == [["layer", "1"], ["layer", "2"]]
     assert sum(float(share) for share in lines[8][2:]) == pytest.approx(100, abs=0.3)
-    assert "trained on easy-VQA: 64 x 64 pictures of one coloured shape each; it can only answer " in captured.err
+    assert "trained on easy-VQA: 64 x 64 pictures of one colored shape each; it can only answer " in captured.err
     assert "of each layer only the heaviest span is used" in captured.err
 
 

@@ -18,7 +18,7 @@ from trarctl import cli
 from trarctl.commands.epoch_table import EpochTable
 from trarctl.commands.live import LiveView
 from trarctl.commands.watching import PlainSteps, RunView
-from trarctl.engine.events import (
+from trarctl.engine.callbacks import (
     EpochDone,
     Event,
     Note,
@@ -27,7 +27,7 @@ from trarctl.engine.events import (
     RunStarted,
     StepDone,
     Validated,
-    unobserved,
+    no_callback,
 )
 
 SPANS = (0, 1, 2)
@@ -67,7 +67,7 @@ def drawn(view: LiveView, width: int) -> list[str]:
 
 def printed(events: list[Event]) -> str:
     stream = io.StringIO()
-    view = RunView(Console(file=stream, width=10_000), unobserved, width=None)
+    view = RunView(Console(file=stream, width=10_000), no_callback, width=None)
     for event in events:
         view(event)
     return stream.getvalue()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trarctl.data.accuracy import GroundTruth
 from trarctl.data.answers import _ARTICLES, _DIGITS, _EXPANDED
+from trarctl.data.metrics import GroundTruth
 
 _MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
 _PIECES = [
@@ -81,15 +81,15 @@ def adversarial_questions(num_questions: int, seed: int) -> Questions:
     answers: list[list[str]] = []
     predictions: list[str] = []
     for _ in range(num_questions):
-        favourite, other = _answer(draw), _answer(draw)
+        favorite, other = _answer(draw), _answer(draw)
         num_answers = 10 if draw.random() < 0.95 else draw.randint(1, 9)
         num_others = draw.choice([0, 0, 1, 2, 3, 5, 8])
-        row = [_vary(draw, other if place < num_others else favourite) for place in range(num_answers)]
+        row = [_vary(draw, other if place < num_others else favorite) for place in range(num_answers)]
         if draw.random() < 0.3:
-            row = [favourite] * num_answers
+            row = [favorite] * num_answers
         draw.shuffle(row)
         answers.append(row)
-        predictions.append(_vary(draw, draw.choice([*row, favourite, favourite, other, _answer(draw)])))
+        predictions.append(_vary(draw, draw.choice([*row, favorite, favorite, other, _answer(draw)])))
     answer_type = draw.choices(["yes/no", "number", "other"], k=num_questions)
     question_type = draw.choices([f"what {number}" for number in range(65)], k=num_questions)
     return Questions(answers, predictions, answer_type, question_type)

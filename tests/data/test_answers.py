@@ -1,4 +1,4 @@
-"""Normalising answers, and choosing those that count."""
+"""Normalizing answers, and choosing those that count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from trarctl.data.answers import (
     build_answers,
     build_answers_plain,
-    normalise_answer,
+    normalize_answer,
     soft_scores,
     strip_punctuation,
     strip_words,
@@ -24,10 +24,10 @@ def _annotated(path: str, part: str, key: str) -> list[str]:
     return [entry[key] for entry in json.loads((GOLDEN / path).read_text(encoding="utf-8"))[part]]
 
 
-def test_normalising_is_that_of_the_original() -> None:
+def test_normalizing_is_that_of_the_original() -> None:
     pairs = json.loads((GOLDEN / "answer_normalisation.json").read_text(encoding="utf-8"))
     assert len(pairs) == 300
-    wrong = [(raw, normalise_answer(raw), expected) for raw, expected in pairs if normalise_answer(raw) != expected]
+    wrong = [(raw, normalize_answer(raw), expected) for raw, expected in pairs if normalize_answer(raw) != expected]
     assert wrong == []
 
 

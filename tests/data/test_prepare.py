@@ -76,13 +76,13 @@ def test_samples_follow_the_annotations(golden: dict[str, Path]) -> None:
 
 
 def test_targets_count_annotators(golden: dict[str, Path]) -> None:
-    from trarctl.data.answers import normalise_answer
+    from trarctl.data.answers import normalize_answer
 
     data = open_prepared(golden["vqa"])
     split = data.split("train")
     truth, (offsets, answer, count) = split.truth(), split.targets
     for row in range(len(split)):
-        given = [normalise_answer(truth.strings[code]) for code in truth.codes[row]]
+        given = [normalize_answer(truth.strings[code]) for code in truth.codes[row]]
         expected = {text: given.count(text) for text in data.answers if text in given}
         span = slice(offsets[row], offsets[row + 1])
         assert {data.answers[a]: int(c) for a, c in zip(answer[span], count[span], strict=True)} == expected

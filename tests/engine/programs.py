@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.engine.running import sets
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.run import RunFolder
 
 LIMIT_SECONDS = 180
 POLL_SECONDS = 0.01

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from trarctl.config.resolve import resolve
+from trarctl.config.settings import Settings
+from trarctl.engine.callbacks import Callback, Event, no_callback
 from trarctl.engine.checkpoint import load_checkpoint
-from trarctl.engine.events import Event, Observer, unobserved
 from trarctl.engine.jobs import Job, plan_resume, plan_start, run_job
-from trarctl.engine.runs import RunFolder, read_settings
-from trarctl.settings.fields import Settings
-from trarctl.settings.sources import resolve
+from trarctl.engine.run import RunFolder, read_settings
 
 TINY = {
     "model.num_layers": 1,
@@ -55,7 +55,7 @@ def tiny_settings(data: Path, folder: Path, dataset: str = "vqa", **changes: obj
 OnEvent = Callable[[Event], None]
 
 
-def train(settings: Settings, *, on_event: OnEvent = unobserved, init: Path | None = None) -> RunFolder:
+def train(settings: Settings, *, on_event: OnEvent = no_callback, init: Path | None = None) -> RunFolder:
     """Train from the beginning."""
     job, _ = plan_start(settings, {}, init=None if init is None else str(init))
     return _run(job, on_event)
@@ -66,7 +66,7 @@ def resume(
     *,
     epochs: int | None = None,
     epoch: int | None = None,
-    on_event: OnEvent = unobserved,
+    on_event: OnEvent = no_callback,
 ) -> RunFolder:
     """Go on with a run, up to another number of epochs if that is given."""
     settings = read_settings(run)
@@ -103,5 +103,5 @@ class watching:  # noqa: N801 - used as a function
 
     on_event: OnEvent
 
-    def __call__(self) -> AbstractContextManager[Observer]:
+    def __call__(self) -> AbstractContextManager[Callback]:
         return nullcontext(self.on_event)

@@ -13,20 +13,20 @@ from safetensors.torch import save_file
 
 from tests.conftest import GOLDEN
 from tests.engine.running import tiny_settings, train
+from trarctl.config.settings import Settings
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.checkpoint import (
     Description,
-    Progress,
+    TrainState,
     load_checkpoint,
     load_description,
     load_upstream,
     save_checkpoint,
 )
+from trarctl.engine.distributed import World
 from trarctl.engine.loading import load_model
-from trarctl.engine.processes import World
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.run import RunFolder
 from trarctl.errors import CheckpointError, DataError
-from trarctl.settings.fields import Settings
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def description() -> Description:
         run="some",
         dataset="vqa",
         settings=Settings().model_dump(mode="json"),
-        progress=Progress(epoch=3, step=12),
+        progress=TrainState(epoch=3, step=12),
         temperature=0.1,
         learning_rate=1e-4,
         vocabulary=["PAD", "UNK", "CLS", "was"],

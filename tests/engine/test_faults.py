@@ -26,7 +26,7 @@ from tests.engine.programs import (
 from tests.engine.running import resume, tiny_settings, train, weights
 from tests.engine.test_nonfinite import own_features, spoil
 from trarctl.engine.checkpoint import load_checkpoint
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.run import RunFolder
 
 # Long enough to be hit in the middle, short enough to go to its end.
 RUN = {"train__epochs": 12, "run__log_every": 1, "run__validate_every": 4}

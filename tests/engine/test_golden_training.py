@@ -11,13 +11,13 @@ import torch
 
 from tests.conftest import GOLDEN
 from tests.engine.running import train
-from trarctl.data.dataset import scoring_samples
+from trarctl.config.resolve import resolve
+from trarctl.data.loader import scoring_samples
 from trarctl.data.prepared import open_prepared
-from trarctl.engine.events import Event, StepDone
+from trarctl.engine.callbacks import Event, StepDone
+from trarctl.engine.distributed import World
+from trarctl.engine.evaluator import Evaluator
 from trarctl.engine.loading import load_model
-from trarctl.engine.processes import World
-from trarctl.engine.scoring import Scorer
-from trarctl.settings.sources import resolve
 
 RUNS = {"vqa_soft_avg": "avg", "vqa_soft_attention_accu2": "attention"}
 
@@ -59,7 +59,7 @@ def test_training_as_the_original_does(name: str, golden_data: dict[str, Path], 
 
     data, world = open_prepared(golden_data["vqa"]), World(0, 1, torch.device("cpu"))
     loaded = load_model(run.epoch_checkpoint(epochs), data, settings, origin={}, world=world)
-    scorer = Scorer(loaded.model, loaded.temperature, world)
+    scorer = Evaluator(loaded.model, loaded.temperature, world)
     ours = scorer.score(scoring_samples(data, "val"), data.answers, is_exclusive=False)
     with np.load(GOLDEN / "training" / f"{name}_final_val_scores.npz") as theirs:
         assert np.array_equal(ours.question_id, theirs["question_id"])

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from tests.conftest import GOLDEN
 from tests.model.reference import span_maps
 from trarctl.data.prepared import PreparedData, open_prepared
+from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.evaluating import Request, choose, open_model
 from trarctl.engine.inspecting import attention_maps, inspect
 from trarctl.engine.loading import Loaded
-from trarctl.engine.processes import joined, plan_placement
 from trarctl.model.layers import split_heads
 
 CASES = ["vqa_soft_avg", "vqa_hard_attention_binarize", "vqa_soft_avg_two_glimpses_test", "clevr_hard_fc_binarize"]

@@ -9,11 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from tests.engine.running import Killed, kill_after, resume, tiny_settings, train
-from trarctl.engine.events import EpochDone, RunFinished, StepDone, Validated
+from trarctl.config.settings import DataSettings, Settings, TrainSettings
+from trarctl.engine.callbacks import EpochDone, RunFinished, StepDone, Validated
 from trarctl.engine.loggers import numbers_of
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.run import RunFolder
 from trarctl.errors import SettingsError
-from trarctl.settings.fields import DataSettings, Settings, TrainSettings
 
 
 def test_tensorboard_gets_the_curves_once(golden_data: dict[str, Path], tmp_path: Path) -> None:

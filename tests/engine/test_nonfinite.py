@@ -12,14 +12,14 @@ import torch
 
 from tests.conftest import GOLDEN
 from tests.engine.running import tiny_settings, train
-from trarctl.data.dataset import load_batches, training_samples
+from trarctl.data.loader import load_batches, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
+from trarctl.engine.callbacks import Event, StepDone
 from trarctl.engine.checkpoint import load_checkpoint
-from trarctl.engine.events import Event, StepDone
+from trarctl.engine.distributed import World
 from trarctl.engine.lifecycle import wrap_network
-from trarctl.engine.processes import World
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.run import RunFolder
 from trarctl.engine.setup import build_model
 from trarctl.engine.state import state_tensors
 from trarctl.engine.stepping import Stepper

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from tests.engine.running import Killed, kill_after, resume, tiny_settings, train, weights
-from trarctl.engine.events import CheckpointSaved, EpochDone, Event, Note, Progressed, StepDone, Validated
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.callbacks import CheckpointSaved, EpochDone, Event, Note, Progressed, StepDone, Validated
+from trarctl.engine.run import RunFolder
 from trarctl.errors import CheckpointError, SettingsError
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.model import reference
-from trarctl.model import attention_blocks, attention_kernel, attention_windows
 from trarctl.model.attention import attention, chosen_span_attention, routed_attention, routed_attention_map
+from trarctl.model.kernels import blocks as attention_blocks
+from trarctl.model.kernels import cpu as attention_kernel
+from trarctl.model.kernels import windows as attention_windows
 from trarctl.model.spans import Spans
 
 HEADS, WIDTH = 2, 4

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trarctl.model import dropout
-from trarctl.model.dropout import KeepMask, draw_seed, relu_dropout
+from trarctl.model.kernels import dropout
+from trarctl.model.kernels.dropout import KeepMask, draw_seed, relu_dropout
 
 
 def drawn(probability: float, *shape: int) -> torch.Tensor:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trarctl.model import norms
-from trarctl.model.dropout import KeepMask, draw_seed
-from trarctl.model.norms import ResidualNorm, SampleNorm
+from trarctl.model.kernels import norms
+from trarctl.model.kernels.dropout import KeepMask, draw_seed
+from trarctl.model.kernels.norms import ResidualNorm, SampleNorm
 
 
 def test_sample_norm_uses_the_unbiased_deviation_and_adds_eps_to_it() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from trarctl.config.settings import ModelSettings
 from trarctl.model.trar import TRAR, ModelSizes, count_parameters
-from trarctl.settings.fields import ModelSettings
 
 TINY: dict[str, Any] = {
     "num_layers": 2,

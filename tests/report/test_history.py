@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.run import RunFolder
 from trarctl.report.history import MOST_POINTS, read_history
 
 

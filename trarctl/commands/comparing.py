@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluating import Chosen
-    from trarctl.engine.events import Observer
-    from trarctl.engine.scoring import Evaluator, Measured
+    from trarctl.engine.evaluator import EvaluatorName, Measured
     from trarctl.report.published import Published
 
     Row = tuple[str, Measured, Published | None]
@@ -25,8 +25,8 @@ def compare_checkpoints(
     config: Path | None,
     sets: Sequence[str],
     gpus: str | None,
-    evaluator: Evaluator,
-    watch: Callable[[], AbstractContextManager[Observer]],
+    evaluator: EvaluatorName,
+    watch: Callable[[], AbstractContextManager[Callback]],
     is_silent: bool = False,
 ) -> list[dict[str, object]]:
     """Score each checkpoint on a split and print one table.
@@ -50,7 +50,7 @@ def compare_checkpoints(
     """
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluating import Request, score_split
-    from trarctl.engine.scoring import measure
+    from trarctl.engine.evaluator import measure
 
     rows: list[Row] = []
     for ckpt in ckpts:
@@ -87,7 +87,7 @@ def _document(name: str, measured: Measured, published: Published | None) -> dic
     return document
 
 
-def _show(rows: Sequence[Row], split: str, evaluator: Evaluator) -> None:
+def _show(rows: Sequence[Row], split: str, evaluator: EvaluatorName) -> None:
     from trarctl.commands.console import add_row, make_table, note, show_table
 
     types = sorted({name for _, measured, _ in rows for name in measured.per_type})

@@ -22,7 +22,7 @@ from trarctl.errors import DataError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trarctl.settings.sources import Resolved
+    from trarctl.config.resolve import Resolved
 
 # Without a terminal nothing is wrapped: a log or a pipe has no width.
 UNLIMITED_WIDTH = 10_000
@@ -53,9 +53,9 @@ def printable(text: str) -> str:
 
 def show_error(what: str, hint: str | None, label: str = "error") -> None:
     """Say on stderr what is wrong and what mends it; further lines are indented below the first."""
-    _labelled(f"{label}: ", what, "bold red")
+    _labeled(f"{label}: ", what, "bold red")
     if hint:
-        _labelled("hint:  ", hint, "bold cyan")
+        _labeled("hint:  ", hint, "bold cyan")
 
 
 def is_follower() -> bool:
@@ -69,17 +69,17 @@ def note(text: str) -> None:
     """Say on stderr what the user should know but need not act on."""
     if is_follower():
         return
-    _labelled("note:  ", text, "bold blue")
+    _labeled("note:  ", text, "bold blue")
 
 
 def warn(text: str) -> None:
     """Say on stderr what is odd, though the work goes on."""
     if is_follower():
         return
-    _labelled("warning: ", text, "bold yellow")
+    _labeled("warning: ", text, "bold yellow")
 
 
-def _labelled(label: str, text: str, style: str) -> None:
+def _labeled(label: str, text: str, style: str) -> None:
     lines = printable(text).splitlines() or [""]
     indented = ("\n" + " " * len(label)).join(lines)
     # A reader that has gone away is no reason to fail.

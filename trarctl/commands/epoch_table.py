@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trarctl.commands.progress import duration
-from trarctl.engine.events import EpochDone, Validated
+from trarctl.engine.callbacks import EpochDone, Validated
 
 _GAP = "  "
 # Which columns a narrow terminal loses, first to last; the types of questions go before all of them.

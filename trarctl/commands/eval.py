@@ -25,7 +25,7 @@ from trarctl.commands.options import (
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
-    from trarctl.engine.scoring import Evaluator, Measured
+    from trarctl.engine.evaluator import EvaluatorName, Measured
     from trarctl.report.page import ReportRequest
 
 EPILOG = (
@@ -102,7 +102,7 @@ def evaluate(
     from trarctl.commands.watching import watch_run
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluating import Request, score_split
-    from trarctl.engine.scoring import measure
+    from trarctl.engine.evaluator import measure
     from trarctl.errors import SettingsError
     from trarctl.report.page import ReportRequest, prepare_folder
 
@@ -203,10 +203,10 @@ def _document(measured: Measured, checkpoint: str, split: str, data: PreparedDat
     }
 
 
-def _show(measured: Measured, data: PreparedData, split: PreparedSplit, evaluator: Evaluator) -> None:
+def _show(measured: Measured, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> None:
     from trarctl.commands.console import add_row, make_table, show_table
     from trarctl.data.baselines import commonest_answer, question_prior
-    from trarctl.engine.scoring import measure
+    from trarctl.engine.evaluator import measure
 
     kind = "answer type" if data.dataset == "vqa" else "question type"
     columns = ["accuracy, %"]

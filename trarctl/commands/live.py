@@ -12,7 +12,7 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from trarctl.commands.progress import compact_bytes, duration
-from trarctl.engine.events import EpochDone, Progressed, RunStarted, StepDone, Validated
+from trarctl.engine.callbacks import EpochDone, Progressed, RunStarted, StepDone, Validated
 from trarctl.report.names import span_names
 
 _LONGEST_BAR = 24

@@ -19,10 +19,10 @@ from trarctl.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from trarctl.engine.asking import Asked, Asker
+    from trarctl.engine.predictor import Prediction, Predictor
 
 EPILOG = (
-    "Example: trarctl predict --image photo.jpg --question 'what colour is the cat?' --save attention.png"
+    "Example: trarctl predict --image photo.jpg --question 'what color is the cat?' --save attention.png"
     "\n\nMany at once: trarctl predict --batch questions.csv --json - ; the file has the columns image and question,"
     " its paths are relative to it; .jsonl has them as keys."
 )
@@ -90,30 +90,30 @@ def predict(
     """Answer a question about a picture, and show which way it went through the model."""
     from trarctl.commands.console import note, say, write_json
     from trarctl.commands.progress import progress
-    from trarctl.engine.asking import open_asker
     from trarctl.engine.evaluating import Request
+    from trarctl.engine.predictor import open_predictor
 
     paths, questions = _wanted(image, question, batch, save)
-    asker, chosen = open_asker(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)
+    predictor, chosen = open_predictor(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)
     for text in chosen.notes:
         note(text)
-    note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {asker.trained_on()}")
+    note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
     with progress() as report:
-        asked = asker.ask_files(paths, questions, top=top, progress=report)
+        asked = predictor.ask_files(paths, questions, top=top, progress=report)
     for one in asked:
         if one.unknown_words:
             words = ", ".join(map(repr, one.unknown_words))
             note(f"{one.question!r} has words that the model never saw and cannot read: {words}")
     if save is not None:
-        _save(asked[0], paths[0], asker, save)
+        _save(asked[0], paths[0], predictor, save)
         note(f"picture written to {save}")
     if json is not None:
-        write_json(_document(asked, paths, asker, str(chosen.checkpoint)), json)
+        write_json(_document(asked, paths, predictor, str(chosen.checkpoint)), json)
     if json == "-":
         return
     if batch is None:
         say(asked[0].question)
-        _show_one(asked[0], asker)
+        _show_one(asked[0], predictor)
     else:
         _show_all(asked, paths)
 
@@ -137,20 +137,20 @@ def _wanted(
     return [image], [question]
 
 
-def _save(asked: Asked, path: Path, asker: Asker, target: Path) -> None:
-    from trarctl.data.backbones import load_images
+def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> None:
+    from trarctl.data.features.patches import load_images
     from trarctl.report.pictures import picture_of, save_picture
 
     images, _ = load_images([path])
-    save_picture(picture_of(asked, images[0], grid_size=asker.grid_size, spans=asker.spans), target)
+    save_picture(picture_of(asked, images[0], grid_size=predictor.grid_size, spans=predictor.spans), target)
 
 
-def _document(asked: list[Asked], paths: list[Path], asker: Asker, checkpoint: str) -> dict[str, object]:
+def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, checkpoint: str) -> dict[str, object]:
     return {
         "checkpoint": checkpoint,
-        "trained_on": asker.trained_on(),
-        "grid_size": asker.grid_size,
-        "spans": list(asker.spans),
+        "trained_on": predictor.trained_on(),
+        "grid_size": predictor.grid_size,
+        "spans": list(predictor.spans),
         "predictions": [
             {
                 "image": str(path),
@@ -166,7 +166,7 @@ def _document(asked: list[Asked], paths: list[Path], asker: Asker, checkpoint: s
     }
 
 
-def _show_one(asked: Asked, asker: Asker) -> None:
+def _show_one(asked: Prediction, predictor: Predictor) -> None:
     from trarctl.commands.console import add_row, make_table, note, say, show_table
     from trarctl.report.names import span_names
 
@@ -175,16 +175,16 @@ def _show_one(asked: Asked, asker: Asker) -> None:
         add_row(answers, answer or "(blank)", f"{100 * share:.1f}", style="bold" if rank == 0 else None)
     show_table(answers)
     say("")
-    names = span_names(asker.spans)
+    names = span_names(predictor.spans)
     routes = make_table("route, %", *names, numbers=names)
     for number, weights in enumerate(asked.routes, start=1):
         add_row(routes, f"layer {number}", *(f"{100 * weight:.1f}" for weight in weights))
     show_table(routes)
-    if asker.is_hard:
+    if predictor.is_hard:
         note("of each layer only the heaviest span is used (model.binarize)")
 
 
-def _show_all(asked: list[Asked], paths: list[Path]) -> None:
+def _show_all(asked: list[Prediction], paths: list[Path]) -> None:
     from trarctl.commands.console import add_row, make_table, show_table
 
     table = make_table("image", "question", "answer", "probability, %", numbers=["probability, %"])

@@ -190,7 +190,7 @@ def prepare(
 
 def _devices(gpus: str | None) -> tuple[str, ...]:
     """The devices that features are made on, one copy of the backbone each."""
-    from trarctl.engine.processes import plan_placement
+    from trarctl.engine.distributed import plan_placement
 
     placement = plan_placement(gpus, os.environ)
     return placement.devices if placement.rank is None else (placement.devices[placement.local_rank],)

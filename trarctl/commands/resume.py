@@ -59,9 +59,9 @@ def resume(
     """Go on with a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
     from trarctl.commands.console import note, say
     from trarctl.commands.watching import watch_run
+    from trarctl.config.resolve import amend, resolve
     from trarctl.engine.jobs import plan_resume, run_job
-    from trarctl.engine.runs import find_run, read_settings
-    from trarctl.settings.sources import amend, resolve
+    from trarctl.engine.run import find_run, read_settings
 
     folder: Path = resolve(sets=[text for text in sets or [] if text.startswith("run.folder")]).settings.run.folder
     found = find_run(run, folder)

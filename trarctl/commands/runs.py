@@ -25,8 +25,8 @@ def runs(
     """List the runs: data, model, epochs, best accuracy, size and state."""
     from trarctl.commands.console import add_row, make_table, note, show_table, stdout_console, write_json
     from trarctl.commands.progress import compact_bytes
+    from trarctl.config.resolve import resolve
     from trarctl.report.overview import overviews
-    from trarctl.settings.sources import resolve
 
     where = folder or resolve().settings.run.folder
     found = overviews(where)

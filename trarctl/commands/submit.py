@@ -25,8 +25,8 @@ from trarctl.commands.options import (
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData
     from trarctl.engine.evaluating import Request
-    from trarctl.engine.launching import Watch
-    from trarctl.engine.scoring import Scores
+    from trarctl.engine.evaluator import Scores
+    from trarctl.engine.launch import Watch
 
 EPILOG = (
     "Example: trarctl submit --ckpt RUN_A --ckpt RUN_B --out answers.json"

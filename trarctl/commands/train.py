@@ -158,8 +158,8 @@ def train(
     options, and --set; later ones win.
     """
     from trarctl.commands.console import note, say, show_settings
+    from trarctl.config.resolve import resolve
     from trarctl.data.manifest import read_manifest
-    from trarctl.settings.sources import resolve
 
     wanted = dataset or (read_manifest(data).dataset if data is not None else None)
     options = {

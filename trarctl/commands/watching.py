@@ -15,11 +15,11 @@ from trarctl.commands.console import note, printable, stderr_console
 from trarctl.commands.epoch_table import EpochTable
 from trarctl.commands.live import LiveView
 from trarctl.commands.progress import PlainProgress, duration
-from trarctl.engine.events import (
+from trarctl.engine.callbacks import (
+    Callback,
     EpochDone,
     Event,
     Note,
-    Observer,
     Progressed,
     RunFinished,
     RunStarted,
@@ -35,7 +35,7 @@ PAUSES_PER_RUN = 40
 
 
 @contextmanager
-def watch_run(*, is_quiet: bool = False, spans: tuple[int, ...] = (), is_hard: bool = False) -> Iterator[Observer]:
+def watch_run(*, is_quiet: bool = False, spans: tuple[int, ...] = (), is_hard: bool = False) -> Iterator[Callback]:
     """An observer that shows a run on stderr.
 
     Args:

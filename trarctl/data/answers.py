@@ -1,4 +1,4 @@
-"""Answers: normalising them, and choosing those that a model can give."""
+"""Answers: normalizing them, and choosing those that a model can give."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-# Contractions by their ending. One is recognised where exactly one of its apostrophes is missing, so those that would
+# Contractions by their ending. One is recognized where exactly one of its apostrophes is missing, so those that would
 # then be another word are left out: it's, she'd, we'd, we'll, we're, I'll.
 _STEMS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
@@ -67,8 +67,8 @@ def strip_words(text: str) -> str:
     return " ".join(_EXPANDED.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def normalise_answer(text: str) -> str:
-    """Normalise an answer as training targets and the answer vocabulary have it; ``none`` is ``0``, ``a`` is empty."""
+def normalize_answer(text: str) -> str:
+    """Normalize an answer as training targets and the answer vocabulary have it; ``none`` is ``0``, ``a`` is empty."""
     return strip_words(strip_punctuation(text)).replace(",", "")
 
 
@@ -80,11 +80,11 @@ def build_answers(multiple_choice_answers: Iterable[str], min_count: int = 8) ->
         min_count: an answer is kept if it is that of more than so many annotations.
 
     Returns:
-        Normalised answers, in order of first appearance: index i is the model's output i.
+        Normalized answers, in order of first appearance: index i is the model's output i.
     """
     counts: Counter[str] = Counter()
     for answer, count in Counter(multiple_choice_answers).items():
-        counts[normalise_answer(answer)] += count
+        counts[normalize_answer(answer)] += count
     return [answer for answer, count in counts.items() if count > min_count]
 
 

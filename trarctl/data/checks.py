@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from trarctl.data.images import Folder
-from trarctl.data.layouts import Layout
+from trarctl.data.datasets.base import Layout
+from trarctl.data.features.image_table import Folder
 
 Verdict = Literal["ok", "other count", "missing", "not there, not needed", "damaged"]
 

@@ -11,7 +11,7 @@ from typing import Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from trarctl.data.layouts import DatasetName, FileNaming
+from trarctl.data.datasets.base import DatasetName, FileNaming
 from trarctl.errors import DataError
 
 FORMAT_VERSION = 1

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data.checks import CheckRow, file_rows, folder_rows
-from trarctl.data.extract_stage import make_features
-from trarctl.data.extraction import share_of_environment
+from trarctl.data.datasets.base import LAYOUTS
+from trarctl.data.features.extract import share_of_environment
+from trarctl.data.features.extract_stage import make_features
+from trarctl.data.features.image_stage import ImagePlan, build_images, plan_images, write_table
+from trarctl.data.features.image_table import Ids, feature_folders
 from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, write_json, writing
-from trarctl.data.image_stage import ImagePlan, build_images, plan_images, write_table
-from trarctl.data.images import Ids, feature_folders
-from trarctl.data.layouts import LAYOUTS
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,

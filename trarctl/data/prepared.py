@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from trarctl.data.accuracy import GroundTruth
-from trarctl.data.backbones import Backbone, load_backbone
-from trarctl.data.feature_store import FeatureStore
+from trarctl.data.features.patches import Backbone, load_backbone
+from trarctl.data.features.store import FeatureStore
 from trarctl.data.flat_text import FlatText
 from trarctl.data.manifest import (
     ANSWERS,
@@ -30,6 +29,7 @@ from trarctl.data.manifest import (
     prepare_command,
     read_manifest,
 )
+from trarctl.data.metrics import GroundTruth
 from trarctl.data.raw_splits import listed
 from trarctl.data.vocabulary import Vocabulary
 from trarctl.errors import DataError

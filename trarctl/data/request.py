@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trarctl.data.checks import CheckRow
-from trarctl.data.easy_vqa import package_data
-from trarctl.data.extract_stage import BackboneOptions, check_backbone
-from trarctl.data.image_stage import ImageOptions, Pack
-from trarctl.data.layouts import Layout, layout_of
+from trarctl.data.datasets.base import Layout, layout_of
+from trarctl.data.datasets.easy_vqa import package_data
+from trarctl.data.features.extract_stage import BackboneOptions, check_backbone
+from trarctl.data.features.image_stage import ImageOptions, Pack
 from trarctl.data.manifest import Manifest
 from trarctl.data.progress import Progress
 from trarctl.data.text_stage import TextOptions

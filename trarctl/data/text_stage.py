@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.answers import build_answers, build_answers_plain, normalise_answer
-from trarctl.data.clevr_raw import read_clevr_split
-from trarctl.data.easy_vqa import read_easy_vqa_split
+from trarctl.data.answers import build_answers, build_answers_plain, normalize_answer
+from trarctl.data.datasets.base import Layout, SplitFiles
+from trarctl.data.datasets.clevr import read_clevr_split
+from trarctl.data.datasets.easy_vqa import read_easy_vqa_split
+from trarctl.data.datasets.vqa import read_vqa_split
 from trarctl.data.flat_text import flatten
 from trarctl.data.folder import write_array, write_json
-from trarctl.data.layouts import Layout, SplitFiles
 from trarctl.data.manifest import ANSWERS, VECTORS, VOCABULARY, SourceFile, SplitPart, TextPart, VectorsPart, digest_of
 from trarctl.data.progress import Progress
-from trarctl.data.questions import encode, longest_question, tokenize
 from trarctl.data.raw_splits import RawAnnotations, RawData, RawSplit, listed
+from trarctl.data.text import encode, longest_question, tokenize
 from trarctl.data.vocabulary import Vocabulary
-from trarctl.data.vqa_raw import read_vqa_split
 from trarctl.errors import DataError
 
 LONGEST_SENSIBLE_QUESTION = 512
@@ -190,8 +190,8 @@ def _answers(layout: Layout, data: RawData, min_count: int) -> tuple[list[str], 
             f"no answer occurs more than {min_count} times in the annotations", "lower the limit: --min-answer-count 0"
         )
     index = {answer: place for place, answer in enumerate(answers)}
-    normalised = map(normalise_answer, strings) if is_vqa else iter(strings)
-    return answers, np.array([index.get(answer, -1) for answer in normalised], dtype=np.int32)
+    normalized = map(normalize_answer, strings) if is_vqa else iter(strings)
+    return answers, np.array([index.get(answer, -1) for answer in normalized], dtype=np.int32)
 
 
 def _longest(data: RawData) -> int:
@@ -207,7 +207,7 @@ def _longest(data: RawData) -> int:
 def _write_vectors(source: str, vocabulary: Vocabulary, folder: Path, progress: Progress) -> VectorsPart | None:
     if source == "none":
         return None
-    from trarctl.data.vectors import load_vectors
+    from trarctl.data.word_vectors import load_vectors
 
     vectors = load_vectors(source, vocabulary.words, progress)
     if vectors is None:
@@ -226,7 +226,7 @@ def vectors_fingerprint(source: str) -> str:
     """Identify vectors: what ``auto`` finds, or size and time of change of a file or folder; empty for a package."""
     path = Path(source)
     if source == "auto":
-        from trarctl.data.vectors import installed_vectors
+        from trarctl.data.word_vectors import installed_vectors
 
         return installed_vectors()
     if source == "none" or not path.exists():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from trarctl.data.questions import tokenize_all
+from trarctl.data.text import tokenize_all
 from trarctl.errors import DataError
 
 PAD, UNK, CLS = 0, 1, 2

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trarctl.errors import CheckpointError, DataError
-from trarctl.model.upstream import translate_state
+from trarctl.model.original import translate_state
 
 
-class Progress(BaseModel):
+class TrainState(BaseModel):
     """The place in the training that a checkpoint was taken at.
 
     ``epoch`` counts the finished epochs, ``step_in_epoch`` the steps done of the next one, ``step`` all steps;
@@ -59,7 +59,7 @@ class Description(BaseModel):
     run: str
     dataset: str
     settings: dict[str, Any]
-    progress: Progress
+    progress: TrainState
     temperature: float
     learning_rate: float
     accuracy: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.engine.scoring import Scores
+from trarctl.engine.evaluator import Scores
 from trarctl.errors import CheckpointError, DataError
 
 ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities

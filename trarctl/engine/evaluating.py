@@ -7,19 +7,19 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from trarctl.data.dataset import scoring_samples
+from trarctl.config.resolve import amend, from_dict, resolve
+from trarctl.config.settings import Settings
+from trarctl.data.loader import scoring_samples
 from trarctl.data.prepared import PreparedData, open_prepared
+from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import load_description
-from trarctl.engine.events import Note, Observer
-from trarctl.engine.launching import Task, Watch, run_task
+from trarctl.engine.distributed import World, use_threads
+from trarctl.engine.evaluator import Evaluator, Scores, load_spilled
+from trarctl.engine.launch import Task, Watch, run_task
 from trarctl.engine.loading import Loaded, is_upstream, load_model
 from trarctl.engine.memory import reuse_freed_memory
-from trarctl.engine.processes import World, use_threads
-from trarctl.engine.runs import find_checkpoint
-from trarctl.engine.scoring import Scorer, Scores, load_spilled
+from trarctl.engine.run import find_checkpoint
 from trarctl.errors import CheckpointError
-from trarctl.settings.fields import Settings
-from trarctl.settings.sources import amend, from_dict, resolve
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
 
     Args:
         request: what to score with what.
-        watch: see ``trarctl.engine.launching.run_task``.
+        watch: see ``trarctl.engine.launch.run_task``.
 
     Returns:
         The scores in file order, and what was chosen.
@@ -122,26 +122,26 @@ def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
     return scores, chosen
 
 
-def _score(chosen: Chosen, split: str, folder: Path, world: World, observe: Observer) -> Scores | None:
+def _score(chosen: Chosen, split: str, folder: Path, world: World, callback: Callback) -> Scores | None:
     """Score a split; several processes leave the result in a folder, since gigabytes do not fit through a pipe."""
     data = open_prepared(chosen.data)
     loaded = open_model(chosen, data, world)
     for text in chosen.notes:
-        observe(Note(text))
+        callback(Note(text))
     train = loaded.settings.train
-    scorer = Scorer(
+    scorer = Evaluator(
         loaded.model,
         loaded.temperature,
         world,
         precision=loaded.settings.run.precision,
         batch_size=max(train.batch_size // train.accumulation, 64),
         num_workers=loaded.settings.data.num_workers,
-        observe=observe,
+        callback=callback,
         task=f"scoring {split}",
     )
     scores = scorer.score(scoring_samples(data, split), data.answers, is_exclusive=train.loss != "bce")
     if world.size == 1:
         return scores
-    if world.leads:
+    if world.is_main:
         scores.spill(folder)
     return None

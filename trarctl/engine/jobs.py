@@ -9,17 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from trarctl.config.settings import Settings
 from trarctl.data.prepared import open_prepared
-from trarctl.engine.events import Note, Observer
-from trarctl.engine.launching import Task, Watch, num_restarts, run_task
+from trarctl.engine.callbacks import Callback, Note
+from trarctl.engine.distributed import World, plan_placement
+from trarctl.engine.launch import Task, Watch, num_restarts, run_task
 from trarctl.engine.lifecycle import check_batch, resume_run, start_run
 from trarctl.engine.loading import adopt_shape
 from trarctl.engine.loggers import check_loggers
-from trarctl.engine.processes import World, plan_placement
-from trarctl.engine.runs import CHECKPOINT, RunFolder, find_checkpoint, read_settings
+from trarctl.engine.run import CHECKPOINT, RunFolder, find_checkpoint, read_settings
 from trarctl.engine.setup import fit_to_data
 from trarctl.errors import SettingsError
-from trarctl.settings.fields import Settings
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class Training:
 
     job: Job
 
-    def __call__(self, world: World, observe: Observer) -> None:
+    def __call__(self, world: World, callback: Callback) -> None:
         """Start the run or go on with it; a process that was started again goes on with it."""
-        job = replace(self.job, settings=_named(self.job.settings, world.share(self.job.settings.run.name)))
+        job = replace(self.job, settings=_named(self.job.settings, world.broadcast(self.job.settings.run.name)))
         data = open_prepared(job.data)
-        is_restarted = num_restarts() > 0 and bool(world.share(job.run.saved()))
+        is_restarted = num_restarts() > 0 and bool(world.broadcast(job.run.saved()))
         if job.kind == "start" and not is_restarted:
-            start_run(job.settings, data, init=job.init, world=world, observe=observe)
+            start_run(job.settings, data, init=job.init, world=world, callback=callback)
             return
-        if is_restarted and world.share(job.run.epoch_checkpoint(job.settings.train.epochs).is_file()):
+        if is_restarted and world.broadcast(job.run.epoch_checkpoint(job.settings.train.epochs).is_file()):
             return
         if is_restarted:
-            observe(Note(f"a process was lost: run {job.run.name} goes on from its latest checkpoint"))
+            callback(Note(f"a process was lost: run {job.run.name} goes on from its latest checkpoint"))
         epoch = None if is_restarted else job.epoch
-        resume_run(job.settings, data, epoch=epoch, world=world, observe=observe)
+        resume_run(job.settings, data, epoch=epoch, world=world, callback=callback)
 
 
 def run_job(job: Job, watch: Watch) -> None:
@@ -75,7 +75,7 @@ def run_job(job: Job, watch: Watch) -> None:
 
     Args:
         job: what to do.
-        watch: see ``trarctl.engine.launching.run_task``.
+        watch: see ``trarctl.engine.launch.run_task``.
 
     Raises:
         TrarError: whatever ended the training early.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from trarctl.engine.events import EpochDone, Event, Note, Observer, RunFinished, RunStarted, StepDone, Validated
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.callbacks import Callback, EpochDone, Event, Note, RunFinished, RunStarted, StepDone, Validated
+from trarctl.engine.run import RunFolder
 
 
-def journal(run: RunFolder) -> Observer:
+def journal(run: RunFolder) -> Callback:
     """Write down what happens in a run.
 
     ``metrics.jsonl`` gets a line of ``event`` ``step`` (each logged step), ``epoch`` and ``validation``; epochs count
     from 1, steps from the start of the run; losses are means per sample, accuracies percent, times seconds.
     """
 
-    def observe(event: Event) -> None:
+    def callback(event: Event) -> None:
         entry = _entry(event)
         if entry is not None:
             run.record(entry)
@@ -23,7 +23,7 @@ def journal(run: RunFolder) -> Observer:
         if line is not None:
             run.log(line)
 
-    return observe
+    return callback
 
 
 def _entry(event: Event) -> dict[str, Any] | None:

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 import trarctl
+from trarctl.config.settings import Settings
 from trarctl.data.prepared import PreparedData
-from trarctl.engine.checkpoint import Description, Progress, save_checkpoint
-from trarctl.engine.events import CheckpointSaved, Observer
-from trarctl.engine.processes import World
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.callbacks import Callback, CheckpointSaved
+from trarctl.engine.checkpoint import Description, TrainState, save_checkpoint
+from trarctl.engine.distributed import World
+from trarctl.engine.run import RunFolder
 from trarctl.engine.state import state_tensors
 from trarctl.engine.stepping import Stepper
 from trarctl.errors import DataError
-from trarctl.settings.fields import Settings
 
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
 
@@ -31,7 +31,7 @@ class Keeper:
         data: that it is trained on.
         run: where checkpoints go.
         world: device and processes.
-        observe: told of each checkpoint.
+        callback: told of each checkpoint.
         stepper: holds what is to be kept.
     """
 
@@ -39,11 +39,11 @@ class Keeper:
     data: PreparedData
     run: RunFolder
     world: World
-    observe: Observer
+    callback: Callback
     stepper: Stepper
     _saved_at: float = field(default_factory=time.monotonic)
 
-    def is_due(self, place: Progress, *, steps_per_epoch: int) -> bool:
+    def is_due(self, place: TrainState, *, steps_per_epoch: int) -> bool:
         """Whether ``run.save_every`` asks for a checkpoint; by the clock, only the leading process can say."""
         every = self.settings.run.save_every
         if every is None or place.step_in_epoch == steps_per_epoch:
@@ -52,7 +52,7 @@ class Keeper:
             return place.step % int(every) == 0
         return time.monotonic() - self._saved_at >= 60 * int(every.rstrip("min"))
 
-    def save(self, place: Progress, *, rate: float, heat: float, accuracy: dict[str, object] | None = None) -> Path:
+    def save(self, place: TrainState, *, rate: float, heat: float, accuracy: dict[str, object] | None = None) -> Path:
         """Write a checkpoint, and remove those that it makes superfluous; all processes take part.
 
         Args:
@@ -71,7 +71,7 @@ class Keeper:
             else run.epoch_checkpoint(place.epoch)
         )
         failure: DataError | None = None
-        if self.world.leads:
+        if self.world.is_main:
             started = time.monotonic()
             try:
                 tensors = state_tensors(self.stepper.model, self.stepper.optimizer)
@@ -79,15 +79,15 @@ class Keeper:
             except DataError as error:
                 failure = error
             else:
-                self.observe(CheckpointSaved(path, place.epoch, place.step_in_epoch, time.monotonic() - started))
+                self.callback(CheckpointSaved(path, place.epoch, place.step_in_epoch, time.monotonic() - started))
                 self._prune(place)
         self._saved_at = time.monotonic()
-        problem = self.world.share(None if failure is None else (failure.what, failure.hint))
+        problem = self.world.broadcast(None if failure is None else (failure.what, failure.hint))
         if problem is not None:
             raise DataError(*problem)
         return path
 
-    def _describe(self, place: Progress, rate: float, heat: float, accuracy: dict[str, object] | None) -> Description:
+    def _describe(self, place: TrainState, rate: float, heat: float, accuracy: dict[str, object] | None) -> Description:
         vectors = self.data.manifest.vectors
         return Description(
             trarctl=trarctl.__version__,
@@ -108,7 +108,7 @@ class Keeper:
             num_processes=self.world.size,
         )
 
-    def _prune(self, place: Progress) -> None:
+    def _prune(self, place: TrainState) -> None:
         """Remove checkpoints within epochs that are over, older ones within this, and epochs as ``run.keep`` says."""
         saved = self.run.saved()
         within = [(epoch, path) for epoch, step, path in saved if step]

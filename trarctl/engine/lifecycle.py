@@ -13,29 +13,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trarctl.data.dataset import training_samples
+from trarctl.config.settings import Settings
+from trarctl.data.loader import training_samples
 from trarctl.data.prepared import PreparedData
-from trarctl.engine.checkpoint import Description, Progress, load_checkpoint
-from trarctl.engine.events import Note, Observer, both, unobserved
+from trarctl.engine.callbacks import Callback, Note, both, no_callback
+from trarctl.engine.checkpoint import Description, TrainState, load_checkpoint
+from trarctl.engine.distributed import World, average_in_order, collective, use_threads
 from trarctl.engine.journal import journal
 from trarctl.engine.loading import check_words, load_weights, read_weights
 from trarctl.engine.loggers import open_loggers
 from trarctl.engine.memory import reuse_freed_memory
-from trarctl.engine.processes import World, average_in_order, meeting, use_threads
-from trarctl.engine.runs import RunFolder, write_settings
+from trarctl.engine.run import RunFolder, write_settings
 from trarctl.engine.setup import build_model
+from trarctl.engine.signals import stop_requests
 from trarctl.engine.state import MODEL, model_tensors, restore_optimizer, share_tensors
 from trarctl.engine.stepping import Stepper
-from trarctl.engine.stopping import stop_requests
-from trarctl.engine.training import Trainer
+from trarctl.engine.trainer import Trainer
 from trarctl.errors import CheckpointError, SettingsError
 from trarctl.model.trar import TRAR
-from trarctl.settings.fields import Settings
 
 
 def start_run(
-    settings: Settings, data: PreparedData, *, init: Path | None, world: World, observe: Observer
-) -> Progress:
+    settings: Settings, data: PreparedData, *, init: Path | None, world: World, callback: Callback
+) -> TrainState:
     """Train from the beginning in a run folder that has no checkpoints yet.
 
     Args:
@@ -43,7 +43,7 @@ def start_run(
         data: prepared data.
         init: checkpoint to take the start weights from; None draws them.
         world: device and processes.
-        observe: told what happens, in the leading process.
+        callback: told what happens, in the leading process.
 
     Returns:
         The place at the end.
@@ -55,22 +55,22 @@ def start_run(
     """
     run = RunFolder(settings.run.folder / str(settings.run.name))
     check_batch(settings, data, world.size)
-    if world.leads:
+    if world.is_main:
         run.create()
         run.metrics_file.unlink(missing_ok=True)
         write_settings(run, settings, data.path)
         run.log(f"run {run.name}: {data.dataset}, {data.path}, {_now()}")
         run.log(orjson.dumps(settings.model_dump(mode="json")).decode())
-        observe = both(journal(run), observe)
+        callback = both(journal(run), callback)
     tensors = {}
-    if init is not None and world.leads:
+    if init is not None and world.is_main:
         tensors = {MODEL + name: tensor for name, tensor in read_weights(init).items()}
-    return _train(settings, data, run, (share_tensors(tensors, world), Progress()), world=world, observe=observe)
+    return _train(settings, data, run, (share_tensors(tensors, world), TrainState()), world=world, callback=callback)
 
 
 def resume_run(
-    settings: Settings, data: PreparedData, *, epoch: int | None, world: World, observe: Observer
-) -> Progress:
+    settings: Settings, data: PreparedData, *, epoch: int | None, world: World, callback: Callback
+) -> TrainState:
     """Go on from a checkpoint exactly as if the run had never stopped.
 
     Later checkpoints of the run move to ``checkpoints/superseded``; lines of ``metrics.jsonl`` from behind the
@@ -81,7 +81,7 @@ def resume_run(
         data: the data it was trained on.
         epoch: finished epochs to go on from; None for the latest checkpoint that is whole.
         world: device and processes; only the leading one reads the checkpoint.
-        observe: told what happens, in the leading process.
+        callback: told what happens, in the leading process.
 
     Raises:
         CheckpointError: if there is no usable checkpoint, or it does not fit the data.
@@ -91,9 +91,9 @@ def resume_run(
     run = RunFolder(settings.run.folder / str(settings.run.name))
     check_batch(settings, data, world.size)
     tensors: dict[str, Tensor] = {}
-    place = Progress()
-    if world.leads:
-        path, tensors, description = choose_checkpoint(run, epoch, observe)
+    place = TrainState()
+    if world.is_main:
+        path, tensors, description = choose_checkpoint(run, epoch, callback)
         check_words(path, description, data)
         place = description.progress
         if place.epoch >= settings.train.epochs:
@@ -104,20 +104,20 @@ def resume_run(
         rewind(run, place)
         write_settings(run, settings, data.path)
         run.log(f"resumed from {path.name}, {_now()}")
-        observe = both(journal(run), observe)
-    place = world.share(place)
-    return _train(settings, data, run, (share_tensors(tensors, world), place), world=world, observe=observe)
+        callback = both(journal(run), callback)
+    place = world.broadcast(place)
+    return _train(settings, data, run, (share_tensors(tensors, world), place), world=world, callback=callback)
 
 
 def _train(
     settings: Settings,
     data: PreparedData,
     run: RunFolder,
-    state: tuple[dict[str, Tensor], Progress],
+    state: tuple[dict[str, Tensor], TrainState],
     *,
     world: World,
-    observe: Observer,
-) -> Progress:
+    callback: Callback,
+) -> TrainState:
     tensors, place = state
     use_threads(settings.run.num_threads)
     reuse_freed_memory()
@@ -132,12 +132,12 @@ def _train(
     restore_optimizer(model, optimizer, tensors)
     with (
         stop_requests() as stop,
-        open_loggers(run, settings, first_step=place.step) if world.leads else nullcontext(unobserved) as log,
+        open_loggers(run, settings, first_step=place.step) if world.is_main else nullcontext(no_callback) as log,
     ):
-        observe = both(observe, log)
+        callback = both(callback, log)
         network = wrap_network(model, settings, world)
         stepper = Stepper(settings, world, model, network, optimizer, len(data.answers))
-        return Trainer(settings, data, run, world, observe, stepper, place, stop).fit()
+        return Trainer(settings, data, run, world, callback, stepper, place, stop).fit()
 
 
 def wrap_network(model: TRAR, settings: Settings, world: World) -> nn.Module:
@@ -145,7 +145,7 @@ def wrap_network(model: TRAR, settings: Settings, world: World) -> nn.Module:
     network: nn.Module = model
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
-        with meeting(), warnings.catch_warnings():
+        with collective(), warnings.catch_warnings():
             # Newer versions call the argument another name, which older ones do not know.
             warnings.simplefilter("ignore", FutureWarning)
             network = DistributedDataParallel(
@@ -186,7 +186,7 @@ def check_batch(settings: Settings, data: PreparedData, num_processes: int) -> N
 
 
 def choose_checkpoint(
-    run: RunFolder, epoch: int | None, observe: Observer
+    run: RunFolder, epoch: int | None, callback: Callback
 ) -> tuple[Path, dict[str, Tensor], Description]:
     """Load the checkpoint to go on from: that of an epoch, or the latest that is whole.
 
@@ -209,11 +209,11 @@ def choose_checkpoint(
         try:
             return path, *load_checkpoint(path)
         except CheckpointError as error:
-            observe(Note(f"{error.what}; taking the one before"))
+            callback(Note(f"{error.what}; taking the one before"))
     raise CheckpointError(f"run {run.name} has no usable checkpoint", "start again: trarctl train")
 
 
-def rewind(run: RunFolder, place: Progress) -> None:
+def rewind(run: RunFolder, place: TrainState) -> None:
     """Forget what a run did behind a place: metrics are dropped, checkpoints set aside, torn ones removed."""
 
     def is_before(entry: dict[str, Any]) -> bool:

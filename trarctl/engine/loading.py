@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
+from trarctl.config.settings import ModelSettings, Settings
 from trarctl.data.prepared import PreparedData
 from trarctl.engine.checkpoint import Description, load_checkpoint, load_description, load_upstream
-from trarctl.engine.processes import World
-from trarctl.engine.schedule import temperature
+from trarctl.engine.distributed import World
+from trarctl.engine.schedules import temperature
 from trarctl.engine.setup import model_sizes
 from trarctl.engine.state import model_tensors
 from trarctl.errors import CheckpointError
+from trarctl.model.original import shape_settings
 from trarctl.model.trar import TRAR
-from trarctl.model.upstream import shape_settings
-from trarctl.settings.fields import ModelSettings, Settings
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from trarctl.engine.events import EpochDone, Event, Observer, StepDone, Validated
-from trarctl.engine.runs import RunFolder
+from trarctl.config.settings import Settings
+from trarctl.engine.callbacks import Callback, EpochDone, Event, StepDone, Validated
+from trarctl.engine.run import RunFolder
 from trarctl.errors import SettingsError
-from trarctl.settings.fields import Settings
 
 Numbers = Mapping[str, float]
 Write = Callable[[Numbers, int], None]  # numbers by name, and the step that they belong to
@@ -28,7 +28,7 @@ def check_loggers(settings: Settings) -> None:
 
 
 @contextmanager
-def open_loggers(run: RunFolder, settings: Settings, *, first_step: int) -> Iterator[Observer]:
+def open_loggers(run: RunFolder, settings: Settings, *, first_step: int) -> Iterator[Callback]:
     """An observer that passes what is measured on to the loggers of the settings, and closes them at the end.
 
     Args:
@@ -56,13 +56,13 @@ def numbers_of(event: Event) -> tuple[Numbers, int] | None:
     return None
 
 
-def _observer(writers: Sequence[Write]) -> Observer:
-    def observe(event: Event) -> None:
+def _observer(writers: Sequence[Write]) -> Callback:
+    def callback(event: Event) -> None:
         if writers and (measured := numbers_of(event)):
             for write in writers:
                 write(*measured)
 
-    return observe
+    return callback
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from trarctl.config.settings import Settings
 from trarctl.data.prepared import PreparedData
 from trarctl.errors import DataError, SettingsError
 from trarctl.model.trar import TRAR, ModelSizes
-from trarctl.settings.fields import Settings
 
 
 def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, str]) -> tuple[Settings, list[str]]:

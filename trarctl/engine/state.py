@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trarctl.engine.processes import World, meeting
+from trarctl.engine.distributed import World, collective
 from trarctl.model.trar import TRAR
 
 MODEL, AVERAGE, SQUARE, STEP = "model.", "adam.average.", "adam.square.", "adam.step"
@@ -43,11 +43,11 @@ def share_tensors(tensors: dict[str, Tensor] | None, world: World) -> dict[str, 
     """The lead's tensors in every process; only the lead needs to reach the file that they came from."""
     if world.size == 1:
         return tensors or {}
-    shapes = world.share({name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()})
+    shapes = world.broadcast({name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()})
     shared = {}
     for name, (shape, dtype) in shapes.items():
-        tensor = tensors[name] if world.leads and tensors else torch.empty(shape, dtype=dtype)
-        with meeting():
+        tensor = tensors[name] if world.is_main and tensors else torch.empty(shape, dtype=dtype)
+        with collective():
             torch.distributed.broadcast(tensor, src=0)
         shared[name] = tensor
     return shared

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trarctl.data.dataset import Batch
+from trarctl.config.settings import Settings
+from trarctl.data.loader import Batch
+from trarctl.engine.distributed import World, collective, precision_of, seed_step
 from trarctl.engine.losses import answer_loss, mean_elements
-from trarctl.engine.processes import World, meeting, precision_of, seed_step
 from trarctl.model.trar import TRAR
-from trarctl.settings.fields import Settings
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Stepper:
             with precision_of(self.world.device, self.settings.run.precision):
                 scores, routes = self.network(part.question_tokens, part.cells(), temperature=heat)
             loss = answer_loss(scores, part.target, loss=train.loss).sum()
-            with meeting():
+            with collective():
                 (loss * scale).backward()
         return loss.detach(), routes.detach().mean(dim=0)
 

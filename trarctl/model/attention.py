@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trarctl.model.attention_kernel import blended_attention
+from trarctl.model.kernels.cpu import blended_attention
 from trarctl.model.spans import Spans
 
 

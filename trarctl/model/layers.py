@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trarctl.model.attention import attention
-from trarctl.model.dropout import relu_dropout
+from trarctl.model.kernels.dropout import relu_dropout
 
 
 class FeedForward(nn.Module):

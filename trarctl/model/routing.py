@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trarctl.model.kernels.norms import SampleNorm
 from trarctl.model.layers import AttentionPooling
-from trarctl.model.norms import SampleNorm
 
 Pooling = Literal["avg", "attention", "fc"]
 ATTENTION_POOLING_DROPOUT = 0.1  # fixed by the published model, whatever dropout the rest has

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trarctl.config.settings import ModelSettings
 from trarctl.model.attention import chosen_span_attention, routed_attention
+from trarctl.model.kernels.norms import ResidualNorm, SampleNorm
 from trarctl.model.layers import (
     AttentionPooling,
     FeedForward,
@@ -18,10 +20,8 @@ from trarctl.model.layers import (
     join_heads,
     split_heads,
 )
-from trarctl.model.norms import ResidualNorm, SampleNorm
 from trarctl.model.routing import Router, build_pool
 from trarctl.model.spans import Spans
-from trarctl.settings.fields import ModelSettings
 
 PAD = 0
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: they take the page's colours, light or dark, and print sharp."""
+"""Charts as inline SVG: they take the page's colors, light or dark, and print sharp."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; ``colour`` is any CSS colour."""
+    """One curve; ``color`` is any CSS color."""
 
     name: str
     x: Floats
     y: Floats
-    colour: str = "var(--accent)"
+    color: str = "var(--accent)"
     has_dots: bool = False
 
 
@@ -60,35 +60,35 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_from_zero: 
     for line in kept:
         body.append(
             Markup('<polyline fill="none" stroke="{}" stroke-width="1.8" points="{}"/>').format(
-                line.colour, frame.points(line.x, line.y)
+                line.color, frame.points(line.x, line.y)
             )
         )
         if line.has_dots or len(line.x) == 1:
             body += [
                 Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"><title>{}: {:.4g}</title></circle>').format(
-                    frame.x(x), frame.y(y), line.colour, line.name, y
+                    frame.x(x), frame.y(y), line.color, line.name, y
                 )
                 for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)
             ]
     return _svg(title, body)
 
 
-def share_chart(title: str, x: Floats, shares: Floats, colours: Sequence[str], *, x_label: str) -> Markup:
+def share_chart(title: str, x: Floats, shares: Floats, colors: Sequence[str], *, x_label: str) -> Markup:
     """Shares that sum to 1, stacked over an axis.
 
     Args:
         title: what the chart shows.
         x: places, [P], at least two.
         shares: [P, K].
-        colours: one for each of the K.
+        colors: one for each of the K.
         x_label: below the axis.
     """
     frame = _Frame(float(x.min()), float(x.max()) if x.max() > x.min() else float(x.min()) + 1, 0.0, 1.0)
     edges = np.concatenate([np.zeros((len(x), 1)), np.cumsum(shares, axis=1)], axis=1)
     body = []
-    for index, colour in enumerate(colours):
+    for index, color in enumerate(colors):
         upper, lower = frame.points(x, edges[:, index + 1]), frame.points(x[::-1], edges[::-1, index])
-        body.append(Markup('<polygon fill="{}" points="{} {}"/>').format(colour, upper, lower))
+        body.append(Markup('<polygon fill="{}" points="{} {}"/>').format(color, upper, lower))
     return _svg(title, [*body, _axes(frame, x_label, is_percent=True)])
 
 
@@ -122,7 +122,7 @@ def calibration_chart(title: str, bins: Sequence[tuple[float, int, float]]) -> M
 
 def _finite(line: Line) -> Line:
     is_finite = np.isfinite(line.y)
-    return Line(line.name, line.x[is_finite], line.y[is_finite], line.colour, line.has_dots)
+    return Line(line.name, line.x[is_finite], line.y[is_finite], line.color, line.has_dots)
 
 
 def _room(low: float, high: float) -> tuple[float, float]:

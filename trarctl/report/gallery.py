@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trarctl.data.backbones import load_images
-from trarctl.data.easy_vqa import image_folder, package_data
-from trarctl.data.layouts import layout_of
+from trarctl.data.datasets.base import layout_of
+from trarctl.data.datasets.easy_vqa import image_folder, package_data
+from trarctl.data.features.patches import load_images
 from trarctl.data.prepared import PreparedData, PreparedSplit
+from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.ensemble import probabilities
 from trarctl.engine.evaluating import Chosen, open_model
+from trarctl.engine.evaluator import Scores
 from trarctl.engine.inspecting import Insight, inspect
-from trarctl.engine.processes import joined, plan_placement
-from trarctl.engine.scoring import Scores
 from trarctl.errors import DataError
 from trarctl.report.outcomes import Outcome
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.engine.runs import RunFolder
+from trarctl.engine.run import RunFolder
 
 MOST_POINTS = 300
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Told apart by most colour-blind readers; after Okabe and Ito (2008).
+# Told apart by most color-blind readers; after Okabe and Ito (2008).
 SPAN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a800", "#777777")
 
 
-def span_colour(index: int) -> str:
-    """The colour of span number ``index`` in every picture."""
+def span_color(index: int) -> str:
+    """The color of span number ``index`` in every picture."""
     return SPAN_COLOURS[index % len(SPAN_COLOURS)]
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.data.accuracy import OVERALL, GroundTruth, clevr_accuracy, vqa_accuracy
+from trarctl.data.metrics import OVERALL, GroundTruth, clevr_accuracy, vqa_accuracy
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.ensemble import ROWS_AT_ONCE, probabilities
-from trarctl.engine.scoring import Evaluator, Scores
+from trarctl.engine.evaluator import EvaluatorName, Scores
 
 NUM_BINS = 10
 
@@ -76,7 +76,7 @@ class TypeRow:
     shares: list[float]
 
 
-def outcome_of(scores: Scores, data: PreparedData, split: PreparedSplit, evaluator: Evaluator) -> Outcome:
+def outcome_of(scores: Scores, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> Outcome:
     """Compare scores with the answers of a split, question by question."""
     truth = split.truth()
     chosen, confidence = _likeliest(scores)
@@ -188,7 +188,7 @@ def _commonest(truth: GroundTruth) -> NDArray[np.int64]:
     return commonest
 
 
-def _plain_kinds(truth: GroundTruth, dataset: str, evaluator: Evaluator) -> tuple[NDArray[np.integer], list[str]]:
+def _plain_kinds(truth: GroundTruth, dataset: str, evaluator: EvaluatorName) -> tuple[NDArray[np.integer], list[str]]:
     """The types that accuracy is reported by: CLEVR's five groups, easy-VQA's own types."""
     if dataset != "clevr":
         return truth.question_type, list(truth.question_types)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trarctl.engine.runs import RunFolder, list_runs, read_settings
+from trarctl.config.settings import Settings
+from trarctl.engine.run import RunFolder, list_runs, read_settings
 from trarctl.errors import CheckpointError
-from trarctl.settings.fields import Settings
 
 # Nothing on the disk says for certain that a run is going on: it is taken to be if it wrote something lately, that is
 # within a minute and three times as long as it takes from one line of metrics to the next.

@@ -16,13 +16,13 @@ from trarctl.data.baselines import commonest_answer, question_prior
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.data.progress import Progress, no_progress
 from trarctl.engine.evaluating import Chosen
-from trarctl.engine.runs import RunFolder
-from trarctl.engine.scoring import Measured, Scores, measure
+from trarctl.engine.evaluator import Measured, Scores, measure
+from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
 from trarctl.report.charts import Line, calibration_chart, line_chart, share_chart
 from trarctl.report.gallery import choose_rows, examples, truth_in_words
 from trarctl.report.history import History, read_history
-from trarctl.report.names import span_colour, span_names, type_name
+from trarctl.report.names import span_color, span_names, type_name
 from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of, routes_by_type, type_rows
 from trarctl.report.overview import model_in_words
 from trarctl.report.published import published
@@ -155,7 +155,7 @@ def _content(request: ReportRequest, progress: Progress) -> tuple[dict[str, Any]
         "facts": _facts(request),
         "columns": columns,
         "counts": _counts(outcome),
-        "spans": [{"name": name, "colour": span_colour(index)} for index, name in enumerate(span_names(spans))],
+        "spans": [{"name": name, "color": span_color(index)} for index, name in enumerate(span_names(spans))],
         "type_names": sorted(name for name, count in _counts(outcome).items() if count),
         "routes_by_type": _routes(outcome, scores),
         "type_rows": type_rows(outcome, scores.routes),
@@ -253,7 +253,7 @@ def _validation_lines(history: History) -> list[Line]:
             type_name(name),
             epochs,
             np.array([types.get(name, np.nan) for _, _, types in history.validations]),
-            span_colour(index + 1),
+            span_color(index + 1),
         )
         for index, name in enumerate(sorted(names))
     ]
@@ -265,7 +265,7 @@ def _route_curves(chosen: Chosen) -> list[tuple[str, Any]]:
     history = _history(chosen)
     if history is None or len(history.epoch) < 2:
         return []
-    colours = [span_colour(index) for index in range(history.routes.shape[2])]
+    colors = [span_color(index) for index in range(history.routes.shape[2])]
     return [
         (
             f"layer {layer + 1}",
@@ -273,7 +273,7 @@ def _route_curves(chosen: Chosen) -> list[tuple[str, Any]]:
                 f"share of each span in layer {layer + 1}",
                 history.epoch,
                 history.routes[:, layer],
-                colours,
+                colors,
                 x_label="epoch",
             ),
         )

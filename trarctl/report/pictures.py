@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trarctl.engine.asking import Asked
+from trarctl.engine.predictor import Prediction
 from trarctl.errors import DataError
-from trarctl.report.names import span_colour, span_names
+from trarctl.report.names import span_color, span_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ _SHADE = (0.06, 0.08, 0.1)
 _BAR_ROOM = 0.12  # below each picture, in lengths of its longer side
 
 
-def picture_of(asked: Asked, image: Image, *, grid_size: int, spans: Sequence[int]) -> Figure:
+def picture_of(asked: Prediction, image: Image, *, grid_size: int, spans: Sequence[int]) -> Figure:
     """Draw a question's answers, and the attention of each layer laid over the picture.
 
     Args:
@@ -100,9 +100,9 @@ def _overlay(axes: Any, extent: tuple[float, float], attention: Sequence[float],
     width, height = extent
     shares = np.asarray(attention, dtype=np.float64).reshape(size, size)
     darkness = 1 - shares / max(float(shares.max()), 1e-12)
-    colour = np.broadcast_to(np.array(_SHADE), (size, size, 3))
+    color = np.broadcast_to(np.array(_SHADE), (size, size, 3))
     axes.imshow(
-        np.concatenate([colour, 0.7 * darkness[..., None]], axis=2),
+        np.concatenate([color, 0.7 * darkness[..., None]], axis=2),
         extent=(0, width, height, 0),
         interpolation="nearest",
     )
@@ -117,7 +117,7 @@ def _route_bar(axes: Any, extent: tuple[float, float], weights: Sequence[float])
     top, left = height + 0.2 * _BAR_ROOM, 0.0
     for index, weight in enumerate(weights):
         part = weight * width
-        axes.add_patch(Rectangle((left, top), part, 0.7 * _BAR_ROOM, color=span_colour(index), linewidth=0))
+        axes.add_patch(Rectangle((left, top), part, 0.7 * _BAR_ROOM, color=span_color(index), linewidth=0))
         if weight >= 0.12:
             middle = (left + part / 2, top + 0.35 * _BAR_ROOM)
             axes.text(*middle, f"{100 * weight:.0f} %", ha="center", va="center", fontsize=8, color="white")
@@ -128,7 +128,7 @@ def _legend(figure: Figure, spans: Sequence[int]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color="none", label="share of each span:")]
-    handles += [Patch(color=span_colour(index), label=name) for index, name in enumerate(span_names(spans))]
+    handles += [Patch(color=span_color(index), label=name) for index, name in enumerate(span_names(spans))]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 

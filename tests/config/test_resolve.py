@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trarctl.config.keys import FIELDS, nested
+from trarctl.config.resolve import ALL_SETTINGS, amend, from_dict, resolve, to_dict, to_toml
+from trarctl.config.settings import Settings
+from trarctl.errors import SettingsError
+
+
+def settle(**given: Any) -> Settings:
+    return resolve(**{"environ": {}, **given}).settings
+
+
+def refusal(**given: Any) -> tuple[str, str]:
+    with pytest.raises(SettingsError) as caught:
+        settle(**given)
+    return caught.value.what, str(caught.value.hint)
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "my.toml"
+    file.write_text(text)
+    return file
+
+
+# Precedence
+
+
+def test_without_anything_the_vqa_recipe_holds() -> None:
+    result = resolve(environ={})
+    assert result.settings.data.dataset == "vqa"
+    assert result.origin["data.dataset"] == "default"
+    assert result.origin["train.epochs"] == "recipe vqa"
+    assert result.origin["model.hidden_size"] == "default"
+    assert set(result.origin) == set(FIELDS)
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    steps: list[tuple[dict[str, Any], int, str]] = [
+        ({"dataset": "clevr"}, 16, "recipe clevr"),
+        ({"config": toml(tmp_path, "[train]\nepochs = 21\n")}, 21, "my.toml"),
+        ({"environ": {"TRARCTL_TRAIN_EPOCHS": "22"}}, 22, "TRARCTL_TRAIN_EPOCHS"),
+        ({"options": {"train.epochs": (23, "--epochs")}}, 23, "--epochs"),
+        ({"sets": ["train.epochs=24"]}, 24, "--set"),
+    ]
+    given: dict[str, Any] = {"environ": {}}
+    for change, epochs, origin in steps:
+        given |= change
+        result = resolve(**given)
+        assert (result.settings.train.epochs, result.origin["train.epochs"]) == (epochs, origin)
+
+
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRARCTL_TRAIN_SEED", "5")
+    assert resolve().settings.train.seed == 5
+    assert "TRARCTL_TRAIN_SEED" in os.environ
+
+
+def test_options_that_were_not_given_change_nothing() -> None:
+    assert settle(options={"train.epochs": (None, "--epochs")}) == settle()
+
+
+def test_text_of_options_is_read_like_that_of_set() -> None:
+    assert settle(options={"model.spans": ("0,2", "--spans")}).model.spans == (0, 2)
+    assert settle(options={"run.gpus": ("0,1", "--gpus")}).run.gpus == "0,1"
+
+
+def test_both_spellings_of_a_variable() -> None:
+    assert settle(environ={"TRARCTL_MODEL__HIDDEN_SIZE": "64"}).model.hidden_size == 64
+    assert settle(environ={"TRARCTL_MODEL_HIDDEN_SIZE": "64"}).model.hidden_size == 64
+    assert settle(environ={"TRARCTL_MODEL_SPANS": "[0, 2]"}).model.spans == (0, 2)
+    assert settle(environ={"TRARCTL_MODEL_SPANS": "0,2"}).model.spans == (0, 2)
+    assert settle(environ={"TRARCTL_MODEL_HIDDEN_SIZE": "", "OTHER": "x"}) == settle()
+
+
+def test_set_reads_every_kind_of_value() -> None:
+    settings = settle(
+        sets=[
+            "model.hidden_size=256",
+            "model.spans=0,1",
+            "train.decay_epochs=[3, 4]",
+            "train.adam_betas=0.8,0.9",
+            "train.learning_rate=1e-3",
+            "train.gradient_clip=0.5",
+            "run.gpus=0,1",
+            "run.name=2024-01-01",
+            "data.path=some where/x",
+        ]
+    )
+    assert (settings.model.hidden_size, settings.model.spans) == (256, (0, 1))
+    assert (settings.train.decay_epochs, settings.train.adam_betas) == ((3, 4), (0.8, 0.9))
+    assert (settings.train.learning_rate, settings.train.gradient_clip) == (1e-3, 0.5)
+    assert (settings.run.gpus, settings.run.name) == ("0,1", "2024-01-01")
+    assert settings.data.path == Path("some where/x")
+    assert settle(sets=["train.gradient_clip=0.5", "train.gradient_clip=none"]).train.gradient_clip is None
+
+
+def test_the_data_set_of_any_source_chooses_the_recipe(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[data]\ndataset = 'clevr'\n")
+    assert settle(config=file).model.spans == (0, 1, 3)
+    assert settle(config=file, dataset="vqa").model.spans == (0, 1, 2, 3)
+    assert settle(dataset="vqa", sets=["data.dataset=clevr"]).model.spans == (0, 1, 3)
+
+
+def test_soft_routing_silences_the_binarize_of_a_recipe() -> None:
+    result = resolve("clevr", environ={}, sets=["model.routing=soft"])
+    assert not result.settings.model.binarize
+    assert result.notes == ["recipe clevr (model.binarize = true): without effect, since routing is soft"]
+    assert result.origin["model.binarize"] == "recipe clevr, off with soft routing"
+
+
+def test_rows_show_every_setting() -> None:
+    rows = {row.key: (row.value, row.origin) for row in resolve("clevr", environ={}).rows()}
+    assert list(rows) == list(FIELDS)
+    assert rows["model.spans"] == ("[0, 1, 3]", "recipe clevr")
+    assert rows["model.binarize"] == ("true", "recipe clevr")
+    assert rows["run.name"] == ("none", "default")
+    assert rows["data.dataset"] == ("clevr", "DATASET")
+
+
+# Messages
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (
+            {"options": {"train.batch_size": (0, "--batch-size")}},
+            "--batch-size 0: train.batch_size must be greater than 0",
+        ),
+        ({"sets": ["model.routing=softt"]}, "--set model.routing=softt: model.routing must be 'soft' or 'hard'"),
+        ({"sets": ["model.spans=0,x"]}, "--set model.spans=0,x: model.spans[1] must be a whole number"),
+        ({"sets": ["model.spans=-1"]}, "--set model.spans=-1: model.spans[0] must be 0 or more"),
+        ({"sets": ["model.spans="]}, "--set model.spans=: model.spans must have 1 or more values"),
+        ({"sets": ["model.dropout=1"]}, "--set model.dropout=1: model.dropout must be less than 1"),
+        (
+            {"sets": ["train.batch_size=true"]},
+            "--set train.batch_size=true: train.batch_size must not be true or false",
+        ),
+        ({"sets": ["train.batch_size=1.5"]}, "--set train.batch_size=1.5: train.batch_size must be a whole number"),
+        (
+            {"sets": ["train.learning_rate=nan"]},
+            "--set train.learning_rate=nan: train.learning_rate must be a finite number",
+        ),
+        ({"sets": ["train.adam_betas=0.9"]}, "--set train.adam_betas=0.9: train.adam_betas[1] lacks a value"),
+        ({"environ": {"TRARCTL_TRAIN_SEED": "x"}}, "TRARCTL_TRAIN_SEED=x: train.seed must be a whole number"),
+        ({"sets": ["train.epochs"]}, "--set train.epochs: must be KEY=VALUE"),
+        (
+            {"sets": ["run.name=a/b"]},
+            "--set run.name=a/b: run.name may hold letters, digits, '.', '_' and '-',"
+            " and begins with a letter or a digit",
+        ),
+    ],
+)
+def test_a_wrong_value_names_source_value_and_limit(given: dict[str, Any], what: str) -> None:
+    assert refusal(**given)[0] == what
+
+
+def test_a_wrong_value_comes_with_its_meaning() -> None:
+    what, hint = refusal(sets=["train.epochs=0"])
+    assert what == "--set train.epochs=0: train.epochs must be greater than 0"
+    assert hint == f"train.epochs: passes over the training split; {ALL_SETTINGS}"
+
+
+def test_a_contradiction_blames_the_later_source() -> None:
+    what, hint = refusal(options={"train.accumulation": (3, "--accu")})
+    assert what == "--accu 3: accumulation 3 does not divide batch_size 64 (nearest that do: 2 and 4)"
+    assert hint == (
+        "change one: train.accumulation comes from --accu 3, train.batch_size from recipe vqa (train.batch_size = 64)"
+    )
+    assert refusal(dataset="clevr", options={"train.batch_size": (7, "--batch-size")})[0] == (
+        "--batch-size 7: accumulation 2 does not divide batch_size 7 (nearest that do: 1 and 7)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"sets": ["model.hidden_size=60"]}, "hidden_size 60 must be a multiple of num_heads 8"),
+        ({"sets": ["model.hidden_size=9", "model.num_heads=3"]}, "hidden_size 9 must be even: the router halves it"),
+        ({"sets": ["model.binarize=true"]}, "binarize needs hard routing, got routing 'soft'"),
+        ({"sets": ["train.temperature_min=11"]}, "temperature_min 11.0 is above temperature_max 10.0"),
+        ({"sets": ["train.loss=ce"]}, "loss 'ce' does not fit vqa: use bce or kld"),
+        ({"dataset": "clevr", "sets": ["train.loss=bce"]}, "loss 'bce' does not fit clevr: use ce"),
+        (
+            {"dataset": "clevr", "sets": ["data.split=train+val+vg"]},
+            "split 'train+val+vg' is none that clevr trains on: use train or train+val",
+        ),
+    ],
+)
+def test_contradictions(given: dict[str, Any], what: str) -> None:
+    message = refusal(**given)[0]
+    assert message.endswith(f": {what}")
+    assert message.startswith("--set ")
+
+
+def test_several_wrong_values_are_all_named() -> None:
+    what, _ = refusal(sets=["train.epochs=0", "train.batch_size=0", "model.routing=x"])
+    assert what.splitlines() == [
+        "--set model.routing=x: model.routing must be 'soft' or 'hard'",
+        "--set train.epochs=0: train.epochs must be greater than 0",
+        "--set train.batch_size=0: train.batch_size must be greater than 0",
+    ]
+
+
+def test_unknown_names_suggest_the_nearest(tmp_path: Path) -> None:
+    assert refusal(sets=["model.hiden_size=3"]) == (
+        "--set model.hiden_size=3: unknown setting model.hiden_size",
+        "did you mean model.hidden_size?",
+    )
+    assert refusal(sets=["x.y=3"])[1] == f"settings are in the tables data, model, train, run; {ALL_SETTINGS}"
+    assert refusal(environ={"TRARCTL_MODEL_HIDENSIZE": "3"}) == (
+        "unknown environment variable TRARCTL_MODEL_HIDENSIZE",
+        "did you mean TRARCTL_MODEL_HIDDEN_SIZE?",
+    )
+    assert refusal(environ={"TRARCTL_BATCH_SIZE": "3"})[1] == "did you mean TRARCTL_TRAIN_BATCH_SIZE?"
+    assert "TRARCTL_TRAIN_SEED" in refusal(environ={"TRARCTL_XYZZY": "3"})[1]
+    file = toml(tmp_path, "[train]\nepoch = 3\n")
+    assert refusal(config=file) == (f"{file}: unknown setting train.epoch", "did you mean train.epochs?")
+    file = toml(tmp_path, "[trian]\nepochs = 3\n")
+    assert refusal(config=file) == (f"{file}: unknown table trian", "did you mean [train]?")
+    file = toml(tmp_path, "epochs = 3\n")
+    assert refusal(config=file) == (f"{file}: unknown setting epochs", "did you mean train.epochs?")
+
+
+def test_two_spellings_of_one_variable_must_agree() -> None:
+    pair = {"TRARCTL_TRAIN_SEED": "1", "TRARCTL_TRAIN__SEED": "1"}
+    assert settle(environ=pair).train.seed == 1
+    assert refusal(environ=pair | {"TRARCTL_TRAIN_SEED": "2"}) == (
+        "TRARCTL_TRAIN_SEED and TRARCTL_TRAIN__SEED are the same setting, train.seed, with different values",
+        "unset TRARCTL_TRAIN__SEED",
+    )
+
+
+def test_an_option_for_no_setting_is_our_own_mistake() -> None:
+    with pytest.raises(KeyError, match="--epoch sets train.epoch"):
+        settle(options={"train.epoch": (3, "--epoch")})
+
+
+# Files
+
+
+def test_wrong_value_in_a_file(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[train]\nbatch_size = 0\n")
+    assert refusal(config=file)[0] == f"{file} (batch_size = 0): train.batch_size must be greater than 0"
+
+
+def test_long_values_are_cut_in_messages(tmp_path: Path) -> None:
+    file = toml(tmp_path, f"[train]\nbatch_size = '{'x' * 5000}'\n")
+    assert len(refusal(config=file)[0]) < 200 + len(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.toml", b"[train\n", "Expected ']' at the end of a table declaration (at line 1, column 7)"),
+        ("x.yml", b"A: [1\n", "while parsing a flow sequence"),
+        ("x.yml", b"!!python/object/apply:os.getcwd []\n", "could not determine a constructor for the tag"),
+        ("x.yml", b"- 1\n", "holds no settings"),
+        ("x.json", b"{", "Expecting property name enclosed in double quotes"),
+        ("x.json", b"[" * 100_000, "is nested too deeply"),
+        ("x.toml", b"\xff\xfe", "is not UTF-8 text"),
+        ("x.ini", b"", "settings are read from .toml, .yml, .yaml or .json files, not .ini"),
+        ("x", b"", "settings are read from .toml, .yml, .yaml or .json files, not one without ending"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    what, _ = refusal(config=file)
+    assert what.startswith(f"{file}: {message}")
+    assert "\n" not in what
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert refusal(config=tmp_path / "no.toml")[0] == f"cannot read {tmp_path}/no.toml: No such file or directory"
+    (tmp_path / "folder.toml").mkdir()
+    assert refusal(config=tmp_path / "folder.toml")[0] == f"cannot read {tmp_path}/folder.toml: Is a directory"
+
+
+def test_empty_files_change_nothing(tmp_path: Path) -> None:
+    for name in ("x.toml", "x.yml"):
+        (tmp_path / name).write_text("")
+        assert settle(config=tmp_path / name) == settle()
+
+
+# Round trips
+
+
+@st.composite
+def some_settings(draw: st.DrawFn) -> Settings:
+    dataset = draw(st.sampled_from(["vqa", "clevr", "easy-vqa"]))
+    heads = draw(st.integers(1, 8))
+    batch, parts = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+    values: dict[str, object] = {
+        "data.dataset": dataset,
+        "data.path": draw(st.none() | text.map(lambda part: Path(f"p{part}"))),
+        "model.num_heads": heads,
+        "model.hidden_size": 2 * heads * draw(st.integers(1, 9)),
+        "model.spans": draw(st.lists(st.integers(0, 9), min_size=1).map(tuple)),
+        "model.dropout": draw(st.floats(0, 0.999)),
+        "train.batch_size": batch * parts,
+        "train.accumulation": parts,
+        "train.loss": "bce" if dataset == "vqa" else "ce",
+        "train.learning_rate": draw(st.floats(1e-300, 1e300)),
+        "train.gradient_clip": draw(st.none() | st.floats(1e-9, 1e9)),
+        "run.name": draw(
+            st.none() | st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z").filter(lambda name: name.lower() != "none")
+        ),
+    }
+    return Settings.model_validate(nested(values))
+
+
+@given(some_settings())
+def test_json_round_trip(settings: Settings) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(settings))), "settings.json") == settings
+
+
+@given(settings=some_settings())
+def test_toml_round_trip(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> None:
+    file = tmp_path_factory.mktemp("toml") / "settings.toml"
+    file.write_text(to_toml(settings), encoding="utf-8")
+    assert settle(config=file) == settings
+
+
+def test_settings_of_a_run_serve_as_config(tmp_path: Path) -> None:
+    settings = settle(dataset="clevr", sets=["train.epochs=3"])
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(to_dict(settings)))
+    assert settle(config=file) == settings
+
+
+def test_stored_settings_that_do_not_fit_name_their_file() -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_dict({"train": {"epochs": 0, "epoch": 1}}, "runs/x/settings.json")
+    assert caught.value.what.splitlines() == [
+        "runs/x/settings.json: train.epochs must be greater than 0, got 0",
+        "runs/x/settings.json: train.epoch is no setting",
+    ]
+
+
+def test_amend_changes_some_settings_of_a_run() -> None:
+    settings = settle(dataset="clevr")
+    result = amend(settings, "run x", options={"train.epochs": (20, "--epochs")}, sets=["run.keep=1"])
+    assert (result.settings.train.epochs, result.settings.run.keep) == (20, 1)
+    assert result.settings.model == settings.model
+    assert (result.origin["train.epochs"], result.origin["model.spans"]) == ("--epochs", "run x")
+    with pytest.raises(SettingsError, match="--epochs 0: train.epochs must be greater than 0"):
+        amend(settings, "run x", options={"train.epochs": (0, "--epochs")})

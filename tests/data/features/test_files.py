@@ -1,0 +1,192 @@
+"""Feature files: what is read, and one reason for each way in which one can be unusable."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data.preparing import write_features
+from trarctl.data.features.files import (
+    FeatureFileError,
+    fit_cells,
+    read_cells,
+    read_features,
+    read_shape,
+    refuse_not_finite,
+)
+from trarctl.data.features.half import store_half
+from trarctl.errors import DataError
+
+ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_good_files(tmp_path: Path, suffix: str, dtype: str, order: Any) -> None:
+    path = tmp_path / f"1{suffix}"
+    write_features(path, ARRAY.astype(dtype, order=order))
+    read = read_features(path)
+    np.testing.assert_array_equal(read, ARRAY)
+    assert read.dtype == (np.float16 if dtype == "<f2" else np.float32)
+    assert read_shape(path) == ((3, 4), read.dtype)
+
+
+def test_a_file_of_python_2(tmp_path: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (3L, 4L), }".ljust(117) + b"\n"
+    (tmp_path / "1.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + ARRAY.tobytes()
+    )
+    np.testing.assert_array_equal(read_features(tmp_path / "1.npy"), ARRAY)
+
+
+def test_a_compressed_archive(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "1.npz", x=ARRAY, y=ARRAY[0])
+    np.testing.assert_array_equal(read_features(tmp_path / "1.npz"), ARRAY)
+
+
+def _npy(array: Any, *, allow_pickle: bool = False) -> bytes:
+    stream = BytesIO()
+    np.save(stream, array, allow_pickle=allow_pickle)
+    return stream.getvalue()
+
+
+def _npz(**members: bytes) -> bytes:
+    stream = BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in members.items():
+            # A fixed date: the tests' names hold the bytes, and must be the same in every process.
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content)
+    return stream.getvalue()
+
+
+GOOD = _npy(ARRAY)
+BAD_FILES = {
+    "is empty": b"",
+    "is no .npy file": b"<html>not found</html>",
+    "is a pickle, which is never loaded": b"\x80\x04\x95",
+    "is truncated: 7 bytes": GOOD[:7],
+    "is truncated: 40 bytes": GOOD[:40],
+    "is truncated: 136 of 176 bytes": GOOD[:136],
+    "has 5 bytes too many": GOOD + b"extra",
+    "holds pickled objects, which are never loaded": _npy(np.array([[{}]], dtype=object), allow_pickle=True),
+    "holds values of type i8": _npy(np.zeros((2, 2), dtype=np.int64)),
+    r"has the shape \[2, 2, 2\], expected \[rows, width\]": _npy(np.zeros((2, 2, 2), dtype=np.float32)),
+    r"has the shape \[4\]": _npy(np.zeros(4, dtype=np.float32)),
+    r"has the shape \[0, 4\]": _npy(np.zeros((0, 4), dtype=np.float32)),
+    "is no plain array of numbers": _npy(np.zeros((2, 2), dtype=[("a", "<f4")])),
+    "has a damaged header": GOOD.replace(b"{'descr'", b"{'desc\xff'"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD_FILES)
+def test_bad_npy(tmp_path: Path, reason: str) -> None:
+    (tmp_path / "1.npy").write_bytes(BAD_FILES[reason])
+    for read in (read_features, read_shape):
+        with pytest.raises(FeatureFileError, match=reason):
+            read(tmp_path / "1.npy")
+
+
+@pytest.mark.parametrize("reason", BAD_FILES)
+def test_bad_arrays_in_archives(tmp_path: Path, reason: str) -> None:
+    (tmp_path / "1.npz").write_bytes(_npz(x=BAD_FILES[reason]))
+    with pytest.raises(FeatureFileError, match=reason):
+        read_features(tmp_path / "1.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (_npz(x=GOOD)[:90], "is truncated or damaged"),
+        (_npz(x=GOOD).replace(b"\x00\x00\x80?", b"\x00\x00\x81?"), "is truncated or damaged: bad crc-32"),
+        (_npz(features=GOOD), 'has no array "x"'),
+        (GOOD, "is truncated or damaged"),
+    ],
+)
+def test_bad_archives(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "1.npz").write_bytes(content)
+    with pytest.raises(FeatureFileError, match=reason):
+        read_features(tmp_path / "1.npz")
+
+
+def test_a_header_that_promises_too_much(tmp_path: Path) -> None:
+    huge = GOOD.replace(b"(3, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
+    (tmp_path / "1.npy").write_bytes(huge)
+    with pytest.raises(FeatureFileError, match="is truncated"):
+        read_features(tmp_path / "1.npy")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_paths_that_are_no_files(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(FeatureFileError, match="is missing"):
+        read_features(tmp_path / f"1{suffix}")
+    (tmp_path / f"2{suffix}").symlink_to(tmp_path / f"2{suffix}")
+    with pytest.raises(FeatureFileError, match="too many levels of symbolic links"):
+        read_features(tmp_path / f"2{suffix}")
+    (tmp_path / f"3{suffix}").mkdir()
+    with pytest.raises(FeatureFileError, match="is a directory"):
+        read_features(tmp_path / f"3{suffix}")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_values_that_are_not_finite(value: float, dtype: Any) -> None:
+    array = ARRAY.astype(dtype)
+    refuse_not_finite(array)
+    array[1, 2] = value
+    with pytest.raises(FeatureFileError, match="holds 1 values that are NaN or infinite"):
+        refuse_not_finite(array)
+
+
+def test_large_values_are_no_false_alarm() -> None:
+    refuse_not_finite(np.full((64, 64), 3e38, dtype=np.float32))
+    refuse_not_finite(np.full((64, 64), 6e4, dtype=np.float16))
+
+
+def test_rows_are_cut_and_padded() -> None:
+    out = np.full((2, 4), 9, dtype=np.float32)
+    fit_cells(ARRAY, 2, out)
+    np.testing.assert_array_equal(out, ARRAY[:2])
+    out = np.full((5, 4), 9, dtype=np.float32)
+    fit_cells(ARRAY, 5, out)
+    np.testing.assert_array_equal(out, np.vstack([ARRAY, np.zeros((2, 4))]))
+
+
+def test_a_file_that_changed_since(tmp_path: Path) -> None:
+    write_features(tmp_path / "1.npy", ARRAY)
+    with pytest.raises(DataError, match="changed since they were prepared: the file has features of width 4.*5"):
+        read_cells(tmp_path / "1.npy", np.empty((3, 5), dtype=np.float32))
+    os.truncate(tmp_path / "1.npy", 100)
+    with pytest.raises(DataError, match="1.npy changed since"):
+        read_cells(tmp_path / "1.npy", np.empty((3, 4), dtype=np.float32))
+
+
+def test_half_precision_rounds_as_numpy_does() -> None:
+    bits = np.concatenate([np.arange(0, 0x477FF000, 40_009, dtype=np.uint32), _around_halves()])
+    values = np.concatenate([bits, bits | np.uint32(0x80000000)]).view(np.float32)
+    out = np.empty(values.shape, dtype=np.float16)
+    assert store_half(values, out)
+    np.testing.assert_array_equal(out.view(np.uint16), values.astype(np.float16).view(np.uint16))
+
+
+def _around_halves() -> np.ndarray[Any, Any]:
+    """Bits of float32 numbers next to and at the middle between two float16 numbers, the smallest included."""
+    halves = np.arange(0, 0x7BFF, 7, dtype=np.uint16)
+    middles = (halves.view(np.float16).astype(np.float64) + (halves + 1).view(np.float16).astype(np.float64)) / 2
+    bits = middles.astype(np.float32).view(np.uint32)
+    return np.concatenate([bits - np.uint32(1), bits, bits + np.uint32(1)])
+
+
+@pytest.mark.parametrize("value", [65520.0, -65520.0, np.inf, np.nan])
+def test_half_precision_says_what_it_cannot_hold(value: float) -> None:
+    out = np.empty(3, dtype=np.float16)
+    assert not store_half(np.array([0, value, 1], dtype=np.float32), out)
+    assert store_half(np.array([0, 65519.0, 1], dtype=np.float32), out)
+    assert out.tolist() == [0, 65504, 1]

@@ -1,0 +1,116 @@
+"""The image table: how files are found by name, and which set an image belongs to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trarctl.data.datasets.base import CLEVR, VQA, FileNaming, feature_namings, numbers_in_names
+from trarctl.data.features.image_table import build_table, feature_folders, fingerprint, refuse_missing, scan_folder
+from trarctl.errors import DataError
+
+
+def _touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [
+        (VQA, ["COCO_train2014_000000000009.jpg.npy", "COCO_train2014_000000000025.jpg.npy"]),
+        (VQA, ["COCO_train2014_000000000009.jpg.npz", "COCO_train2014_000000000025.jpg.npz"]),
+        (VQA, ["COCO_train2014_000000000009.npy", "COCO_train2014_000000000025.npy"]),
+        (VQA, ["9.npy", "25.npy"]),
+        (CLEVR, ["9.npz", "25.npz"]),
+        (CLEVR, ["CLEVR_train_000009.png.npz", "CLEVR_train_000025.png.npz"]),
+        (CLEVR, ["CLEVR_train_000009.npy", "CLEVR_train_000025.npy"]),
+    ],
+)
+def test_names_that_are_understood(tmp_path: Path, dataset: object, names: list[str]) -> None:
+    layout = VQA if dataset is VQA else CLEVR
+    folder = scan_folder(_touch(tmp_path, *names, "README", "9"), feature_namings(layout.image_sets[0]))
+    assert folder is not None
+    assert folder.ids.tolist() == [9, 25]
+    assert folder.num_odd == 2
+    assert [folder.file(9).name, folder.file(25).name] == names
+
+
+def test_names_that_are_not(tmp_path: Path) -> None:
+    naming = FileNaming("COCO_val2014_", 12, ".jpg.npy")
+    odd = [
+        "COCO_val2014_9.jpg.npy",
+        "COCO_val2014_0000000000009.jpg.npy",
+        "COCO_train2014_000000000009.jpg.npy",
+        "COCO_val2014_000000000009.jpg.npy.tmp",
+        "..",
+    ]
+    assert numbers_in_names(odd, naming) == []
+    assert numbers_in_names(["COCO_val2014_123456789012345.jpg.npy"], naming) == [123456789012345]
+
+
+def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
+    assert scan_folder(tmp_path / "missing", feature_namings(VQA.image_sets[0])) is None
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DataError, match="cannot read the folder .*loop"):
+        scan_folder(tmp_path / "loop", feature_namings(VQA.image_sets[0]))
+    with pytest.raises(DataError, match="no folder of features"):
+        feature_folders(VQA, tmp_path / "missing")
+
+
+def _named(**splits: list[int]) -> dict[str, np.ndarray]:
+    return {name: np.array(ids, dtype=np.int64) for name, ids in splits.items()}
+
+
+def test_rows_go_set_by_set_and_by_id() -> None:
+    table = build_table(VQA, _named(train=[7, 3, 7], val=[5], test=[1], vg=[5, 3, 9]), {})
+    assert [images.ids.tolist() for images in table.sets] == [[3, 7, 9], [5], [1]]
+    assert {name: rows.tolist() for name, rows in table.rows.items()} == {
+        "train": [1, 0, 1],
+        "val": [3],
+        "test": [4],
+        "vg": [3, 0, 2],
+    }
+
+
+def test_the_same_number_is_another_image_in_another_clevr_split() -> None:
+    table = build_table(CLEVR, _named(train=[0, 1], val=[0], test=[1]), {})
+    assert {name: rows.tolist() for name, rows in table.rows.items()} == {"train": [0, 1], "val": [2], "test": [3]}
+
+
+def test_an_image_that_lies_in_another_set_is_found(tmp_path: Path) -> None:
+    for name, number in (("train2014", 3), ("val2014", 5)):
+        _touch(tmp_path / name, f"COCO_{name}_{number:012d}.jpg.npy")
+    folders = feature_folders(VQA, tmp_path)
+    table = build_table(VQA, _named(train=[3], val=[3, 5], vg=[5]), folders)
+    assert {name: rows.tolist() for name, rows in table.rows.items()} == {"train": [0], "val": [0, 1], "vg": [1]}
+    refuse_missing(table, tmp_path, "vqa")
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    _touch(tmp_path / "train2014", "COCO_train2014_000000000003.jpg.npy")
+    table = build_table(VQA, _named(train=[3], val=[5]), feature_folders(VQA, tmp_path))
+    with pytest.raises(DataError, match=r"no folder .*/val2014 with the features of 1 images"):
+        refuse_missing(table, tmp_path, "vqa")
+
+
+def test_a_missing_folder_that_training_does_not_need(tmp_path: Path) -> None:
+    _touch(tmp_path / "train", "3.npz")
+    _touch(tmp_path / "val", "5.npz")
+    table = build_table(CLEVR, _named(train=[3], val=[5], test=[1]), feature_folders(CLEVR, tmp_path))
+    assert refuse_missing(table, tmp_path, "clevr") == (f"no features of test: {tmp_path}/test is missing",)
+
+
+def test_a_changed_file_changes_the_fingerprint(tmp_path: Path) -> None:
+    folder = _touch(tmp_path / "train", "3.npz", "4.npz", "5.npz")
+    table = build_table(CLEVR, _named(train=[3, 4]), feature_folders(CLEVR, tmp_path))
+    before = fingerprint(table.sets[0])
+    os.utime(folder / "5.npz", (1, 1))
+    assert fingerprint(table.sets[0]) == before
+    os.utime(folder / "4.npz", (1, 1))
+    assert fingerprint(table.sets[0]) != before

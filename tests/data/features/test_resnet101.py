@@ -1,0 +1,79 @@
+"""The ResNet backbone: preprocessing to the pixel, and messages; the network itself where torchvision fits torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trarctl.data.features.resnet101 import ResNetBackbone, preprocess
+from trarctl.errors import DataError
+
+
+def _pictures() -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    color = Image.fromarray(random.integers(0, 256, (320, 480, 3), dtype=np.uint8))
+    return [color, color.convert("L"), color.convert("RGBA").resize((50, 70)), color.convert("P")]
+
+
+@pytest.mark.parametrize("side", [224, 128, 256])
+def test_preprocessing_to_the_pixel(side: int) -> None:
+    prepared = preprocess(_pictures(), side)
+    assert (prepared.shape, prepared.dtype) == ((4, 3, side, side), np.float32)
+    for picture, array in zip(_pictures(), prepared, strict=True):
+        resized = np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+        for channel, (mean, deviation) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+            expected = (resized[..., channel] / 255 - mean) / deviation
+            np.testing.assert_allclose(array[channel], expected, atol=2e-6)
+
+
+def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(DataError, match="torchvision cannot be loaded") as error:
+        ResNetBackbone(14)
+    assert error.value.hint == 'pip install "trarctl[features]"'
+
+
+def test_weights_that_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read the weights .*: No such file"):
+        ResNetBackbone(14, tmp_path / "resnet101.pth")
+
+
+@pytest.fixture
+def torchvision() -> Any:
+    """The package, where it is installed and fits torch."""
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError as error:
+        pytest.skip(f"torchvision does not fit torch: {error}")
+
+
+def test_the_third_stage_of_torchvision(torchvision: Any, tmp_path: Path) -> None:
+    import torch
+
+    network = torchvision.models.resnet101(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    pictures = _pictures()[:2]
+    maps: list[torch.Tensor] = []
+    network.layer3.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    with torch.inference_mode():
+        network(torch.from_numpy(preprocess(pictures, 224)))
+    features = ResNetBackbone(14, tmp_path / "weights.pth").extract(pictures)
+    np.testing.assert_allclose(features, maps[0].reshape(2, 1024, 196).transpose(1, 2).numpy(), rtol=1e-5)
+    assert ResNetBackbone(8, tmp_path / "weights.pth").extract(pictures).shape == (2, 64, 1024)
+
+
+def test_other_weights(torchvision: Any, tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(DataError, match="holds other weights than ResNet-101's"):
+        ResNetBackbone(14, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("text")
+    with pytest.raises(DataError, match="is no file of PyTorch weights"):
+        ResNetBackbone(14, tmp_path / "text.pth")

@@ -1,0 +1,173 @@
+"""Both VQA evaluators and both CLEVR groupings, against golden figures and a plain implementation."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.reference_accuracy import Questions, adversarial_questions, plain_vqa_accuracy
+from trarctl.data.metrics import EvaluatorName, Grouping, clevr_accuracy, plain_accuracy, vqa_accuracy
+from trarctl.errors import DataError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SCORED_CASES = sorted(path for path in (GOLDEN / "cases").glob("vqa_*.json") if not path.stem.endswith("_test"))
+EVALUATORS: tuple[EvaluatorName, ...] = ("official", "upstream")
+
+
+def _read(path: str) -> dict[str, list]:
+    return json.loads((GOLDEN / path).read_text(encoding="utf-8"))
+
+
+def _mini_vqa() -> Questions:
+    by_id = {
+        annotation["question_id"]: annotation
+        for annotation in _read("mini_vqa/raw/v2_mscoco_val2014_annotations.json")["annotations"]
+    }
+    questions = _read("mini_vqa/raw/v2_OpenEnded_mscoco_val2014_questions.json")["questions"]
+    annotations = [by_id[question["question_id"]] for question in questions]
+    return Questions(
+        answers=[[answer["answer"] for answer in annotation["answers"]] for annotation in annotations],
+        predictions=[""] * len(annotations),
+        answer_type=[annotation["answer_type"] for annotation in annotations],
+        question_type=[annotation["question_type"] for annotation in annotations],
+    )
+
+
+@pytest.mark.parametrize(("evaluator", "key"), [("official", "official"), ("upstream", "upstream_trar")])
+def test_evaluators_agree_with_their_originals(evaluator: EvaluatorName, key: str) -> None:
+    golden = json.loads((GOLDEN / "vqa_accuracy.json").read_text(encoding="utf-8"))
+    questions = Questions(golden["ground_truth"], golden["prediction"], golden["answer_type"], golden["question_type"])
+    accuracy = vqa_accuracy(questions.predictions, questions.truth(), evaluator)
+    assert accuracy.per_question.tolist() == golden[key]["per_question"]
+    assert accuracy.overall == golden[key]["overall"]
+    assert accuracy.per_answer_type == golden[key]["per_answer_type"]
+    assert accuracy.per_question_type == golden[key]["per_question_type"]
+
+
+@pytest.mark.parametrize("case", SCORED_CASES, ids=lambda path: path.stem)
+def test_figures_of_the_golden_vqa_cases(case: Path) -> None:
+    expected = json.loads(case.read_text(encoding="utf-8"))["expected"]
+    truth = _mini_vqa().truth()
+    for evaluator in EVALUATORS:
+        accuracy = vqa_accuracy(expected["answers"], truth, evaluator)
+        assert accuracy.overall == expected["accuracy"][evaluator]["overall"]
+        assert accuracy.per_answer_type == expected["accuracy"][evaluator]["per_answer_type"]
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_equals_the_plain_implementation(evaluator: EvaluatorName, seed: int) -> None:
+    questions = adversarial_questions(3000, seed)
+    accuracy = vqa_accuracy(questions.predictions, questions.truth(), evaluator)
+    expected = plain_vqa_accuracy(questions, evaluator)
+    assert accuracy.per_question.tolist() == expected["per_question"]
+    assert accuracy.overall == expected["overall"]
+    assert accuracy.per_answer_type == expected["per_answer_type"]
+    assert accuracy.per_question_type == expected["per_question_type"]
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_scoring_changes_nothing(evaluator: EvaluatorName) -> None:
+    questions = adversarial_questions(200, seed=3)
+    predictions, truth = list(questions.predictions), questions.truth()
+    before = copy.deepcopy(truth)
+    first = vqa_accuracy(predictions, truth, evaluator)
+    assert predictions == questions.predictions
+    assert truth.strings == before.strings
+    assert np.array_equal(truth.codes, before.codes)
+    assert vqa_accuracy(predictions, truth, evaluator).overall == first.overall
+
+
+@pytest.mark.parametrize(
+    ("answers", "prediction", "official", "upstream"),
+    [
+        (["YES"] * 10, "YES", 100.0, 0.0),
+        (["YES"] * 10, "yes", 0.0, 0.0),
+        (["yes"] * 10, "Yes!", 0.0, 100.0),
+        (["yes"] * 9 + ["yes "], " yes\n", 100.0, 100.0),
+        (["two"] * 9 + ["2"], "2", 100.0, 30.0),
+        (["yes"] * 3 + ["no"] * 7, "yes", 90.0, 90.0),
+        (["yes", "no"], "yes", 16.67, 16.67),
+        (["yes"], "yes", 0.0, 0.0),
+    ],
+)
+def test_one_question(answers: list[str], prediction: str, official: float, upstream: float) -> None:
+    truth = Questions([answers], [prediction], ["other"], ["what"]).truth()
+    assert vqa_accuracy([prediction], truth, "official").overall == official
+    assert vqa_accuracy([prediction], truth, "upstream").overall == upstream
+
+
+def test_official_is_the_default() -> None:
+    truth = Questions([["YES"] * 10], ["YES"], ["other"], ["what"]).truth()
+    assert vqa_accuracy(["YES"], truth).overall == 100.0
+
+
+def test_types_that_do_not_occur_are_left_out() -> None:
+    truth = Questions([["a"] * 10, ["b"] * 10], ["", ""], ["x", "y"], ["p", "q"]).truth()
+    truth.answer_type[:] = 1
+    assert vqa_accuracy(["a", "c"], truth).per_answer_type == {"y": 50.0}
+
+
+def test_another_number_of_answers_is_refused() -> None:
+    truth = Questions([["a"] * 10], [""], ["x"], ["p"]).truth()
+    with pytest.raises(DataError, match="2 answers for 1 questions"):
+        vqa_accuracy(["a", "b"], truth)
+
+
+def test_a_question_without_answers_is_named() -> None:
+    truth = Questions([["a"] * 10, []], ["", ""], ["x", "x"], ["p", "p"]).truth()
+    with pytest.raises(DataError, match="question 2 of 2 has no annotator's answer"):
+        vqa_accuracy(["a", "b"], truth)
+
+
+def test_nothing_to_score_is_refused() -> None:
+    with pytest.raises(DataError, match="no question to score"):
+        vqa_accuracy([], Questions([], [], [], []).truth())
+
+
+def test_figures_of_the_golden_clevr_case() -> None:
+    questions = _read("mini_clevr/raw/questions/CLEVR_val_questions.json")["questions"]
+    expected = _read("cases/clevr_hard_fc_binarize.json")["expected"]
+    answers = [question["answer"] for question in questions]
+    functions = [question["program"][-1]["function"] for question in questions]
+    official = clevr_accuracy(expected["answers"], answers, functions)
+    upstream = clevr_accuracy(expected["answers"], answers, functions, "upstream")
+    counted = {name: [official.correct[name], official.total[name]] for name in official.total}
+    moved = {name: upstream.total[name] - official.total[name] for name in official.total}
+    num_equal_integer = functions.count("equal_integer")
+    assert counted == expected["accuracy"]["correct_and_total_by_type"]
+    assert num_equal_integer > 0
+    assert moved == {
+        "overall": 0,
+        "count": 0,
+        "exist": 0,
+        "compare_numbers": -num_equal_integer,
+        "query_attribute": 0,
+        "compare_attribute": num_equal_integer,
+    }
+
+
+@pytest.mark.parametrize(("grouping", "name"), [("official", "compare_numbers"), ("upstream", "compare_attribute")])
+def test_where_equal_integer_counts(grouping: Grouping, name: str) -> None:
+    accuracy = clevr_accuracy(["yes", "no"], ["yes", "yes"], ["equal_integer", "query_size"], grouping)
+    assert accuracy.correct == {"overall": 1, name: 1, "query_attribute": 0}
+    assert accuracy.total == {"overall": 2, name: 1, "query_attribute": 1}
+    assert accuracy.percent == {"overall": 50.0, name: 100.0, "query_attribute": 0.0}
+    assert accuracy.overall == 50.0
+
+
+def test_unknown_functions_are_all_named() -> None:
+    functions = ["count", "fly", *(f"hop{number}" for number in range(10))]
+    with pytest.raises(DataError, match=r"fly, hop0, .*, hop8 and 1 more"):
+        clevr_accuracy(["x"] * 12, ["x"] * 12, functions)
+
+
+def test_plain_accuracy_counts_by_type() -> None:
+    accuracy = plain_accuracy(["red", "no", "Yes"], ["red", "yes", "yes"], ["color", "yes/no", "yes/no"])
+    assert accuracy.correct == {"overall": 1, "color": 1, "yes/no": 0}
+    assert list(accuracy.total.items()) == [("overall", 3), ("color", 1), ("yes/no", 2)]
+    assert accuracy.percent == {"overall": 33.33, "color": 100.0, "yes/no": 0.0}

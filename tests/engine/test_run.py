@@ -1,0 +1,77 @@
+"""How a user names a run or one of its checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from trarctl.engine.run import RunFolder, find_checkpoint, find_run, list_runs
+from trarctl.errors import CheckpointError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two runs: ``old`` with a best epoch 2 of 3, and ``new`` with nothing but a step checkpoint."""
+    old, new = RunFolder(tmp_path / "runs" / "old"), RunFolder(tmp_path / "runs" / "new")
+    for run in (old, new):
+        run.create()
+        run.settings_file.write_text("{}")
+    for epoch, overall in ((1, 50.0), (2, 61.5), (3, 61.5)):
+        old.epoch_checkpoint(epoch).write_bytes(b"")
+        old.record({"event": "validation", "epoch": epoch, "overall": overall})
+    new.step_checkpoint(0, 40).write_bytes(b"")
+    for age, run in ((100, old), (0, new)):
+        for file in run.path.glob("*.json*"):
+            os.utime(file, (1_000_000_000 - age, 1_000_000_000 - age))
+    return tmp_path / "runs"
+
+
+def test_a_run_by_name_folder_or_checkpoint(folder: Path) -> None:
+    assert find_run("old", folder).path == folder / "old"
+    assert find_run(str(folder / "old"), Path("elsewhere")).path == folder / "old"
+    assert find_run(str(folder / "old/checkpoints/epoch-002.safetensors"), folder).path == folder / "old"
+    assert find_run(None, folder).name == "new"
+    assert [run.name for run in list_runs(folder)] == ["old", "new"]
+
+
+def test_a_checkpoint_by_run_epoch_or_file(folder: Path) -> None:
+    assert find_checkpoint("old", folder) == (
+        folder / "old/checkpoints/epoch-002.safetensors",
+        "run old, its best epoch 2",
+    )
+    assert find_checkpoint("old@3", folder) == (folder / "old/checkpoints/epoch-003.safetensors", "run old, epoch 3")
+    file = folder / "old/checkpoints/epoch-001.safetensors"
+    assert find_checkpoint(str(file), folder) == (file, "the file given")
+    path, how = find_checkpoint(None, folder)
+    assert path.name == "epoch-000-step-000040.safetensors"
+    assert how == "the latest run, its latest checkpoint (no validation to choose the best by)"
+
+
+def test_what_is_not_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no run 'young' in .*runs \(latest: old, new\)"):
+        find_checkpoint("young", folder)
+    with pytest.raises(CheckpointError, match="run old has no checkpoint of epoch 9") as raised:
+        find_checkpoint("old@9", folder)
+    assert raised.value.hint == "there are: 1, 2, 3; --ckpt old@EPOCH"
+    with pytest.raises(CheckpointError, match="no runs in"):
+        find_run(None, tmp_path / "nothing")
+    RunFolder(folder / "new").step_checkpoint(0, 40).unlink()
+    with pytest.raises(CheckpointError, match="run new has no checkpoint yet"):
+        find_checkpoint("new", folder)
+
+
+def test_metrics_that_a_crash_cut_off(folder: Path) -> None:
+    run = RunFolder(folder / "old")
+    with run.metrics_file.open("ab") as file:
+        file.write(b'{"event": "valid')
+    assert run.best_epoch() == 2
+    assert len(list(run.metrics())) == 3
+
+
+def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(DataError, match="cannot write the run folder") as raised:
+        RunFolder(tmp_path / "runs" / "new").create()
+    assert "--set run.folder=DIR" in str(raised.value.hint)

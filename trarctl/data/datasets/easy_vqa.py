@@ -1,0 +1,91 @@
+"""easy-VQA: questions about small generated images, read from the installed package ``easy-vqa``."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from trarctl.data.datasets.base import EASY_VQA, SplitFiles
+from trarctl.data.datasets.clevr import single_answers
+from trarctl.data.flat_text import FlatTextBuilder
+from trarctl.data.progress import Progress
+from trarctl.data.raw_splits import RawData, RawSplit, RecordReader, StringTable
+from trarctl.data.records import read_records
+from trarctl.errors import DataError
+
+_COLORS = frozenset({"black", "gray", "red", "green", "blue", "yellow", "brown", "teal"})
+_SHAPES = frozenset({"rectangle", "circle", "triangle"})
+_FIELDS = ("question", "answer", "image_id")
+
+
+def package_data() -> Path:
+    """Find the files of the installed package.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    package = importlib.util.find_spec("easy_vqa")
+    if package is None or package.origin is None:
+        raise DataError("the package easy-vqa is not installed", EASY_VQA.download_hint)
+    return Path(package.origin).parent / "data"
+
+
+def image_folder(raw: Path, image_set: str) -> Path:
+    """Give the folder of images of a set; the package calls ``val`` its test set."""
+    return raw / ("test" if image_set == "val" else image_set) / "images"
+
+
+def question_type(answer: str) -> str:
+    """Tell the type of a question by its answer: ``yes/no``, ``color`` or ``shape``."""
+    if answer in ("yes", "no"):
+        return "yes/no"
+    if answer in _COLORS:
+        return "color"
+    return "shape" if answer in _SHAPES else "other"
+
+
+def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
+    """Read one split; questions are numbered from 0 in file order.
+
+    Args:
+        raw: folder with ``train`` and ``test``, as in the package.
+        files: the split's files.
+        data: collects answers and record counts.
+        progress: told the bytes read.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = raw / files.questions
+    reader = RecordReader(path)
+    texts = FlatTextBuilder()
+    types = StringTable()
+    image_ids, answers, question_types = [], [], []
+    for rows in read_records(path, None, progress=progress):
+        records = [
+            dict(zip(_FIELDS, row, strict=True)) if isinstance(row, list) and len(row) == len(_FIELDS) else row
+            for row in rows
+        ]
+        reader.start(records)
+        images = reader.ids(records, "image_id")
+        questions = reader.column(records, "question", str)
+        given = reader.column(records, "answer", str)
+        if images is None or questions is None or given is None:
+            continue
+        image_ids.append(np.array(images, dtype=np.int64))
+        texts.extend(questions)
+        answers.append(data.answers.codes(given))
+        question_types.append(types.codes([question_type(answer) for answer in given]))
+    reader.finish()
+    if reader.num_records == 0:
+        raise DataError(f"{path} holds no questions", EASY_VQA.download_hint)
+    data.num_records[files.questions] = reader.num_records
+    return RawSplit(
+        files.name,
+        np.arange(reader.num_records, dtype=np.int64),
+        np.concatenate(image_ids),
+        texts.build(),
+        single_answers(np.concatenate(answers), np.concatenate(question_types), tuple(types)),
+    )

@@ -1,0 +1,176 @@
+"""Read questions and annotations in the layout of VQA v2 and of Visual Genome."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trarctl.data.datasets.base import SplitFiles
+from trarctl.data.flat_text import FlatTextBuilder
+from trarctl.data.progress import Progress
+from trarctl.data.raw_splits import (
+    NUM_ANNOTATORS,
+    RawAnnotations,
+    RawData,
+    RawSplit,
+    RecordReader,
+    StringTable,
+    listed,
+    refuse_duplicates,
+    rows_of,
+)
+from trarctl.data.records import read_records
+from trarctl.errors import DataError
+
+_DOWNLOAD_BOTH = "download both files of the same version again"
+
+
+def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
+    """Read one split of VQA v2.
+
+    Args:
+        raw: folder of the raw files.
+        files: the split's files.
+        data: collects answers, warnings and record counts.
+        progress: told the bytes read.
+
+    Raises:
+        DataError: a file is damaged, an id appears twice, or annotations and questions do not belong together.
+    """
+    split = _read_questions(raw / files.questions, files.name, progress)
+    data.num_records[files.questions] = len(split.question_id)
+    if files.annotations is None:
+        return split
+    path = raw / files.annotations
+    question_id, image_id, annotations = _read_annotations(path, data.answers, progress)
+    data.num_records[files.annotations] = len(question_id)
+    refuse_duplicates(path, question_id, "question_id")
+    rows = rows_of(question_id, split.question_id)
+    if (rows < 0).any():
+        unknown = question_id[rows < 0]
+        raise DataError(
+            f"{path} annotates questions that {files.questions} does not hold: {listed(unknown, len(unknown))}",
+            _DOWNLOAD_BOTH,
+        )
+    _check_coverage(path, files, split, rows, data)
+    return replace(
+        split,
+        image_id=_reconciled_images(path, split, rows, image_id, data),
+        annotations=replace(annotations, rows=rows.astype(np.int32)),
+    )
+
+
+def _check_coverage(path: Path, files: SplitFiles, split: RawSplit, rows: npt.NDArray[np.int64], data: RawData) -> None:
+    is_missing = np.ones(len(split.question_id), dtype=bool)
+    is_missing[rows] = False
+    missing = split.question_id[is_missing]
+    if not len(missing):
+        return
+    what = f"{path} has no annotation of the questions {listed(missing, len(missing))}"
+    if files.name == "val":
+        raise DataError(what, _DOWNLOAD_BOTH)
+    data.warnings.append(f"{what}: they are not trained on")
+
+
+def _reconciled_images(
+    path: Path, split: RawSplit, rows: npt.NDArray[np.int64], image_id: npt.NDArray[np.int64], data: RawData
+) -> npt.NDArray[np.int64]:
+    """Follow the annotations where they name another image than the question does, as the original program does."""
+    differs = split.image_id[rows] != image_id
+    if differs.any():
+        questions = split.question_id[rows[differs]]
+        data.warnings.append(
+            f"{path} names another image than the questions file for the questions"
+            f" {listed(questions, len(questions))}: the annotation's is used"
+        )
+    merged = split.image_id.copy()
+    merged[rows] = image_id
+    return merged
+
+
+def _read_questions(path: Path, name: str, progress: Progress) -> RawSplit:
+    reader = RecordReader(path)
+    texts = FlatTextBuilder()
+    question_ids: list[npt.NDArray[np.int64]] = []
+    image_ids: list[npt.NDArray[np.int64]] = []
+    for records in read_records(path, "questions", progress=progress):
+        reader.start(records)
+        ids = reader.ids(records, "question_id")
+        images = reader.ids(records, "image_id")
+        questions = reader.column(records, "question", str)
+        if ids is not None and images is not None and questions is not None:
+            question_ids.append(np.array(ids, dtype=np.int64))
+            image_ids.append(np.array(images, dtype=np.int64))
+            texts.extend(questions)
+    reader.finish()
+    if reader.num_records == 0:
+        raise DataError(f"{path} holds no questions", "download it again")
+    question_id = np.concatenate(question_ids)
+    refuse_duplicates(path, question_id, "question_id")
+    return RawSplit(name, question_id, np.concatenate(image_ids), texts.build(), None)
+
+
+def _read_annotations(
+    path: Path, answers: StringTable, progress: Progress
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], RawAnnotations]:
+    """Read question ids [A], image ids [A] and annotations whose ``rows`` are still to be filled in."""
+    reader = RecordReader(path)
+    answer_types, question_types = StringTable(), StringTable()
+    question_ids, image_ids = [], []
+    codes, chosen, answer_type, question_type = [], [], [], []
+    for records in read_records(path, "annotations", progress=progress):
+        reader.start(records)
+        ids = reader.ids(records, "question_id")
+        images = reader.ids(records, "image_id")
+        given = _answer_codes(reader, records, answers)
+        best = reader.column(records, "multiple_choice_answer", str, default="")
+        answer_kinds = reader.column(records, "answer_type", str, default="")
+        question_kinds = reader.column(records, "question_type", str, default="")
+        if ids is None or images is None or given is None:
+            continue
+        if best is None or answer_kinds is None or question_kinds is None:
+            continue
+        question_ids.append(np.array(ids, dtype=np.int64))
+        image_ids.append(np.array(images, dtype=np.int64))
+        codes.append(given)
+        chosen.append(answers.codes(best))
+        answer_type.append(answer_types.codes(answer_kinds))
+        question_type.append(question_types.codes(question_kinds))
+    reader.finish()
+    if reader.num_records == 0:
+        raise DataError(f"{path} holds no annotations", "download it again")
+    annotations = RawAnnotations(
+        rows=np.empty(0, dtype=np.int32),
+        answers=np.concatenate(codes),
+        chosen=np.concatenate(chosen),
+        answer_type=np.concatenate(answer_type).astype(np.int16),
+        answer_types=tuple(answer_types),
+        question_type=np.concatenate(question_type).astype(np.int16),
+        question_types=tuple(question_types),
+    )
+    return np.concatenate(question_ids), np.concatenate(image_ids), annotations
+
+
+def _answer_codes(reader: RecordReader, records: list[object], table: StringTable) -> npt.NDArray[np.int32] | None:
+    """Number the annotators' answers, [records, 10], -1 where there are fewer than ten."""
+    groups = reader.column(records, "answers", list)
+    if groups is None:
+        return None
+    lengths = np.fromiter(map(len, groups), dtype=np.int64, count=len(groups))
+    try:
+        texts = [answer["answer"] for group in groups for answer in group]
+    except (KeyError, TypeError, IndexError):
+        texts = [None]
+    if set(map(type, texts)) <= {str} and lengths.min() > 0 and lengths.max() <= NUM_ANNOTATORS:
+        codes = np.full((len(groups), NUM_ANNOTATORS), -1, dtype=np.int32)
+        codes[np.arange(NUM_ANNOTATORS) < lengths[:, None]] = table.codes(texts)
+        return codes
+    for number, group in enumerate(groups):
+        if not 0 < len(group) <= NUM_ANNOTATORS:
+            reader.report(number, f"has {len(group)} answers, expected 1 to {NUM_ANNOTATORS}")
+        elif not all(isinstance(answer, dict) and type(answer.get("answer")) is str for answer in group):
+            reader.report(number, "has an answer that is no text")
+    return None

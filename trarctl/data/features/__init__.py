@@ -1,0 +1,1 @@
+"""Features of images: extractors, and the files that hold features."""

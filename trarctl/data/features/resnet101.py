@@ -1,0 +1,128 @@
+"""ResNet-101's third stage as a backbone, as CLEVR's published features were made; needs the extra ``features``.
+
+Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trarctl.data.features.patches import Floats
+from trarctl.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
+NAME = "resnet101"
+WIDTH = 1024
+# The third stage sees the image at a sixteenth of its size.
+PIXELS_PER_CELL = 16
+
+_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError)
+_WEIGHTS_HINT = "--weights FILE, as torchvision publishes it for resnet101"
+_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+_DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+
+def preprocess(images: Sequence[Image], side: int) -> Floats:
+    """Make images ready for a network that was trained on ImageNet.
+
+    Args:
+        images: of any size and mode.
+        side: pixels along one side, to which the whole image is resized (bicubic, on 8 bits, not cropped).
+
+    Returns:
+        [B, 3, side, side], standardized by ImageNet's mean and deviation of each color.
+    """
+    from PIL.Image import Resampling
+
+    resized = (image.convert("RGB").resize((side, side), Resampling.BICUBIC) for image in images)
+    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in resized]) / np.float32(255)
+    return np.ascontiguousarray(((pixels - _MEAN) / _DEVIATION).transpose(0, 3, 1, 2))
+
+
+class ResNetBackbone:
+    """Runs images through the first three stages of ResNet-101; safe to call from several threads.
+
+    Args:
+        grid_size: cells S along one side; the image is resized to 16 * S pixels.
+        weights: file of torchvision's weights; None: torchvision's own download.
+        devices: one copy of the network each, such as ``cpu`` or ``cuda:0``.
+
+    Raises:
+        DataError: torchvision is not installed, or the weights cannot be read.
+    """
+
+    name = NAME
+    width = WIDTH
+
+    def __init__(self, grid_size: int, weights: Path | None = None, devices: Sequence[str] = ("cpu",)) -> None:
+        self.grid_size = grid_size
+        self._weights_digest = weights_digest(weights)
+        self._idle: SimpleQueue[tuple[str, nn.Module]] = SimpleQueue()
+        for device in devices:
+            self._idle.put((device, _third_stage(weights).to(device)))
+
+    def describe(self) -> dict[str, Any]:
+        """Give name, grid and what identifies the weights."""
+        return {"name": self.name, "grid_size": self.grid_size, "weights": self._weights_digest}
+
+    def extract(self, images: Sequence[Image]) -> Floats:
+        """Run images through the network, [B, N, W]."""
+        import torch
+
+        pixels = torch.from_numpy(preprocess(images, self.grid_size * PIXELS_PER_CELL))
+        device, network = self._idle.get()
+        try:
+            with torch.inference_mode():
+                maps = network(pixels.to(device))
+        finally:
+            self._idle.put((device, network))
+        cells: Floats = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
+        return cells
+
+
+def weights_digest(weights: Path | None) -> str:
+    """Identify weights: SHA-256 of the file, or the name of torchvision's download.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if weights is None:
+        return "IMAGENET1K_V1"
+    try:
+        with weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read the weights {weights}: {error.strerror or error}", _WEIGHTS_HINT) from None
+
+
+def _third_stage(weights: Path | None) -> nn.Module:
+    import torch
+    from torch import nn
+
+    try:
+        from torchvision.models import ResNet101_Weights, resnet101
+    except (ImportError, RuntimeError) as error:
+        raise DataError(f"torchvision cannot be loaded: {error}", 'pip install "trarctl[features]"') from None
+    if weights is None:
+        network = resnet101(weights=ResNet101_Weights.IMAGENET1K_V1)
+    else:
+        network = resnet101(weights=None)
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
+            raise DataError(f"{weights} is no file of PyTorch weights", _WEIGHTS_HINT) from error
+        try:
+            network.load_state_dict(state)
+        except _UNREADABLE:
+            raise DataError(f"{weights} holds other weights than ResNet-101's", _WEIGHTS_HINT) from None
+    stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+    return nn.Sequential(*(getattr(network, stage) for stage in stages)).eval()

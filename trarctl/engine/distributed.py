@@ -1,0 +1,339 @@
+"""Devices and processes: where a run computes, with whom, and how they agree.
+
+One process per device. A run on several devices is started by ``trarctl.engine.launch``, or joins the group that
+``torchrun`` or Slurm has made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from trarctl.engine.meeting import fresh_store
+from trarctl.errors import DeviceError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import GradBucket
+
+Precision = Literal["fp32", "tf32", "bf16"]
+GRACE_SECONDS = 2.0  # in which one that lost another lets those speak who know why
+# In which threads of gloo let go of what they have computed. They need Python for it: where it is ending, they abort.
+LETTING_GO_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that work together.
+
+    Attributes:
+        rank: number of this process, 0 leads: it alone writes files and speaks.
+        size: how many there are.
+        device: where this one computes.
+        store: what all can read and write, while they work together; None for one that is alone.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    store: Store | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def all_reduce_max(self, flag: int) -> int:
+        """The largest of all processes' ``flag``; a meeting of the processes, but not of CPU and GPU."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor([flag], dtype=torch.int64)
+        with collective():
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
+
+    def all_reduce(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The sum of all processes' arrays, in place, in every process."""
+        if self.size > 1:
+            with collective():
+                dist.all_reduce(torch.from_numpy(array))
+        return array
+
+    def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+        """All processes' arrays, of the same shape and type, in the lead; nothing in the others."""
+        if self.size == 1:
+            return [array]
+        arrays = [np.empty_like(array) for _ in range(self.size if self.is_main else 0)]
+        with collective():
+            dist.gather(torch.from_numpy(array), [torch.from_numpy(one) for one in arrays] or None)
+        return arrays
+
+    def broadcast(self, value: Any) -> Any:
+        """The lead's value, in every process; it is pickled, so small and our own."""
+        if self.size == 1:
+            return value
+        box = [value if self.is_main else None]
+        with collective():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """All processes' values, in every process; they are pickled, so small and our own."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with collective():
+            dist.all_gather_object(values, value)
+        return values
+
+    def tells(self, *, is_witness: bool) -> bool:
+        """Whether this process is the one of all to say what ended the work early; to be asked once.
+
+        Args:
+            is_witness: whether it knows itself. One that only lost another waits a moment for those who know more.
+        """
+        if self.store is None:
+            return True
+        if not is_witness:
+            time.sleep(GRACE_SECONDS)
+        try:
+            return bool(self.store.compare_set("teller", "", str(self.rank)) == str(self.rank).encode())
+        except RuntimeError:
+            # Where process 0 keeps the store, both go together: the next one steps in.
+            return self.rank == 1
+
+
+class LostProcess(DeviceError):
+    """Another process has gone or does not answer; why, that one may know."""
+
+
+_NETWORK = re.compile(r"gloo|nccl|connection|timed? ?out|broken pipe|socket|store", re.IGNORECASE)
+
+
+@contextmanager
+def collective() -> Iterator[None]:
+    """What processes do together: a lost one shows as an error of the network, which becomes a ``LostProcess``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not isinstance(error, dist.DistError) and not _NETWORK.search(text):
+            raise
+        raise LostProcess(
+            f"another process was lost ({text[:300]})", "trarctl resume goes on from the latest checkpoint"
+        ) from error
+
+
+def average_in_order(num_processes: int, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average gradients so that the last bit does not depend on how they are packed; for DistributedDataParallel.
+
+    Its own way adds them in an order that depends on a gradient's place in its bucket, and after the first step it
+    packs the buckets anew: a resumed run would differ from one that went on. For two processes the order is no matter.
+    """
+    mine = bucket.buffer()
+    if num_processes == 2:
+        summed = dist.all_reduce(mine, async_op=True).get_future()
+        return summed.then(lambda done: done.value()[0].div_(num_processes))
+    parts = [torch.empty_like(mine) for _ in range(num_processes)]
+
+    def average(_done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        for part in parts[1:]:
+            parts[0].add_(part)
+        return parts[0].div_(num_processes)
+
+    return dist.all_gather(parts, mine, async_op=True).get_future().then(average)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the processes of a command compute.
+
+    Attributes:
+        devices: one name a process on this machine, ``cpu`` or ``cuda:INDEX``.
+        rank: of this process in a group that exists already; None where there is none.
+        local_rank: number of this process on its machine, in such a group.
+        size: processes in that group, over all machines.
+    """
+
+    devices: tuple[str, ...]
+    rank: int | None = None
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def launches(self) -> bool:
+        """Whether processes have to be started."""
+        return self.rank is None and len(self.devices) > 1
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes work together."""
+        return self.size if self.rank is not None else len(self.devices)
+
+
+def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
+    """Decide where to compute.
+
+    Args:
+        gpus: GPU indices joined by commas, ``cpu``, ``cpu:COUNT`` for several CPU processes, or None for a GPU where
+            there is one.
+        environ: the environment, which says whether ``torchrun`` or Slurm has started this process as one of several.
+
+    Raises:
+        DeviceError: if there is no such GPU, or the text cannot be read.
+    """
+    group = _torchrun_group(environ) or _slurm_group(environ)
+    if group is None:
+        return Placement(_devices(gpus, 1))
+    rank, local_rank, local_size, size = group
+    devices = _devices(gpus, local_size)
+    if len(devices) == 1:
+        devices *= local_size
+    if len(devices) != local_size:
+        raise DeviceError(
+            f"--gpus {gpus} names {len(devices)} devices, {local_size} processes were started on this machine",
+            f"start as many processes as devices: --nproc-per-node {len(devices)}",
+        )
+    return Placement(devices, rank, local_rank, size)
+
+
+@contextmanager
+def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
+    """Join the group of processes, and leave it at the end.
+
+    Args:
+        placement: from ``plan_placement``, in the process that computes.
+        timeout_seconds: after which a process that waits for a lost one gives up.
+
+    Raises:
+        DeviceError: if the others cannot be reached in time.
+    """
+    rank = placement.rank or 0
+    device = torch.device(placement.devices[placement.local_rank])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if placement.num_processes == 1:
+        yield World(0, 1, device)
+        return
+    timeout = timedelta(seconds=timeout_seconds)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(placement.devices)))
+    try:
+        store, rank, size = next(rendezvous("env://", rank, placement.size, timeout=timeout))
+        store = fresh_store(store, rank=rank, size=size, timeout_seconds=timeout_seconds)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DeviceError(
+            f"process {rank} of {placement.size} cannot join the others: {first}",
+            "check that all machines reach MASTER_ADDR:MASTER_PORT and started with the same number of processes",
+        ) from error
+    try:
+        yield World(rank, size, device, PrefixStore("trarctl", store))
+    finally:
+        dist.destroy_process_group()
+        time.sleep(LETTING_GO_SECONDS)
+
+
+def use_threads(num_threads: int | None) -> None:
+    """Compute on so many CPU threads; None leaves it as it is."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+
+
+def seed_step(seed: int, *, step: int, rank: int) -> None:
+    """Seed dropout and noise for one step, so that they depend on nothing but the seed, the step and the process.
+
+    A resumed run therefore draws what the undisturbed run would have drawn.
+    """
+    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(mixed) % 2**63)
+
+
+def precision_of(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """The context in which matrix products have that precision; ``tf32`` is a matter of NVIDIA GPUs only."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held on the device; for the CPU, its resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _devices(gpus: str | None, num_processes: int) -> tuple[str, ...]:
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus is None:
+        return tuple(f"cuda:{index}" for index in range(min(num_processes, available))) or ("cpu",)
+    if match := re.fullmatch(r"cpu(?::(\d+))?", gpus):
+        return ("cpu",) * max(int(match[1] or 1), 1)
+    indices = gpus.replace(" ", "").split(",")
+    if not all(index.isdigit() for index in indices) or len(set(indices)) != len(indices):
+        raise DeviceError(
+            f"--gpus {gpus}: expected different GPU indices joined by commas, cpu, or cpu:COUNT",
+            "for example --gpus 0, --gpus 0,1 or --gpus cpu",
+        )
+    missing = [index for index in indices if int(index) >= available]
+    if missing:
+        there = {0: "no GPU", 1: "one GPU, 0"}.get(available, f"GPUs 0 to {available - 1}")
+        raise DeviceError(
+            f"--gpus {gpus}: there is no GPU {', '.join(missing)}; this machine has {there}",
+            "--gpus cpu runs on the CPU" if not available else "choose among those, or --gpus cpu",
+        )
+    return tuple(f"cuda:{index}" for index in indices)
+
+
+def _torchrun_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    if not all(name in environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
+        return None
+    rank, local_rank, local_size, size = (int(environ[name]) for name in names)
+    return rank, local_rank, local_size, size
+
+
+def _slurm_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    """The group that ``srun`` started, if it started several tasks; sets the meeting point for them."""
+    size = int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1")))
+    if "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ or size < 2:
+        return None
+    nodes = environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    os.environ.setdefault("MASTER_ADDR", first_host(nodes))
+    os.environ.setdefault("MASTER_PORT", str(10_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000))
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
+    counts = [
+        int(count)
+        for per_node, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)
+        for count in [per_node] * int(repeat or 1)
+    ]
+    node = int(environ.get("SLURM_NODEID", "0"))
+    local_size = counts[node] if node < len(counts) else counts[-1]
+    return int(environ["SLURM_PROCID"]), int(environ.get("SLURM_LOCALID", "0")), local_size, size
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm node list: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
+    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
+    if match is None:
+        return nodes
+    return match[1] + (match[2] or "")

@@ -1,0 +1,210 @@
+"""Run folders: where a run keeps its settings, log, metrics and checkpoints, and how a user names one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from trarctl.config.settings import Settings
+from trarctl.data.folder import write_bytes
+from trarctl.errors import CheckpointError, DataError
+
+CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on the disk.
+
+    Layout: ``settings.json``, ``log.txt`` (for people), ``metrics.jsonl`` (one JSON object a line), ``checkpoints/``.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self.path.name
+
+    @property
+    def settings_file(self) -> Path:
+        """The resolved settings, JSON."""
+        return self.path / "settings.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """What was measured, JSON lines."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        """The same for people."""
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def epoch_checkpoint(self, epoch: int) -> Path:
+        """Where the checkpoint after ``epoch`` finished epochs is, or will be."""
+        return self.checkpoints / f"epoch-{epoch:03d}.safetensors"
+
+    def step_checkpoint(self, epoch: int, step: int) -> Path:
+        """Where a checkpoint ``step`` steps behind ``epoch`` finished epochs is, or will be."""
+        return self.checkpoints / f"epoch-{epoch:03d}-step-{step:06d}.safetensors"
+
+    def saved(self) -> list[tuple[int, int, Path]]:
+        """(finished epochs, steps behind them, file) of all checkpoints, oldest first."""
+        found = []
+        for file in self.checkpoints.glob("epoch-*.safetensors") if self.checkpoints.is_dir() else ():
+            if match := CHECKPOINT.match(file.name):
+                found.append((int(match[1]), int(match[2] or 0), file))
+        return sorted(found)
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            DataError: if it cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise DataError(
+                f"cannot write the run folder {self.path}: {error.strerror or error}",
+                "choose another with --set run.folder=DIR, or mend its permissions",
+            ) from error
+
+    def record(self, entry: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        self._append(self.metrics_file, orjson.dumps(dict(entry)) + b"\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; one that a crash cut off is left out."""
+        if not self.metrics_file.is_file():
+            return
+        with self.metrics_file.open("rb") as file:
+            for line in file:
+                try:
+                    entry = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue
+                if isinstance(entry, dict):
+                    yield entry
+
+    def log(self, text: str) -> None:
+        """Append a line for people to ``log.txt``."""
+        self._append(self.log_file, f"{text}\n".encode())
+
+    def _append(self, path: Path, content: bytes) -> None:
+        try:
+            with path.open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {path}: {error.strerror or error}",
+                f"free some space or mend its permissions; then trarctl resume {self.name} goes on",
+            ) from error
+
+    def best_epoch(self) -> int | None:
+        """The epoch, counted from 1, with the best validation so far that still has a checkpoint."""
+        kept = {epoch for epoch, step, _ in self.saved() if step == 0}
+        latest: dict[int, float] = {}
+        for entry in self.metrics():
+            if entry.get("event") == "validation" and entry.get("epoch") in kept:
+                latest[entry["epoch"]] = entry["overall"]
+        return max(latest, key=lambda epoch: (latest[epoch], -epoch)) if latest else None
+
+
+def list_runs(folder: Path) -> list[RunFolder]:
+    """The runs in a folder, the most recently written last."""
+    if not folder.is_dir():
+        return []
+    runs = [RunFolder(path) for path in folder.iterdir() if (path / "settings.json").is_file()]
+    return sorted(runs, key=lambda run: (_last_written(run), run.name))
+
+
+def find_run(text: str | None, folder: Path) -> RunFolder:
+    """The run that the user means by a name, a directory or one of its checkpoints; None is the latest.
+
+    Raises:
+        CheckpointError: if there is none; the message names the nearest ones.
+    """
+    runs = list_runs(folder)
+    if text is None:
+        if not runs:
+            raise CheckpointError(f"no runs in {folder}", "start one: trarctl train")
+        return runs[-1]
+    for path in (folder / text, Path(text)):
+        if (path / "settings.json").is_file():
+            return RunFolder(path)
+        if path.is_file() and (path.parent.parent / "settings.json").is_file():
+            return RunFolder(path.parent.parent)
+    known = ", ".join(run.name for run in runs[-5:]) or "none"
+    raise CheckpointError(f"no run {text!r} in {folder} (latest: {known})", "trarctl train starts one")
+
+
+def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
+    """The checkpoint file behind ``RUN``, ``RUN@EPOCH`` or ``FILE``, and how it was chosen, in words.
+
+    Raises:
+        CheckpointError: if there is no such run, epoch or file.
+    """
+    if text is not None and Path(text).is_file():
+        return Path(text), "the file given"
+    name, at, epoch_text = (text or "").rpartition("@")
+    if not at:
+        name, epoch_text = text or "", ""
+    run = find_run(name or None, folder)
+    chosen = "the latest run" if not name else f"run {run.name}"
+    if epoch_text:
+        if not epoch_text.isdigit() or not run.epoch_checkpoint(int(epoch_text)).is_file():
+            kept = ", ".join(str(epoch) for epoch, step, _ in run.saved() if step == 0) or "none"
+            raise CheckpointError(
+                f"run {run.name} has no checkpoint of epoch {epoch_text}", f"there are: {kept}; --ckpt {run.name}@EPOCH"
+            )
+        return run.epoch_checkpoint(int(epoch_text)), f"{chosen}, epoch {epoch_text}"
+    best = run.best_epoch()
+    if best is not None:
+        return run.epoch_checkpoint(best), f"{chosen}, its best epoch {best}"
+    saved = run.saved()
+    if not saved:
+        raise CheckpointError(f"run {run.name} has no checkpoint yet", f"trarctl resume {run.name}")
+    return saved[-1][2], f"{chosen}, its latest checkpoint (no validation to choose the best by)"
+
+
+def _last_written(run: RunFolder) -> float:
+    return max(file.stat().st_mtime for file in (run.settings_file, run.metrics_file) if file.is_file())
+
+
+def write_settings(run: RunFolder, settings: Settings, data: Path) -> None:
+    """Keep the resolved settings beside the run, with the absolute path of its data."""
+    values = settings.model_dump(mode="json")
+    values["data"]["path"] = str(data.resolve())
+    write_bytes(run.settings_file, orjson.dumps(values, option=orjson.OPT_INDENT_2))
+
+
+def read_settings(run: RunFolder) -> Settings:
+    """The settings of a run, under the name and in the folder that it has now.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    try:
+        settings = Settings.model_validate(orjson.loads(run.settings_file.read_bytes()))
+    except (OSError, orjson.JSONDecodeError, ValidationError) as error:
+        raise CheckpointError(
+            f"cannot read {run.settings_file}: {str(error).splitlines()[0]}", "start again: trarctl train"
+        ) from error
+    here = settings.run.model_copy(update={"name": run.name, "folder": run.path.parent})
+    return settings.model_copy(update={"run": here})

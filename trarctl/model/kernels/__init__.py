@@ -1,0 +1,1 @@
+"""Attention, dropout and norms made for one kind of device."""

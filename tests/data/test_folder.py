@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.data.preparing import prepare_golden
-from trarctl.data.folder import refuse_foreign, write_bytes, writing
+from trarctl.data.folder import refuse_foreign, writing
 from trarctl.errors import DataError
+from trarctl.files import write_bytes
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:

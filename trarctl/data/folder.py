@@ -13,12 +13,11 @@ import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
 from trarctl.data.manifest import MANIFEST
 from trarctl.errors import DataError
+from trarctl.files import sync_folder
 
 BUILDING = ".building"
 _LOCK = ".lock"
@@ -170,43 +169,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON, indented, as ``write_bytes``."""
-    write_bytes(path, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
-
-
-def write_array(path: Path, array: npt.NDArray[np.generic]) -> None:
-    """Write an array in numpy's format and have it on the disk."""
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the entries of a folder on the disk."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def list_files(folder: Path) -> dict[str, int]:

@@ -18,7 +18,7 @@ from trarctl.data.features.extract import share_of_environment
 from trarctl.data.features.extract_stage import make_features
 from trarctl.data.features.image_stage import ImagePlan, build_images, plan_images, write_table
 from trarctl.data.features.image_table import Ids, feature_folders
-from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, write_json, writing
+from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, writing
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,
@@ -37,14 +37,9 @@ from trarctl.data.manifest import (
 from trarctl.data.progress import Progress, no_progress
 from trarctl.data.raw_splits import RawData
 from trarctl.data.request import PrepareReport, PrepareRequest, Work, default_out, plan_work
-from trarctl.data.text_stage import (
-    READERS,
-    build_text,
-    file_sha256,
-    present_splits,
-    vectors_fingerprint,
-)
+from trarctl.data.text_stage import READERS, build_text, present_splits, vectors_fingerprint
 from trarctl.errors import DataError, SettingsError
+from trarctl.files import file_sha256, write_json
 
 __all__ = ["PrepareReport", "PrepareRequest", "check", "default_out", "prepare", "prepare_share"]
 

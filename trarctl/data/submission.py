@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from trarctl.data.folder import write_bytes
 from trarctl.data.raw_splits import listed
 from trarctl.errors import DataError
+from trarctl.files import write_bytes
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 

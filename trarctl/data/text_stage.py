@@ -6,7 +6,6 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,13 +21,13 @@ from trarctl.data.datasets.clevr import read_clevr_split
 from trarctl.data.datasets.easy_vqa import read_easy_vqa_split
 from trarctl.data.datasets.vqa import read_vqa_split
 from trarctl.data.flat_text import flatten
-from trarctl.data.folder import write_array, write_json
 from trarctl.data.manifest import ANSWERS, VECTORS, VOCABULARY, SourceFile, SplitPart, TextPart, VectorsPart, digest_of
 from trarctl.data.progress import Progress
 from trarctl.data.raw_splits import RawAnnotations, RawData, RawSplit, listed
 from trarctl.data.text import encode, longest_question, tokenize
 from trarctl.data.vocabulary import Vocabulary
 from trarctl.errors import DataError
+from trarctl.files import file_sha256, write_array, write_json
 
 LONGEST_SENSIBLE_QUESTION = 512
 _NUM_EXAMPLES = 10
@@ -152,19 +151,6 @@ def _read_raw(layout: Layout, raw: Path, progress: Progress) -> tuple[RawData, d
     warning = vocabulary_warning(layout, present)
     data.warnings += [warning] if warning else []
     return data, sources
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", "let it be read: chmod u+r") from error
 
 
 def _source(path: Path) -> SourceFile:

@@ -12,8 +12,8 @@ import orjson
 from pydantic import ValidationError
 
 from trarctl.config.settings import Settings
-from trarctl.data.folder import write_bytes
 from trarctl.errors import CheckpointError, DataError
+from trarctl.files import write_bytes
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 

@@ -26,7 +26,6 @@ from trarctl.data.features.image_table import (
 )
 from trarctl.data.features.packing import FileFacts, FileRows, Floats, Problems, RowSource, check_files, pack
 from trarctl.data.features.patches import Backbone, PatchBackbone, PatchSettings, load_images
-from trarctl.data.folder import write_array, write_json
 from trarctl.data.manifest import (
     BACKBONE,
     FEATURES,
@@ -38,6 +37,7 @@ from trarctl.data.manifest import (
     key_of,
 )
 from trarctl.data.progress import Progress
+from trarctl.files import write_array, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -27,11 +27,11 @@ from trarctl.data.features.files import (
 )
 from trarctl.data.features.half import store_half
 from trarctl.data.features.image_table import ImageSet
-from trarctl.data.folder import sync_folder, write_bytes
 from trarctl.data.manifest import StoredType
 from trarctl.data.progress import Progress
 from trarctl.data.raw_splits import listed
 from trarctl.errors import DataError
+from trarctl.files import sync_folder, write_bytes
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20

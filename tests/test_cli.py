@@ -129,11 +129,11 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (TrarError("it broke", "mend it"), 1),
-        (SettingsError("it broke", "mend it"), 3),
-        (DataError("it broke", "mend it"), 4),
-        (CheckpointError("it broke", "mend it"), 5),
-        (DeviceError("it broke", "mend it"), 6),
+        (TrarError("it broke", "fix it"), 1),
+        (SettingsError("it broke", "fix it"), 3),
+        (DataError("it broke", "fix it"), 4),
+        (CheckpointError("it broke", "fix it"), 5),
+        (DeviceError("it broke", "fix it"), 6),
     ],
 )
 def test_an_error_is_a_message_a_hint_and_a_code(
@@ -141,7 +141,7 @@ def test_an_error_is_a_message_a_hint_and_a_code(
 ) -> None:
     assert failing_with(error, monkeypatch) == code
     captured = capsys.readouterr()
-    assert captured.err == "error: it broke\nhint:  mend it\n"
+    assert captured.err == "error: it broke\nhint:  fix it\n"
     assert captured.out == ""
 
 
@@ -186,7 +186,7 @@ def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ),
         (
             PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out/x"),
-            "error: cannot use out/x: Permission denied\nhint:  mend its permissions, or choose another place\n",
+            "error: cannot use out/x: Permission denied\nhint:  fix its permissions, or choose another path\n",
         ),
         (
             FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "in/x"),

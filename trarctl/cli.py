@@ -14,7 +14,7 @@ from trarctl import __version__
 from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
 from trarctl.commands.console import show_error
-from trarctl.commands.help import Command, Group
+from trarctl.commands.options import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
 
 EXIT_CODES = (
@@ -80,13 +80,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: what stands behind ``trarctl``; None: those of the process.
+        arguments: those after ``trarctl``; None for those of the process.
 
     Returns:
         The exit code, documented in the program's help.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A file name that is no valid text must not end a run.
+        # A file name that is not valid text must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -107,7 +107,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     code = run()
     try:
         sys.stdout.flush()
@@ -131,10 +131,10 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _explain(error: OSError) -> tuple[str, str]:
-    """Message and hint for a failure of the file system that nobody below has put into words."""
+    """Message and hint for a failure of the file system that nothing below has explained."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         where = f"cannot write {error.filename}" if error.filename else "cannot write"
         return f"{where}: {reason}", "free some space there, or choose another folder"
-    hint = "mend its permissions, or choose another place" if error.errno in _FORBIDDEN else "check the path"
+    hint = "fix its permissions, or choose another path" if error.errno in _FORBIDDEN else "check the path"
     return f"cannot use {error.filename}: {reason}", hint

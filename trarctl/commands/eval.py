@@ -99,7 +99,7 @@ def evaluate(
     """Measure a checkpoint's accuracy: overall and by type, in percent."""
     from trarctl.commands.comparing import compare_checkpoints
     from trarctl.commands.console import note, write_json
-    from trarctl.commands.watching import watch_run
+    from trarctl.commands.progress import watch as watch_run
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluating import Request, score_split
     from trarctl.engine.evaluator import measure
@@ -157,10 +157,10 @@ def evaluate(
 
 def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
     from trarctl.commands.console import note
-    from trarctl.commands.progress import progress
+    from trarctl.commands.progress import show_progress
     from trarctl.report.page import write_report
 
-    with progress(is_quiet=is_quiet) as show:
+    with show_progress(is_quiet=is_quiet) as show:
         path, notes = write_report(request, folder, show)
     for text in notes:
         note(text)

@@ -1,4 +1,4 @@
-"""``trarctl resume``: go on with a run exactly where it stopped."""
+"""``trarctl resume``: continue a run exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from trarctl.commands.options import (
     GpusOption,
     QuietOption,
     SetOption,
+    option,
 )
 
 EPILOG = (
     "Example: trarctl resume vqa-20260101-120000"
-    "\n\ntrarctl resume RUN --epochs 20 trains on with a run that has finished."
+    "\n\ntrarctl resume RUN --epochs 20 trains a finished run for more epochs, 20 in all."
 )
 
 
@@ -31,13 +32,12 @@ def resume(
     ] = None,
     epoch: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--epoch",
             metavar="N",
             min=1,
-            help="Go on behind this epoch; later checkpoints are set aside. By default behind the latest checkpoint.",
-            rich_help_panel=DATA_PANEL,
-            show_default=False,
+            panel=DATA_PANEL,
+            help="Continue after this epoch; later checkpoints are set aside. By default after the latest checkpoint.",
         ),
     ] = None,
     data: DataOption = None,
@@ -56,9 +56,9 @@ def resume(
     ] = None,
     is_quiet: QuietOption = False,
 ) -> None:
-    """Go on with a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
+    """Continue a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
     from trarctl.commands.console import note, say
-    from trarctl.commands.watching import watch_run
+    from trarctl.commands.progress import watch
     from trarctl.config.resolve import amend, resolve
     from trarctl.engine.jobs import plan_resume, run_job
     from trarctl.engine.run import find_run, read_settings
@@ -79,6 +79,5 @@ def resume(
     for text in notes:
         note(text)
     model = job.settings.model
-    is_hard = model.routing == "hard"
-    run_job(job, functools.partial(watch_run, is_quiet=is_quiet, spans=model.spans, is_hard=is_hard))
+    run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
     say(f"next: trarctl eval --ckpt {job.run.name}")

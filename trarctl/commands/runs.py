@@ -10,7 +10,7 @@ import typer
 
 from trarctl.commands.options import JsonOption
 
-EPILOG = "Example: trarctl runs --json -\n\nWhether a run is going on is a guess, from when it last wrote something."
+EPILOG = "Example: trarctl runs --json -\n\nWhether a run is still going is a guess from when it last wrote something."
 
 WIDE = 100  # columns of a terminal that has room for the model
 
@@ -23,8 +23,15 @@ def runs(
     json: JsonOption = None,
 ) -> None:
     """List the runs: data, model, epochs, best accuracy, size and state."""
-    from trarctl.commands.console import add_row, make_table, note, show_table, stdout_console, write_json
-    from trarctl.commands.progress import compact_bytes
+    from trarctl.commands.console import (
+        add_row,
+        compact_bytes,
+        make_table,
+        note,
+        show_table,
+        stdout_console,
+        write_json,
+    )
     from trarctl.config.resolve import resolve
     from trarctl.report.overview import overviews
 

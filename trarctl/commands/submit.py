@@ -67,7 +67,7 @@ def submit(
 ) -> None:
     """Answer every question of the test split, in the format that the data set's server takes."""
     from trarctl.commands.console import note, say
-    from trarctl.commands.watching import watch_run
+    from trarctl.commands.progress import watch as watch_run
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluating import Request
     from trarctl.errors import SettingsError

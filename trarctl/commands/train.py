@@ -10,16 +10,17 @@ import typer
 from trarctl.commands.options import (
     DEVICE_PANEL,
     OUTPUT_PANEL,
+    SETTINGS_PANEL,
     TRAINING_PANEL,
     ConfigOption,
     DataOption,
-    DatasetName,
-    DryRunOption,
     EpochsOption,
     GpusOption,
     QuietOption,
     SetOption,
     SplitOption,
+    dataset_argument,
+    option,
 )
 
 EPILOG = (
@@ -59,13 +60,16 @@ SeedOption = Annotated[
 ]
 InitOption = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--init",
         metavar="RUN|RUN@EPOCH|FILE",
+        panel=TRAINING_PANEL,
         help="Start from these weights, the original's .pkl included, instead of random ones.",
-        rich_help_panel=TRAINING_PANEL,
-        show_default=False,
     ),
+]
+DryRunOption = Annotated[
+    bool,
+    option("--dry-run", panel=SETTINGS_PANEL, help="Show the settings and where each came from; do nothing."),
 ]
 PrecisionOption = Annotated[
     str | None,
@@ -130,8 +134,7 @@ KeepOption = Annotated[
 
 def train(
     dataset: Annotated[
-        DatasetName | None,
-        typer.Argument(metavar="DATASET", help="vqa, clevr or easy-vqa; by default that of --data, or vqa."),
+        str | None, dataset_argument("vqa, clevr or easy-vqa; by default that of --data, or vqa.")
     ] = None,
     data: DataOption = None,
     split: SplitOption = None,
@@ -186,13 +189,12 @@ def train(
     if wanted is None and resolved.origin["data.dataset"].startswith(("recipe", "default")):
         note(f"no data set named: taking {resolved.settings.data.dataset}")
 
-    from trarctl.commands.watching import watch_run
+    from trarctl.commands.progress import watch
     from trarctl.engine.jobs import plan_start, run_job
 
     job, notes = plan_start(resolved.settings, resolved.origin, init=init)
     for text in notes:
         note(text)
     model = job.settings.model
-    is_hard = model.routing == "hard"
-    run_job(job, functools.partial(watch_run, is_quiet=is_quiet, spans=model.spans, is_hard=is_hard))
+    run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
     say(f"next: trarctl eval --ckpt {job.run.name}")

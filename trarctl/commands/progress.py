@@ -275,7 +275,7 @@ class ProgressPrinter:
         if not tasks:
             return []
         now = self._clock()
-        counts = [compact(task.done) + (f"/{compact(task.total)}" if task.total is not None else "") for task in tasks]
+        counts = [_count(task) for task in tasks]
         tails = [
             ", ".join(
                 [*([] if task is epoch else task.pace(now)), *task.time(now), *self._whole_time(task, epoch, now)]
@@ -369,6 +369,12 @@ class EpochTable:
     def _row(self, cells: dict[str, str]) -> str:
         texts = [cells[name].rjust(width) if name else cells[name] for name, width in self._columns.items()]
         return GAP.join(texts).rstrip()
+
+
+def _count(task: _Task) -> str:
+    if task.total is None:
+        return compact(task.done) if task.done else ""
+    return f"{compact(task.done)}/{compact(task.total)}"
 
 
 def _bar(task: _Task, size: int) -> Text:

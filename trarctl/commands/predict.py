@@ -150,7 +150,7 @@ def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, 
 
 def _show_one(asked: Prediction, predictor: Predictor) -> None:
     from trarctl.commands.console import add_row, make_table, note, say, show_table
-    from trarctl.report.names import span_names
+    from trarctl.report.pictures import span_names
 
     answers = make_table("answer", "probability, %", numbers=["probability, %"])
     for rank, (answer, share) in enumerate(asked.answers):

@@ -27,7 +27,7 @@ from trarctl.engine.callbacks import (
     StepDone,
     Validated,
 )
-from trarctl.report.names import span_names
+from trarctl.report.pictures import span_names
 
 REFRESHES_PER_SECOND = 4
 LONGEST_BAR, SHORTEST_BAR, SHORTEST_NAME = 24, 6, 12
@@ -40,7 +40,7 @@ PAUSES_PER_RUN = 40
 
 @contextmanager
 def watch(
-    *, is_quiet: bool = False, spans: Sequence[int] = (), is_hard: bool = False, is_transient: bool = True
+    *, is_quiet: bool = False, spans: Sequence[int | str] = (), is_hard: bool = False, is_transient: bool = True
 ) -> Iterator[Callback]:
     """Show on stderr what the events say.
 
@@ -133,7 +133,7 @@ class ProgressPrinter:
         console: Console,
         *,
         is_live: bool = False,
-        spans: Sequence[int] = (),
+        spans: Sequence[int | str] = (),
         is_hard: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -33,7 +33,7 @@ def runs(
         write_json,
     )
     from trarctl.config.resolve import resolve
-    from trarctl.report.overview import overviews
+    from trarctl.report.history import overviews
 
     where = folder or resolve().settings.run.folder
     found = overviews(where)

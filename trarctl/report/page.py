@@ -21,10 +21,9 @@ from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
 from trarctl.report.charts import Line, calibration_chart, line_chart, share_chart
 from trarctl.report.gallery import choose_rows, examples, truth_in_words
-from trarctl.report.history import History, read_history
-from trarctl.report.names import span_color, span_names, type_name
+from trarctl.report.history import History, model_in_words, read_history
 from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of, routes_by_type, type_rows
-from trarctl.report.overview import model_in_words
+from trarctl.report.pictures import span_color, span_names, type_name
 from trarctl.report.published import published
 
 FILE_NAME = "index.html"

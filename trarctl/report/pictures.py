@@ -1,4 +1,4 @@
-"""Pictures of what a model looked at, by matplotlib.
+"""What a model looked at: names and colors of its spans, and pictures by matplotlib.
 
 Axes: S cells along one side of the grid, N = S * S, L layers, K spans.
 """
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trarctl.engine.predictor import Prediction
 from trarctl.errors import DataError
-from trarctl.report.names import span_color, span_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+    from trarctl.engine.predictor import Prediction
 
 _MOST_COLUMNS = 4
 _INK = "#222222"
@@ -25,14 +25,43 @@ _SHADE = (0.06, 0.08, 0.1)
 _BAR_ROOM = 0.12  # below each picture, in lengths of its longer side
 
 
-def picture_of(asked: Prediction, image: Image, *, grid_size: int, spans: Sequence[int]) -> Figure:
-    """Draw a question's answers, and the attention of each layer laid over the picture.
+# Told apart by most color-blind readers; after Okabe and Ito (2008).
+SPAN_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a800", "#777777")
+
+
+def span_color(index: int) -> str:
+    """Give the color of span number ``index`` in every picture."""
+    return SPAN_COLORS[index % len(SPAN_COLORS)]
+
+
+def span_names(spans: Sequence[int | str]) -> list[str]:
+    """Name a model's spans: ``whole``, ``3x3``, or what the settings say; a number tells equal ones apart."""
+    names = [_span_name(span) for span in spans]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
+        for index, name in enumerate(names)
+    ]
+
+
+def _span_name(span: int | str) -> str:
+    if isinstance(span, str):
+        return span
+    return "whole" if span == 0 else f"{2 * span + 1}x{2 * span + 1}"
+
+
+def type_name(name: str) -> str:
+    """Write a type of question or answer as people do: ``compare numbers``."""
+    return name.replace("_", " ") or "none"
+
+
+def picture_of(asked: Prediction, image: Image, *, grid_size: int, spans: Sequence[int | str]) -> Figure:
+    """Draw a question's answers, and the attention of each layer over the picture.
 
     Args:
-        asked: what the model said.
-        image: what it was asked about, of any size; the grid is stretched over it, as the backbone does.
+        asked: what the model answered.
+        image: what it was asked about, of any size; the grid is stretched over it, as the extractor does.
         grid_size: S.
-        spans: the order of each span.
+        spans: of the model.
 
     Raises:
         DataError: if matplotlib is not installed.
@@ -124,7 +153,7 @@ def _route_bar(axes: Any, extent: tuple[float, float], weights: Sequence[float])
         left += part
 
 
-def _legend(figure: Figure, spans: Sequence[int]) -> None:
+def _legend(figure: Figure, spans: Sequence[int | str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color="none", label="share of each span:")]

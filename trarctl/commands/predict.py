@@ -124,7 +124,7 @@ def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> 
     from trarctl.report.pictures import picture_of, save_picture
 
     images, _ = load_images([path])
-    save_picture(picture_of(asked, images[0], grid_size=predictor.grid_size, spans=predictor.spans), target)
+    save_picture(picture_of(asked, images[0], spans=predictor.spans), target)
 
 
 def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, checkpoint: str) -> dict[str, object]:

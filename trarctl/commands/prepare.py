@@ -23,7 +23,7 @@ WORDS_PANEL = "Words and answers"
 
 
 def prepare(
-    dataset: Annotated[str, dataset_argument("vqa, clevr or easy-vqa.")],
+    dataset: Annotated[str, dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds.")],
     raw: Annotated[
         Path | None,
         option(

@@ -134,7 +134,8 @@ KeepOption = Annotated[
 
 def train(
     dataset: Annotated[
-        str | None, dataset_argument("vqa, clevr or easy-vqa; by default that of --data, or vqa.")
+        str | None,
+        dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds; by default that of --data, or vqa."),
     ] = None,
     data: DataOption = None,
     split: SplitOption = None,

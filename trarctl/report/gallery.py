@@ -5,8 +5,6 @@ Axes: E examples, N cells, L layers.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trarctl.data.datasets.base import layout_of
-from trarctl.data.datasets.easy_vqa import image_folder, package_data
-from trarctl.data.features.patches import load_images
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.ensemble import probabilities
@@ -26,12 +21,11 @@ from trarctl.engine.evaluator import Scores
 from trarctl.engine.inspecting import Insight, inspect
 from trarctl.errors import DataError
 from trarctl.report.outcomes import Outcome
+from trarctl.report.pictures import overlay, thumbnail
 
 MOST_EXAMPLES = 72
-LONGEST_SIDE = 320  # pixels of a picture in the page
 ANSWERS_SHOWN = 5
 _AT_ONCE = 16
-_SHADE = (16, 20, 26, 175)  # red, green, blue and opacity over a cell that nothing is taken from
 
 Rows = NDArray[np.int64]
 
@@ -61,8 +55,8 @@ class Example:
     routes: list[list[float]]
     picture: str | None
     overlays: list[str]
-    image_id: int
-    question_id: int
+    image_id: int | str
+    question_id: int | str
 
     @property
     def is_right(self) -> bool:
@@ -109,7 +103,7 @@ def examples(
         data: the prepared data.
         split: the split.
         chosen: the checkpoint.
-        images: folder of the pictures; None for those of the installed package, where the data is easy-VQA.
+        images: folder of the pictures; None for those of the data set's own raw folder, if it has any.
 
     Returns:
         The examples, and why there are no pictures, if there are none.
@@ -134,27 +128,11 @@ def examples(
                 insights.routes[place].tolist(),
                 pictures[place],
                 [overlay(attention) for attention in (insights.answer_attention[place], *layers)],
-                int(split.image_id[row]),
-                int(split.question_id[row]),
+                split.image_id[row].item(),
+                split.question_id[row].item(),
             )
         )
     return found, why
-
-
-def overlay(attention: NDArray[np.float32]) -> str:
-    """A shade over each cell of a picture, the lighter the larger the cell's share; a data URI.
-
-    Args:
-        attention: share of each cell, [N] in row-major order.
-    """
-    from PIL import Image
-
-    side = round(len(attention) ** 0.5)
-    pixels = np.empty((side, side, 4), dtype=np.uint8)
-    pixels[..., :3] = _SHADE[:3]
-    strength = attention / max(float(attention.max()), 1e-12)
-    pixels[..., 3] = np.round(_SHADE[3] * (1 - strength)).reshape(side, side).astype(np.uint8)
-    return _data_uri(Image.fromarray(pixels, "RGBA"), "PNG")
 
 
 def _look(rows: Rows, scores: Scores, data: PreparedData, split: PreparedSplit, chosen: Chosen) -> Insight:
@@ -169,12 +147,11 @@ def _look(rows: Rows, scores: Scores, data: PreparedData, split: PreparedSplit, 
         parts.append(
             inspect(loaded.model, tokens, features, temperature=loaded.temperature, is_exclusive=scores.is_exclusive)
         )
-    return Insight(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate([part.routes for part in parts]),
-        np.concatenate([part.answer_attention for part in parts]),
-        np.concatenate([part.layer_attention for part in parts]),
-    )
+    return Insight(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
+
+
+def _arrays(insight: Insight) -> tuple[NDArray[np.float32], ...]:
+    return insight.probabilities, insight.routes, insight.answer_attention, insight.layer_attention
 
 
 def _pictures(
@@ -185,21 +162,18 @@ def _pictures(
     if folder is None:
         return [None] * len(rows), "no pictures: --images DIR names their folder"
     paths = [_picture_path(folder, data, int(split.image[row])) for row in rows.tolist()]
-    opened: list[str | None] = []
-    for path in paths:
-        image, problems = load_images([path] if path is not None else [])
-        opened.append(_thumbnail(image[0]) if image and not problems else None)
+    opened = [None if path is None else thumbnail(path) for path in paths]
     if not any(opened):
         return opened, f"no pictures of this split in {folder}"
     return opened, None
 
 
 def _own_folder(data: PreparedData) -> Path | None:
-    """Where the installed package keeps easy-VQA, if the data was prepared from it."""
-    if data.dataset != "easy-vqa":
+    """The data set's own raw folder, if pictures lie there and the data was prepared from it."""
+    if data.spec.extractor is None:
         return None
     try:
-        folder = package_data()
+        folder = data.spec.default_raw_folder()
     except DataError:
         return None
     for name, source in data.manifest.sources.items():
@@ -212,26 +186,9 @@ def _own_folder(data: PreparedData) -> Path | None:
 def _picture_path(folder: Path, data: PreparedData, row: int) -> Path | None:
     """The file of an image, in the data set's own folders or straight in ``folder``."""
     name = data.features.image_set(row)
-    image_set = next(one for one in layout_of(data.dataset).image_sets if one.name == name)
-    file = image_set.images.name(data.features.image_id(row))
-    own = image_folder(folder, name) if data.dataset == "easy-vqa" else folder / name
+    file = data.spec.image_set(name).images.name(data.features.image_id(row))
+    own = data.spec.image_folder(folder, name)
     return next((path for path in (own / file, folder / file) if path.is_file()), None)
-
-
-def _thumbnail(image: object) -> str:
-    from PIL import Image
-
-    if not isinstance(image, Image.Image):
-        raise AssertionError("load_images gives pictures")
-    small = image.convert("RGB")
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return _data_uri(small, "PNG" if max(small.size) <= 96 else "JPEG")
-
-
-def _data_uri(image: object, kind: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 80} if kind == "JPEG" else {"optimize": True}))  # type: ignore[attr-defined]
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def truth_in_words(truth: Sequence[tuple[str, int]]) -> str:

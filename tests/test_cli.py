@@ -207,6 +207,49 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
             failing_with(fault, monkeypatch)
 
 
+# Plugins
+
+
+def with_plugin(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in a folder that holds the plugin ``birds``."""
+    (folder / "birds.py").write_text(text)
+    environment = os.environ | {"TRARCTL_PLUGINS": "birds"}
+    return subprocess.run(
+        [*PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["prepare", "birds"], ["train", "birds"], ["runs"], ["eval"]])
+def test_a_plugin_that_fails_is_one_message(arguments: list[str], tmp_path: Path) -> None:
+    result = with_plugin(tmp_path, "1 / 0", *arguments)
+    assert result.returncode == SettingsError.exit_code
+    assert result.stderr == (
+        "error: cannot import the plugin birds: ZeroDivisionError: division by zero\n"
+        "hint:  correct the module, or leave it out of TRARCTL_PLUGINS\n"
+    )
+    assert result.stdout == ""
+
+
+def test_a_plugins_data_set_can_be_named(tmp_path: Path) -> None:
+    text = """
+import dataclasses
+from trarctl.data.datasets.base import register_dataset
+from trarctl.data.datasets.clevr import CLEVR
+
+register_dataset(dataclasses.replace(CLEVR, name="birds"))
+"""
+    result = with_plugin(tmp_path, text, "prepare", "birds")
+    assert result.stderr.startswith("error: no folder of raw files data/birds/raw\n")
+    result = with_plugin(tmp_path, text, "prepare", "fish")
+    assert result.returncode == 2
+    assert "'fish' is not one of 'vqa', 'clevr', 'easy-vqa', 'birds'" in result.stderr
+
+
+def test_help_loads_no_plugin(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["train", "--help"]):
+        assert with_plugin(tmp_path, "1 / 0", *arguments).returncode == 0
+
+
 # As a program
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -13,7 +13,6 @@ import typer
 from trarctl import __version__
 from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
-from trarctl.commands.console import show_error
 from trarctl.commands.options import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
 
@@ -62,47 +61,36 @@ def trarctl(
     """Train, evaluate and submit TRAR: visual question answering with routed attention spans."""
 
 
-def _register(name: str, command: Callable[..., None], epilog: str) -> None:
+# In the order in which a newcomer needs them.
+for name, command, epilog in (
+    ("prepare", prepare.prepare, prepare.EPILOG),
+    ("train", train.train, train.EPILOG),
+    ("resume", resume.resume, resume.EPILOG),
+    ("eval", evaluation.evaluate, evaluation.EPILOG),
+    ("submit", submit.submit, submit.EPILOG),
+    ("predict", predict.predict, predict.EPILOG),
+    ("runs", runs.runs, runs.EPILOG),
+):
     app.command(name, cls=Command, epilog=f"\b\n{epilog}")(command)
 
 
-# In the order in which a newcomer needs them.
-_register("prepare", prepare.prepare, prepare.EPILOG)
-_register("train", train.train, train.EPILOG)
-_register("resume", resume.resume, resume.EPILOG)
-_register("eval", evaluation.evaluate, evaluation.EPILOG)
-_register("submit", submit.submit, submit.EPILOG)
-_register("predict", predict.predict, predict.EPILOG)
-_register("runs", runs.runs, runs.EPILOG)
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: those after ``trarctl``; None for those of the process.
-
-    Returns:
-        The exit code, documented in the program's help.
-    """
+    """Run one command with the arguments after ``trarctl``, None for those of the process; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         # A file name that is not valid text must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         return _exit_code_of(arguments)
-    except Stopped as stopped:
-        show_error(stopped.what, stopped.hint, label="stopped")
-        return stopped.code
     except TrarError as error:
-        show_error(error.what, error.hint)
+        _show_error(error.what, error.hint, label="stopped" if isinstance(error, Stopped) else "error")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:
             raise
-        show_error(*_explain(error))
+        _show_error(*_explain(error))
         return DataError.exit_code
 
 
@@ -112,9 +100,16 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more on its way out.
+        # The reader of our output has closed it; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _show_error(what: str, hint: str | None, label: str = "error") -> None:
+    # Rich is loaded only now: help has no use for it.
+    from trarctl.commands.console import show_error
+
+    show_error(what, hint, label)
 
 
 def _exit_code_of(arguments: Sequence[str] | None) -> int:

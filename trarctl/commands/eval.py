@@ -49,10 +49,9 @@ def evaluate(
         Path | None,
         option(
             "--answers",
+            DATA_PANEL,
+            "Score a result file of any program instead of a checkpoint: JSON for VQA, text for CLEVR; needs --data.",
             metavar="FILE",
-            panel=DATA_PANEL,
-            help="Score a result file that any program wrote, instead of a checkpoint: JSON for VQA, text for CLEVR;"
-            " needs --data.",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -65,27 +64,27 @@ def evaluate(
         Path | None,
         option(
             "--report",
+            OUTPUT_PANEL,
+            "Write DIR/index.html: accuracy, curves, routes, calibration, confusions and examples on one page.",
             metavar="DIR",
-            panel=OUTPUT_PANEL,
-            help="Write DIR/index.html: accuracy, curves, routes, calibration, confusions and examples on one page.",
         ),
     ] = None,
     images: Annotated[
         Path | None,
         option(
             "--images",
+            DATA_PANEL,
+            "Folder of the pictures for the report's examples; easy-VQA brings its own.",
             metavar="DIR",
-            panel=DATA_PANEL,
-            help="Folder of the pictures for the report's examples; easy-VQA brings its own.",
         ),
     ] = None,
     compare: Annotated[
         list[str] | None,
         option(
             "--compare",
+            DATA_PANEL,
+            "Put several checkpoints side by side, with the difference from the published results.",
             metavar="RUN...",
-            panel=DATA_PANEL,
-            help="Put several checkpoints side by side, with the difference from the published results.",
         ),
     ] = None,
     more: Annotated[

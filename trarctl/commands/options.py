@@ -25,9 +25,10 @@ GENERAL_PANEL = "General"
 EvaluatorName = Literal["official", "upstream"]
 
 
-def option(*names: str, help: str, panel: str, shows_default: bool = False, **more: Any) -> Any:
+def option(name: str, panel: str, help: str, *, short: str = "", shows_default: bool = False, **more: Any) -> Any:
     """Describe an option; its default is shown only where that says something."""
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shows_default, **more)
+    names = (name, short) if short else (name,)
+    return typer.Option(*names, rich_help_panel=panel, help=help, show_default=shows_default, **more)
 
 
 def dataset_argument(help: str) -> Any:
@@ -46,72 +47,65 @@ def dataset_argument(help: str) -> Any:
 
 DataOption = Annotated[
     Path | None,
-    option("--data", metavar="DIR", panel=DATA_PANEL, help="Prepared folder; by default data/DATASET/prepared."),
+    option("--data", DATA_PANEL, "Prepared folder; by default data/DATASET/prepared.", metavar="DIR"),
 ]
 ConfigOption = Annotated[
     Path | None,
     option(
         "--config",
+        SETTINGS_PANEL,
+        "Settings from a .toml file, or from the original program's trar.yml as it is.",
         metavar="FILE",
-        panel=SETTINGS_PANEL,
-        help="Settings from a .toml file, or from the original program's trar.yml as it is.",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
     option(
         "--set",
+        SETTINGS_PANEL,
+        "Any setting, such as model.hidden_size=256 or model.spans=0,1; may be given several times.",
         metavar="KEY=VALUE",
-        panel=SETTINGS_PANEL,
-        help="Any setting, such as model.hidden_size=256 or model.spans=0,1; may be given several times.",
     ),
 ]
 GpusOption = Annotated[
     str | None,
-    option("--gpus", metavar="0,1|cpu", panel=DEVICE_PANEL, help="Devices, or cpu; by default a GPU if there is one."),
+    option("--gpus", DEVICE_PANEL, "Devices, or cpu; by default a GPU if there is one.", metavar="0,1|cpu"),
 ]
-EpochsOption = Annotated[
-    int | None, option("--epochs", metavar="N", panel=TRAINING_PANEL, help="Passes over the training split.")
-]
+EpochsOption = Annotated[int | None, option("--epochs", TRAINING_PANEL, "Passes over the training split.", metavar="N")]
 _CKPT = "A run (its best epoch), one epoch of it, or a file, the original's .pkl included; by default the latest run."
-CkptOption = Annotated[str | None, option("--ckpt", metavar="RUN|RUN@EPOCH|FILE", panel=DATA_PANEL, help=_CKPT)]
+CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, metavar="RUN|RUN@EPOCH|FILE")]
 CkptsOption = Annotated[
     list[str] | None,
-    option("--ckpt", metavar="RUN|RUN@EPOCH|FILE", panel=DATA_PANEL, help=f"{_CKPT} May be given several times."),
+    option("--ckpt", DATA_PANEL, f"{_CKPT} May be given several times.", metavar="RUN|RUN@EPOCH|FILE"),
 ]
-SplitOption = Annotated[
-    str | None, option("--split", metavar="NAME", panel=DATA_PANEL, help="Split of the prepared data.")
-]
+SplitOption = Annotated[str | None, option("--split", DATA_PANEL, "Split of the prepared data.", metavar="NAME")]
 EvaluatorOption = Annotated[
     EvaluatorName,
     option(
         "--evaluator",
-        panel=OUTPUT_PANEL,
+        OUTPUT_PANEL,
+        "official: the current evaluator of the VQA team, and CLEVR's own grouping; upstream: the older rules of TRAR's"
+        " published numbers.",
         shows_default=True,
-        help="official: the VQA team's current evaluator and CLEVR's own grouping; upstream: the older rules that the"
-        " published numbers of TRAR follow.",
     ),
 ]
 JsonOption = Annotated[
     str | None,
     option(
-        "--json",
-        metavar="FILE|-",
-        panel=OUTPUT_PANEL,
-        help="Write the result as JSON; - writes it, and nothing else, to stdout.",
+        "--json", OUTPUT_PANEL, "Write the result as JSON; - writes it, and nothing else, to stdout.", metavar="FILE|-"
     ),
 ]
 SaveScoresOption = Annotated[
     Path | None,
     option(
         "--save-scores",
+        OUTPUT_PANEL,
+        "Write question_id, scores (logits, one row per question) and answers.",
         metavar="FILE.npz",
-        panel=OUTPUT_PANEL,
-        help="Write question_id, scores (logits, one row per question) and answers.",
     ),
 ]
 QuietOption = Annotated[
-    bool, option("--quiet", "-q", panel=OUTPUT_PANEL, help="Show no progress, only notes, errors and the result.")
+    bool, option("--quiet", OUTPUT_PANEL, "Show no progress, only notes, errors and the result.", short="-q")
 ]
 
 

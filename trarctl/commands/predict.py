@@ -28,17 +28,15 @@ EPILOG = (
 
 
 def predict(
-    image: Annotated[Path | None, option("--image", metavar="FILE", panel=DATA_PANEL, help="The picture.")] = None,
-    question: Annotated[
-        str | None, option("--question", metavar="TEXT", panel=DATA_PANEL, help="What to ask about it.")
-    ] = None,
+    image: Annotated[Path | None, option("--image", DATA_PANEL, "The picture.", metavar="FILE")] = None,
+    question: Annotated[str | None, option("--question", DATA_PANEL, "What to ask about it.", metavar="TEXT")] = None,
     batch: Annotated[
         Path | None,
         option(
             "--batch",
+            DATA_PANEL,
+            "A .csv or .jsonl file of pictures and questions, instead of --image and --question.",
             metavar="FILE",
-            panel=DATA_PANEL,
-            help="A .csv or .jsonl file of pictures and questions, instead of --image and --question.",
         ),
     ] = None,
     ckpt: CkptOption = None,
@@ -48,24 +46,14 @@ def predict(
     weights: Annotated[
         Path | None,
         option(
-            "--weights",
-            metavar="FILE",
-            panel=DATA_PANEL,
-            help="Weights of the backbone, if prepare was given a file of them.",
+            "--weights", DATA_PANEL, "Weights of the backbone, if prepare was given a file of them.", metavar="FILE"
         ),
     ] = None,
     gpus: GpusOption = None,
-    top: Annotated[
-        int, option("--top", metavar="N", min=1, panel=OUTPUT_PANEL, shows_default=True, help="Answers to show.")
-    ] = 5,
+    top: Annotated[int, option("--top", OUTPUT_PANEL, "Answers to show.", metavar="N", min=1, shows_default=True)] = 5,
     save: Annotated[
         Path | None,
-        option(
-            "--save",
-            metavar="FILE.png",
-            panel=OUTPUT_PANEL,
-            help="Draw the attention of each layer over the picture.",
-        ),
+        option("--save", OUTPUT_PANEL, "Draw the attention of each layer over the picture.", metavar="FILE.png"),
     ] = None,
     json: JsonOption = None,
 ) -> None:

@@ -27,122 +27,100 @@ def prepare(
     raw: Annotated[
         Path | None,
         option(
-            "--raw",
-            metavar="DIR",
-            panel=DATA_PANEL,
-            help="Folder of the downloaded questions and annotations; by default data/DATASET/raw.",
+            "--raw", DATA_PANEL, "Folder of the questions and annotations; by default data/DATASET/raw.", metavar="DIR"
         ),
     ] = None,
     features: Annotated[
         Path | None,
         option(
             "--features",
+            FEATURES_PANEL,
+            "Folder of the grid features, one file per image; by default data/DATASET/feats.",
             metavar="DIR",
-            panel=FEATURES_PANEL,
-            help="Folder of the grid features, one file per image; by default data/DATASET/feats.",
         ),
     ] = None,
     without_features: Annotated[
         bool,
-        option(
-            "--without-features",
-            panel=FEATURES_PANEL,
-            help="Prepare questions and answers only, even if there are features.",
-        ),
+        option("--without-features", FEATURES_PANEL, "Prepare questions and answers only, even if there are features."),
     ] = False,
     images: Annotated[
         Path | None,
         option(
             "--images",
+            FEATURES_PANEL,
+            "Extract the features from images: DIR holds a folder per image set; torchrun's processes share the work.",
             metavar="DIR",
-            panel=FEATURES_PANEL,
-            help="Extract the features from images: a folder with one folder per image set; several processes of"
-            " torchrun share the work.",
         ),
     ] = None,
     backbone: Annotated[
         Literal["resnet101"],
-        option(
-            "--backbone",
-            panel=FEATURES_PANEL,
-            shows_default=True,
-            help="The network that extracts them; needs torchvision.",
-        ),
+        option("--backbone", FEATURES_PANEL, "The network that extracts them; needs torchvision.", shows_default=True),
     ] = "resnet101",
     weights: Annotated[
         Path | None,
-        option(
-            "--weights",
-            metavar="FILE",
-            panel=FEATURES_PANEL,
-            help="Its weights; by default torchvision downloads them.",
-        ),
+        option("--weights", FEATURES_PANEL, "Its weights; by default torchvision downloads them.", metavar="FILE"),
     ] = None,
     gpus: GpusOption = None,
     grid: Annotated[
         int | None,
         option(
             "--grid",
+            FEATURES_PANEL,
+            "Cells along one side of the grid, S * S in all; by default 8 for vqa, 14 for clevr, 4 for easy-vqa.",
             metavar="S",
             min=1,
-            panel=FEATURES_PANEL,
-            help="Cells along one side of the grid, S * S in all; by default 8 for vqa, 14 for clevr, 4 for easy-vqa.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        option("--out", metavar="DIR", panel=OUTPUT_PANEL, help="Folder to write; by default data/DATASET/prepared."),
+        option("--out", OUTPUT_PANEL, "Folder to write; by default data/DATASET/prepared.", metavar="DIR"),
     ] = None,
     pack: Annotated[
         Literal["float16", "float32", "as-found"] | None,
         option(
             "--pack",
-            panel=OUTPUT_PANEL,
-            help="Copy all features into one file of this number type, which trains faster from slow disks; by"
-            " default they are read where they are.",
+            OUTPUT_PANEL,
+            "Copy all features into one file of this number type, faster on slow disks; by default they stay in place.",
         ),
     ] = None,
     check: Annotated[
         bool,
         option(
             "--check",
-            panel=DATA_PANEL,
-            help="Only read and check; write nothing. Exit code 4 if a required file is missing or damaged.",
+            DATA_PANEL,
+            "Only read and check; write nothing. Exit code 4 if a required file is missing or damaged.",
         ),
     ] = False,
-    rebuild: Annotated[
-        bool, option("--rebuild", panel=OUTPUT_PANEL, help="Prepare again even if nothing has changed.")
-    ] = False,
+    rebuild: Annotated[bool, option("--rebuild", OUTPUT_PANEL, "Prepare again even if nothing has changed.")] = False,
     vectors: Annotated[
         str,
         option(
             "--vectors",
+            WORDS_PANEL,
+            "Word vectors: none, auto (what is installed), a spaCy package or folder, or a GloVe .txt or .zip file.",
             metavar="SOURCE",
-            panel=WORDS_PANEL,
             shows_default=True,
-            help="Word vectors: none, auto (what is installed), a spaCy package, a folder saved by spaCy, or a GloVe"
-            " .txt or .zip file.",
         ),
     ] = "auto",
     min_answer_count: Annotated[
         int,
         option(
             "--min-answer-count",
+            WORDS_PANEL,
+            "Only answers that were given more than N times can be predicted; vqa only.",
             metavar="N",
             min=0,
-            panel=WORDS_PANEL,
             shows_default=True,
-            help="Only answers that were given more than N times can be predicted; vqa only.",
         ),
     ] = 8,
     max_words: Annotated[
         int | None,
         option(
             "--max-words",
+            WORDS_PANEL,
+            "Longer questions are cut; by default 14 for vqa, otherwise the longest question in the data.",
             metavar="T",
             min=1,
-            panel=WORDS_PANEL,
-            help="Longer questions are cut; by default 14 for vqa, otherwise the longest question in the data.",
         ),
     ] = None,
 ) -> None:

@@ -34,10 +34,10 @@ def resume(
         int | None,
         option(
             "--epoch",
+            DATA_PANEL,
+            "Continue after this epoch; later checkpoints are set aside. By default after the latest checkpoint.",
             metavar="N",
             min=1,
-            panel=DATA_PANEL,
-            help="Continue after this epoch; later checkpoints are set aside. By default after the latest checkpoint.",
         ),
     ] = None,
     data: DataOption = None,

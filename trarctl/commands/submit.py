@@ -44,19 +44,16 @@ def submit(
         Path | None,
         option(
             "--out",
+            OUTPUT_PANEL,
+            "File to write; by default RUN-SPLIT.json (.txt for CLEVR) in this folder.",
             metavar="FILE",
-            panel=OUTPUT_PANEL,
-            help="File to write; by default RUN-SPLIT.json (.txt for CLEVR) in this folder.",
         ),
     ] = None,
     save_scores: SaveScoresOption = None,
     validate: Annotated[
         Path | None,
         option(
-            "--validate",
-            metavar="FILE",
-            panel=OUTPUT_PANEL,
-            help="Write nothing; list what the server would reject in this file.",
+            "--validate", OUTPUT_PANEL, "Write nothing; list what the server would reject in this file.", metavar="FILE"
         ),
     ] = None,
     is_quiet: QuietOption = False,

@@ -62,14 +62,14 @@ InitOption = Annotated[
     str | None,
     option(
         "--init",
+        TRAINING_PANEL,
+        "Start from these weights, the original's .pkl included, instead of random ones.",
         metavar="RUN|RUN@EPOCH|FILE",
-        panel=TRAINING_PANEL,
-        help="Start from these weights, the original's .pkl included, instead of random ones.",
     ),
 ]
 DryRunOption = Annotated[
     bool,
-    option("--dry-run", panel=SETTINGS_PANEL, help="Show the settings and where each came from; do nothing."),
+    option("--dry-run", SETTINGS_PANEL, "Show the settings and where each came from; do nothing."),
 ]
 PrecisionOption = Annotated[
     str | None,

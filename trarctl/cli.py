@@ -18,7 +18,7 @@ from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsErro
 
 EXIT_CODES = (
     (0, "done"),
-    (1, "a fault of trarctl itself"),
+    (1, "a bug in trarctl"),
     (2, "usage"),
     (SettingsError.exit_code, "settings"),
     (DataError.exit_code, "data, or a folder that cannot be written"),
@@ -26,13 +26,8 @@ EXIT_CODES = (
     (DeviceError.exit_code, "device"),
 )
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
-EPILOG = "\n".join(
-    [
-        "\b",
-        "Exit codes:",
-        *(f"  {code:<8}{meaning}" for code, meaning in EXIT_CODES),
-        f"  {'128 + n':<8}stopped by signal n, after saving",
-    ]
+EPILOG = "\b\nExit codes:\n" + "\n".join(
+    f"  {code:<8}{meaning}" for code, meaning in (*EXIT_CODES, ("128 + n", "stopped by signal n, after saving"))
 )
 
 app = typer.Typer(
@@ -83,15 +78,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         return _exit_code_of(arguments)
     except TrarError as error:
-        _show_error(error.what, error.hint, label="stopped" if isinstance(error, Stopped) else "error")
-        return error.exit_code
+        failure = error
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:
             raise
-        _show_error(*_explain(error))
-        return DataError.exit_code
+        failure = _explained(error)
+    # Rich is loaded only now: help has no use for it.
+    from trarctl.commands.console import show_error
+
+    show_error(failure.what, failure.hint, label="stopped" if isinstance(failure, Stopped) else "error")
+    return failure.exit_code
 
 
 def main() -> None:
@@ -103,13 +101,6 @@ def main() -> None:
         # The reader of our output has closed it; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
-
-
-def _show_error(what: str, hint: str | None, label: str = "error") -> None:
-    # Rich is loaded only now: help has no use for it.
-    from trarctl.commands.console import show_error
-
-    show_error(what, hint, label)
 
 
 def _exit_code_of(arguments: Sequence[str] | None) -> int:
@@ -125,11 +116,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def _explain(error: OSError) -> tuple[str, str]:
-    """Message and hint for a failure of the file system that nothing below has explained."""
+def _explained(error: OSError) -> TrarError:
+    """Put a failure of the file system into words, where nothing below has."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         where = f"cannot write {error.filename}" if error.filename else "cannot write"
-        return f"{where}: {reason}", "free some space there, or choose another folder"
+        return DataError(f"{where}: {reason}", "free some space there, or choose another folder")
     hint = "fix its permissions, or choose another path" if error.errno in _FORBIDDEN else "check the path"
-    return f"cannot use {error.filename}: {reason}", hint
+    return DataError(f"cannot use {error.filename}: {reason}", hint)

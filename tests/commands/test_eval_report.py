@@ -85,8 +85,8 @@ def test_accuracy_is_that_of_the_command(run: SmallRun, tmp_path: Path, capsys: 
 def test_pictures_that_are_not_at_hand_are_named(
     run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no pictures: --images DIR names their folder." in report(run, tmp_path)
-    assert "note:  no pictures: --images DIR names their folder\n" in capsys.readouterr().err
+    assert "no pictures: give their folder with --images DIR." in report(run, tmp_path)
+    assert "note:  no pictures: give their folder with --images DIR\n" in capsys.readouterr().err
     text = report(run, tmp_path, "--images", str(tmp_path))
     assert f"no pictures of this split in {tmp_path}." in text
     assert 'class="photo"' not in text

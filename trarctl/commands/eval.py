@@ -102,7 +102,7 @@ def evaluate(
 
     wanted = split or "val"
     if split is None:
-        note("no split named: taking val")
+        note("no split given: using val")
     if more and not compare:
         raise SettingsError(f"eval takes its checkpoint as an option, got {more[0]}", f"trarctl eval --ckpt {more[0]}")
     watch_run = functools.partial(watch, is_quiet=is_quiet)
@@ -119,7 +119,7 @@ def evaluate(
         if report is not None:
             raise SettingsError("--report needs a checkpoint, --answers has none", "leave one of them out")
         if data is None:
-            raise SettingsError("--answers needs the data that it answers", "--data data/vqa/prepared")
+            raise SettingsError("--answers needs the data that the file answers", "--data data/vqa/prepared")
         opened = open_prepared(data)
         part = opened.split(wanted)
         predictions, source = opened.spec.answer_file.read(answers, opened, part), str(answers)

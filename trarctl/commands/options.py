@@ -63,7 +63,7 @@ SetOption = Annotated[
     option(
         "--set",
         SETTINGS_PANEL,
-        "Any setting, such as model.hidden_size=256 or model.spans=0,1; may be given several times.",
+        "Any setting, such as model.hidden_size=256 or model.spans=0,1; may be repeated.",
         metavar="KEY=VALUE",
     ),
 ]
@@ -76,7 +76,7 @@ _CKPT = "A run (its best epoch), one epoch of it, or a file, the original's .pkl
 CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, metavar="RUN|RUN@EPOCH|FILE")]
 CkptsOption = Annotated[
     list[str] | None,
-    option("--ckpt", DATA_PANEL, f"{_CKPT} May be given several times.", metavar="RUN|RUN@EPOCH|FILE"),
+    option("--ckpt", DATA_PANEL, f"{_CKPT} May be repeated.", metavar="RUN|RUN@EPOCH|FILE"),
 ]
 SplitOption = Annotated[str | None, option("--split", DATA_PANEL, "Split of the prepared data.", metavar="NAME")]
 EvaluatorOption = Annotated[

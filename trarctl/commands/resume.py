@@ -66,7 +66,7 @@ def resume(
     folder: Path = resolve(sets=[text for text in sets or [] if text.startswith("run.folder")]).settings.run.folder
     found = find_run(run, folder)
     if run is None:
-        note(f"no run named: taking the latest, {found.name}")
+        note(f"no run given: using the latest, {found.name}")
     options = {
         "data.path": (data, "--data"),
         "train.epochs": (epochs, "--epochs"),

@@ -68,7 +68,7 @@ def submit(
 
     wanted = split or "test"
     if split is None:
-        note("no split named: taking test")
+        note("no split given: using test")
     if validate is not None:
         if data is None:
             raise SettingsError("--validate needs the data that the file answers", "--data data/vqa/prepared")
@@ -111,7 +111,7 @@ def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Pat
         parts.append(scores)
         names.append(chosen.settings.run.name or chosen.checkpoint.stem)
     if data is None:
-        raise SettingsError("saved scores need the data that they answer", "--data data/vqa/prepared")
+        raise SettingsError("saved scores need the data that they belong to", "--data data/vqa/prepared")
     is_exclusive = open_prepared(data).spec.has_one_answer
     parts += [load_scores(file, is_exclusive=is_exclusive) for file in saved]
     return parts, data, "+".join(names) or "ensemble"

@@ -69,7 +69,7 @@ InitOption = Annotated[
 ]
 DryRunOption = Annotated[
     bool,
-    option("--dry-run", SETTINGS_PANEL, "Show the settings and where each came from; do nothing."),
+    option("--dry-run", SETTINGS_PANEL, "Show the settings and where each came from, without training."),
 ]
 PrecisionOption = Annotated[
     str | None,
@@ -188,7 +188,7 @@ def train(
         show_settings(resolved)
         return
     if wanted is None and resolved.origin["data.dataset"].startswith(("recipe", "default")):
-        note(f"no data set named: taking {resolved.settings.data.dataset}")
+        note(f"no data set given: using {resolved.settings.data.dataset}")
 
     from trarctl.commands.progress import watch
     from trarctl.engine.jobs import plan_start, run_job

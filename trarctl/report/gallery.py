@@ -35,16 +35,12 @@ class Example:
     """One question of the gallery.
 
     Attributes:
-        question: as it was asked.
-        type: its type.
         right: share of the truth that the answer has, percent.
         truth: the true answers with the number of annotators who gave each.
         answers: the likeliest with their probabilities.
         routes: share of each span in each layer, L lists of K.
-        picture: data URI; None where no picture is at hand.
+        picture: data URI; None where there is no picture.
         overlays: data URIs of the attention: what the answer is read from, then each layer.
-        image_id: as the data set numbers it.
-        question_id: as the data set numbers it.
     """
 
     question: str
@@ -65,7 +61,7 @@ class Example:
 
 
 def choose_rows(outcome: Outcome, *, most: int = MOST_EXAMPLES) -> Rows:
-    """Choose examples of each type: as many right as wrong ones; of the wrong half at random, half the surest.
+    """Choose examples of each type, as many right as wrong; half of the wrong are the surest, the others random.
 
     The same outcome gives the same examples.
     """
@@ -94,16 +90,9 @@ def examples(
     chosen: Chosen,
     images: Path | None,
 ) -> tuple[list[Example], str | None]:
-    """Look at chosen questions once more, on the CPU.
+    """Answer chosen questions of the split, rows [E], again on the CPU.
 
-    Args:
-        rows: of the split, [E].
-        scores: of the whole split.
-        outcome: of the whole split.
-        data: the prepared data.
-        split: the split.
-        chosen: the checkpoint.
-        images: folder of the pictures; None for those of the data set's own raw folder, if it has any.
+    Pictures come from the folder ``images``; None for the data set's own raw folder, if it has pictures.
 
     Returns:
         The examples, and why there are no pictures, if there are none.
@@ -113,21 +102,21 @@ def examples(
     shares = probabilities(scores.scores[rows], is_exclusive=scores.is_exclusive)
     truth = split.truth()
     found = []
-    for place, row in enumerate(rows.tolist()):
-        best = np.argsort(-shares[place], kind="stable")[:ANSWERS_SHOWN]
+    for index, row in enumerate(rows.tolist()):
+        best = np.argsort(-shares[index], kind="stable")[:ANSWERS_SHOWN]
         codes, counts = np.unique(truth.codes[row][truth.codes[row] >= 0], return_counts=True)
         given = sorted(zip(codes.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
-        layers = insights.layer_attention[place]
+        layers = insights.layer_attention[index]
         found.append(
             Example(
                 split.question_text(row),
                 outcome.types[int(outcome.type_of[row])],
                 100 * float(outcome.right[row]),
                 [(truth.strings[code], count) for code, count in given],
-                [(scores.answers[index], float(shares[place, index])) for index in best.tolist()],
-                insights.routes[place].tolist(),
-                pictures[place],
-                [overlay(attention) for attention in (insights.answer_attention[place], *layers)],
+                [(scores.answers[answer], float(shares[index, answer])) for answer in best.tolist()],
+                insights.routes[index].tolist(),
+                pictures[index],
+                [overlay(attention) for attention in (insights.answer_attention[index], *layers)],
                 split.image_id[row].item(),
                 split.question_id[row].item(),
             )
@@ -157,10 +146,10 @@ def _arrays(insight: Insight) -> tuple[NDArray[np.float32], ...]:
 def _pictures(
     rows: Rows, data: PreparedData, split: PreparedSplit, images: Path | None
 ) -> tuple[list[str | None], str | None]:
-    """The picture of each row as a data URI, None where it is not at hand; and why there are none at all."""
+    """The picture of each row as a data URI, None where there is none; and why there are none at all."""
     folder = images if images is not None else _own_folder(data)
     if folder is None:
-        return [None] * len(rows), "no pictures: --images DIR names their folder"
+        return [None] * len(rows), "no pictures: give their folder with --images DIR"
     paths = [_picture_path(folder, data, int(split.image[row])) for row in rows.tolist()]
     opened = [None if path is None else thumbnail(path) for path in paths]
     if not any(opened):
@@ -169,7 +158,7 @@ def _pictures(
 
 
 def _own_folder(data: PreparedData) -> Path | None:
-    """The data set's own raw folder, if pictures lie there and the data was prepared from it."""
+    """The data set's own raw folder, if it holds pictures and the data was prepared from it."""
     if data.spec.extractor is None:
         return None
     try:

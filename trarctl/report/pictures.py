@@ -93,12 +93,7 @@ def _data_uri(image: Image, kind: str) -> str:
 
 
 def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -> Figure:
-    """Draw a question's answers, and the attention of each layer over the picture.
-
-    Args:
-        asked: what the model answered.
-        image: what it was asked about, of any size; the grid is stretched over it, as the extractor does.
-        spans: of the model.
+    """Draw a question's answers, and the attention of each layer over the picture, which may be of any size.
 
     Raises:
         DataError: if matplotlib is not installed.
@@ -115,12 +110,10 @@ def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -
     picture = np.asarray(image.convert("RGB")) / 255
     likeliest = "\n".join(f"{_plain(name)}  {100 * share:.1f} %" for name, share in asked.answers[:3])
     _panel(panels[0], likeliest, picture, extent)
-    _panel(panels[1], "bright: what the\nanswer is read from", picture, extent)
-    _overlay(panels[1], extent, asked.answer_attention)
+    _panel(panels[1], "bright: what the\nanswer is read from", picture, extent, asked.answer_attention)
     for number, attention in enumerate(asked.layer_attention):
         panel = panels[2 + number]
-        _panel(panel, f"bright: what layer {number + 1} looks at", picture, extent)
-        _overlay(panel, extent, attention)
+        _panel(panel, f"bright: what layer {number + 1} looks at", picture, extent, attention)
         _route_bar(panel, extent, asked.routes[number])
     _legend(figure, spans)
     return figure
@@ -153,18 +146,16 @@ def _extent(image: Image) -> tuple[float, float]:
     return (image.width / longest, image.height / longest)
 
 
-def _panel(axes: Any, title: str, picture: np.ndarray, extent: tuple[float, float]) -> None:
-    """The picture with room below for a bar, so that all panels of a row line up."""
+def _panel(
+    axes: Any, title: str, picture: Any, extent: tuple[float, float], attention: Sequence[float] | None = None
+) -> None:
+    """The picture under a shade, with room below for a bar, so that all panels of a row line up."""
     width, height = extent
     axes.imshow(picture, extent=(0, width, height, 0))
+    if attention is not None:
+        axes.imshow(_shade(attention), extent=(0, width, height, 0), interpolation="nearest")
     axes.set_ylim(height + _BAR_ROOM, 0)
     axes.set_title(title, fontsize=10, color=_INK)
-
-
-def _overlay(axes: Any, extent: tuple[float, float], attention: Sequence[float]) -> None:
-    width, height = extent
-    axes.imshow(_shade(attention), extent=(0, width, height, 0), interpolation="nearest")
-    axes.set_ylim(height + _BAR_ROOM, 0)
 
 
 def _route_bar(axes: Any, extent: tuple[float, float], weights: Sequence[float]) -> None:

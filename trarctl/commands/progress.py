@@ -76,7 +76,13 @@ def _show_notes(event: Event) -> None:
 
 @dataclass
 class _Task:
-    """Something with an end: an epoch, a validation, a file to read; ``total`` is None while nobody knows it."""
+    """Something with an end: an epoch, a validation, a file to read.
+
+    Attributes:
+        total: None while nobody knows it.
+        log_started: when a log began to wait for a line; epochs share the start of the run.
+        printed: when a log got its latest line.
+    """
 
     name: str
     started: float
@@ -84,6 +90,9 @@ class _Task:
     done: int
     total: int | None = None
     ended: float | None = None
+    is_epoch: bool = False
+    log_started: float = 0.0
+    printed: float | None = None
 
     def rate(self, now: float) -> float:
         """Units a second since it began."""
@@ -91,29 +100,20 @@ class _Task:
         return (self.done - self.first_done) / max(elapsed, 1e-6)
 
     def pace(self, now: float) -> list[str]:
-        """The rate in words."""
+        """The rate, and the time left or taken; an epoch's rate is shown as samples a second elsewhere."""
         rate = self.rate(now)
-        return [f"{compact(rate)}/s" if rate >= 10 else f"{rate:.1f}/s"] if rate else []
-
-    def time(self, now: float) -> list[str]:
-        """The time left, or taken, in words."""
+        figures = [f"{compact(rate)}/s" if rate >= 10 else f"{rate:.1f}/s"] if rate and not self.is_epoch else []
         if self.ended is not None:
-            return [f"took {duration(self.ended - self.started)}"]
-        rate = self.rate(now)
-        return [] if self.total is None or not rate else [f"{duration((self.total - self.done) / rate)} left"]
-
-
-@dataclass
-class _Throttle:
-    """Says when a log gets its next line."""
-
-    started: float
-    printed: float | None = None
+            figures.append(f"took {duration(self.ended - self.started)}")
+        elif self.total is not None and rate:
+            figures.append(f"{duration((self.total - self.done) / rate)} left")
+        return figures
 
     def is_due(self, now: float) -> bool:
+        """Whether a log gets a line."""
         if self.printed is None:
-            return now - self.started >= SECONDS_BEFORE_FIRST_LINE
-        pause = min(max((now - self.started) / PAUSES_PER_RUN, SHORTEST_PAUSE), LONGEST_PAUSE)
+            return now - self.log_started >= SECONDS_BEFORE_FIRST_LINE
+        pause = min(max((now - self.log_started) / PAUSES_PER_RUN, SHORTEST_PAUSE), LONGEST_PAUSE)
         return now - self.printed >= pause
 
 
@@ -143,8 +143,7 @@ class ProgressPrinter:
         self._is_hard = is_hard
         self._clock = clock
         self._tasks: dict[str, _Task] = {}
-        self._throttles: dict[str, _Throttle] = {}
-        self._training = _Throttle(clock())
+        self._epoch = _Task("", clock(), 0, 0, log_started=clock())
         self._run: RunStarted | None = None
         self._step: StepDone | None = None
         self._logged: StepDone | None = None
@@ -169,7 +168,9 @@ class ProgressPrinter:
                     self._step = event
                     if event.loss is not None:
                         self._logged = event
-                    self._advance(self._epoch_name(event), event.step_in_epoch, event.steps_per_epoch)
+                    of = f"/{self._run.epochs}" if self._run else ""
+                    done, total = event.step_in_epoch, event.steps_per_epoch
+                    self._advance(f"epoch {event.epoch}{of}", done, total, is_epoch=True)
                 case Progressed():
                     self._advance(event.task, event.done, event.total)
                 case EpochDone():
@@ -201,39 +202,31 @@ class ProgressPrinter:
     def _print(self, line: str) -> None:
         self._console.print(Text(printable(line)), soft_wrap=True)
 
-    def _epoch_name(self, step: StepDone) -> str:
-        return f"epoch {step.epoch}/{self._run.epochs}" if self._run else f"epoch {step.epoch}"
-
-    def _epoch(self) -> _Task | None:
-        """The epoch that is being trained now."""
-        return None if self._step is None else self._tasks.get(self._epoch_name(self._step))
-
-    def _advance(self, name: str, done: int, total: int | None) -> None:
+    def _advance(self, name: str, done: int, total: int | None, *, is_epoch: bool = False) -> None:
         now, task = self._clock(), self._tasks.get(name)
         if task is None or done < task.done:
             # The same task may come again, as validation does after each epoch.
-            task = self._tasks[name] = _Task(name, now, done, done)
-            self._throttles[name] = _Throttle(now)
+            task = self._tasks[name] = _Task(name, now, done, done, is_epoch=is_epoch, log_started=now)
+            if is_epoch:
+                task.log_started, task.printed = self._epoch.log_started, self._epoch.printed
+                self._epoch = task
         is_finished = done == total and task.ended is None
         task.done, task.total = done, total
         if is_finished:
             task.ended = now
-        if not self._is_live:
-            self._print_now_and_then(task, now, is_finished=is_finished)
+        if not self._is_live and (task.is_due(now) or (is_finished and task.printed is not None)):
+            self._print_task(task, now)
 
-    def _print_now_and_then(self, task: _Task, now: float, *, is_finished: bool) -> None:
+    def _print_task(self, task: _Task, now: float) -> None:
         """``epoch 2/6: 120 of 301 steps (40 %), loss 0.3512, 9 s left``; an epoch's end has a row of its own."""
-        is_training = task is self._epoch()
-        throttle = self._training if is_training else self._throttles[task.name]
-        is_last = is_finished and throttle.printed is not None
-        if (is_training and is_finished) or not (is_last or throttle.is_due(now)):
+        if task.is_epoch and task.ended is not None:
             return
-        throttle.printed = now
-        unit, figures = (" steps", self._figures()) if is_training else ("", task.pace(now))
-        of = (
-            f" of {task.total:,}{unit} ({100 * task.done / max(task.total, 1):.0f} %)" if task.total is not None else ""
-        )
-        self._print(f"{task.name}: {', '.join([f'{task.done:,}{of}', *figures, *task.time(now)])}")
+        task.printed = now
+        count, unit = f"{task.done:,}", " steps" if task.is_epoch else ""
+        if task.total is not None:
+            count += f" of {task.total:,}{unit} ({100 * task.done / max(task.total, 1):.0f} %)"
+        figures = [*(self._figures() if task.is_epoch else []), *task.pace(now)]
+        self._print(f"{task.name}: {', '.join([count, *figures])}")
 
     def _figures(self) -> list[str]:
         """What the latest steps say of the training."""
@@ -261,30 +254,26 @@ class ProgressPrinter:
 
     def lines(self, width: int) -> list[Text]:
         """Lay out the live lines as they are now."""
-        epoch = self._epoch()
-        lines = self._task_lines(list(self._tasks.values()), epoch, width)
-        if epoch is not None:
+        tasks = list(self._tasks.values())
+        lines = self._task_lines(tasks, width) if tasks else []
+        if self._epoch in tasks:
             figures = self._figures()
             if self._logged is not None and self._logged.memory_bytes:
                 figures.append(f"memory {compact_bytes(self._logged.memory_bytes)}")
             lines += [Text(line, style="dim") for line in (*_wrapped(figures, width), *self._routes(width))]
         return lines
 
-    def _task_lines(self, tasks: list[_Task], epoch: _Task | None, width: int) -> list[Text]:
+    def _task_lines(self, tasks: list[_Task], width: int) -> list[Text]:
         """Name, bar, count, rate and time left of each task in columns; the bar gives way first, then the name."""
-        if not tasks:
-            return []
         now = self._clock()
         counts = [_count(task) for task in tasks]
         tails = [
-            ", ".join(
-                [*([] if task is epoch else task.pace(now)), *task.time(now), *self._whole_time(task, epoch, now)]
-            )
-            for task in tasks
+            ", ".join([*task.pace(now), *(self._whole_time(task, now) if task.is_epoch else [])]) for task in tasks
         ]
-        rest = max(map(len, counts)) + max(len(GAP + tail) if tail else 0 for tail in tails) + len(GAP)
+        count_size = max(map(len, counts))
+        rest = len(GAP) + count_size + max(len(GAP + tail) if tail else 0 for tail in tails)
         name_size = max(len(task.name) for task in tasks)
-        bar_size = min(LONGEST_BAR, width - name_size - rest - len(GAP))
+        bar_size = min(LONGEST_BAR, width - name_size - len(GAP) - rest)
         if bar_size < SHORTEST_BAR:
             name_size, bar_size = min(name_size, max(width - rest, SHORTEST_NAME)), 0
         lines = []
@@ -292,14 +281,14 @@ class ProgressPrinter:
             name = Text(printable(task.name), style="bold")
             name.truncate(name_size, overflow="ellipsis", pad=True)
             bar = [_bar(task, bar_size)] if bar_size else []
-            line = Text(GAP).join([name, *bar, Text(f"{count:<{max(map(len, counts))}}"), Text(tail, style="cyan")])
+            line = Text(GAP).join([name, *bar, Text(count.ljust(count_size)), Text(tail, style="cyan")])
             line.rstrip()
             lines.append(line)
         return lines
 
-    def _whole_time(self, task: _Task, epoch: _Task | None, now: float) -> list[str]:
-        """The time to the end of the run in words, validations included; nothing in its last epoch."""
-        if task is not epoch or self._run is None or self._step is None or task.total is None or not task.rate(now):
+    def _whole_time(self, task: _Task, now: float) -> list[str]:
+        """The time to the end of the run, validations included; nothing in its last epoch."""
+        if self._run is None or self._step is None or task.total is None or not task.rate(now):
             return []
         later = self._run.epochs - self._step.epoch
         steps = task.total - task.done + later * task.total

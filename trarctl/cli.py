@@ -13,6 +13,7 @@ import typer
 from trarctl import __version__
 from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
+from trarctl.commands.console import show_error
 from trarctl.commands.options import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
 
@@ -85,9 +86,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None and error.errno not in _FULL:
             raise
         failure = _explained(error)
-    # Rich is loaded only now: help has no use for it.
-    from trarctl.commands.console import show_error
-
     show_error(failure.what, failure.hint, label="stopped" if isinstance(failure, Stopped) else "error")
     return failure.exit_code
 

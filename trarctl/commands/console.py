@@ -1,7 +1,7 @@
 """What the commands share at the terminal: consoles, notes, errors, tables, JSON, numbers for people.
 
 Results go to stdout, everything else to stderr, so that a pipe carries results only. User text is never taken for
-markup.
+markup. Rich is loaded when something is printed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
 from trarctl.errors import DataError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from trarctl.config.resolve import Resolved
@@ -40,6 +38,8 @@ def stderr_console() -> Console:
 
 
 def _console(*, is_stderr: bool) -> Console:
+    from rich.console import Console
+
     stream = sys.stderr if is_stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else UNLIMITED_WIDTH
     return Console(stderr=is_stderr, highlight=False, markup=False, emoji=False, width=width)
@@ -79,6 +79,8 @@ def warn(text: str) -> None:
 
 
 def _labeled(label: str, text: str, style: str) -> None:
+    from rich.text import Text
+
     lines = printable(text).splitlines() or [""]
     indented = ("\n" + " " * len(label)).join(lines)
     # A reader that has gone away is no reason to fail.
@@ -89,7 +91,7 @@ def _labeled(label: str, text: str, style: str) -> None:
 def say(text: str) -> None:
     """Print one line of a result."""
     if not is_follower():
-        stdout_console().print(Text(printable(text)), soft_wrap=True)
+        stdout_console().print(printable(text), soft_wrap=True)
 
 
 def make_table(*columns: str, title: str | None = None, numbers: Iterable[str] = ()) -> Table:
@@ -97,16 +99,17 @@ def make_table(*columns: str, title: str | None = None, numbers: Iterable[str] =
     from rich import box
     from rich.table import Table
 
-    heading = Text(title) if title else None
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(
+        title=title, title_style="none", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
     for column in columns:
-        table.add_column(Text(column), justify="right" if column in set(numbers) else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in set(numbers) else "left", overflow="fold")
     return table
 
 
 def add_row(table: Table, *cells: object, style: str | None = None) -> None:
     """Add a row; its cells are text, never markup."""
-    table.add_row(*(Text(printable(str(cell))) for cell in cells), style=style)
+    table.add_row(*(printable(str(cell)) for cell in cells), style=style)
 
 
 def show_table(table: Table) -> None:

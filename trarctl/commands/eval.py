@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trarctl.commands.console import add_row, make_table, note, show_table, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -63,28 +64,17 @@ def evaluate(
     report: Annotated[
         Path | None,
         option(
-            "--report",
-            OUTPUT_PANEL,
-            "Write DIR/index.html: accuracy, curves, routes, calibration, confusions and examples on one page.",
-            metavar="DIR",
+            "--report", OUTPUT_PANEL, "Write DIR/index.html, a report with curves, routes and examples.", metavar="DIR"
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        option(
-            "--images",
-            DATA_PANEL,
-            "Folder of the pictures for the report's examples; easy-VQA brings its own.",
-            metavar="DIR",
-        ),
+        option("--images", DATA_PANEL, "Folder of pictures for the report; easy-VQA brings its own.", metavar="DIR"),
     ] = None,
     compare: Annotated[
         list[str] | None,
         option(
-            "--compare",
-            DATA_PANEL,
-            "Put several checkpoints side by side, with the difference from the published results.",
-            metavar="RUN...",
+            "--compare", DATA_PANEL, "Compare several checkpoints, and each with published results.", metavar="RUN..."
         ),
     ] = None,
     more: Annotated[
@@ -93,7 +83,6 @@ def evaluate(
     is_quiet: QuietOption = False,
 ) -> None:
     """Measure a checkpoint's accuracy: overall and by type, in percent."""
-    from trarctl.commands.console import note, write_json
     from trarctl.commands.progress import watch
     from trarctl.data.metrics import measure
     from trarctl.data.prepared import open_prepared
@@ -148,7 +137,6 @@ def evaluate(
 
 
 def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
-    from trarctl.commands.console import note
     from trarctl.commands.progress import show_progress
     from trarctl.report.page import write_report
 
@@ -180,7 +168,6 @@ def _document(measured: Accuracy, checkpoint: str, split: PreparedSplit, data: P
 
 
 def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> None:
-    from trarctl.commands.console import add_row, make_table, show_table
     from trarctl.data.baselines import commonest_answer, question_prior
     from trarctl.data.metrics import measure
 
@@ -235,7 +222,6 @@ def _row_document(name: str, measured: Accuracy, published: Published | None) ->
 
 
 def _show_rows(rows: Sequence[Row], split: str, evaluator: EvaluatorName) -> None:
-    from trarctl.commands.console import add_row, make_table, note, show_table
 
     types = sorted({name for _, measured, _ in rows for name in measured.per_type})
     table = make_table("checkpoint", "overall, %", *types, title=f"accuracy on {split}", numbers=["overall, %", *types])

@@ -52,20 +52,12 @@ DataOption = Annotated[
 ConfigOption = Annotated[
     Path | None,
     option(
-        "--config",
-        SETTINGS_PANEL,
-        "Settings from a .toml file, or from the original program's trar.yml as it is.",
-        metavar="FILE",
+        "--config", SETTINGS_PANEL, "Settings from a .toml file, or the original's trar.yml as it is.", metavar="FILE"
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    option(
-        "--set",
-        SETTINGS_PANEL,
-        "Any setting, such as model.hidden_size=256 or model.spans=0,1; may be repeated.",
-        metavar="KEY=VALUE",
-    ),
+    option("--set", SETTINGS_PANEL, "Any setting, such as model.spans=0,1; may be repeated.", metavar="KEY=VALUE"),
 ]
 GpusOption = Annotated[
     str | None,
@@ -97,12 +89,7 @@ JsonOption = Annotated[
 ]
 SaveScoresOption = Annotated[
     Path | None,
-    option(
-        "--save-scores",
-        OUTPUT_PANEL,
-        "Write question_id, scores (logits, one row per question) and answers.",
-        metavar="FILE.npz",
-    ),
+    option("--save-scores", OUTPUT_PANEL, "Write question_id, scores (logits) and answers.", metavar="FILE.npz"),
 ]
 QuietOption = Annotated[
     bool, option("--quiet", OUTPUT_PANEL, "Show no progress, only notes, errors and the result.", short="-q")

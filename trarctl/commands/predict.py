@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from trarctl.commands.console import add_row, make_table, note, say, show_table, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -32,12 +33,7 @@ def predict(
     question: Annotated[str | None, option("--question", DATA_PANEL, "What to ask about it.", metavar="TEXT")] = None,
     batch: Annotated[
         Path | None,
-        option(
-            "--batch",
-            DATA_PANEL,
-            "A .csv or .jsonl file of pictures and questions, instead of --image and --question.",
-            metavar="FILE",
-        ),
+        option("--batch", DATA_PANEL, "A .csv or .jsonl file of pictures and questions instead.", metavar="FILE"),
     ] = None,
     ckpt: CkptOption = None,
     data: DataOption = None,
@@ -58,7 +54,6 @@ def predict(
     json: JsonOption = None,
 ) -> None:
     """Answer a question about a picture, and show how the answer was routed through the model."""
-    from trarctl.commands.console import note, say, write_json
     from trarctl.commands.progress import show_progress
     from trarctl.engine.evaluating import Request
     from trarctl.engine.predictor import open_predictor
@@ -137,7 +132,6 @@ def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, 
 
 
 def _show_one(asked: Prediction, predictor: Predictor) -> None:
-    from trarctl.commands.console import add_row, make_table, note, say, show_table
     from trarctl.report.pictures import span_names
 
     answers = make_table("answer", "probability, %", numbers=["probability, %"])
@@ -155,7 +149,6 @@ def _show_one(asked: Prediction, predictor: Predictor) -> None:
 
 
 def _show_all(asked: list[Prediction], paths: list[Path]) -> None:
-    from trarctl.commands.console import add_row, make_table, show_table
 
     table = make_table("image", "question", "answer", "probability, %", numbers=["probability, %"])
     for path, one in zip(paths, asked, strict=True):

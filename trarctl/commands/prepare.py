@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from trarctl.commands.console import add_row, duration, make_table, say, show_table, warn
 from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
 
 if TYPE_CHECKING:
@@ -32,12 +33,7 @@ def prepare(
     ] = None,
     features: Annotated[
         Path | None,
-        option(
-            "--features",
-            FEATURES_PANEL,
-            "Folder of the grid features, one file per image; by default data/DATASET/feats.",
-            metavar="DIR",
-        ),
+        option("--features", FEATURES_PANEL, "Folder of grid features; by default data/DATASET/feats.", metavar="DIR"),
     ] = None,
     without_features: Annotated[
         bool,
@@ -86,9 +82,7 @@ def prepare(
     check: Annotated[
         bool,
         option(
-            "--check",
-            DATA_PANEL,
-            "Only read and check; write nothing. Exit code 4 if a required file is missing or damaged.",
+            "--check", DATA_PANEL, "Check only, write nothing; exit code 4 if a required file is missing or damaged."
         ),
     ] = False,
     rebuild: Annotated[bool, option("--rebuild", OUTPUT_PANEL, "Prepare again even if nothing has changed.")] = False,
@@ -125,7 +119,6 @@ def prepare(
     ] = None,
 ) -> None:
     """Check the raw files and turn them into the data that all other commands read."""
-    from trarctl.commands.console import say
     from trarctl.commands.progress import show_progress
     from trarctl.data import prepare as preparing
     from trarctl.errors import DataError
@@ -173,7 +166,6 @@ def _devices(gpus: str | None) -> tuple[str, ...]:
 
 
 def _show_checks(rows: Sequence[CheckRow]) -> None:
-    from trarctl.commands.console import add_row, make_table, show_table
 
     table = make_table("file", "found", "expected", "verdict", numbers=("found", "expected"))
     for row in rows:
@@ -184,7 +176,6 @@ def _show_checks(rows: Sequence[CheckRow]) -> None:
 
 def _show(report: PrepareReport) -> None:
     """Print what was checked, what is odd, what was prepared, and what to do next."""
-    from trarctl.commands.console import duration, say, warn
     from trarctl.data.prepare import default_out
 
     _show_checks(report.checks)

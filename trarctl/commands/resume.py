@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trarctl.commands.console import note, say
 from trarctl.commands.options import (
     DATA_PANEL,
     TRAINING_PANEL,
@@ -57,7 +58,6 @@ def resume(
     is_quiet: QuietOption = False,
 ) -> None:
     """Continue a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
-    from trarctl.commands.console import note, say
     from trarctl.commands.progress import watch
     from trarctl.config.resolve import amend, resolve
     from trarctl.engine.jobs import plan_resume, run_job

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trarctl.commands.console import add_row, compact_bytes, make_table, note, show_table, stdout_console, write_json
 from trarctl.commands.options import JsonOption
 
 EPILOG = "Example: trarctl runs --json -\n\nWhether a run is still going is a guess from when it last wrote something."
@@ -23,15 +24,6 @@ def runs(
     json: JsonOption = None,
 ) -> None:
     """List the runs: data, model, epochs, best accuracy, size and state."""
-    from trarctl.commands.console import (
-        add_row,
-        compact_bytes,
-        make_table,
-        note,
-        show_table,
-        stdout_console,
-        write_json,
-    )
     from trarctl.config.resolve import resolve
     from trarctl.report.history import overviews
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from trarctl.commands.console import note, say
 from trarctl.commands.options import (
     OUTPUT_PANEL,
     CkptsOption,
@@ -43,23 +44,17 @@ def submit(
     out: Annotated[
         Path | None,
         option(
-            "--out",
-            OUTPUT_PANEL,
-            "File to write; by default RUN-SPLIT.json (.txt for CLEVR) in this folder.",
-            metavar="FILE",
+            "--out", OUTPUT_PANEL, "File to write; by default RUN-SPLIT.json (.txt for CLEVR) here.", metavar="FILE"
         ),
     ] = None,
     save_scores: SaveScoresOption = None,
     validate: Annotated[
         Path | None,
-        option(
-            "--validate", OUTPUT_PANEL, "Write nothing; list what the server would reject in this file.", metavar="FILE"
-        ),
+        option("--validate", OUTPUT_PANEL, "Only list what the server would reject in this file.", metavar="FILE"),
     ] = None,
     is_quiet: QuietOption = False,
 ) -> None:
     """Answer every question of the test split, in the format that the data set's server takes."""
-    from trarctl.commands.console import note, say
     from trarctl.commands.progress import watch
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.ensemble import combine, sayable_answers
@@ -93,7 +88,6 @@ def submit(
 
 def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Path, str]:
     """Scores of each checkpoint, then of each saved file; the data they answer; and a name for the result."""
-    from trarctl.commands.console import note
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.ensemble import load_scores
     from trarctl.engine.evaluating import score_split
@@ -118,7 +112,6 @@ def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Pat
 
 
 def _validate(file: Path, folder: Path, split: str) -> None:
-    from trarctl.commands.console import say
     from trarctl.data.prepared import open_prepared
     from trarctl.errors import DataError
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trarctl.commands.console import note, say, show_settings
 from trarctl.commands.options import (
     DEVICE_PANEL,
     OUTPUT_PANEL,
@@ -161,7 +162,6 @@ def train(
     Settings come from the data set's recipe, then --config, the environment (TRARCTL_MODEL_HIDDEN_SIZE=256), these
     options, and --set; later ones win.
     """
-    from trarctl.commands.console import note, say, show_settings
     from trarctl.config.resolve import resolve
     from trarctl.data.manifest import read_manifest
 

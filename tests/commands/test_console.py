@@ -15,11 +15,11 @@ from trarctl.commands.console import (
     duration,
     make_table,
     note,
+    open_console,
     printable,
     say,
     show_settings,
     show_table,
-    stdout_console,
     warn,
     write_json,
 )
@@ -70,11 +70,11 @@ def test_nothing_is_wrapped_or_colored_in_a_pipe(capsys: pytest.CaptureFixture[s
 
 def test_a_terminal_has_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_a_terminal(monkeypatch)
-    stdout_console().print("x", style="red")
+    open_console().print("x", style="red")
     assert "\x1b[31m" in terminal.getvalue()
     monkeypatch.setenv("NO_COLOR", "1")
     terminal.truncate(0)
-    stdout_console().print("x", style="red")
+    open_console().print("x", style="red")
     assert "\x1b[31m" not in terminal.getvalue()
 
 

@@ -27,17 +27,8 @@ if TYPE_CHECKING:
 UNLIMITED_WIDTH = 10_000
 
 
-def stdout_console() -> Console:
-    """Open the console for results."""
-    return _console(is_stderr=False)
-
-
-def stderr_console() -> Console:
-    """Open the console for progress, notes and errors."""
-    return _console(is_stderr=True)
-
-
-def _console(*, is_stderr: bool) -> Console:
+def open_console(*, is_stderr: bool = False) -> Console:
+    """Open the console for results, or the one for progress, notes and errors."""
     from rich.console import Console
 
     stream = sys.stderr if is_stderr else sys.stdout
@@ -85,13 +76,13 @@ def _labeled(label: str, text: str, style: str) -> None:
     indented = ("\n" + " " * len(label)).join(lines)
     # A reader that has gone away is no reason to fail.
     with suppress(BrokenPipeError):
-        stderr_console().print(Text.assemble((label, style), indented), soft_wrap=True)
+        open_console(is_stderr=True).print(Text.assemble((label, style), indented), soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print one line of a result."""
     if not is_follower():
-        stdout_console().print(printable(text), soft_wrap=True)
+        open_console().print(printable(text), soft_wrap=True)
 
 
 def make_table(*columns: str, title: str | None = None, numbers: Iterable[str] = ()) -> Table:
@@ -114,7 +105,7 @@ def add_row(table: Table, *cells: object, style: str | None = None) -> None:
 
 def show_table(table: Table) -> None:
     """Print a table as a result."""
-    stdout_console().print(table)
+    open_console().print(table)
 
 
 def show_settings(resolved: Resolved) -> None:

@@ -124,18 +124,13 @@ class Group(TyperGroup):
 def _write_options(parameters: list[Any], context: Any, formatter: Any) -> None:
     """Write arguments first, then each panel in order of appearance, what belongs to none last."""
     panels: dict[str, list[tuple[str, str]]] = {"Arguments": []}
-    general: list[tuple[str, str]] = []
     for parameter in parameters:
-        record = parameter.get_help_record(context)
-        if record is None:
-            continue
-        if parameter.param_type_name == "argument":
-            panels["Arguments"].append(record)
-        elif parameter.rich_help_panel:
-            panels.setdefault(parameter.rich_help_panel, []).append(record)
-        else:
-            general.append(record)
-    for name, rows in [*panels.items(), (GENERAL_PANEL, general)]:
+        if record := parameter.get_help_record(context):
+            is_argument = parameter.param_type_name == "argument"
+            panel = "Arguments" if is_argument else parameter.rich_help_panel or GENERAL_PANEL
+            panels.setdefault(panel, []).append(record)
+    panels[GENERAL_PANEL] = panels.pop(GENERAL_PANEL, [])
+    for name, rows in panels.items():
         if rows:
             with formatter.section(_heading(name)):
                 formatter.write_dl(rows)

@@ -14,7 +14,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from trarctl.commands.console import compact, compact_bytes, duration, note, printable, stderr_console
+from trarctl.commands.console import compact, compact_bytes, duration, note, open_console, printable
 from trarctl.data.progress import Progress
 from trarctl.engine.callbacks import (
     Callback,
@@ -55,7 +55,7 @@ def watch(
         return
     from rich.live import Live
 
-    console, is_live = stderr_console(), sys.stderr.isatty()
+    console, is_live = open_console(is_stderr=True), sys.stderr.isatty()
     printer = ProgressPrinter(console, is_live=is_live, spans=spans, is_hard=is_hard)
     live = Live(printer, console=console, refresh_per_second=REFRESHES_PER_SECOND, transient=is_transient)
     with live if is_live else nullcontext():

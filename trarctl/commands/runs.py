@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trarctl.commands.console import add_row, compact_bytes, make_table, note, show_table, stdout_console, write_json
+from trarctl.commands.console import add_row, compact_bytes, make_table, note, open_console, show_table, write_json
 from trarctl.commands.options import JsonOption
 
 EPILOG = "Example: trarctl runs --json -\n\nWhether a run is still going is a guess from when it last wrote something."
@@ -37,7 +37,7 @@ def runs(
         note(f"no runs in {where}; start one: trarctl train")
         return
     numbers = ["epochs", "best, %", "size"]
-    model = ["model"] if stdout_console().width >= WIDE else []
+    model = ["model"] if open_console().width >= WIDE else []
     table = make_table("run", "data", *model, *numbers, "state", numbers=numbers)
     for run in found:
         best = "" if run.best is None else f"{run.best:.2f}"

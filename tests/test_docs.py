@@ -14,8 +14,8 @@ import pytest
 import typer.main
 
 from trarctl import cli
-from trarctl.config.keys import FIELDS
 from trarctl.config.original_yaml import FIXED, IGNORED, SAME, SPECIAL
+from trarctl.config.settings import FIELDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])

@@ -1,24 +1,20 @@
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 
-from trarctl.config.keys import FIELDS, nested
-from trarctl.config.recipes import RECIPES
-from trarctl.config.settings import Dataset, Settings
+from trarctl.config.settings import FIELDS, Settings, dataset_names, nested, recipe_of
 
 
-@pytest.mark.parametrize("dataset", get_args(Dataset))
+@pytest.mark.parametrize("dataset", dataset_names())
 def test_every_data_set_has_a_valid_recipe_of_known_keys(dataset: str) -> None:
-    recipe = RECIPES[dataset]
+    recipe = recipe_of(dataset).values
     assert set(recipe) <= set(FIELDS)
     settings = Settings.model_validate(nested({"data.dataset": dataset, **recipe}))
     assert settings.data.dataset == dataset
 
 
 def test_published_figures_of_vqa() -> None:
-    settings = Settings.model_validate(nested({"data.dataset": "vqa", **RECIPES["vqa"]}))
+    settings = Settings.model_validate(nested({"data.dataset": "vqa", **recipe_of("vqa").values}))
     model, train = settings.model, settings.train
     assert (model.spans, model.grid_size, model.routing, model.pooling) == ((0, 1, 2, 3), 8, "soft", "avg")
     assert (train.batch_size, train.accumulation, train.learning_rate) == (64, 1, 1e-4)
@@ -29,7 +25,7 @@ def test_published_figures_of_vqa() -> None:
 
 
 def test_published_figures_of_clevr() -> None:
-    settings = Settings.model_validate(nested({"data.dataset": "clevr", **RECIPES["clevr"]}))
+    settings = Settings.model_validate(nested({"data.dataset": "clevr", **recipe_of("clevr").values}))
     model, train = settings.model, settings.train
     assert (model.spans, model.grid_size, model.routing, model.pooling) == ((0, 1, 3), 14, "hard", "fc")
     assert model.binarize

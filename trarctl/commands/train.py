@@ -183,13 +183,13 @@ def train(
     if dry_run:
         show_settings(resolved)
         return
-    if wanted is None and resolved.origin["data.dataset"].startswith(("recipe", "default")):
+    if wanted is None and not resolved.origins["data.dataset"].is_users_choice:
         note(f"no data set named: taking {resolved.settings.data.dataset}")
 
     from trarctl.commands.watching import watch_run
     from trarctl.engine.jobs import plan_start, run_job
 
-    job, notes = plan_start(resolved.settings, resolved.origin, init=init)
+    job, notes = plan_start(resolved.settings, resolved.origins, init=init)
     for text in notes:
         note(text)
     model = job.settings.model

@@ -1,38 +1,178 @@
-"""The settings and their limits: four small frozen classes, one per concern.
+"""The settings and their limits, the recipe of each data set, and settings as text.
 
-Every field says what it is, its unit and its limits; an unknown key is refused.
+Every field says what it is, its unit and its limits; an unknown key is refused. A dotted key (``train.batch_size``)
+names a field in files, in the environment and on the command line.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import re
+import reprlib
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Dataset = Literal["vqa", "clevr", "easy-vqa"]
-SPLITS: dict[str, tuple[str, ...]] = {
-    "vqa": ("train", "train+val", "train+val+vg"),
-    "clevr": ("train", "train+val"),
-    "easy-vqa": ("train", "train+val"),
+from trarctl.errors import SettingsError
+from trarctl.registry import KERNELS, POOLINGS, SPAN_SHAPES, load_plugins
+
+# Recipes: what a data set trains with, unless the user says otherwise
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a data set that differ from the plain defaults.
+
+    Attributes:
+        path: the TOML file.
+        values: by dotted key.
+        losses: what ``train.loss`` may be for this data set.
+        splits: what ``data.split`` may be.
+    """
+
+    path: Path
+    values: Mapping[str, object]
+    losses: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+DEFAULT_DATASET = "vqa"
+_RECIPES: dict[str, Path] = {
+    name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in ("vqa", "clevr", "easy-vqa")
 }
 
 
+def register_recipe(dataset: str, path: Path) -> None:
+    """Make a data set known to the settings; its recipe is read when it is first used."""
+    _RECIPES[dataset] = Path(path)
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Every data set that has a recipe, those of plugins included."""
+    load_plugins()
+    return tuple(_RECIPES)
+
+
+def recipe_of(dataset: str) -> Recipe:
+    """Get the recipe of a data set that ``dataset_names`` lists.
+
+    Raises:
+        SettingsError: naming the file, if it cannot be read or its settings are not valid.
+    """
+    return _checked_recipe(dataset, _RECIPES[dataset])
+
+
+@functools.cache
+def _checked_recipe(dataset: str, path: Path) -> Recipe:
+    recipe = _read_recipe(path)
+    try:
+        Settings.model_validate(nested({**recipe.values, "data.dataset": dataset}))
+    except ValidationError as error:
+        raise explain(error, {}, str(path), f"correct the recipe of {dataset}") from None
+    return recipe
+
+
+@functools.cache
+def _read_recipe(path: Path) -> Recipe:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"cannot read the recipe {path}: {reason}", "a recipe is a TOML file") from None
+    lists = [document.pop("losses", None), document.pop("splits", None)]
+    if not all(isinstance(names, list) and names and {type(name) for name in names} == {str} for names in lists):
+        hint = 'for example losses = ["ce"], splits = ["train"]'
+        raise SettingsError(f"{path}: losses and splits must be lists of names, above the first table", hint)
+    values = values_of_tables(document, str(path))
+    return Recipe(path, values, tuple(lists[0]), tuple(lists[1]))
+
+
+# Types of single values
+
+
+def _either(names: Iterable[str]) -> str:
+    """Names as a message lists them: ``a, b or c``."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """Require one of the names that are known when the value is checked: a plugin may add some."""
+
+    def check(value: str) -> str:
+        if value not in (known := tuple(names())):
+            raise PydanticKnownError("literal_error", {"expected": _either(f"'{name}'" for name in known)})
+        return value
+
+    return AfterValidator(check)
+
+
+def _matching(pattern: str, problem: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise PydanticCustomError("pattern", "{problem}", {"problem": problem})
+        return value
+
+    return AfterValidator(check)
+
+
+def _shaped(span: str) -> str:
+    shape, _, size = span.partition(":")
+    if shape not in SPAN_SHAPES:
+        shapes = _either(f"'{name}'" for name in SPAN_SHAPES.names())
+        raise PydanticCustomError("span", "must be SHAPE:SIZE with a shape of {shapes}", {"shapes": shapes})
+    if not (size.isascii() and size.isdigit() and int(size[:9])):
+        raise PydanticCustomError("span", "must be SHAPE:SIZE with a size of 1 or more")
+    return span
+
+
+def _span_kind(value: object) -> str:
+    return "shape" if isinstance(value, str) and ":" in value else "window"
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Span = Annotated[
+    Annotated[NonNegativeInt, Tag("window")] | Annotated[str, AfterValidator(_shaped), Tag("shape")],
+    Discriminator(_span_kind),
+]
+
+
+RUN_NAME = _matching(
+    "[A-Za-z0-9][A-Za-z0-9._-]*",
+    "may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+)
+INTERVAL = _matching("[1-9][0-9]*(m|min)?", "must be a number of steps, such as 500, or of minutes, such as 10m")
+
+
 def contradiction(message: str, *keys: str) -> PydanticCustomError:
-    """An error between several settings; ``keys`` let ``sources`` find out which flag or file to blame."""
+    """An error between several settings; ``keys`` let ``explain`` find out which flag or file to blame."""
     return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
+
+
+# The settings
 
 
 class Frozen(BaseModel):
@@ -54,11 +194,13 @@ class Frozen(BaseModel):
 class DataSettings(Frozen):
     """Which prepared data to read, and which of it to train on."""
 
-    dataset: Dataset = Field("vqa", description="data set whose recipe and metrics apply")
-    path: Path | None = Field(None, description="prepared folder; default: data/DATASET/prepared")
-    split: str = Field("train", description="splits to train on, joined by +: train, train+val, train+val+vg")
-    later_split: str | None = Field(None, description="splits to train on from later_split_epoch on, as split")
-    later_split_epoch: PositiveInt | None = Field(None, description="epoch index, from 0, that later_split begins at")
+    dataset: Annotated[str, _one_of(dataset_names)] = Field(
+        DEFAULT_DATASET, description="data set, which decides recipe and metric"
+    )
+    path: Path | None = Field(None, description="prepared folder; by default data/DATASET/prepared")
+    split: str = Field("train", description="splits to train on, joined by +, such as train+val")
+    later_split: str | None = Field(None, description="splits to train on from epoch later_split_epoch on, as split")
+    later_split_epoch: PositiveInt | None = Field(None, description="epoch index, from 0, at which later_split begins")
     num_workers: int = Field(2, ge=0, le=64, description="threads per process that assemble batches; 0: none")
 
 
@@ -77,26 +219,24 @@ class ModelSettings(Frozen):
     flat_mlp_size: PositiveInt = Field(512, description="inner width of the attention pooling in the head")
     flat_glimpses: PositiveInt = Field(1, description="glimpses of the attention pooling in the head")
     flat_out_size: PositiveInt = Field(1024, description="width of the pooled image and question")
-    spans: tuple[NonNegativeInt, ...] = Field(
-        (0, 1, 2, 3), min_length=1, description="attention spans: 0 sees the whole grid, r > 0 the cells within r"
+    spans: tuple[Span, ...] = Field(
+        (0, 1, 2, 3),
+        min_length=1,
+        description="attention spans: 0 sees the whole grid, r > 0 the cells within r, SHAPE:SIZE another shape",
     )
     grid_size: PositiveInt = Field(8, description="cells S along one side of the image grid; N = S * S")
     routing: Literal["soft", "hard"] = Field("soft", description="blend the spans, or choose by Gumbel softmax")
-    pooling: Literal["avg", "attention", "fc"] = Field("avg", description="how a router sums up the image")
+    pooling: Annotated[str, _one_of(POOLINGS.names)] = Field("avg", description="how a router sums up the image")
     binarize: bool = Field(False, description="use only the heaviest span in evaluation; hard routing only")
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
         if self.hidden_size % self.num_heads:
-            raise contradiction(
-                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}",
-                "model.hidden_size",
-                "model.num_heads",
-            )
+            message = f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}"
+            raise contradiction(message, "model.hidden_size", "model.num_heads")
         if self.hidden_size % 2:
-            raise contradiction(
-                f"hidden_size {self.hidden_size} must be even: the router halves it", "model.hidden_size"
-            )
+            message = f"hidden_size {self.hidden_size} must be even: the router halves it"
+            raise contradiction(message, "model.hidden_size")
         if self.binarize and self.routing != "hard":
             raise contradiction("binarize needs hard routing, got routing 'soft'", "model.binarize", "model.routing")
         return self
@@ -107,7 +247,9 @@ class TrainSettings(Frozen):
 
     epochs: PositiveInt = Field(13, description="passes over the training split")
     batch_size: PositiveInt = Field(64, description="samples of one optimizer step, over all GPUs and parts")
-    accumulation: PositiveInt = Field(1, description="parts that a batch is split into; must divide batch_size")
+    accumulation: PositiveInt = Field(
+        1, description="parts that each batch is computed in, to save memory; must divide the batch size"
+    )
     learning_rate: PositiveFloat = Field(1e-4, description="base rate of Adam")
     warmup_epochs: int = Field(3, ge=0, description="the rate rises in four stages over the first warmup_epochs + 1")
     decay_epochs: tuple[NonNegativeInt, ...] = Field(
@@ -118,7 +260,7 @@ class TrainSettings(Frozen):
     adam_epsilon: PositiveFloat = Field(1e-9, description="term in Adam's denominator")
     gradient_clip: PositiveFloat | None = Field(None, description="largest norm of the whole gradient; none: no limit")
     loss: Literal["bce", "kld", "ce"] = Field(
-        "bce", description="binary cross entropy (VQA), Kullback-Leibler divergence (VQA) or cross entropy (CLEVR)"
+        "bce", description="binary cross entropy, Kullback-Leibler divergence or cross entropy"
     )
     loss_reduction: Literal["sum", "mean"] = Field(
         "sum", description="over a batch; mean averages over its elements as torch does"
@@ -127,52 +269,68 @@ class TrainSettings(Frozen):
     temperature_max: PositiveFloat = Field(10.0, description="temperature of the first epoch")
     temperature_min: PositiveFloat = Field(0.1, description="temperature that no epoch goes below")
     shuffle: bool = Field(True, description="a new order of samples in each epoch; false: the order of the files")
-    seed: int = Field(0, ge=0, lt=2**31, description="of start weights, dropout, noise and the order of samples")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="seed of the start weights, dropout, noise and the order of samples"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.batch_size % self.accumulation:
-            raise contradiction(
+            divisors = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
+            nearest = [n for n in divisors if n < self.accumulation][-1:]
+            nearest += [n for n in divisors if n > self.accumulation][:1]
+            message = (
                 f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}"
-                f" (nearest that do: {nearest_divisors(self.batch_size, self.accumulation)})",
-                "train.accumulation",
-                "train.batch_size",
+                f" (nearest that do: {' and '.join(map(str, nearest))})"
             )
+            raise contradiction(message, "train.accumulation", "train.batch_size")
         if self.temperature_min > self.temperature_max:
-            raise contradiction(
-                f"temperature_min {self.temperature_min} is above temperature_max {self.temperature_max}",
-                "train.temperature_min",
-                "train.temperature_max",
-            )
+            message = f"temperature_min {self.temperature_min} is above temperature_max {self.temperature_max}"
+            raise contradiction(message, "train.temperature_min", "train.temperature_max")
         return self
 
 
 class RunSettings(Frozen):
     """Where a run lives and on what it runs."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
+    name: Annotated[str, RUN_NAME] | None = Field(
+        None, description="name of the run and of its folder; by default data set and time"
+    )
     folder: Path = Field(Path("runs"), description="folder that holds the runs")
-    gpus: str | None = Field(None, description="GPU indices joined by commas, or cpu; default: a GPU if there is one")
+    gpus: str | None = Field(
+        None,
+        examples=["0,1", "cpu"],
+        description="GPU indices joined by commas, or cpu; by default a GPU if there is one",
+    )
     num_threads: PositiveInt | None = Field(
         None, le=1024, description="CPU threads of a process; none: its share of the cores. Small models want 1"
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="of matrix products; weights, optimizer, softmax and loss stay float32"
+        "fp32", description="precision of matrix products; weights, optimizer, softmax and loss stay float32"
     )
-    compile: bool = Field(False, description="compile the model with torch.compile; for GPUs, slower on a CPU")
-    max_restarts: int = Field(0, ge=0, le=100, description="times that lost processes are started again")
-    timeout_seconds: PositiveFloat = Field(600.0, description="seconds after which waiting for a lost process ends")
-    save_every: str | None = Field(
+    attention: Annotated[str, _one_of(lambda: ("auto", *KERNELS.names()))] = Field(
+        "auto", description="attention backend: auto, reference or cpu"
+    )
+    compile: bool = Field(
+        False,
+        description="compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps"
+        " slower",
+    )
+    max_restarts: int = Field(
+        0, ge=0, le=100, description="times that lost processes are started again, from the latest checkpoint"
+    )
+    timeout_seconds: PositiveFloat = Field(600.0, description="seconds to wait for a process before it counts as lost")
+    save_every: Annotated[str, INTERVAL] | None = Field(
         None,
-        pattern=r"^[1-9]\d*(m|min)?$",
-        description="checkpoints within an epoch: every so many steps (500) or minutes (10m)",
+        examples=["STEPS", "MINUTESm"],
+        description="checkpoints within an epoch as well: 500 saves every 500 steps, 10m every ten minutes",
     )
     validate_every: int = Field(1, ge=0, description="epochs between validations; 0: never")
     log_every: PositiveInt = Field(50, description="optimizer steps between two lines of metrics.jsonl")
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), description="where to send curves beside metrics.jsonl; each is an extra to install"
     )
-    keep: int = Field(0, ge=0, description="latest epochs to keep checkpoints of, beside the best; 0: all")
+    keep: int = Field(0, ge=0, description="keep the checkpoints of the latest N epochs and of the best; 0: of all")
 
 
 class Settings(Frozen):
@@ -184,48 +342,212 @@ class Settings(Frozen):
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
-    def _loss_fits(self) -> Self:
-        allowed = ("bce", "kld") if self.data.dataset == "vqa" else ("ce",)
-        if self.train.loss not in allowed:
-            raise contradiction(
-                f"loss {self.train.loss!r} does not fit {self.data.dataset}: use {' or '.join(allowed)}",
-                "train.loss",
-                "data.dataset",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _split_fits(self) -> Self:
-        splits = SPLITS[self.data.dataset]
-        for key in ("split", "later_split"):
-            split = getattr(self.data, key)
-            if split not in (*splits, None):
-                raise contradiction(
-                    f"{key} {split!r} is none that {self.data.dataset} trains on: use {' or '.join(splits)}",
-                    f"data.{key}",
-                    "data.dataset",
-                )
+    def _fits_the_data_set(self) -> Self:
+        dataset, loss = self.data.dataset, self.train.loss
+        recipe = _read_recipe(_RECIPES[dataset])
+        if loss not in recipe.losses:
+            message = f"loss {loss!r} does not fit {dataset}: use {_either(recipe.losses)}"
+            raise contradiction(message, "train.loss", "data.dataset")
+        for key, split in (("split", self.data.split), ("later_split", self.data.later_split)):
+            if split not in (*recipe.splits, None):
+                message = f"{key} {split!r} is none that {dataset} trains on: use {_either(recipe.splits)}"
+                raise contradiction(message, f"data.{key}", "data.dataset")
         return self
 
     @model_validator(mode="after")
     def _later_split_begins(self) -> Self:
-        split, epoch = self.data.later_split, self.data.later_split_epoch
+        split, epoch, epochs = self.data.later_split, self.data.later_split_epoch, self.train.epochs
         if (split is None) != (epoch is None):
             given, lacking = ("later_split", "later_split_epoch")[:: 1 if epoch is None else -1]
             raise contradiction(f"{given} needs {lacking}", f"data.{given}", f"data.{lacking}")
-        if epoch is not None and epoch >= self.train.epochs:
-            raise contradiction(
-                f"later_split_epoch {epoch} is not reached in {self.train.epochs} epochs: the last has index "
-                f"{self.train.epochs - 1}",
-                "data.later_split_epoch",
-                "train.epochs",
-            )
+        if epoch is not None and epoch >= epochs:
+            message = f"later_split_epoch {epoch} is not reached in {epochs} epochs: the last has index {epochs - 1}"
+            raise contradiction(message, "data.later_split_epoch", "train.epochs")
         return self
 
 
-def nearest_divisors(whole: int, part: int) -> str:
-    """Name the divisors of ``whole`` next below and above ``part``, for error messages."""
-    divisors = [n for n in range(1, whole + 1) if whole % n == 0]
-    below = [n for n in divisors if n < part][-1:]
-    above = [n for n in divisors if n > part][:1]
-    return " and ".join(map(str, below + above))
+# Dotted keys, and values as text
+
+TABLES: dict[str, type[BaseModel]] = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "train": TrainSettings,
+    "run": RunSettings,
+}
+FIELDS: dict[str, FieldInfo] = {
+    f"{table}.{name}": field for table, model in TABLES.items() for name, field in model.model_fields.items()
+}
+
+
+@functools.cache
+def kinds_of(key: str) -> frozenset[object]:
+    """The types that a setting may have, such as ``int``, ``NoneType``, ``tuple`` or ``Literal``."""
+
+    def unwrap(annotation: object) -> frozenset[object]:
+        outer, inner = get_origin(annotation), get_args(annotation)
+        if outer is Annotated:
+            return unwrap(inner[0])
+        return (
+            frozenset().union(*map(unwrap, inner)) if outer in (Union, UnionType) else frozenset([outer or annotation])
+        )
+
+    return unwrap(FIELDS[key].annotation)
+
+
+def nearest_key(wrong: str, known: Iterable[str] = FIELDS) -> str | None:
+    """The known name that a wrong one most likely means; None if none is near.
+
+    A key in the wrong table, or without one, counts as near: ``batch_size`` means ``train.batch_size``.
+    """
+    folded = {candidate.casefold(): candidate for candidate in known}
+    by_last = {candidate.rpartition(".")[2]: original for candidate, original in folded.items()}
+    last = wrong.casefold().rpartition(".")[2]
+    for name, names in ((wrong.casefold(), folded), (last, by_last)):
+        if name in names:
+            return names[name]
+    for name, names in ((wrong.casefold(), folded), (last, by_last)):
+        if near := get_close_matches(name, names, n=1, cutoff=0.6):
+            return names[near[0]]
+    return None
+
+
+def from_text(key: str, text: str) -> object:
+    """Read a value from the environment or the command line.
+
+    Lists are TOML or JSON (``[0, 1]``) or simply ``0,1``; ``none`` empties an optional setting. What cannot be read is
+    handed on as text, and validation says what is wrong with it.
+    """
+    value = from_file(key, text.strip())
+    if not isinstance(value, str):
+        return value
+    read = _toml_value(value)
+    is_free_text = {str, Path} & kinds_of(key)
+    return read if isinstance(read, str if is_free_text else bool | int | float | str) else value
+
+
+def from_file(key: str, value: object) -> object:
+    """Read a value from a parsed TOML, JSON or YAML file: ``none`` and ``"0,1"`` mean there what they mean in text."""
+    if not isinstance(value, str):
+        return value
+    kinds = kinds_of(key)
+    if NoneType in kinds and value.strip().casefold() == "none":
+        return None
+    return _list_from_text(value.strip()) if tuple in kinds else value
+
+
+def to_toml_value(value: object) -> str:
+    """Write a value as TOML; ``none``, which TOML has not, becomes a string."""
+    text = json.dumps("none" if value is None else value, default=str, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")
+
+
+def to_text(value: object) -> str:
+    """Write a value for people, the way that ``from_text`` reads it."""
+    return str(value) if isinstance(value, str | Path) else to_toml_value(value).strip('"')
+
+
+def values_of_tables(document: Mapping[str, object], source: str) -> dict[str, object]:
+    """Values by dotted key of a parsed file.
+
+    Raises:
+        SettingsError: naming ``source``, for an unknown table or key.
+    """
+    values: dict[str, object] = {}
+    for table, content in document.items():
+        if table in TABLES and isinstance(content, Mapping):
+            values |= {f"{table}.{name}": value for name, value in content.items()}
+        else:
+            values[table] = content
+    for key in values.keys() - FIELDS.keys():
+        is_table = "." not in key and isinstance(values[key], Mapping)
+        hint = f"the tables are {', '.join(f'[{table}]' for table in TABLES)}"
+        if near := nearest_key(key, TABLES if is_table else FIELDS):
+            hint = f"did you mean [{near}]?" if is_table else f"did you mean {near}?"
+        raise SettingsError(f"{source}: unknown {'table' if is_table else 'setting'} {key}", hint)
+    return {key: from_file(key, value) for key, value in values.items()}
+
+
+def nested(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Sort values by dotted key into tables."""
+    tables: dict[str, dict[str, object]] = {table: {} for table in TABLES}
+    for key, value in values.items():
+        table, _, name = key.partition(".")
+        tables.setdefault(table, {})[name] = value
+    return tables
+
+
+def flat(settings: Settings) -> dict[str, object]:
+    """All values of the settings by dotted key."""
+    return {f"{table}.{name}": value for table, values in settings for name, value in values}
+
+
+def _toml_value(text: str) -> object:
+    """The TOML value that the text is; None if it is none."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return None
+    return document["value"] if list(document) == ["value"] else None
+
+
+def _list_from_text(text: str) -> object:
+    if text.startswith("["):
+        value = _toml_value(text)
+        return value if isinstance(value, list) else text
+    parts = [part.strip() for part in text.removeprefix("(").removesuffix(")").split(",")]
+    return parts if parts[-1] else parts[:-1]
+
+
+# What is wrong, in the user's words
+
+_PROBLEMS = {
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than_equal": "must be {le:g} or less",
+    "int_parsing_size": "must be a smaller number",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be true or false",
+    "string": "must be text",
+    "path": "must be a path",
+    "tuple": "must be a list, such as 0,1,2",
+    "model": "must be a table",
+    "too_short": "must have {min_length} or more values",
+    "too_long": "must have {max_length} values at most",
+    "missing": "lacks a value",
+    "extra": "is no setting",
+}
+
+
+def explain(error: ValidationError, blames: Mapping[str, str], source: str, hint: str) -> SettingsError:
+    """Turn what validation found into one message, a line for each wrong setting.
+
+    Args:
+        error: what pydantic raised.
+        blames: dotted key -> beginning of the message; those that win over others first.
+        source: begins the message where no key is to blame.
+        hint: where nothing better is known.
+    """
+    lines: dict[str, str] = {}
+    hints: list[str] = []
+    for found in error.errors(include_url=False):
+        context: dict[str, Any] = found.get("ctx", {})
+        if found["type"] == "contradiction":
+            keys = context["keys"]
+            guilty = next((key for key in blames if key in keys), keys[0])
+            lines.setdefault(guilty, f"{blames.get(guilty, source)}: {context['message']}")
+            if blames and len(keys) > 1:
+                first, *others = (f"from {blames.get(key, 'its default')}" for key in keys)
+                rest = [f"{key} {origin}" for key, origin in zip(keys[1:], others, strict=True)]
+                hints.append(f"change one: {', '.join([f'{keys[0]} comes {first}', *rest])}")
+            continue
+        key = ".".join(str(part) for part in found["loc"][:2])
+        index = "".join(f"[{part}]" for part in found["loc"][2:] if isinstance(part, int))
+        kind = next((kind for kind in (found["type"], found["type"].partition("_")[0]) if kind in _PROBLEMS), "")
+        problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
+        got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
+        lines.setdefault(key, f"{blames.get(key, source)}: {key}{index} {problem}{got}")
+        if key in FIELDS:
+            hints.append(f"{key}: {FIELDS[key].description}; {hint}")
+        else:
+            hints.append(f"did you mean {near}?" if (near := nearest_key(key)) else hint)
+    return SettingsError("\n".join(lines.values()), hints[0] if hints and len(lines) == 1 else hint)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from trarctl.data.checks import CheckRow
 from trarctl.data.datasets.base import Layout, layout_of
-from trarctl.data.datasets.easy_vqa import package_data
 from trarctl.data.features.extract_stage import BackboneOptions, check_backbone
 from trarctl.data.features.image_stage import ImageOptions, Pack
 from trarctl.data.manifest import Manifest
@@ -21,7 +20,7 @@ class PrepareRequest:
     """What to prepare, from where, to where.
 
     Args:
-        dataset: ``vqa``, ``clevr`` or ``easy-vqa``.
+        dataset: name of a registered data set.
         out: the prepared folder; default: data/DATASET/prepared.
         raw: folder of the raw files; default: data/DATASET/raw, for easy-VQA the installed package's.
         features: folder with one folder of feature files per image set; default: ``feats`` beside ``raw``, if it is
@@ -108,7 +107,7 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
         SettingsError: a value is outside its limits, or options contradict each other.
     """
     layout = layout_of(request.dataset)
-    is_easy = layout.dataset == "easy-vqa"
+    has_own = layout.extractor is not None
     for flag, value, least in (
         ("--grid", request.grid, 1),
         ("--max-words", request.max_words, 1),
@@ -116,13 +115,14 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
     ):
         if value is not None and value < least:
             raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
-    raw = request.raw or (package_data() if is_easy else Path("data") / layout.dataset / "raw")
+    raw = request.raw or layout.default_raw_folder()
     if not raw.is_dir():
         raise DataError(f"no folder of raw files {raw}", f"{layout.download_hint}; or pass --raw DIR")
     grid = request.grid or layout.grid_size
-    if is_easy and (request.features is not None or grid != layout.grid_size or request.pack is not None):
+    if has_own and (request.features is not None or grid != layout.grid_size or request.pack is not None):
         raise SettingsError(
-            f"easy-vqa makes its own features on a grid of {layout.grid_size}", "leave out --features, --grid, --pack"
+            f"{layout.name} makes its own features on a grid of {layout.grid_size}",
+            "leave out --features, --grid, --pack",
         )
     return Work(
         layout=layout,
@@ -131,22 +131,22 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
         text_options=TextOptions(request.max_words, request.min_answer_count, request.vectors),
         image_options=ImageOptions(
             grid_size=grid,
-            features=None if is_easy else _features(request, raw),
+            features=None if has_own else _features(request, raw),
             pack=request.pack,
             check_values=request.check_values,
-            images=raw if is_easy else None,
+            images=raw if has_own else None,
         ),
-        backbone_options=_backbone(request, grid, is_easy=is_easy),
+        backbone_options=_backbone(request, grid, has_own=has_own),
         rebuild=request.rebuild,
         progress=progress,
     )
 
 
-def _backbone(request: PrepareRequest, grid: int, *, is_easy: bool) -> BackboneOptions | None:
+def _backbone(request: PrepareRequest, grid: int, *, has_own: bool) -> BackboneOptions | None:
     if request.images is None:
         return None
     check_backbone(request.backbone)
-    if is_easy or request.features is not None:
+    if has_own or request.features is not None:
         raise SettingsError(
             "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
         )

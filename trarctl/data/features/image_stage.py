@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from trarctl.data.datasets.base import Layout
-from trarctl.data.datasets.easy_vqa import image_folder
 from trarctl.data.features.image_table import (
     Folder,
     Ids,
@@ -99,7 +98,7 @@ def plan_images(layout: Layout, named: Mapping[str, Ids], options: ImageOptions,
         warnings = refuse_missing(table, options.features, layout.dataset)
     elif options.images is not None:
         for files in layout.image_sets:
-            folders[files.name] = scan_folder(image_folder(options.images, files.name), [files.images])
+            folders[files.name] = scan_folder(layout.image_folder(options.images, files.name), [files.images])
         table = build_table(layout, named, folders)
         warnings = refuse_missing(table, options.images, layout.dataset, "images")
     else:

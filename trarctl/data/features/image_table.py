@@ -150,7 +150,7 @@ def _known_ids(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, F
         asking = [
             named[split.name]
             for split in layout.splits
-            if split.image_set == files.name and split.name in named and split.name != "vg"
+            if split.image_set == files.name and split.name in named and not split.borrows_images
         ]
         known[files.name] = folder.ids if folder else np.unique(np.concatenate([*asking, np.empty(0, np.int64)]))
     return known

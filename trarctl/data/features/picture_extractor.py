@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from trarctl.data.datasets.base import layout_of
 from trarctl.data.features.extract_stage import EXTRACTED, BackboneOptions, extracted_folder
 from trarctl.data.features.files import read_cells
 from trarctl.data.features.patches import Backbone
@@ -51,7 +50,7 @@ def picture_backbone(data: PreparedData, weights: Path | None = None) -> Backbon
 def _holds_features(folder: Path, data: PreparedData) -> bool:
     """Whether the first image's features were made here: those in the folder are the ones that the data has."""
     name, image_id = data.features.image_set(0), data.features.image_id(0)
-    image_set = next(one for one in layout_of(data.dataset).image_sets if one.name == name)
+    image_set = data.spec.image_set(name)
     made = np.zeros((data.features.num_cells, data.features.width), dtype=np.float32)
     try:
         read_cells((folder / name / image_set.features.name(image_id)).with_suffix(".npy"), made)

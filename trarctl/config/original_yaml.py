@@ -71,14 +71,27 @@ FIXED: dict[str, tuple[object, str]] = {
     "USE_BBOX_FEAT": (False, "there is no bounding-box branch"),
 }
 
+
+def _clip(limit: object) -> object:
+    """The original clips only where the limit is above 0."""
+    return None if isinstance(limit, int | float) and not isinstance(limit, bool) and limit <= 0 else limit
+
+
+# Keys whose values are written differently here.
+CONVERTED: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "EVAL_EVERY_EPOCH": ("run.validate_every", lambda on: {"true": 1, "false": 0}.get(str(on).casefold(), on)),
+    "GRAD_NORM_CLIP": ("train.gradient_clip", _clip),
+    "LOSS_REDUCTION": ("train.loss_reduction", lambda text: "mean" if text == "elementwise_mean" else text),
+}
+
+# With the keys that depend on each other, those of routing and optimizer.
+KNOWN = {*SAME, *CONVERTED, *IGNORED, *FIXED, "ROUTING", "POOLING", "ROUTING_MODE", "OPT_PARAMS"}
+
 ROUTINGS = ("soft", "hard")
 POOLINGS = ("avg", "attention", "fc")
 
 # What torch's Adam has where OPT_PARAMS says nothing, and so had the original.
-ADAM: dict[str, tuple[str, object]] = {
-    "betas": ("train.adam_betas", (0.9, 0.999)),
-    "eps": ("train.adam_epsilon", 1e-8),
-}
+ADAM: dict[str, tuple[str, object]] = {"betas": ("train.adam_betas", (0.9, 0.999)), "eps": ("train.adam_epsilon", 1e-8)}
 ADAM_REFUSED = ("weight_decay", "amsgrad")
 
 Document = Mapping[Any, Any]
@@ -98,33 +111,25 @@ def translate(document: Document, source: str) -> tuple[Values, list[str]]:
     Raises:
         SettingsError: for keys that neither program knows, and for values that only the original has.
     """
-    _refuse_unknown(document, source)
+    if unknown := [key for key in document if key not in KNOWN]:
+        near = nearest_key(str(unknown[0]), KNOWN)
+        listed = ", ".join(reprlib.repr(key).strip("'") for key in unknown[:10])
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        general = "a .yml file holds the original's keys; trarctl's own go into a .toml file"
+        what = f"{source}: unknown key{'s' if len(unknown) > 1 else ''} {listed}{more}"
+        raise SettingsError(what, f"did you mean {near}?" if near else general)
+    for key, (fixed, reason) in FIXED.items():
+        given = document.get(key, fixed)
+        if given != fixed and str(given).casefold() != str(fixed).casefold():
+            what = f"{source} ({key}: {reprlib.repr(given)}): must be {fixed}: {reason}"
+            raise SettingsError(what, f"set {key} to {fixed}")
     values: Values = {SAME[key]: (value, key) for key, value in document.items() if key in SAME}
+    values |= {ours: (read(document[key]), key) for key, (ours, read) in CONVERTED.items() if key in document}
     notes = [f"{source}: {key} is ignored: {IGNORED[key]}" for key in document if key in IGNORED]
-    for key in FIXED.keys() & document.keys():
-        expected, reason = FIXED[key]
-        if str(document[key]).casefold() != str(expected).casefold():
-            given = f"{key}: {reprlib.repr(document[key])}"
-            raise SettingsError(f"{source} ({given}): must be {expected}: {reason}", f"set {key} to {expected}")
-    for keys, read in SPECIAL:
-        if any(key in document for key in keys):
-            read(document, source, values, notes)
+    _read_routing(document, source, values, notes)
+    if "OPT" in document or "OPT_PARAMS" in document:
+        _read_optimizer(document, source, values, notes)
     return values, notes
-
-
-def _refuse_unknown(document: Document, source: str) -> None:
-    known = {*SAME, *IGNORED, *FIXED, *(key for keys, _ in SPECIAL for key in keys)}
-    unknown = [key for key in document if key not in known]
-    if not unknown:
-        return
-    near = nearest_key(str(unknown[0]), known)
-    listed = ", ".join(reprlib.repr(key).strip("'") for key in unknown[:10])
-    more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-    general = "a .yml file holds the original's keys; trarctl's own go into a .toml file"
-    raise SettingsError(
-        f"{source}: unknown key{'s' if len(unknown) > 1 else ''} {listed}{more}",
-        f"did you mean {near}?" if near else general,
-    )
 
 
 def _read_routing(document: Document, source: str, values: Values, notes: list[str]) -> None:
@@ -138,20 +143,6 @@ def _read_routing(document: Document, source: str, values: Values, notes: list[s
     for key, name, value in (("model.routing", "ROUTING", routing), ("model.pooling", pooling_key, pooling)):
         if name in document:
             values[key] = (value, name)
-
-
-def _renamed(name: str, key: str, read: Callable[[object], object]) -> tuple[tuple[str, ...], Reader]:
-    """A key whose value is written differently here."""
-
-    def read_one(document: Document, _source: str, values: Values, _notes: list[str]) -> None:
-        values[key] = (read(document[name]), name)
-
-    return (name,), read_one
-
-
-def _clip(limit: object) -> object:
-    """The original clips only where the limit is above 0."""
-    return None if isinstance(limit, int | float) and not isinstance(limit, bool) and limit <= 0 else limit
 
 
 def _read_optimizer(document: Document, source: str, values: Values, notes: list[str]) -> None:
@@ -184,15 +175,3 @@ def _python_value(text: object) -> object:
         return ast.literal_eval(text) if isinstance(text, str) else text
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-
-
-Reader = Callable[[Document, str, Values, list[str]], None]
-
-# Keys whose values need more than a new name; one reader for keys that depend on each other.
-SPECIAL: tuple[tuple[tuple[str, ...], Reader], ...] = (
-    (("ROUTING", "POOLING", "ROUTING_MODE"), _read_routing),
-    _renamed("GRAD_NORM_CLIP", "train.gradient_clip", _clip),
-    _renamed("LOSS_REDUCTION", "train.loss_reduction", lambda text: "mean" if text == "elementwise_mean" else text),
-    _renamed("EVAL_EVERY_EPOCH", "run.validate_every", lambda on: {"true": 1, "false": 0}.get(str(on).casefold(), on)),
-    (("OPT", "OPT_PARAMS"), _read_optimizer),
-)

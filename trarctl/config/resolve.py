@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from trarctl.config.original_yaml import translate
 from trarctl.config.settings import (
+    ALL_SETTINGS,
     DEFAULT_DATASET,
     FIELDS,
     TABLES,
     Settings,
     dataset_names,
-    explain,
     flat,
+    from_dict,
     from_file,
     from_text,
     nearest_key,
@@ -37,7 +37,6 @@ from trarctl.errors import SettingsError
 from trarctl.registry import PLUGINS_VARIABLE
 
 PREFIX = "TRARCTL_"
-ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
 
 
 class Source(Enum):
@@ -105,11 +104,11 @@ def resolve(
     """Find the settings that hold.
 
     Args:
-        dataset: the data set that the user named, or that the data is of; None: whatever the other sources say.
+        dataset: the data set that the user named, or that the data is of.
         config: a TOML file, the original's YAML file, or the ``settings.json`` of a run.
         environ: the environment; None: that of the process.
         options: dotted key -> (value, flag); a value of None means that the flag was not given.
-        sets: ``KEY=VALUE`` as given with ``--set``.
+        sets: ``KEY=VALUE``.
 
     Raises:
         SettingsError: for unknown keys, for values outside their limits, and for a file that cannot be read.
@@ -134,31 +133,9 @@ def amend(
     options: Mapping[str, tuple[object, str]] | None = None,
     sets: Sequence[str] = (),
 ) -> Resolved:
-    """Change some of the settings of a run or checkpoint.
-
-    Args:
-        settings: what the run was started with.
-        source: the run, as a text for people.
-        options: as for ``resolve``.
-        sets: as for ``resolve``.
-
-    Raises:
-        SettingsError: as for ``resolve``.
-    """
+    """Change some settings of a run or checkpoint, which ``source`` names; otherwise as ``resolve``."""
     base = _layer(flat(settings), Origin(Source.RUN, source))
     return _build([base, _option_layer(options or {}), _set_layer(sets)], [])
-
-
-def from_dict(tables: Mapping[str, object], source: str) -> Settings:
-    """The settings that JSON holds, by table.
-
-    Raises:
-        SettingsError: naming ``source``, if they are none.
-    """
-    try:
-        return Settings.model_validate(tables)
-    except ValidationError as error:
-        raise explain(error, {}, source, ALL_SETTINGS) from None
 
 
 def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
@@ -166,12 +143,10 @@ def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
     for layer in layers:
         merged |= layer
     notes = [*notes, *_drop_binarize(merged)]
-    try:
-        settings = Settings.model_validate(nested({key: entry.value for key, entry in merged.items()}))
-    except ValidationError as error:
-        layer_of = {key: rank for rank, layer in enumerate(layers) for key in layer}
-        latest_first = sorted(merged, key=lambda key: -layer_of[key])
-        raise explain(error, {key: merged[key].blame for key in latest_first}, "settings", ALL_SETTINGS) from None
+    layer_of = {key: rank for rank, layer in enumerate(layers) for key in layer}
+    latest_first = sorted(merged, key=lambda key: -layer_of[key])
+    blames = {key: merged[key].blame for key in latest_first}
+    settings = from_dict(nested({key: entry.value for key, entry in merged.items()}), "settings", blames=blames)
     return Resolved(settings, {key: merged[key].origin if key in merged else DEFAULT for key in FIELDS}, notes)
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import reprlib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
@@ -39,19 +38,14 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from trarctl.errors import SettingsError
 from trarctl.registry import KERNELS, POOLINGS, SPAN_SHAPES, load_plugins
 
+ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
+
 # Recipes: what a data set trains with, unless the user says otherwise
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a data set that differ from the plain defaults.
-
-    Attributes:
-        path: the TOML file.
-        values: by dotted key.
-        losses: what ``train.loss`` may be for this data set.
-        splits: what ``data.split`` may be.
-    """
+    """What a data set trains with: values by dotted key, and what ``train.loss`` and ``data.split`` may be."""
 
     path: Path
     values: Mapping[str, object]
@@ -60,9 +54,7 @@ class Recipe:
 
 
 DEFAULT_DATASET = "vqa"
-_RECIPES: dict[str, Path] = {
-    name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in ("vqa", "clevr", "easy-vqa")
-}
+_RECIPES = {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in ("vqa", "clevr", "easy-vqa")}
 
 
 def register_recipe(dataset: str, path: Path) -> None:
@@ -82,16 +74,8 @@ def recipe_of(dataset: str) -> Recipe:
     Raises:
         SettingsError: naming the file, if it cannot be read or its settings are not valid.
     """
-    return _checked_recipe(dataset, _RECIPES[dataset])
-
-
-@functools.cache
-def _checked_recipe(dataset: str, path: Path) -> Recipe:
-    recipe = _read_recipe(path)
-    try:
-        Settings.model_validate(nested({**recipe.values, "data.dataset": dataset}))
-    except ValidationError as error:
-        raise explain(error, {}, str(path), f"correct the recipe of {dataset}") from None
+    recipe = _read_recipe(_RECIPES[dataset])
+    from_dict(nested({**recipe.values, "data.dataset": dataset}), str(recipe.path))
     return recipe
 
 
@@ -102,12 +86,12 @@ def _read_recipe(path: Path) -> Recipe:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"cannot read the recipe {path}: {reason}", "a recipe is a TOML file") from None
-    lists = [document.pop("losses", None), document.pop("splits", None)]
-    if not all(isinstance(names, list) and names and {type(name) for name in names} == {str} for names in lists):
-        hint = 'for example losses = ["ce"], splits = ["train"]'
-        raise SettingsError(f"{path}: losses and splits must be lists of names, above the first table", hint)
-    values = values_of_tables(document, str(path))
-    return Recipe(path, values, tuple(lists[0]), tuple(lists[1]))
+    losses, splits = document.pop("losses", None), document.pop("splits", None)
+    for names in (losses, splits):
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+            hint = 'for example losses = ["ce"] and splits = ["train"]'
+            raise SettingsError(f"{path}: must begin with the lists losses and splits", hint)
+    return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits))
 
 
 # Types of single values
@@ -130,15 +114,6 @@ def _one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _matching(pattern: str, problem: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise PydanticCustomError("pattern", "{problem}", {"problem": problem})
-        return value
-
-    return AfterValidator(check)
-
-
 def _shaped(span: str) -> str:
     shape, _, size = span.partition(":")
     if shape not in SPAN_SHAPES:
@@ -149,22 +124,21 @@ def _shaped(span: str) -> str:
     return span
 
 
-def _span_kind(value: object) -> str:
-    return "shape" if isinstance(value, str) and ":" in value else "window"
-
-
+Dataset = Annotated[str, _one_of(dataset_names)]
+Pooling = Annotated[str, _one_of(POOLINGS.names)]
+Attention = Annotated[str, _one_of(lambda: ("auto", *KERNELS.names()))]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Span = Annotated[
     Annotated[NonNegativeInt, Tag("window")] | Annotated[str, AfterValidator(_shaped), Tag("shape")],
-    Discriminator(_span_kind),
+    Discriminator(lambda span: "shape" if isinstance(span, str) and ":" in span else "window"),
 ]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+INTERVAL = r"^[1-9][0-9]*(m|min)?$"
 
 
-RUN_NAME = _matching(
-    "[A-Za-z0-9][A-Za-z0-9._-]*",
-    "may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit",
-)
-INTERVAL = _matching("[1-9][0-9]*(m|min)?", "must be a number of steps, such as 500, or of minutes, such as 10m")
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field; its meaning is shown by help and messages."""
+    return Field(default, description=meaning, **limits)
 
 
 def contradiction(message: str, *keys: str) -> PydanticCustomError:
@@ -194,14 +168,12 @@ class Frozen(BaseModel):
 class DataSettings(Frozen):
     """Which prepared data to read, and which of it to train on."""
 
-    dataset: Annotated[str, _one_of(dataset_names)] = Field(
-        DEFAULT_DATASET, description="data set, which decides recipe and metric"
-    )
-    path: Path | None = Field(None, description="prepared folder; by default data/DATASET/prepared")
-    split: str = Field("train", description="splits to train on, joined by +, such as train+val")
-    later_split: str | None = Field(None, description="splits to train on from epoch later_split_epoch on, as split")
-    later_split_epoch: PositiveInt | None = Field(None, description="epoch index, from 0, at which later_split begins")
-    num_workers: int = Field(2, ge=0, le=64, description="threads per process that assemble batches; 0: none")
+    dataset: Dataset = setting(DEFAULT_DATASET, "data set, which decides recipe and metric")
+    path: Path | None = setting(None, "prepared folder; by default data/DATASET/prepared")
+    split: str = setting("train", "splits to train on, joined by +, such as train+val")
+    later_split: str | None = setting(None, "splits to train on from epoch later_split_epoch on, as split")
+    later_split_epoch: PositiveInt | None = setting(None, "epoch index, from 0, at which later_split begins")
+    num_workers: int = setting(2, "threads per process that assemble batches; 0: none", ge=0, le=64)
 
 
 class ModelSettings(Frozen):
@@ -210,24 +182,22 @@ class ModelSettings(Frozen):
     Source: TRAR (ICCV 2021), section 3; sizes as published.
     """
 
-    num_layers: PositiveInt = Field(6, le=64, description="language layers, and as many visual layers")
-    hidden_size: PositiveInt = Field(512, description="width D of every layer; a multiple of num_heads, even")
-    num_heads: PositiveInt = Field(8, description="attention heads H")
-    feed_forward_size: PositiveInt = Field(2048, description="inner width of the feed-forward layers")
-    dropout: Fraction = Field(0.1, description="probability of dropping an element, 0 <= p < 1")
-    word_embedding_size: PositiveInt = Field(300, description="width E of the word embedding; that of the vectors")
-    flat_mlp_size: PositiveInt = Field(512, description="inner width of the attention pooling in the head")
-    flat_glimpses: PositiveInt = Field(1, description="glimpses of the attention pooling in the head")
-    flat_out_size: PositiveInt = Field(1024, description="width of the pooled image and question")
-    spans: tuple[Span, ...] = Field(
-        (0, 1, 2, 3),
-        min_length=1,
-        description="attention spans: 0 sees the whole grid, r > 0 the cells within r, SHAPE:SIZE another shape",
+    num_layers: PositiveInt = setting(6, "language layers, and as many visual layers", le=64)
+    hidden_size: PositiveInt = setting(512, "width D of every layer; a multiple of num_heads, even")
+    num_heads: PositiveInt = setting(8, "attention heads H")
+    feed_forward_size: PositiveInt = setting(2048, "inner width of the feed-forward layers")
+    dropout: Fraction = setting(0.1, "probability of dropping an element, 0 <= p < 1")
+    word_embedding_size: PositiveInt = setting(300, "width E of the word embedding; that of the vectors")
+    flat_mlp_size: PositiveInt = setting(512, "inner width of the attention pooling in the head")
+    flat_glimpses: PositiveInt = setting(1, "glimpses of the attention pooling in the head")
+    flat_out_size: PositiveInt = setting(1024, "width of the pooled image and question")
+    spans: tuple[Span, ...] = setting(
+        (0, 1, 2, 3), "spans: 0 sees the whole grid, r > 0 the cells within r, SHAPE:SIZE another shape", min_length=1
     )
-    grid_size: PositiveInt = Field(8, description="cells S along one side of the image grid; N = S * S")
-    routing: Literal["soft", "hard"] = Field("soft", description="blend the spans, or choose by Gumbel softmax")
-    pooling: Annotated[str, _one_of(POOLINGS.names)] = Field("avg", description="how a router sums up the image")
-    binarize: bool = Field(False, description="use only the heaviest span in evaluation; hard routing only")
+    grid_size: PositiveInt = setting(8, "cells S along one side of the image grid; N = S * S")
+    routing: Literal["soft", "hard"] = setting("soft", "blend the spans, or choose by Gumbel softmax")
+    pooling: Pooling = setting("avg", "how a router sums up the image")
+    binarize: bool = setting(False, "use only the heaviest span in evaluation; hard routing only")
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -245,33 +215,23 @@ class ModelSettings(Frozen):
 class TrainSettings(Frozen):
     """How the weights are learned."""
 
-    epochs: PositiveInt = Field(13, description="passes over the training split")
-    batch_size: PositiveInt = Field(64, description="samples of one optimizer step, over all GPUs and parts")
-    accumulation: PositiveInt = Field(
-        1, description="parts that each batch is computed in, to save memory; must divide the batch size"
-    )
-    learning_rate: PositiveFloat = Field(1e-4, description="base rate of Adam")
-    warmup_epochs: int = Field(3, ge=0, description="the rate rises in four stages over the first warmup_epochs + 1")
-    decay_epochs: tuple[NonNegativeInt, ...] = Field(
-        (10, 12), description="epoch indices, from 0, at whose start the rate falls"
-    )
-    decay_factor: PositiveFloat = Field(0.2, le=1, description="what the rate is multiplied by at each of them")
-    adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.98), description="decay rates of Adam's two averages")
-    adam_epsilon: PositiveFloat = Field(1e-9, description="term in Adam's denominator")
-    gradient_clip: PositiveFloat | None = Field(None, description="largest norm of the whole gradient; none: no limit")
-    loss: Literal["bce", "kld", "ce"] = Field(
-        "bce", description="binary cross entropy, Kullback-Leibler divergence or cross entropy"
-    )
-    loss_reduction: Literal["sum", "mean"] = Field(
-        "sum", description="over a batch; mean averages over its elements as torch does"
-    )
-    temperature_policy: Literal[0, 1, 2] = Field(1, description="hard routing: 0 slow, 1 fast, 2 finetune")
-    temperature_max: PositiveFloat = Field(10.0, description="temperature of the first epoch")
-    temperature_min: PositiveFloat = Field(0.1, description="temperature that no epoch goes below")
-    shuffle: bool = Field(True, description="a new order of samples in each epoch; false: the order of the files")
-    seed: int = Field(
-        0, ge=0, lt=2**31, description="seed of the start weights, dropout, noise and the order of samples"
-    )
+    epochs: PositiveInt = setting(13, "passes over the training split")
+    batch_size: PositiveInt = setting(64, "samples of one optimizer step, over all GPUs and parts")
+    accumulation: PositiveInt = setting(1, "parts that a batch is computed in, to save memory; must divide its size")
+    learning_rate: PositiveFloat = setting(1e-4, "base rate of Adam")
+    warmup_epochs: int = setting(3, "the rate rises in four stages over the first warmup_epochs + 1", ge=0)
+    decay_epochs: tuple[NonNegativeInt, ...] = setting((10, 12), "epoch indices, from 0, at whose start the rate falls")
+    decay_factor: PositiveFloat = setting(0.2, "what the rate is multiplied by at each of them", le=1)
+    adam_betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), "decay rates of Adam's two averages")
+    adam_epsilon: PositiveFloat = setting(1e-9, "term in Adam's denominator")
+    gradient_clip: PositiveFloat | None = setting(None, "largest norm of the whole gradient; none: no limit")
+    loss: Literal["bce", "kld", "ce"] = setting("bce", "binary cross entropy, KL divergence or cross entropy")
+    loss_reduction: Literal["sum", "mean"] = setting("sum", "over a batch; mean is over its elements, as in torch")
+    temperature_policy: Literal[0, 1, 2] = setting(1, "hard routing: 0 slow, 1 fast, 2 finetune")
+    temperature_max: PositiveFloat = setting(10.0, "temperature of the first epoch")
+    temperature_min: PositiveFloat = setting(0.1, "temperature that no epoch goes below")
+    shuffle: bool = setting(True, "a new order of samples in each epoch; false: the order of the files")
+    seed: int = setting(0, "seed of the start weights, dropout, noise and the order of samples", ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -293,44 +253,35 @@ class TrainSettings(Frozen):
 class RunSettings(Frozen):
     """Where a run lives and on what it runs."""
 
-    name: Annotated[str, RUN_NAME] | None = Field(
-        None, description="name of the run and of its folder; by default data set and time"
+    name: str | None = setting(
+        None, "name of the run and of its folder; by default data set and time", pattern=RUN_NAME
     )
-    folder: Path = Field(Path("runs"), description="folder that holds the runs")
-    gpus: str | None = Field(
+    folder: Path = setting(Path("runs"), "folder that holds the runs")
+    gpus: str | None = setting(None, "GPU indices, or cpu; by default a GPU if there is one", examples=["0,1", "cpu"])
+    num_threads: PositiveInt | None = setting(
+        None, "CPU threads of a process; none: its share of the cores. Small models want 1", le=1024
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = setting(
+        "fp32", "precision of matrix products; weights, optimizer, softmax and loss stay float32"
+    )
+    attention: Attention = setting("auto", "attention backend: auto, reference or cpu")
+    compile: bool = setting(
+        False, "compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps slower"
+    )
+    max_restarts: int = setting(0, "times that lost processes are restarted, from the latest checkpoint", ge=0, le=100)
+    timeout_seconds: PositiveFloat = setting(600.0, "seconds to wait for a process before it counts as lost")
+    save_every: str | None = setting(
         None,
-        examples=["0,1", "cpu"],
-        description="GPU indices joined by commas, or cpu; by default a GPU if there is one",
-    )
-    num_threads: PositiveInt | None = Field(
-        None, le=1024, description="CPU threads of a process; none: its share of the cores. Small models want 1"
-    )
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="precision of matrix products; weights, optimizer, softmax and loss stay float32"
-    )
-    attention: Annotated[str, _one_of(lambda: ("auto", *KERNELS.names()))] = Field(
-        "auto", description="attention backend: auto, reference or cpu"
-    )
-    compile: bool = Field(
-        False,
-        description="compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps"
-        " slower",
-    )
-    max_restarts: int = Field(
-        0, ge=0, le=100, description="times that lost processes are started again, from the latest checkpoint"
-    )
-    timeout_seconds: PositiveFloat = Field(600.0, description="seconds to wait for a process before it counts as lost")
-    save_every: Annotated[str, INTERVAL] | None = Field(
-        None,
+        "also save within an epoch: 500 every 500 steps, 10m every ten minutes",
+        pattern=INTERVAL,
         examples=["STEPS", "MINUTESm"],
-        description="checkpoints within an epoch as well: 500 saves every 500 steps, 10m every ten minutes",
     )
-    validate_every: int = Field(1, ge=0, description="epochs between validations; 0: never")
-    log_every: PositiveInt = Field(50, description="optimizer steps between two lines of metrics.jsonl")
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        (), description="where to send curves beside metrics.jsonl; each is an extra to install"
+    validate_every: int = setting(1, "epochs between validations; 0: never", ge=0)
+    log_every: PositiveInt = setting(50, "optimizer steps between two lines of metrics.jsonl")
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = setting(
+        (), "where to send curves beside metrics.jsonl; each is an extra to install"
     )
-    keep: int = Field(0, ge=0, description="keep the checkpoints of the latest N epochs and of the best; 0: of all")
+    keep: int = setting(0, "keep the checkpoints of the latest N epochs and of the best; 0: of all", ge=0)
 
 
 class Settings(Frozen):
@@ -368,12 +319,7 @@ class Settings(Frozen):
 
 # Dotted keys, and values as text
 
-TABLES: dict[str, type[BaseModel]] = {
-    "data": DataSettings,
-    "model": ModelSettings,
-    "train": TrainSettings,
-    "run": RunSettings,
-}
+TABLES: dict[str, type[BaseModel]] = {name: type(field.default) for name, field in Settings.model_fields.items()}
 FIELDS: dict[str, FieldInfo] = {
     f"{table}.{name}": field for table, model in TABLES.items() for name, field in model.model_fields.items()
 }
@@ -387,9 +333,9 @@ def kinds_of(key: str) -> frozenset[object]:
         outer, inner = get_origin(annotation), get_args(annotation)
         if outer is Annotated:
             return unwrap(inner[0])
-        return (
-            frozenset().union(*map(unwrap, inner)) if outer in (Union, UnionType) else frozenset([outer or annotation])
-        )
+        if outer in (Union, UnionType):
+            return frozenset(kind for one in inner for kind in unwrap(one))
+        return frozenset([outer or annotation])
 
     return unwrap(FIELDS[key].annotation)
 
@@ -402,12 +348,10 @@ def nearest_key(wrong: str, known: Iterable[str] = FIELDS) -> str | None:
     folded = {candidate.casefold(): candidate for candidate in known}
     by_last = {candidate.rpartition(".")[2]: original for candidate, original in folded.items()}
     last = wrong.casefold().rpartition(".")[2]
-    for name, names in ((wrong.casefold(), folded), (last, by_last)):
-        if name in names:
-            return names[name]
-    for name, names in ((wrong.casefold(), folded), (last, by_last)):
-        if near := get_close_matches(name, names, n=1, cutoff=0.6):
-            return names[near[0]]
+    for cutoff in (1.0, 0.6):
+        for name, names in ((wrong.casefold(), folded), (last, by_last)):
+            if near := get_close_matches(name, names, n=1, cutoff=cutoff):
+                return names[near[0]]
     return None
 
 
@@ -458,12 +402,13 @@ def values_of_tables(document: Mapping[str, object], source: str) -> dict[str, o
             values |= {f"{table}.{name}": value for name, value in content.items()}
         else:
             values[table] = content
-    for key in values.keys() - FIELDS.keys():
-        is_table = "." not in key and isinstance(values[key], Mapping)
+    unknown = next((key for key in values if key not in FIELDS), None)
+    if unknown is not None:
+        is_table = "." not in unknown and isinstance(values[unknown], Mapping)
         hint = f"the tables are {', '.join(f'[{table}]' for table in TABLES)}"
-        if near := nearest_key(key, TABLES if is_table else FIELDS):
+        if near := nearest_key(unknown, TABLES if is_table else FIELDS):
             hint = f"did you mean [{near}]?" if is_table else f"did you mean {near}?"
-        raise SettingsError(f"{source}: unknown {'table' if is_table else 'setting'} {key}", hint)
+        raise SettingsError(f"{source}: unknown {'table' if is_table else 'setting'} {unknown}", hint)
     return {key: from_file(key, value) for key, value in values.items()}
 
 
@@ -472,7 +417,7 @@ def nested(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
     tables: dict[str, dict[str, object]] = {table: {} for table in TABLES}
     for key, value in values.items():
         table, _, name = key.partition(".")
-        tables.setdefault(table, {})[name] = value
+        tables[table][name] = value
     return tables
 
 
@@ -501,6 +446,8 @@ def _list_from_text(text: str) -> object:
 # What is wrong, in the user's words
 
 _PROBLEMS = {
+    RUN_NAME: "may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+    INTERVAL: "must be a number of steps, such as 500, or of minutes, such as 10m",
     "greater_than_equal": "must be {ge:g} or more",
     "less_than_equal": "must be {le:g} or less",
     "int_parsing_size": "must be a smaller number",
@@ -518,31 +465,43 @@ _PROBLEMS = {
 }
 
 
-def explain(error: ValidationError, blames: Mapping[str, str], source: str, hint: str) -> SettingsError:
-    """Turn what validation found into one message, a line for each wrong setting.
+def from_dict(
+    tables: Mapping[str, object],
+    source: str,
+    hint: str = ALL_SETTINGS,
+    blames: Mapping[str, str] = MappingProxyType({}),
+) -> Settings:
+    """Validate settings by table, as JSON holds them.
 
     Args:
-        error: what pydantic raised.
-        blames: dotted key -> beginning of the message; those that win over others first.
-        source: begins the message where no key is to blame.
+        tables: table -> name -> value.
+        source: begins the message where ``blames`` has no beginning.
         hint: where nothing better is known.
+        blames: dotted key -> beginning of the message; those that win over others first.
+
+    Raises:
+        SettingsError: with a line for each wrong setting, in the user's words.
     """
+    try:
+        return Settings.model_validate(tables)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
     lines: dict[str, str] = {}
     hints: list[str] = []
-    for found in error.errors(include_url=False):
+    for found in problems:
         context: dict[str, Any] = found.get("ctx", {})
         if found["type"] == "contradiction":
             keys = context["keys"]
             guilty = next((key for key in blames if key in keys), keys[0])
             lines.setdefault(guilty, f"{blames.get(guilty, source)}: {context['message']}")
             if blames and len(keys) > 1:
-                first, *others = (f"from {blames.get(key, 'its default')}" for key in keys)
-                rest = [f"{key} {origin}" for key, origin in zip(keys[1:], others, strict=True)]
-                hints.append(f"change one: {', '.join([f'{keys[0]} comes {first}', *rest])}")
+                origins = ", ".join(f"{key} from {blames.get(key, 'its default')}" for key in keys)
+                hints.append(f"change one: {origins.replace(' from', ' comes from', 1)}")
             continue
         key = ".".join(str(part) for part in found["loc"][:2])
         index = "".join(f"[{part}]" for part in found["loc"][2:] if isinstance(part, int))
-        kind = next((kind for kind in (found["type"], found["type"].partition("_")[0]) if kind in _PROBLEMS), "")
+        kinds = (context.get("pattern"), found["type"], found["type"].partition("_")[0])
+        kind = next((kind for kind in kinds if kind in _PROBLEMS), "")
         problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
         got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
         lines.setdefault(key, f"{blames.get(key, source)}: {key}{index} {problem}{got}")
@@ -550,4 +509,4 @@ def explain(error: ValidationError, blames: Mapping[str, str], source: str, hint
             hints.append(f"{key}: {FIELDS[key].description}; {hint}")
         else:
             hints.append(f"did you mean {near}?" if (near := nearest_key(key)) else hint)
-    return SettingsError("\n".join(lines.values()), hints[0] if hints and len(lines) == 1 else hint)
+    raise SettingsError("\n".join(lines.values()), hints[0] if hints and len(lines) == 1 else hint)

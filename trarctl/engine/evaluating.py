@@ -7,8 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from trarctl.config.resolve import Origin, amend, from_dict, resolve
-from trarctl.config.settings import Settings
+from trarctl.config.resolve import Origin, amend, resolve
+from trarctl.config.settings import Settings, from_dict
 from trarctl.data.loader import scoring_samples
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.callbacks import Callback, Note

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,13 @@ from hypothesis import strategies as st
 from trarctl.config.resolve import ALL_SETTINGS, Origin, Resolved, Source, amend, from_dict, resolve
 from trarctl.config.settings import FIELDS, Settings, nested
 from trarctl.errors import SettingsError
+from trarctl.registry import SPAN_SHAPES
+
+
+@pytest.fixture(autouse=True)
+def cross(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span shape beside the built-in ones."""
+    monkeypatch.setitem(SPAN_SHAPES._items, "cross", object())
 
 
 def settle(**given: Any) -> Settings:
@@ -136,6 +145,30 @@ def test_the_toml_shows_every_setting_and_its_origin() -> None:
     assert 'data.dataset = "clevr"  # DATASET' in lines
 
 
+def test_spans_of_another_shape(tmp_path: Path) -> None:
+    assert settle(sets=["model.spans=0,cross:2"]).model.spans == (0, "cross:2")
+    assert settle(sets=['model.spans=[0, "cross:2"]']).model.spans == (0, "cross:2")
+    assert settle(config=toml(tmp_path, '[model]\nspans = ["cross:2", 1, "window:3"]\n')).model.spans == (
+        "cross:2",
+        1,
+        "window:3",
+    )
+
+
+def test_the_variable_of_plugins_is_no_setting() -> None:
+    assert settle(environ={"TRARCTL_PLUGINS": "some_module"}) == settle()
+
+
+def test_values_are_validated_without_torch() -> None:
+    code = (
+        "import sys; from trarctl.config.resolve import resolve;"
+        " resolve('clevr', sets=['model.pooling=avg', 'run.attention=cpu', 'model.spans=0,window:2']);"
+        " print([name for name in ('torch', 'numpy', 'spacy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
 # Messages
 
 
@@ -149,6 +182,28 @@ def test_the_toml_shows_every_setting_and_its_origin() -> None:
         ({"sets": ["model.routing=softt"]}, "--set model.routing=softt: model.routing must be 'soft' or 'hard'"),
         ({"sets": ["model.spans=0,x"]}, "--set model.spans=0,x: model.spans[1] must be a whole number"),
         ({"sets": ["model.spans=-1"]}, "--set model.spans=-1: model.spans[0] must be 0 or more"),
+        (
+            {"sets": ["model.spans=0,cros:2"]},
+            "--set model.spans=0,cros:2: model.spans[1] must be SHAPE:SIZE with a shape of 'window' or 'cross'",
+        ),
+        (
+            {"sets": ["model.spans=cross:0"]},
+            "--set model.spans=cross:0: model.spans[0] must be SHAPE:SIZE with a size of 1 or more",
+        ),
+        (
+            {"sets": ["model.spans=cross:x"]},
+            "--set model.spans=cross:x: model.spans[0] must be SHAPE:SIZE with a size of 1 or more",
+        ),
+        ({"sets": ["data.dataset=vqa2"]}, "--set data.dataset=vqa2: data.dataset must be 'vqa', 'clevr' or 'easy-vqa'"),
+        ({"sets": ["model.pooling=max"]}, "--set model.pooling=max: model.pooling must be 'avg', 'attention' or 'fc'"),
+        (
+            {"sets": ["run.attention=gpu"]},
+            "--set run.attention=gpu: run.attention must be 'auto', 'reference' or 'cpu'",
+        ),
+        (
+            {"sets": ["run.save_every=0"]},
+            "--set run.save_every=0: run.save_every must be a number of steps, such as 500, or of minutes, such as 10m",
+        ),
         ({"sets": ["model.spans="]}, "--set model.spans=: model.spans must have 1 or more values"),
         ({"sets": ["model.dropout=1"]}, "--set model.dropout=1: model.dropout must be less than 1"),
         (
@@ -316,7 +371,7 @@ def some_settings(draw: st.DrawFn) -> Settings:
         "data.path": draw(st.none() | text.map(lambda part: Path(f"p{part}"))),
         "model.num_heads": heads,
         "model.hidden_size": 2 * heads * draw(st.integers(1, 9)),
-        "model.spans": draw(st.lists(st.integers(0, 9), min_size=1).map(tuple)),
+        "model.spans": draw(st.lists(st.integers(0, 9) | st.just("window:2"), min_size=1).map(tuple)),
         "model.dropout": draw(st.floats(0, 0.999)),
         "train.batch_size": batch * parts,
         "train.accumulation": parts,

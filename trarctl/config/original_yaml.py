@@ -87,9 +87,6 @@ CONVERTED: dict[str, tuple[str, Callable[[Any], object]]] = {
 # With the keys that depend on each other, those of routing and optimizer.
 KNOWN = {*SAME, *CONVERTED, *IGNORED, *FIXED, "ROUTING", "POOLING", "ROUTING_MODE", "OPT_PARAMS"}
 
-ROUTINGS = ("soft", "hard")
-POOLINGS = ("avg", "attention", "fc")
-
 # What torch's Adam has where OPT_PARAMS says nothing, and so had the original.
 ADAM: dict[str, tuple[str, object]] = {"betas": ("train.adam_betas", (0.9, 0.999)), "eps": ("train.adam_epsilon", 1e-8)}
 ADAM_REFUSED = ("weight_decay", "amsgrad")
@@ -99,14 +96,7 @@ Values = dict[str, tuple[object, str]]
 
 
 def translate(document: Document, source: str) -> tuple[Values, list[str]]:
-    """Translate the original's configuration.
-
-    Args:
-        document: what the YAML file holds.
-        source: the file's name, for messages.
-
-    Returns:
-        Our key -> (value, the original's key), and what the user should know.
+    """Translate the original's configuration to our key -> (value, the original's key), and notes for the user.
 
     Raises:
         SettingsError: for keys that neither program knows, and for values that only the original has.
@@ -136,7 +126,7 @@ def _read_routing(document: Document, source: str, values: Values, notes: list[s
     """Routing and pooling; the original's CLEVR file has the two swapped."""
     pooling_key = "POOLING" if "POOLING" in document else "ROUTING_MODE"
     routing, pooling = document.get("ROUTING"), document.get(pooling_key)
-    if routing in POOLINGS and pooling in ROUTINGS:
+    if routing in ("avg", "attention", "fc") and pooling in ("soft", "hard"):
         routing, pooling = pooling, routing
         swapped = f"ROUTING and {pooling_key} are swapped there; taken as routing {routing}, pooling {pooling}"
         notes.append(f"{source}: {swapped}")

@@ -19,7 +19,6 @@ from trarctl.config.settings import (
     ALL_SETTINGS,
     DEFAULT_DATASET,
     FIELDS,
-    TABLES,
     Settings,
     dataset_names,
     flat,
@@ -31,6 +30,7 @@ from trarctl.config.settings import (
     recipe_of,
     to_text,
     to_toml_value,
+    unknown,
     values_of_tables,
 )
 from trarctl.errors import SettingsError
@@ -106,7 +106,7 @@ def resolve(
     Args:
         dataset: the data set that the user named, or that the data is of.
         config: a TOML file, the original's YAML file, or the ``settings.json`` of a run.
-        environ: the environment; None: that of the process.
+        environ: by default that of the process.
         options: dotted key -> (value, flag); a value of None means that the flag was not given.
         sets: ``KEY=VALUE``.
 
@@ -114,17 +114,13 @@ def resolve(
         SettingsError: for unknown keys, for values outside their limits, and for a file that cannot be read.
     """
     file, notes = read_file(config) if config else ({}, [])
-    named = Entry(dataset, Origin(Source.OPTION, "DATASET"), f"DATASET {dataset}")
-    given = [
-        file,
-        _environment_layer(os.environ if environ is None else environ),
-        {"data.dataset": named} if dataset else {},
-        _option_layer(options or {}),
-        _set_layer(sets),
-    ]
+    named = {"data.dataset": Entry(dataset, Origin(Source.OPTION, "DATASET"), f"DATASET {dataset}")} if dataset else {}
+    environment = _environment_layer(os.environ if environ is None else environ)
+    given = [file, environment, named, _option_layer(options or {}), _set_layer(sets)]
     chosen = next((layer["data.dataset"].value for layer in reversed(given) if "data.dataset" in layer), None)
-    recipe = str(chosen) if chosen in dataset_names() else DEFAULT_DATASET
-    return _build([_recipe_layer(recipe), *given], notes)
+    known = str(chosen) if chosen in dataset_names() else DEFAULT_DATASET
+    recipe = _layer(recipe_of(known).values, Origin(Source.RECIPE, f"recipe {known}"))
+    return _build([{"data.dataset": Entry(known, DEFAULT, "its default")}, recipe, *given], notes)
 
 
 def amend(
@@ -143,10 +139,9 @@ def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
     for layer in layers:
         merged |= layer
     notes = [*notes, *_drop_binarize(merged)]
-    layer_of = {key: rank for rank, layer in enumerate(layers) for key in layer}
-    latest_first = sorted(merged, key=lambda key: -layer_of[key])
-    blames = {key: merged[key].blame for key in latest_first}
-    settings = from_dict(nested({key: entry.value for key, entry in merged.items()}), "settings", blames=blames)
+    rank_of = {key: rank for rank, layer in enumerate(layers) for key in layer}
+    blames = {key: merged[key].blame for key in sorted(merged, key=lambda key: -rank_of[key])}
+    settings = from_dict(nested({key: entry.value for key, entry in merged.items()}), "settings", blames)
     return Resolved(settings, {key: merged[key].origin if key in merged else DEFAULT for key in FIELDS}, notes)
 
 
@@ -162,16 +157,8 @@ def _drop_binarize(merged: Layer) -> list[str]:
     return [f"{binarize.blame}: without effect, since routing is soft"]
 
 
-# Layers
-
-
 def _layer(values: Mapping[str, object], origin: Origin) -> Layer:
     return {key: Entry(value, origin, f"{origin.text} ({key} = {to_text(value)})") for key, value in values.items()}
-
-
-def _recipe_layer(dataset: str) -> Layer:
-    layer = _layer(recipe_of(dataset).values, Origin(Source.RECIPE, f"recipe {dataset}"))
-    return {"data.dataset": Entry(dataset, DEFAULT, "its default"), **layer}
 
 
 def _option_layer(options: Mapping[str, tuple[object, str]]) -> Layer:
@@ -194,9 +181,7 @@ def _set_layer(sets: Sequence[str]) -> Layer:
         if not equals:
             raise SettingsError(f"--set {text}: must be KEY=VALUE", "for example --set model.hidden_size=256")
         if key not in FIELDS:
-            near = nearest_key(key)
-            general = f"settings are in the tables {', '.join(TABLES)}; {ALL_SETTINGS}"
-            raise SettingsError(f"--set {text}: unknown setting {key}", f"did you mean {near}?" if near else general)
+            raise unknown(f"--set {text}", key)
         layer[key] = Entry(from_text(key, value), Origin(Source.SET, "--set"), f"--set {key}={value}")
     return layer
 
@@ -206,29 +191,20 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
     layer: Layer = {}
     for variable in sorted(name for name in environ if name.startswith(PREFIX) and name != PLUGINS_VARIABLE):
         if variable not in names:
-            raise SettingsError(f"unknown environment variable {variable}", _variable_hint(variable))
+            near = nearest_key(variable.removeprefix(PREFIX).lower().replace("_", ".", 1))
+            hint = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
+            if near:
+                hint = f"did you mean {PREFIX}{near.upper().replace('.', '_')}?"
+            raise SettingsError(f"unknown environment variable {variable}", hint)
         key, text = names[variable], environ[variable]
         if not text.strip():
             continue
         if key in layer and layer[key].value != from_text(key, text):
-            raise SettingsError(
-                f"{layer[key].origin.text} and {variable} are the same setting, {key}, with different values",
-                f"unset {variable}",
-            )
+            what = f"{layer[key].origin.text} and {variable} are the same setting, {key}, with different values"
+            raise SettingsError(what, f"unset {variable}")
         blame = f"{variable}={reprlib.repr(text)[1:-1]}"
         layer[key] = Entry(from_text(key, text), Origin(Source.ENVIRONMENT, variable), blame)
     return layer
-
-
-def _variable_hint(variable: str) -> str:
-    name = variable.removeprefix(PREFIX).lower()
-    table = next((table for table in TABLES if name.startswith(f"{table}_")), None)
-    if near := nearest_key(f"{table}.{name.removeprefix(table).lstrip('_')}" if table else name):
-        return f"did you mean {PREFIX}{near.upper().replace('.', '_')}?"
-    return f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
-
-
-# Files
 
 
 def read_file(path: Path) -> tuple[Layer, list[str]]:
@@ -237,18 +213,13 @@ def read_file(path: Path) -> tuple[Layer, list[str]]:
     Raises:
         SettingsError: if it cannot be read or parsed, or holds unknown keys.
     """
-    readers: dict[str, Callable[[str], Any]] = {
-        ".toml": tomllib.loads,
-        ".json": json.loads,
-        ".yml": yaml.safe_load,
-        ".yaml": yaml.safe_load,
-    }
+    readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
+    readers |= dict.fromkeys((".yml", ".yaml"), yaml.safe_load)
     suffix = path.suffix.casefold()
     if suffix not in readers:
-        raise SettingsError(
-            f"{path}: settings are read from .toml, .yml, .yaml or .json files, not {suffix or 'one without ending'}",
-            "--config FILE.toml for trarctl's own keys, --config FILE.yml for the original's",
-        )
+        what = f"settings are read from .toml, .yml, .yaml or .json files, not {suffix or 'one without ending'}"
+        hint = "--config FILE.toml for trarctl's own keys, --config FILE.yml for the original's"
+        raise SettingsError(f"{path}: {what}", hint)
     try:
         document = readers[suffix](path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -260,22 +231,18 @@ def read_file(path: Path) -> tuple[Layer, list[str]]:
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: {reason}", f"correct the file; it must be valid {suffix[1:].upper()}") from None
-    document = {} if document is None else document
-    if not isinstance(document, Mapping):
+    if not isinstance(document := {} if document is None else document, Mapping):
         raise SettingsError(f"{path}: holds no settings", "a file of settings is a table of keys and values")
     layer: Layer = {}
     if suffix in (".yml", ".yaml"):
         values, notes = translate(document, str(path))
         for key, (value, name) in values.items():
             origin = Origin(Source.ORIGINAL_FILE, f"{path.name} ({name})")
-            layer[key] = Entry(from_file(key, value), origin, f"{path} ({name}: {_short(value)})")
+            layer[key] = Entry(from_file(key, value), origin, f"{path} ({name}: {reprlib.repr(value)})")
         return layer, notes
     for key, value in values_of_tables(document, str(path)).items():
-        blame = f"{path} ({key.partition('.')[2]} = {_short(value)})"
+        blame = (
+            f"{path} ({key.partition('.')[2]} = {to_text(value) if isinstance(value, bool) else reprlib.repr(value)})"
+        )
         layer[key] = Entry(value, Origin(Source.FILE, path.name), blame)
     return layer, []
-
-
-def _short(value: object) -> str:
-    """A value for messages: never long, whatever the file holds."""
-    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)

@@ -1,7 +1,6 @@
 """The settings and their limits, the recipe of each data set, and settings as text.
 
-Every field says what it is, its unit and its limits; an unknown key is refused. A dotted key (``train.batch_size``)
-names a field in files, in the environment and on the command line.
+A dotted key (``train.batch_size``) names a field in files, in the environment and on the command line.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -94,13 +93,10 @@ def _read_recipe(path: Path) -> Recipe:
     return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits))
 
 
-# Types of single values
-
-
-def _either(names: Iterable[str]) -> str:
+def _either(names: Iterable[object], word: str = "or") -> str:
     """Names as a message lists them: ``a, b or c``."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+    *others, last = map(str, names)
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def _one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
@@ -119,7 +115,7 @@ def _shaped(span: str) -> str:
     if shape not in SPAN_SHAPES:
         shapes = _either(f"'{name}'" for name in SPAN_SHAPES.names())
         raise PydanticCustomError("span", "must be SHAPE:SIZE with a shape of {shapes}", {"shapes": shapes})
-    if not (size.isascii() and size.isdigit() and int(size[:9])):
+    if not (size.isascii() and size.isdigit() and size.strip("0")):
         raise PydanticCustomError("span", "must be SHAPE:SIZE with a size of 1 or more")
     return span
 
@@ -137,12 +133,12 @@ INTERVAL = r"^[1-9][0-9]*(m|min)?$"
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field; its meaning is shown by help and messages."""
+    """A field with its meaning, which help and messages show."""
     return Field(default, description=meaning, **limits)
 
 
 def contradiction(message: str, *keys: str) -> PydanticCustomError:
-    """An error between several settings; ``keys`` let ``explain`` find out which flag or file to blame."""
+    """An error between several settings; ``keys`` let ``from_dict`` find out which flag or file to blame."""
     return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
 
 
@@ -235,13 +231,12 @@ class TrainSettings(Frozen):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if self.batch_size % self.accumulation:
-            divisors = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
-            nearest = [n for n in divisors if n < self.accumulation][-1:]
-            nearest += [n for n in divisors if n > self.accumulation][:1]
+        batch, parts = self.batch_size, self.accumulation
+        if batch % parts:
+            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+            near = [n for n in divisors if n < parts][-1:] + [n for n in divisors if n > parts][:1]
             message = (
-                f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}"
-                f" (nearest that do: {' and '.join(map(str, nearest))})"
+                f"accumulation {parts} does not divide batch_size {batch} (nearest that do: {_either(near, 'and')})"
             )
             raise contradiction(message, "train.accumulation", "train.batch_size")
         if self.temperature_min > self.temperature_max:
@@ -253,9 +248,7 @@ class TrainSettings(Frozen):
 class RunSettings(Frozen):
     """Where a run lives and on what it runs."""
 
-    name: str | None = setting(
-        None, "name of the run and of its folder; by default data set and time", pattern=RUN_NAME
-    )
+    name: str | None = setting(None, "name of the run's folder; by default data set and time", pattern=RUN_NAME)
     folder: Path = setting(Path("runs"), "folder that holds the runs")
     gpus: str | None = setting(None, "GPU indices, or cpu; by default a GPU if there is one", examples=["0,1", "cpu"])
     num_threads: PositiveInt | None = setting(
@@ -272,15 +265,13 @@ class RunSettings(Frozen):
     timeout_seconds: PositiveFloat = setting(600.0, "seconds to wait for a process before it counts as lost")
     save_every: str | None = setting(
         None,
-        "also save within an epoch: 500 every 500 steps, 10m every ten minutes",
+        "also save within an epoch: every 500 steps, or every 10m (minutes)",
         pattern=INTERVAL,
-        examples=["STEPS", "MINUTESm"],
+        examples=["500", "10m"],
     )
     validate_every: int = setting(1, "epochs between validations; 0: never", ge=0)
     log_every: PositiveInt = setting(50, "optimizer steps between two lines of metrics.jsonl")
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = setting(
-        (), "where to send curves beside metrics.jsonl; each is an extra to install"
-    )
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = setting((), "where else to send curves; each is an extra")
     keep: int = setting(0, "keep the checkpoints of the latest N epochs and of the best; 0: of all", ge=0)
 
 
@@ -293,7 +284,7 @@ class Settings(Frozen):
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
-    def _fits_the_data_set(self) -> Self:
+    def _fits_together(self) -> Self:
         dataset, loss = self.data.dataset, self.train.loss
         recipe = _read_recipe(_RECIPES[dataset])
         if loss not in recipe.losses:
@@ -303,10 +294,6 @@ class Settings(Frozen):
             if split not in (*recipe.splits, None):
                 message = f"{key} {split!r} is none that {dataset} trains on: use {_either(recipe.splits)}"
                 raise contradiction(message, f"data.{key}", "data.dataset")
-        return self
-
-    @model_validator(mode="after")
-    def _later_split_begins(self) -> Self:
         split, epoch, epochs = self.data.later_split, self.data.later_split_epoch, self.train.epochs
         if (split is None) != (epoch is None):
             given, lacking = ("later_split", "later_split_epoch")[:: 1 if epoch is None else -1]
@@ -325,26 +312,14 @@ FIELDS: dict[str, FieldInfo] = {
 }
 
 
-@functools.cache
-def kinds_of(key: str) -> frozenset[object]:
-    """The types that a setting may have, such as ``int``, ``NoneType``, ``tuple`` or ``Literal``."""
-
-    def unwrap(annotation: object) -> frozenset[object]:
-        outer, inner = get_origin(annotation), get_args(annotation)
-        if outer is Annotated:
-            return unwrap(inner[0])
-        if outer in (Union, UnionType):
-            return frozenset(kind for one in inner for kind in unwrap(one))
-        return frozenset([outer or annotation])
-
-    return unwrap(FIELDS[key].annotation)
+def kinds_of(key: str) -> tuple[object, ...]:
+    """The types that a setting's value may have; ``tuple`` for a list, ``Literal`` for a choice."""
+    annotation = FIELDS[key].annotation
+    return (annotation, get_origin(annotation), *get_args(annotation))
 
 
 def nearest_key(wrong: str, known: Iterable[str] = FIELDS) -> str | None:
-    """The known name that a wrong one most likely means; None if none is near.
-
-    A key in the wrong table, or without one, counts as near: ``batch_size`` means ``train.batch_size``.
-    """
+    """The known name that a wrong one most likely means, also if it is in the wrong table or lacks one; or None."""
     folded = {candidate.casefold(): candidate for candidate in known}
     by_last = {candidate.rpartition(".")[2]: original for candidate, original in folded.items()}
     last = wrong.casefold().rpartition(".")[2]
@@ -353,6 +328,15 @@ def nearest_key(wrong: str, known: Iterable[str] = FIELDS) -> str | None:
             if near := get_close_matches(name, names, n=1, cutoff=cutoff):
                 return names[near[0]]
     return None
+
+
+def unknown(source: str, key: str, *, is_table: bool = False) -> SettingsError:
+    """The error that ``source`` names a setting or table that is none."""
+    near = nearest_key(key, TABLES if is_table else FIELDS)
+    hint = f"settings are in the tables {', '.join(TABLES)}; {ALL_SETTINGS}"
+    if near:
+        hint = f"did you mean [{near}]?" if is_table else f"did you mean {near}?"
+    return SettingsError(f"{source}: unknown {'table' if is_table else 'setting'} {key}", hint)
 
 
 def from_text(key: str, text: str) -> object:
@@ -365,7 +349,7 @@ def from_text(key: str, text: str) -> object:
     if not isinstance(value, str):
         return value
     read = _toml_value(value)
-    is_free_text = {str, Path} & kinds_of(key)
+    is_free_text = str in kinds_of(key) or Path in kinds_of(key)
     return read if isinstance(read, str if is_free_text else bool | int | float | str) else value
 
 
@@ -398,18 +382,13 @@ def values_of_tables(document: Mapping[str, object], source: str) -> dict[str, o
     """
     values: dict[str, object] = {}
     for table, content in document.items():
-        if table in TABLES and isinstance(content, Mapping):
-            values |= {f"{table}.{name}": value for name, value in content.items()}
-        else:
-            values[table] = content
-    unknown = next((key for key in values if key not in FIELDS), None)
-    if unknown is not None:
-        is_table = "." not in unknown and isinstance(values[unknown], Mapping)
-        hint = f"the tables are {', '.join(f'[{table}]' for table in TABLES)}"
-        if near := nearest_key(unknown, TABLES if is_table else FIELDS):
-            hint = f"did you mean [{near}]?" if is_table else f"did you mean {near}?"
-        raise SettingsError(f"{source}: unknown {'table' if is_table else 'setting'} {unknown}", hint)
-    return {key: from_file(key, value) for key, value in values.items()}
+        if table not in TABLES or not isinstance(content, Mapping):
+            raise unknown(source, table, is_table=isinstance(content, Mapping))
+        for name, value in content.items():
+            if (key := f"{table}.{name}") not in FIELDS:
+                raise unknown(source, key)
+            values[key] = from_file(key, value)
+    return values
 
 
 def nested(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -465,48 +444,45 @@ _PROBLEMS = {
 }
 
 
-def from_dict(
-    tables: Mapping[str, object],
-    source: str,
-    hint: str = ALL_SETTINGS,
-    blames: Mapping[str, str] = MappingProxyType({}),
-) -> Settings:
+def from_dict(tables: Mapping[str, object], source: str, blames: Mapping[str, str] | None = None) -> Settings:
     """Validate settings by table, as JSON holds them.
 
     Args:
         tables: table -> name -> value.
-        source: begins the message where ``blames`` has no beginning.
-        hint: where nothing better is known.
+        source: begins a message about a key that ``blames`` does not have.
         blames: dotted key -> beginning of the message; those that win over others first.
 
     Raises:
         SettingsError: with a line for each wrong setting, in the user's words.
     """
+    blames = blames or {}
     try:
         return Settings.model_validate(tables)
     except ValidationError as error:
         problems = error.errors(include_url=False)
     lines: dict[str, str] = {}
-    hints: list[str] = []
+    hints = []
     for found in problems:
         context: dict[str, Any] = found.get("ctx", {})
+        hint = ALL_SETTINGS
         if found["type"] == "contradiction":
-            keys = context["keys"]
-            guilty = next((key for key in blames if key in keys), keys[0])
-            lines.setdefault(guilty, f"{blames.get(guilty, source)}: {context['message']}")
+            keys, text = context["keys"], context["message"]
+            key = next((key for key in blames if key in keys), keys[0])
             if blames and len(keys) > 1:
                 origins = ", ".join(f"{key} from {blames.get(key, 'its default')}" for key in keys)
-                hints.append(f"change one: {origins.replace(' from', ' comes from', 1)}")
-            continue
-        key = ".".join(str(part) for part in found["loc"][:2])
-        index = "".join(f"[{part}]" for part in found["loc"][2:] if isinstance(part, int))
-        kinds = (context.get("pattern"), found["type"], found["type"].partition("_")[0])
-        kind = next((kind for kind in kinds if kind in _PROBLEMS), "")
-        problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
-        got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
-        lines.setdefault(key, f"{blames.get(key, source)}: {key}{index} {problem}{got}")
-        if key in FIELDS:
-            hints.append(f"{key}: {FIELDS[key].description}; {hint}")
+                hint = f"change one: {origins.replace(' from', ' comes from', 1)}"
         else:
-            hints.append(f"did you mean {near}?" if (near := nearest_key(key)) else hint)
-    raise SettingsError("\n".join(lines.values()), hints[0] if hints and len(lines) == 1 else hint)
+            key = ".".join(str(part) for part in found["loc"][:2])
+            index = "".join(f"[{part}]" for part in found["loc"][2:] if isinstance(part, int))
+            kinds = (context.get("pattern"), found["type"], found["type"].partition("_")[0])
+            kind = next((kind for kind in kinds if kind in _PROBLEMS), "")
+            problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
+            got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
+            text = f"{key}{index} {problem}{got}"
+            if key in FIELDS:
+                hint = f"{key}: {FIELDS[key].description}; {ALL_SETTINGS}"
+            elif near := nearest_key(key):
+                hint = f"did you mean {near}?"
+        lines.setdefault(key, f"{blames.get(key, source)}: {text}")
+        hints.append(hint)
+    raise SettingsError("\n".join(lines.values()), hints[0] if len(lines) == 1 else ALL_SETTINGS)

@@ -13,7 +13,7 @@ from trarctl.config import settings as config
 from trarctl.config.resolve import Origin, Source, resolve
 from trarctl.config.settings import FIELDS, Settings, dataset_names, nested, recipe_of
 from trarctl.errors import SettingsError
-from trarctl.registry import load_plugins
+from trarctl.registry import DATASETS, load_plugins
 
 
 @pytest.mark.parametrize("dataset", dataset_names())
@@ -82,6 +82,18 @@ def test_a_plugin_adds_a_data_set(birds: Callable[[str], Path]) -> None:
         resolve("birds", sets=["data.split=train"])
     with pytest.raises(SettingsError, match="loss 'kld' does not fit birds: use ce or bce"):
         resolve("birds", sets=["train.loss=kld"])
+
+
+def test_a_data_set_brings_its_recipe(birds: Callable[[str], Path]) -> None:
+    path = birds('losses = ["bce"]\nsplits = ["train"]\n')
+    (path.parent / "my_birds.py").write_text(
+        "from dataclasses import replace\nfrom pathlib import Path\n"
+        "from trarctl.data.datasets.base import register_dataset\nfrom trarctl.registry import DATASETS\n"
+        f"register_dataset(replace(DATASETS['vqa'], name='birds', recipe=Path({str(path)!r})))\n"
+    )
+    assert recipe_of(dataset_names()[-1]).path == path
+    assert resolve("birds").settings.data.dataset == "birds"
+    DATASETS._items.pop("birds")
 
 
 def test_an_unknown_data_set_lists_the_known_ones(birds: Callable[[str], Path]) -> None:

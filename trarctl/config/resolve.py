@@ -78,6 +78,7 @@ class Entry:
 
 
 Layer = dict[str, Entry]
+Options = Mapping[str, tuple[object, str]]  # dotted key -> (value, or None if it was not given; flag)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def resolve(
     dataset: str | None = None,
     config: Path | None = None,
     environ: Mapping[str, str] | None = None,
-    options: Mapping[str, tuple[object, str]] | None = None,
+    options: Options | None = None,
     sets: Sequence[str] = (),
 ) -> Resolved:
     """Find the settings that hold.
@@ -107,7 +108,7 @@ def resolve(
         dataset: the data set that the user named, or that the data is of.
         config: a TOML file, the original's YAML file, or the ``settings.json`` of a run.
         environ: by default that of the process.
-        options: dotted key -> (value, flag); a value of None means that the flag was not given.
+        options: what was given by flags.
         sets: ``KEY=VALUE``.
 
     Raises:
@@ -123,21 +124,14 @@ def resolve(
     return _build([{"data.dataset": Entry(known, DEFAULT, "its default")}, recipe, *given], notes)
 
 
-def amend(
-    settings: Settings,
-    source: str,
-    options: Mapping[str, tuple[object, str]] | None = None,
-    sets: Sequence[str] = (),
-) -> Resolved:
+def amend(settings: Settings, source: str, options: Options | None = None, sets: Sequence[str] = ()) -> Resolved:
     """Change some settings of a run or checkpoint, which ``source`` names; otherwise as ``resolve``."""
     base = _layer(flat(settings), Origin(Source.RUN, source))
     return _build([base, _option_layer(options or {}), _set_layer(sets)], [])
 
 
 def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
-    merged: Layer = {}
-    for layer in layers:
-        merged |= layer
+    merged = {key: entry for layer in layers for key, entry in layer.items()}
     notes = [*notes, *_drop_binarize(merged)]
     rank_of = {key: rank for rank, layer in enumerate(layers) for key in layer}
     blames = {key: merged[key].blame for key in sorted(merged, key=lambda key: -rank_of[key])}
@@ -161,7 +155,7 @@ def _layer(values: Mapping[str, object], origin: Origin) -> Layer:
     return {key: Entry(value, origin, f"{origin.text} ({key} = {to_text(value)})") for key, value in values.items()}
 
 
-def _option_layer(options: Mapping[str, tuple[object, str]]) -> Layer:
+def _option_layer(options: Options) -> Layer:
     layer = {}
     for key, (value, flag) in options.items():
         if value is None:
@@ -241,8 +235,7 @@ def read_file(path: Path) -> tuple[Layer, list[str]]:
             layer[key] = Entry(from_file(key, value), origin, f"{path} ({name}: {reprlib.repr(value)})")
         return layer, notes
     for key, value in values_of_tables(document, str(path)).items():
-        blame = (
-            f"{path} ({key.partition('.')[2]} = {to_text(value) if isinstance(value, bool) else reprlib.repr(value)})"
-        )
+        shown = to_text(value) if isinstance(value, bool) else reprlib.repr(value)
+        blame = f"{path} ({key.partition('.')[2]} = {shown})"
         layer[key] = Entry(value, Origin(Source.FILE, path.name), blame)
     return layer, []

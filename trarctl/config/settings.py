@@ -393,11 +393,10 @@ def values_of_tables(document: Mapping[str, object], source: str) -> dict[str, o
 
 def nested(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """Sort values by dotted key into tables."""
-    tables: dict[str, dict[str, object]] = {table: {} for table in TABLES}
-    for key, value in values.items():
-        table, _, name = key.partition(".")
-        tables[table][name] = value
-    return tables
+    return {
+        table: {key.partition(".")[2]: value for key, value in values.items() if key.partition(".")[0] == table}
+        for table in TABLES
+    }
 
 
 def flat(settings: Settings) -> dict[str, object]:

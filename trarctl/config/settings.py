@@ -9,7 +9,7 @@ import functools
 import json
 import reprlib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -99,11 +99,11 @@ def _either(names: Iterable[object], word: str = "or") -> str:
     return f"{', '.join(others)} {word} {last}" if others else last
 
 
-def _one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Require one of the names that are known when the value is checked: a plugin may add some."""
+def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """Require a name; plugins, which may add some, are not loaded for one that is built in."""
 
     def check(value: str) -> str:
-        if value not in (known := tuple(names())):
+        if value not in built_in and value not in (known := tuple(names())):
             raise PydanticKnownError("literal_error", {"expected": _either(f"'{name}'" for name in known)})
         return value
 
@@ -120,9 +120,9 @@ def _shaped(span: str) -> str:
     return span
 
 
-Dataset = Annotated[str, _one_of(dataset_names)]
-Pooling = Annotated[str, _one_of(POOLINGS.names)]
-Attention = Annotated[str, _one_of(lambda: ("auto", *KERNELS.names()))]
+Dataset = Annotated[str, _one_of(_RECIPES, dataset_names)]
+Pooling = Annotated[str, _one_of(POOLINGS, POOLINGS.names)]
+Attention = Annotated[str, _one_of(("auto",), lambda: ("auto", *KERNELS.names()))]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Span = Annotated[
     Annotated[NonNegativeInt, Tag("window")] | Annotated[str, AfterValidator(_shaped), Tag("shape")],

@@ -114,7 +114,7 @@ def resolve(
     Raises:
         SettingsError: for unknown keys, for values outside their limits, and for a file that cannot be read.
     """
-    file, notes = read_file(config) if config else ({}, [])
+    file, notes = _read_file(config) if config else ({}, [])
     named = {"data.dataset": Entry(dataset, Origin(Source.OPTION, "DATASET"), f"DATASET {dataset}")} if dataset else {}
     environment = _environment_layer(os.environ if environ is None else environ)
     given = [file, environment, named, _option_layer(options or {}), _set_layer(sets)]
@@ -201,12 +201,8 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
     return layer
 
 
-def read_file(path: Path) -> tuple[Layer, list[str]]:
-    """Read a file of settings, its kind told by its ending; return also what the user should know.
-
-    Raises:
-        SettingsError: if it cannot be read or parsed, or holds unknown keys.
-    """
+def _read_file(path: Path) -> tuple[Layer, list[str]]:
+    """Read a file of settings, its kind told by its ending; return also what the user should know."""
     readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
     readers |= dict.fromkeys((".yml", ".yaml"), yaml.safe_load)
     suffix = path.suffix.casefold()

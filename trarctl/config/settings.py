@@ -39,8 +39,6 @@ from trarctl.registry import KERNELS, POOLINGS, SPAN_SHAPES, load_plugins
 
 ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
 
-# Recipes: what a data set trains with, unless the user says otherwise
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -88,8 +86,7 @@ def _read_recipe(path: Path) -> Recipe:
     losses, splits = document.pop("losses", None), document.pop("splits", None)
     for names in (losses, splits):
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-            hint = 'for example losses = ["ce"] and splits = ["train"]'
-            raise SettingsError(f"{path}: must begin with the lists losses and splits", hint)
+            raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
     return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits))
 
 
@@ -142,9 +139,6 @@ def contradiction(message: str, *keys: str) -> PydanticCustomError:
     return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
 
 
-# The settings
-
-
 class Frozen(BaseModel):
     """Immutable, and strict about names."""
 
@@ -173,10 +167,7 @@ class DataSettings(Frozen):
 
 
 class ModelSettings(Frozen):
-    """The shape of TRAR; what the data fixes (vocabulary, answers, feature width) is not here.
-
-    Source: TRAR (ICCV 2021), section 3; sizes as published.
-    """
+    """The shape of TRAR (ICCV 2021, section 3), sizes as published; what the data fixes is not here."""
 
     num_layers: PositiveInt = setting(6, "language layers, and as many visual layers", le=64)
     hidden_size: PositiveInt = setting(512, "width D of every layer; a multiple of num_heads, even")
@@ -375,11 +366,7 @@ def to_text(value: object) -> str:
 
 
 def values_of_tables(document: Mapping[str, object], source: str) -> dict[str, object]:
-    """Values by dotted key of a parsed file.
-
-    Raises:
-        SettingsError: naming ``source``, for an unknown table or key.
-    """
+    """Values by dotted key of a parsed file; an unknown table or key is an error that names ``source``."""
     values: dict[str, object] = {}
     for table, content in document.items():
         if table not in TABLES or not isinstance(content, Mapping):

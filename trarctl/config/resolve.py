@@ -40,7 +40,7 @@ PREFIX = "TRARCTL_"
 
 
 class Source(Enum):
-    """The kinds of places that a value comes from."""
+    """What kind of source a value came from."""
 
     DEFAULT = auto()
     RECIPE = auto()

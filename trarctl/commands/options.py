@@ -1,4 +1,8 @@
-"""Options that several commands share, each with the same name, help and panel everywhere; and how help lists them.
+"""The options of commands: those that several share, those that stand for a setting, and how help lists them.
+
+A command names the settings that have an option once, ``@takes_settings(EPOCHS, GPUS)``, and finds what was given in
+``context.obj``, as ``resolve`` wants it. Type, limits and help are those of the setting's field, which is read when the
+command is parsed: ``trarctl --help`` does without pydantic.
 
 Typer's own panels take Rich's whole Markdown machinery to draw. This answers in half the time, fits any width and is
 the same in a pipe. Headings are bold on a terminal.
@@ -6,11 +10,15 @@ the same in a pipe. Headings are bold on a terminal.
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
+import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from trarctl.registry import DATASETS, load_plugins
@@ -21,6 +29,7 @@ TRAINING_PANEL = "Training"
 DEVICE_PANEL = "Devices"
 OUTPUT_PANEL = "Output"
 GENERAL_PANEL = "General"
+PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
 
 EvaluatorName = Literal["official", "upstream"]
 
@@ -63,7 +72,6 @@ GpusOption = Annotated[
     str | None,
     option("--gpus", DEVICE_PANEL, "Devices, or cpu; by default a GPU if there is one.", metavar="0,1|cpu"),
 ]
-EpochsOption = Annotated[int | None, option("--epochs", TRAINING_PANEL, "Passes over the training split.", metavar="N")]
 _CKPT = "A run (its best epoch), one epoch of it, or a file, the original's .pkl included; by default the latest run."
 CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, metavar="RUN|RUN@EPOCH|FILE")]
 CkptsOption = Annotated[
@@ -96,12 +104,89 @@ QuietOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class SettingOption:
+    """An option for one setting: dotted key, flag, and the panel of the help that lists it."""
+
+    key: str
+    flag: str
+    panel: str
+
+    @property
+    def name(self) -> str:
+        """The parameter's name: ``batch_size`` for ``--batch-size``."""
+        return self.flag.lstrip("-").replace("-", "_")
+
+    def parameter(self) -> inspect.Parameter:
+        """Describe the option to Typer; limits are shown here and checked with the rest of the settings."""
+        from trarctl.config.settings import FIELDS, kinds_of
+
+        field, kinds = FIELDS[self.key], kinds_of(self.key)
+        kind = next((kind for kind in (bool, int, float, Path) if kind in kinds), str)
+        choices = field.examples or (get_args(field.annotation) if Literal in kinds else ())
+        metavar = "|".join(map(str, choices)) or {int: "N", float: "X", Path: "DIR"}.get(kind, "NAME")
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        limits = [(sign, getattr(limit, name, None)) for limit in field.metadata for name, sign in signs.items()]
+        shown = ", ".join(f"{metavar} {sign} {limit}" for sign, limit in limits if limit is not None)
+        text = field.description or ""
+        help = f"{text[:1].upper()}{text[1:]}.{f' [{shown}]' if shown else ''}"
+        info = option(self.flag, self.panel, help, metavar=None if kind is bool else metavar)
+        annotation: Any = Annotated[kind | None, info]
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+DATA = SettingOption("data.path", "--data", DATA_PANEL)
+EPOCHS = SettingOption("train.epochs", "--epochs", TRAINING_PANEL)
+GPUS = SettingOption("run.gpus", "--gpus", DEVICE_PANEL)
+MAX_RESTARTS = SettingOption("run.max_restarts", "--max-restarts", DEVICE_PANEL)
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def takes_settings(*options: SettingOption) -> Callable[[Function], Function]:
+    """Give a command an option for each setting; ``context.obj`` is then key -> (value or None, flag)."""
+
+    def mark(command: Function) -> Function:
+        command.__dict__["setting_options"] = options
+        return command
+
+    return mark
+
+
+def build_parameters(options: Sequence[SettingOption]) -> list[Any]:
+    """Make Typer's objects, by way of a function that has these options alone."""
+
+    def carrier(**_values: object) -> None: ...
+
+    parameters = [option.parameter() for option in options]
+    carrier.__dict__["__signature__"] = inspect.Signature(parameters)
+    carrier.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = typer.Typer(add_completion=False)
+    app.command()(carrier)
+    names = {parameter.name for parameter in parameters}
+    return [parameter for parameter in typer.main.get_command(app).params if parameter.name in names]
+
+
 class Command(TyperCommand):
-    """A command with grouped options; plugins are loaded before it runs, not for its help."""
+    """A command with grouped options, those of settings included; plugins are loaded before it runs, not for help."""
+
+    _settings: Sequence[SettingOption] | None = None
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List the parameters by panel; options of settings are made when they are first needed."""
+        if self._settings is None:
+            self._settings = getattr(self.callback, "setting_options", ())
+            panels = [None, *PANELS]
+            if self._settings:
+                self.params = [*build_parameters(self._settings), *self.params]
+                self.params.sort(key=lambda one: panels.index(getattr(one, "rich_help_panel", None)))
+        return super().get_params(ctx)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; what was given for settings is in ``ctx.obj``."""
         load_plugins()
+        if self._settings:
+            ctx.obj = {option.key: (ctx.params.pop(option.name), option.flag) for option in self._settings}
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

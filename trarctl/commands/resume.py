@@ -1,4 +1,4 @@
-"""``trarctl resume``: continue a run exactly where it stopped."""
+"""``trarctl resume``: continue a run exactly where it stopped. Short, but a command is a file of its own."""
 
 from __future__ import annotations
 

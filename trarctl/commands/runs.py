@@ -1,4 +1,4 @@
-"""``trarctl runs``: the runs of a folder in a table."""
+"""``trarctl runs``: the runs of a folder in a table. Short, but a command is a file of its own."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def prepare(
         pack=pack,
         rebuild=rebuild,
         images=images,
-        backbone=backbone,
+        extractor=backbone,
         weights=weights,
         devices=_devices(gpus) if images is not None else ("cpu",),
     )

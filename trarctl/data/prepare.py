@@ -68,9 +68,9 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         work.old = None if work.rebuild else _old_manifest(work.out)
         text, is_text_current = _text(work)
         named = _named(work, text, is_text_current)
-        if work.backbone_options is not None:
+        if work.extractor_options is not None:
             share = share_of_environment()
-            features = make_features(work.layout, named, work.out, work.backbone_options, share, progress)
+            features = make_features(work.layout, named, work.out, work.extractor_options, share, progress)
             work.image_options = replace(work.image_options, features=features)
         plan = plan_images(work.layout, named, work.image_options, progress)
         has_current_images = work.old is not None and work.old.images.key == plan.key
@@ -89,14 +89,14 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         SettingsError: a value is outside its limits, or there are no images to share.
     """
     work = plan_work(request, progress)
-    if work.backbone_options is None:
+    if work.extractor_options is None:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
         split.name: READERS[work.layout.dataset](work.raw, split, data, progress).image_id
         for split in present_splits(work.layout, work.raw)
     }
-    make_features(work.layout, named, work.out, work.backbone_options, share_of_environment(), progress)
+    make_features(work.layout, named, work.out, work.extractor_options, share_of_environment(), progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from trarctl.data.features.patches import Backbone, load_backbone
+from trarctl.data.features.patches import Extractor, load_extractor
 from trarctl.data.features.store import FeatureStore
 from trarctl.data.flat_text import FlatText
 from trarctl.data.manifest import (
@@ -149,8 +149,8 @@ class PreparedData:
         ids = [self._files.array(f"{IMAGES}/{part.name}.ids.npy") for part in self.manifest.images.image_sets]
         return FeatureStore(self.path, self.dataset, self.manifest.images, ids)
 
-    def backbone(self) -> Backbone:
-        """Give the backbone that made the features, to describe other images with.
+    def extractor(self) -> Extractor:
+        """Give the extractor that made the features, to describe other images with.
 
         Raises:
             DataError: the features were not made here.
@@ -159,7 +159,7 @@ class PreparedData:
             raise DataError(
                 f"the features in {self.path} were not made from images here", "prepare from images: --images DIR"
             )
-        return load_backbone(self.path / BACKBONE)
+        return load_extractor(self.path / BACKBONE)
 
     def split(self, name: str) -> PreparedSplit:
         """Give one split; ``test`` may be another name for ``val`` where the data has no other.

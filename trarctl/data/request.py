@@ -8,7 +8,7 @@ from pathlib import Path
 from trarctl.data.checks import CheckRow
 from trarctl.data.datasets.base import Layout, layout_of
 from trarctl.data.datasets.easy_vqa import package_data
-from trarctl.data.features.extract_stage import BackboneOptions, check_backbone
+from trarctl.data.features.extract_stage import ExtractorOptions, check_extractor
 from trarctl.data.features.image_stage import ImageOptions, Pack
 from trarctl.data.manifest import Manifest
 from trarctl.data.progress import Progress
@@ -35,7 +35,7 @@ class PrepareRequest:
         check_values: whether to read every number of every feature file; else only shapes and sizes.
         rebuild: prepare again even if nothing changed.
         images: VQA, CLEVR: folder with one folder of images per image set, to make features of.
-        backbone: what makes them.
+        extractor: what makes them.
         weights: file of its weights; None: torchvision's own download.
         devices: where it runs, such as ``cpu`` or ``cuda:0``, one copy each.
     """
@@ -53,7 +53,7 @@ class PrepareRequest:
     check_values: bool = True
     rebuild: bool = False
     images: Path | None = None
-    backbone: str = "resnet101"
+    extractor: str = "resnet101"
     weights: Path | None = None
     devices: tuple[str, ...] = ("cpu",)
 
@@ -88,7 +88,7 @@ class Work:
     out: Path
     text_options: TextOptions
     image_options: ImageOptions
-    backbone_options: BackboneOptions | None
+    extractor_options: ExtractorOptions | None
     rebuild: bool
     progress: Progress
     building: Path = field(default_factory=Path)
@@ -136,21 +136,21 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
             check_values=request.check_values,
             images=raw if is_easy else None,
         ),
-        backbone_options=_backbone(request, grid, is_easy=is_easy),
+        extractor_options=_extractor(request, grid, is_easy=is_easy),
         rebuild=request.rebuild,
         progress=progress,
     )
 
 
-def _backbone(request: PrepareRequest, grid: int, *, is_easy: bool) -> BackboneOptions | None:
+def _extractor(request: PrepareRequest, grid: int, *, is_easy: bool) -> ExtractorOptions | None:
     if request.images is None:
         return None
-    check_backbone(request.backbone)
+    check_extractor(request.extractor)
     if is_easy or request.features is not None:
         raise SettingsError(
             "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
         )
-    return BackboneOptions(request.images, request.backbone, grid, request.weights, request.devices)
+    return ExtractorOptions(request.images, request.extractor, grid, request.weights, request.devices)
 
 
 def _features(request: PrepareRequest, raw: Path) -> Path | None:

@@ -51,7 +51,7 @@ def test_the_stored_backbone_gives_the_stored_features(tmp_path: Path) -> None:
     prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
     data = open_prepared(tmp_path / "out")
     with Image.open(raw / "test/images/1.png") as picture:
-        described = data.backbone().extract([picture])
+        described = data.extractor().extract([picture])
     np.testing.assert_array_equal(described, data.features.read(data.split("val").image[1:2]))
 
 

@@ -1,4 +1,4 @@
-"""Features out of images: shared, resumed, and every bad image named; the backbone is a stand-in."""
+"""Features out of images: shared, resumed, and every bad image named; the extractor is a stand-in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.data.preparing import write_clevr
 from trarctl.data.features.extract import Share, share_of_environment
-from trarctl.data.features.extract_stage import BackboneOptions
+from trarctl.data.features.extract_stage import ExtractorOptions
 from trarctl.data.prepare import PrepareRequest, prepare, prepare_share
 from trarctl.data.prepared import open_prepared
 from trarctl.errors import DataError, SettingsError
@@ -38,10 +38,10 @@ class MeanColor:
 
 
 @pytest.fixture
-def backbone(monkeypatch: pytest.MonkeyPatch) -> MeanColor:
+def extractor(monkeypatch: pytest.MonkeyPatch) -> MeanColor:
     """The stand-in, which counts the images that it gets."""
     stand_in = MeanColor()
-    monkeypatch.setattr(BackboneOptions, "make", lambda _: stand_in)
+    monkeypatch.setattr(ExtractorOptions, "make", lambda _: stand_in)
     return stand_in
 
 
@@ -58,32 +58,32 @@ def request_with_images(tmp_path: Path) -> PrepareRequest:
     return PrepareRequest("clevr", raw=raw, out=tmp_path / "out", grid=2, vectors="none", images=tmp_path / "images")
 
 
-def test_features_of_images(request_with_images: PrepareRequest, backbone: MeanColor, tmp_path: Path) -> None:
+def test_features_of_images(request_with_images: PrepareRequest, extractor: MeanColor, tmp_path: Path) -> None:
     prepare(request_with_images)
     data = open_prepared(tmp_path / "out")
     split = data.split("val")
     features = data.features.read(split.image)
     assert features.dtype == np.float16
     np.testing.assert_array_equal(features[:, 3], [[10 * image, 50, 3] for image in split.image_id])
-    assert backbone.num_images == 9
+    assert extractor.num_images == 9
 
 
 def test_what_is_done_is_not_done_again(
-    request_with_images: PrepareRequest, backbone: MeanColor, tmp_path: Path
+    request_with_images: PrepareRequest, extractor: MeanColor, tmp_path: Path
 ) -> None:
     prepare(request_with_images)
     assert prepare(request_with_images).was_current
-    assert backbone.num_images == 9
+    assert extractor.num_images == 9
     files = sorted((tmp_path / "out/extracted").rglob("*.npy"))
     files[0].unlink()
     os.truncate(files[1], 100)
     os.utime(tmp_path / "images/val/CLEVR_val_000002.png", (2**32, 2**32))
     prepare(request_with_images)
-    assert backbone.num_images == 12
+    assert extractor.num_images == 12
 
 
 def test_bad_images_are_named_and_the_others_kept(
-    request_with_images: PrepareRequest, backbone: MeanColor, tmp_path: Path
+    request_with_images: PrepareRequest, extractor: MeanColor, tmp_path: Path
 ) -> None:
     good = (tmp_path / "images/train/CLEVR_train_000001.png").read_bytes()
     (tmp_path / "images/train/CLEVR_train_000001.png").write_bytes(good[:40])
@@ -93,33 +93,33 @@ def test_bad_images_are_named_and_the_others_kept(
     for split, number in (("train", 1), ("val", 0)):
         (tmp_path / f"images/{split}/CLEVR_{split}_{number:06d}.png").write_bytes(good)
     prepare(request_with_images)
-    assert backbone.num_images == 9 + 2
+    assert extractor.num_images == 9 + 2
 
 
 def test_processes_share_the_images(
-    request_with_images: PrepareRequest, backbone: MeanColor, monkeypatch: pytest.MonkeyPatch
+    request_with_images: PrepareRequest, extractor: MeanColor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     prepare_share(request_with_images)
-    assert backbone.num_images == 3
+    assert extractor.num_images == 3
     monkeypatch.setenv("RANK", "0")
     prepare(request_with_images)
-    assert backbone.num_images == 9
+    assert extractor.num_images == 9
 
 
-def test_a_missing_image(request_with_images: PrepareRequest, backbone: MeanColor, tmp_path: Path) -> None:
+def test_a_missing_image(request_with_images: PrepareRequest, extractor: MeanColor, tmp_path: Path) -> None:
     (tmp_path / "images/train/CLEVR_train_000002.png").unlink()
     with pytest.raises(DataError, match=r"no images for image 2 \(.*images/train\)"):
         prepare(request_with_images)
-    assert backbone.num_images == 0
+    assert extractor.num_images == 0
 
 
 def test_contradictions(request_with_images: PrepareRequest, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    with pytest.raises(SettingsError, match="unknown backbone 'vgg'"):
-        prepare(replace(request_with_images, backbone="vgg"))
+    with pytest.raises(SettingsError, match="unknown extractor 'vgg'"):
+        prepare(replace(request_with_images, extractor="vgg"))
     with pytest.raises(SettingsError, match="takes no --features"):
         prepare(replace(request_with_images, features=tmp_path))
     with pytest.raises(DataError, match="no folder of images"):

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from trarctl.data.features.patches import (
-    PatchBackbone,
+    PatchExtractor,
     PatchSettings,
-    backbone_from,
     describe_patches,
-    load_backbone,
+    extractor_from,
+    load_extractor,
     load_images,
 )
 from trarctl.errors import DataError
@@ -67,43 +67,43 @@ def test_other_shapes_of_the_descriptor() -> None:
 
 def test_standardized_over_the_images_it_was_fitted_to() -> None:
     images = _random(9)
-    backbone = PatchBackbone.fit(SETTINGS, iter([images[:4], images[4:]]))
-    cells = backbone.extract(images).reshape(-1, backbone.width)
+    extractor = PatchExtractor.fit(SETTINGS, iter([images[:4], images[4:]]))
+    cells = extractor.extract(images).reshape(-1, extractor.width)
     np.testing.assert_allclose(cells.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(cells.std(axis=0), 1, atol=1e-4)
 
 
 def test_a_feature_that_never_changes_stays_finite() -> None:
     flat = [_picture(np.full((64, 64, 3), 100))] * 2
-    assert np.isfinite(PatchBackbone.fit(SETTINGS, iter([flat])).extract(_random(1))).all()
+    assert np.isfinite(PatchExtractor.fit(SETTINGS, iter([flat])).extract(_random(1))).all()
 
 
 def test_fitting_to_nothing() -> None:
     with pytest.raises(DataError, match="no images to fit"):
-        PatchBackbone.fit(SETTINGS, iter([]))
+        PatchExtractor.fit(SETTINGS, iter([]))
 
 
 def test_stored_and_loaded(tmp_path: Path) -> None:
     images = _random(3)
-    backbone = PatchBackbone.fit(SETTINGS, iter([images]))
-    (tmp_path / "backbone.json").write_text(json.dumps(backbone.describe()))
-    loaded = load_backbone(tmp_path / "backbone.json")
+    extractor = PatchExtractor.fit(SETTINGS, iter([images]))
+    (tmp_path / "backbone.json").write_text(json.dumps(extractor.describe()))
+    loaded = load_extractor(tmp_path / "backbone.json")
     assert (loaded.name, loaded.grid_size, loaded.width) == ("patches", 4, 56)
-    np.testing.assert_array_equal(loaded.extract(images), backbone.extract(images))
+    np.testing.assert_array_equal(loaded.extract(images), extractor.extract(images))
 
 
 @pytest.mark.parametrize(
     "change", [{"name": "vgg"}, {"mean": [0.0]}, {"deviation": [0.0] * 56}, {"settings": {"side": 4}}, {"mean": "x"}]
 )
 def test_damaged_descriptions(change: dict[str, object]) -> None:
-    description = PatchBackbone.fit(SETTINGS, iter([_random(2)])).describe()
-    with pytest.raises(DataError, match="unknown backbone|is damaged"):
-        backbone_from(description | change)
+    description = PatchExtractor.fit(SETTINGS, iter([_random(2)])).describe()
+    with pytest.raises(DataError, match="unknown extractor|is damaged"):
+        extractor_from(description | change)
 
 
 def test_no_description(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no backbone is stored"):
-        load_backbone(tmp_path / "backbone.json")
+    with pytest.raises(DataError, match="no extractor is stored"):
+        load_extractor(tmp_path / "backbone.json")
 
 
 def test_images_that_cannot_be_decoded(tmp_path: Path) -> None:

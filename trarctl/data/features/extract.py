@@ -1,4 +1,4 @@
-"""Images to feature files through a backbone: one ``.npy`` per image, going on where an earlier attempt stopped.
+"""Images to feature files through an extractor: one ``.npy`` per image, going on where an earlier attempt stopped.
 
 Several processes may share the work, each taking every n-th image; a file is there only when it is whole.
 """
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from trarctl.data.features.files import FeatureFileError, read_shape
 from trarctl.data.features.image_table import ImageSet
 from trarctl.data.features.packing import Problems
-from trarctl.data.features.patches import Backbone, load_images
+from trarctl.data.features.patches import Extractor, load_images
 from trarctl.data.progress import Progress
 from trarctl.errors import DataError
 
@@ -54,7 +54,7 @@ def feature_file(folder: Path, images: ImageSet, image_id: int) -> Path:
 
 def extract(
     sets: Sequence[ImageSet],
-    make_backbone: Callable[[], Backbone],
+    make_extractor: Callable[[], Extractor],
     folder: Path,
     *,
     share: Share,
@@ -66,17 +66,17 @@ def extract(
 
     Args:
         sets: the images; sets without a folder are passed over.
-        make_backbone: called only if there is anything to do.
-        folder: where to write, in one folder per image set; its name must change with the backbone.
+        make_extractor: called only if there is anything to do.
+        folder: where to write, in one folder per image set; its name must change with the extractor.
         share: the part of this process.
-        batch_images: images that the backbone gets at once.
+        batch_images: images that the extractor gets at once.
         num_threads: batches that are decoded and run at the same time.
         progress: told the images done.
 
     Raises:
         DataError: naming the images that are unusable; the features of the others are kept.
     """
-    backbone: Backbone | None = None
+    extractor: Extractor | None = None
     problems = Problems("image")
     for images in sets:
         if images.folder is None:
@@ -86,10 +86,10 @@ def extract(
         left = [image_id for image_id in own if not _is_done(folder, images, image_id)]
         if not left:
             continue
-        backbone = backbone or make_backbone()
+        extractor = extractor or make_extractor()
         done = len(own) - len(left)
         batches = [left[first : first + batch_images] for first in range(0, len(left), batch_images)]
-        for batch, bad in _run(batches, images, backbone, folder, num_threads):
+        for batch, bad in _run(batches, images, extractor, folder, num_threads):
             problems.add(bad)
             done += len(batch)
             progress(f"extracting features of {images.files.name}", done, len(own))
@@ -117,14 +117,14 @@ def _is_done(folder: Path, images: ImageSet, image_id: int) -> bool:
 
 
 def _run(
-    batches: Sequence[list[int]], images: ImageSet, backbone: Backbone, folder: Path, num_threads: int
+    batches: Sequence[list[int]], images: ImageSet, extractor: Extractor, folder: Path, num_threads: int
 ) -> Iterator[tuple[list[int], list[str]]]:
     def run(batch: list[int]) -> tuple[list[int], list[str]]:
         assert images.folder is not None  # noqa: S101 - the caller passes over sets without a folder
         sources = [images.folder.file(image_id) for image_id in batch]
         modified = [_modified_ns(source) for source in sources]
         loaded, bad = load_images(sources)
-        features = backbone.extract(loaded)
+        features = extractor.extract(loaded)
         # An unusable image came as a single pixel, and gets no file.
         for image_id, source, changed_ns, cells in zip(batch, sources, modified, features, strict=True):
             if not any(problem.startswith(f"{source} ") for problem in bad):
@@ -145,7 +145,7 @@ def _modified_ns(path: Path) -> int:
 def _write(path: Path, cells: npt.NDArray[np.float32], modified_ns: int) -> None:
     with np.errstate(over="ignore"):
         half = cells.astype(np.float16)
-    # A backbone's values fit float16 but for rare outliers, which then keep their own type.
+    # An extractor's values fit float16 but for rare outliers, which then keep their own type.
     stored = half if np.isfinite(half).all() else cells
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:

@@ -9,8 +9,8 @@ from pathlib import Path
 from trarctl.data.datasets.base import Layout
 from trarctl.data.features.extract import Share, extract, wait_for_others
 from trarctl.data.features.image_table import Ids, ImageTable, build_table, refuse_missing, scan_folder
-from trarctl.data.features.patches import Backbone
-from trarctl.data.features.resnet101 import NAME, ResNetBackbone, weights_digest
+from trarctl.data.features.patches import Extractor
+from trarctl.data.features.resnet101 import NAME, ResNet101, weights_digest
 from trarctl.data.manifest import key_of
 from trarctl.data.progress import Progress
 from trarctl.errors import DataError, SettingsError
@@ -20,12 +20,12 @@ _BATCH_IMAGES = 32
 
 
 @dataclass(frozen=True)
-class BackboneOptions:
+class ExtractorOptions:
     """How features are made out of images.
 
     Args:
         images: folder with one folder of images per image set.
-        name: the backbone.
+        name: the extractor.
         grid_size: cells S along one side.
         weights: file of its weights; None: torchvision's own download.
         devices: where it runs, one copy each.
@@ -37,29 +37,29 @@ class BackboneOptions:
     weights: Path | None
     devices: tuple[str, ...]
 
-    def make(self) -> Backbone:
-        """Load the backbone."""
-        return ResNetBackbone(self.grid_size, self.weights, self.devices)
+    def make(self) -> Extractor:
+        """Load the extractor."""
+        return ResNet101(self.grid_size, self.weights, self.devices)
 
 
-def check_backbone(name: str) -> None:
-    """See that a backbone exists.
+def check_extractor(name: str) -> None:
+    """See that an extractor exists.
 
     Raises:
         SettingsError: it does not.
     """
     if name != NAME:
-        raise SettingsError(f"unknown backbone {name!r}", f"--backbone {NAME}")
+        raise SettingsError(f"unknown extractor {name!r}", f"--backbone {NAME}")
 
 
-def extracted_folder(out: Path, options: BackboneOptions) -> Path:
-    """Give the folder of the features; it changes with the backbone, its weights and the grid."""
+def extracted_folder(out: Path, options: ExtractorOptions) -> Path:
+    """Give the folder of the features; it changes with the extractor, its weights and the grid."""
     key = key_of({"weights": weights_digest(options.weights)})[:8]
     return out / EXTRACTED / f"{options.name}-{options.grid_size}-{key}"
 
 
 def make_features(
-    layout: Layout, named: Mapping[str, Ids], out: Path, options: BackboneOptions, share: Share, progress: Progress
+    layout: Layout, named: Mapping[str, Ids], out: Path, options: ExtractorOptions, share: Share, progress: Progress
 ) -> Path:
     """Make the features of this process's part of the images; the first process then waits for the others.
 
@@ -94,7 +94,7 @@ def make_features(
     return folder
 
 
-def _table(layout: Layout, named: Mapping[str, Ids], options: BackboneOptions) -> ImageTable:
+def _table(layout: Layout, named: Mapping[str, Ids], options: ExtractorOptions) -> ImageTable:
     if not options.images.is_dir():
         raise DataError(f"no folder of images {options.images}", "pass the folder that holds them: --images DIR")
     folders = {files.name: scan_folder(options.images / files.name, [files.images]) for files in layout.image_sets}

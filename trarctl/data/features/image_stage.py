@@ -25,7 +25,7 @@ from trarctl.data.features.image_table import (
     scan_folder,
 )
 from trarctl.data.features.packing import FileFacts, FileRows, Floats, Problems, RowSource, check_files, pack
-from trarctl.data.features.patches import Backbone, PatchBackbone, PatchSettings, load_images
+from trarctl.data.features.patches import Extractor, PatchExtractor, PatchSettings, load_images
 from trarctl.data.manifest import (
     BACKBONE,
     FEATURES,
@@ -136,7 +136,7 @@ def build_images(plan: ImagePlan, options: ImageOptions, out: Path, building: Pa
         options: what the user can choose.
         out: the prepared folder; packed features are written to their place at once, under names that change with
             their content.
-        building: where a backbone's description is written.
+        building: where an extractor's description is written.
         progress: told the images done.
 
     Raises:
@@ -169,14 +169,14 @@ def _part(
     options: ImageOptions,
     facts: FileFacts,
     parts: tuple[ImageSetPart, ...],
-    backbone: str | None = None,
+    extractor: str | None = None,
 ) -> ImagesPart:
     return ImagesPart(
         key=plan.key,
         grid_size=options.grid_size,
         feature_width=facts.width,
         pack=options.pack,
-        backbone=backbone,
+        backbone=extractor,
         image_sets=parts,
         warnings=plan.warnings + facts.warnings,
     )
@@ -219,10 +219,10 @@ def _packed(
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Rows that a backbone makes out of images."""
+    """Rows that an extractor makes out of images."""
 
     images: ImageSet
-    backbone: Backbone
+    extractor: Extractor
 
     def fill(self, first: int, out: Floats) -> list[str]:
         """Decode and describe images."""
@@ -231,7 +231,7 @@ class ImageRows:
         for start in range(0, len(ids), _BATCH_IMAGES):
             images, bad = _load(self.images, ids[start : start + _BATCH_IMAGES].tolist())
             problems += bad
-            out[start : start + len(images)] = self.backbone.extract(images)
+            out[start : start + len(images)] = self.extractor.extract(images)
         return problems
 
 
@@ -242,14 +242,14 @@ def _load(images: ImageSet, ids: Sequence[int]) -> tuple[list[Image], list[str]]
 
 def _described(plan: ImagePlan, options: ImageOptions, out: Path, building: Path, progress: Progress) -> ImagesPart:
     """Fit the descriptor to the training images and describe all images with it."""
-    backbone = PatchBackbone.fit(options.patches, _batches(plan.table.sets[0], progress))
-    write_json(building / BACKBONE, backbone.describe())
-    shape = (options.grid_size**2, backbone.width)
+    extractor = PatchExtractor.fit(options.patches, _batches(plan.table.sets[0], progress))
+    write_json(building / BACKBONE, extractor.describe())
+    shape = (options.grid_size**2, extractor.width)
     parts = tuple(
-        _packed(images, ImageRows(images, backbone), plan, shape, "float32", out, progress, backbone.describe())
+        _packed(images, ImageRows(images, extractor), plan, shape, "float32", out, progress, extractor.describe())
         for images in plan.table.sets
     )
-    return _part(plan, options, FileFacts(backbone.width, "float32", ()), parts, backbone.name)
+    return _part(plan, options, FileFacts(extractor.width, "float32", ()), parts, extractor.name)
 
 
 def _batches(images: ImageSet, progress: Progress) -> Iterator[Sequence[Image]]:

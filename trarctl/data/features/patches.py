@@ -1,4 +1,4 @@
-"""Images to grid features, through one interface for every kind of backbone.
+"""Images to grid features, through one interface for every kind of extractor.
 
 Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
 """
@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
-class Backbone(Protocol):
+class Extractor(Protocol):
     """Whatever turns images into a grid of feature vectors."""
 
     @property
@@ -42,7 +42,7 @@ class Backbone(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Give all that is needed to make the same backbone again, as JSON can hold it."""
+        """Give all that is needed to make the same extractor again, as JSON can hold it."""
         ...
 
     def extract(self, images: Sequence[Image]) -> Floats:
@@ -78,7 +78,7 @@ class PatchSettings:
 
 
 @dataclass(frozen=True)
-class PatchBackbone:
+class PatchExtractor:
     """Describes each patch by hand: mean and deviation of red, green and blue, and the directions of its edges.
 
     Good for simple drawings, where it serves as well as a pretrained network and needs none.
@@ -94,7 +94,7 @@ class PatchBackbone:
     deviation: npt.NDArray[np.float64]
 
     @classmethod
-    def fit(cls, settings: PatchSettings, batches: Iterator[Sequence[Image]]) -> PatchBackbone:
+    def fit(cls, settings: PatchSettings, batches: Iterator[Sequence[Image]]) -> PatchExtractor:
         """Choose the statistics so that the cells of these images have mean 0 and deviation 1."""
         count, total, squares = 0, np.zeros(settings.width), np.zeros(settings.width)
         for images in batches:
@@ -195,27 +195,27 @@ def _direction_histogram(gray: Doubles, settings: PatchSettings) -> Doubles:
     return sums.reshape(len(gray), patches, patches, directions).transpose(0, 3, 1, 2)
 
 
-def backbone_from(description: Mapping[str, Any]) -> Backbone:
-    """Make the backbone that ``describe`` described.
+def extractor_from(description: Mapping[str, Any]) -> Extractor:
+    """Make the extractor that ``describe`` described.
 
     Raises:
-        DataError: the description is damaged, or of an unknown backbone.
+        DataError: the description is damaged, or of an unknown extractor.
     """
     if description.get("name") != "patches":
-        raise DataError(f"unknown backbone {description.get('name')!r}", "prepare the data again")
+        raise DataError(f"unknown extractor {description.get('name')!r}", "prepare the data again")
     try:
         settings = PatchSettings(**description["settings"])
         mean = np.array(description["mean"], dtype=np.float64)
         deviation = np.array(description["deviation"], dtype=np.float64)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the description of the backbone is damaged: {error}", "prepare the data again") from None
+        raise DataError(f"the description of the extractor is damaged: {error}", "prepare the data again") from None
     if mean.shape != (settings.width,) or deviation.shape != mean.shape or not (deviation > 0).all():
-        raise DataError("the description of the backbone is damaged: its statistics", "prepare the data again")
-    return PatchBackbone(settings, mean, deviation)
+        raise DataError("the description of the extractor is damaged: its statistics", "prepare the data again")
+    return PatchExtractor(settings, mean, deviation)
 
 
-def load_backbone(path: Path) -> Backbone:
-    """Read a backbone's description from a file.
+def load_extractor(path: Path) -> Extractor:
+    """Read an extractor's description from a file.
 
     Raises:
         DataError: it is missing or damaged.
@@ -223,12 +223,12 @@ def load_backbone(path: Path) -> Backbone:
     try:
         description = orjson.loads(path.read_bytes())
     except FileNotFoundError:
-        raise DataError(f"no backbone is stored as {path}", "prepare from images to have one") from None
+        raise DataError(f"no extractor is stored as {path}", "prepare from images to have one") from None
     except (OSError, orjson.JSONDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", "prepare the data again") from None
     if not isinstance(description, dict):
         raise DataError(f"{path} is damaged", "prepare the data again")
-    return backbone_from(description)
+    return extractor_from(description)
 
 
 def load_images(paths: Sequence[Path]) -> tuple[list[Image], list[str]]:

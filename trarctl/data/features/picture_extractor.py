@@ -1,4 +1,4 @@
-"""Which backbone made the features of prepared data, so that other pictures can be described alike."""
+"""Which extractor made the features of prepared data, so that other pictures can be described alike."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from trarctl.data.datasets.base import layout_of
-from trarctl.data.features.extract_stage import EXTRACTED, BackboneOptions, extracted_folder
+from trarctl.data.features.extract_stage import EXTRACTED, ExtractorOptions, extracted_folder
 from trarctl.data.features.files import read_cells
-from trarctl.data.features.patches import Backbone
+from trarctl.data.features.patches import Extractor
 from trarctl.data.features.resnet101 import NAME
 from trarctl.data.prepared import PreparedData
 from trarctl.errors import DataError
@@ -18,19 +18,19 @@ from trarctl.errors import DataError
 _TOLERANCE = 1e-2
 
 
-def picture_backbone(data: PreparedData, weights: Path | None = None) -> Backbone:
-    """Load the backbone that made the features of prepared data.
+def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
+    """Load the extractor that made the features of prepared data.
 
     Args:
         data: the prepared data.
-        weights: file of the backbone's weights, if ``prepare`` was given one.
+        weights: file of the extractor's weights, if ``prepare`` was given one.
 
     Raises:
-        DataError: the features came from files made elsewhere, the backbone is not installed, or its weights are
+        DataError: the features came from files made elsewhere, the extractor is not installed, or its weights are
             others.
     """
     if data.manifest.images.backbone is not None:
-        return data.backbone()
+        return data.extractor()
     made = (data.path / EXTRACTED).glob(f"{NAME}-{data.manifest.grid_size}-*")
     ours = [folder for folder in made if _holds_features(folder, data)]
     if not ours:
@@ -38,7 +38,7 @@ def picture_backbone(data: PreparedData, weights: Path | None = None) -> Backbon
             f"the features in {data.path} came from files made elsewhere, so a picture cannot be described alike",
             "predict needs data whose features trarctl made from the images: trarctl prepare --help",
         )
-    options = BackboneOptions(data.path, NAME, data.manifest.grid_size, weights, ("cpu",))
+    options = ExtractorOptions(data.path, NAME, data.manifest.grid_size, weights, ("cpu",))
     if extracted_folder(data.path, options) not in ours:
         raise DataError(
             f"the features in {data.path} were made by {NAME} with other weights than "

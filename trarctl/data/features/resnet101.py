@@ -1,4 +1,4 @@
-"""ResNet-101's third stage as a backbone, as CLEVR's published features were made; needs the extra ``features``.
+"""ResNet-101's third stage as an extractor, as CLEVR's published features were made; needs the extra ``features``.
 
 Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
 """
@@ -48,7 +48,7 @@ def preprocess(images: Sequence[Image], side: int) -> Floats:
     return np.ascontiguousarray(((pixels - _MEAN) / _DEVIATION).transpose(0, 3, 1, 2))
 
 
-class ResNetBackbone:
+class ResNet101:
     """Runs images through the first three stages of ResNet-101; safe to call from several threads.
 
     Args:

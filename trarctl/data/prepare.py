@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,8 @@ import trarctl
 from trarctl.data.checks import CheckRow, file_rows, folder_rows
 from trarctl.data.datasets.base import LAYOUTS
 from trarctl.data.features.extract import share_of_environment
-from trarctl.data.features.extract_stage import make_features
-from trarctl.data.features.image_stage import ImagePlan, build_images, plan_images, write_table
-from trarctl.data.features.image_table import Ids, feature_folders
+from trarctl.data.features.images import Ids, feature_folders
+from trarctl.data.features.packing import ImagePlan, build_images, make_features, plan_images, write_table
 from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, writing
 from trarctl.data.manifest import (
     ANSWERS,
@@ -68,11 +66,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         work.old = None if work.rebuild else _old_manifest(work.out)
         text, is_text_current = _text(work)
         named = _named(work, text, is_text_current)
-        if work.extractor_options is not None:
-            share = share_of_environment()
-            features = make_features(work.layout, named, work.out, work.extractor_options, share, progress)
-            work.image_options = replace(work.image_options, features=features)
-        plan = plan_images(work.layout, named, work.image_options, progress)
+        plan = plan_images(work.layout, named, work.image_options, work.out, share_of_environment(), progress)
         has_current_images = work.old is not None and work.old.images.key == plan.key
         if work.old is not None and is_text_current and has_current_images:
             shutil.rmtree(work.building)
@@ -89,14 +83,15 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         SettingsError: a value is outside its limits, or there are no images to share.
     """
     work = plan_work(request, progress)
-    if work.extractor_options is None:
+    pictures = work.image_options.pictures
+    if pictures is None or pictures.is_own:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
         split.name: READERS[work.layout.dataset](work.raw, split, data, progress).image_id
         for split in present_splits(work.layout, work.raw)
     }
-    make_features(work.layout, named, work.out, work.extractor_options, share_of_environment(), progress)
+    make_features(work.layout, named, pictures, work.out, share_of_environment(), progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:

@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from trarctl.data.features.patches import Extractor, load_extractor
-from trarctl.data.features.store import FeatureStore
+from trarctl.data.features.grid import FeatureStore
 from trarctl.data.flat_text import FlatText
 from trarctl.data.manifest import (
     ANSWERS,
-    BACKBONE,
     IMAGES,
     VECTORS,
     VOCABULARY,
@@ -148,18 +146,6 @@ class PreparedData:
         """The features of all images."""
         ids = [self._files.array(f"{IMAGES}/{part.name}.ids.npy") for part in self.manifest.images.image_sets]
         return FeatureStore(self.path, self.dataset, self.manifest.images, ids)
-
-    def extractor(self) -> Extractor:
-        """Give the extractor that made the features, to describe other images with.
-
-        Raises:
-            DataError: the features were not made here.
-        """
-        if self.manifest.images.backbone is None:
-            raise DataError(
-                f"the features in {self.path} were not made from images here", "prepare from images: --images DIR"
-            )
-        return load_extractor(self.path / BACKBONE)
 
     def split(self, name: str) -> PreparedSplit:
         """Give one split; ``test`` may be another name for ``val`` where the data has no other.

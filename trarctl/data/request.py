@@ -8,12 +8,13 @@ from pathlib import Path
 from trarctl.data.checks import CheckRow
 from trarctl.data.datasets.base import Layout, layout_of
 from trarctl.data.datasets.easy_vqa import package_data
-from trarctl.data.features.extract_stage import ExtractorOptions, check_extractor
-from trarctl.data.features.image_stage import ImageOptions, Pack
+from trarctl.data.features.base import ExtractorOptions
+from trarctl.data.features.packing import ImageOptions, Pack, PictureOptions
 from trarctl.data.manifest import Manifest
 from trarctl.data.progress import Progress
 from trarctl.data.text_stage import TextOptions
 from trarctl.errors import DataError, SettingsError
+from trarctl.registry import EXTRACTORS
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PrepareRequest:
         check_values: whether to read every number of every feature file; else only shapes and sizes.
         rebuild: prepare again even if nothing changed.
         images: VQA, CLEVR: folder with one folder of images per image set, to make features of.
-        extractor: what makes them.
+        extractor: what makes them; default: patches for easy-VQA, else resnet101.
         weights: file of its weights; None: torchvision's own download.
         devices: where it runs, such as ``cpu`` or ``cuda:0``, one copy each.
     """
@@ -53,7 +54,7 @@ class PrepareRequest:
     check_values: bool = True
     rebuild: bool = False
     images: Path | None = None
-    extractor: str = "resnet101"
+    extractor: str | None = None
     weights: Path | None = None
     devices: tuple[str, ...] = ("cpu",)
 
@@ -88,7 +89,6 @@ class Work:
     out: Path
     text_options: TextOptions
     image_options: ImageOptions
-    extractor_options: ExtractorOptions | None
     rebuild: bool
     progress: Progress
     building: Path = field(default_factory=Path)
@@ -134,23 +134,26 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
             features=None if is_easy else _features(request, raw),
             pack=request.pack,
             check_values=request.check_values,
-            images=raw if is_easy else None,
+            pictures=_pictures(request, grid, raw if is_easy else None),
         ),
-        extractor_options=_extractor(request, grid, is_easy=is_easy),
         rebuild=request.rebuild,
         progress=progress,
     )
 
 
-def _extractor(request: PrepareRequest, grid: int, *, is_easy: bool) -> ExtractorOptions | None:
-    if request.images is None:
-        return None
-    check_extractor(request.extractor)
-    if is_easy or request.features is not None:
+def _pictures(request: PrepareRequest, grid: int, own: Path | None) -> PictureOptions | None:
+    """Give what features are made of: pictures that the user named, or the data set's own."""
+    if request.images is not None and (own is not None or request.features is not None):
         raise SettingsError(
             "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
         )
-    return ExtractorOptions(request.images, request.extractor, grid, request.weights, request.devices)
+    root = own or request.images
+    if root is None:
+        return None
+    name = request.extractor or ("resnet101" if own is None else "patches")
+    if name not in EXTRACTORS:
+        raise SettingsError(f"unknown extractor {name!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
+    return PictureOptions(root, name, ExtractorOptions(grid, request.weights, request.devices), is_own=own is not None)
 
 
 def _features(request: PrepareRequest, raw: Path) -> Path | None:

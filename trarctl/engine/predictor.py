@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from trarctl.data.features.patches import Extractor, load_images
-from trarctl.data.features.picture_extractor import extractor_of
+from trarctl.data.features.base import Extractor, load_images
+from trarctl.data.features.extract import extractor_of
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.progress import Progress, no_progress
 from trarctl.data.raw_splits import listed
@@ -196,8 +196,8 @@ def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predi
     if extractor.width != data.features.width or extractor.grid_size != data.manifest.grid_size:
         raise DataError(
             f"the extractor in {data.path} gives {extractor.grid_size} x {extractor.grid_size} cells of"
-            f" {extractor.width} numbers, the features there are {data.manifest.grid_size} x {data.manifest.grid_size} of"
-            f" {data.features.width}",
+            f" {extractor.width} numbers, the features there are {data.manifest.grid_size} x {data.manifest.grid_size}"
+            f" of {data.features.width}",
             "prepare the data again",
         )
     return Predictor(loaded, data, extractor), chosen

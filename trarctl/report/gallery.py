@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trarctl.data.datasets.base import layout_of
 from trarctl.data.datasets.easy_vqa import image_folder, package_data
-from trarctl.data.features.patches import load_images
+from trarctl.data.features.base import load_images
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.ensemble import probabilities

@@ -11,7 +11,7 @@ import pytest
 from tests.data.preparing import prepare_golden, write_clevr, write_features
 from trarctl.data.datasets.base import CLEVR, FileNaming
 from trarctl.data.features import packing
-from trarctl.data.features.image_table import ImageSet, scan_folder
+from trarctl.data.features.images import ImageSet, scan_folder
 from trarctl.data.features.packing import FileRows, pack
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trarctl.data.datasets.base import CLEVR, VQA, FileNaming, feature_namings, numbers_in_names
-from trarctl.data.features.image_table import build_table, feature_folders, fingerprint, refuse_missing, scan_folder
+from trarctl.data.features.images import build_table, feature_folders, fingerprint, refuse_missing, scan_folder
 from trarctl.errors import DataError
 
 

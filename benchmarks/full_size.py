@@ -170,7 +170,8 @@ def _measure_resuming(folder: Path, feats: Path) -> Measured:
 
 
 def _pack(feats: Path, path: Path, stored: Any) -> tuple[float, int, Any]:
-    from trarctl.data.datasets.base import CLEVR, FileNaming
+    from trarctl.data.datasets.base import FileNaming
+    from trarctl.data.datasets.clevr import CLEVR
     from trarctl.data.features.images import ImageSet, scan_folder
     from trarctl.data.features.packing import FileRows, pack
     from trarctl.data.progress import no_progress

@@ -19,11 +19,12 @@ import torch
 from trarctl import cli
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
-from trarctl.data.datasets.base import VQA
+from trarctl.data.datasets.vqa import VQA
+from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.checkpoint import Description, TrainState, save_checkpoint
 from trarctl.engine.evaluating import Request, choose
-from trarctl.engine.evaluator import Scores, measure
+from trarctl.engine.evaluator import Scores
 from trarctl.engine.run import RunFolder, write_settings
 from trarctl.engine.setup import model_sizes
 from trarctl.model.trar import TRAR

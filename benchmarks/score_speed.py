@@ -9,10 +9,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 
 from tests.data.reference_accuracy import adversarial_questions, plain_vqa_accuracy
 from trarctl.data.metrics import EvaluatorName, vqa_accuracy
-from trarctl.data.submission import validate_vqa, write_vqa
+from trarctl.data.submission import JsonAnswers
 
 NUM_VAL_QUESTIONS = 214_354
 NUM_COMPARED = 50_000
@@ -45,9 +48,9 @@ def measure_scoring(num_questions: int = NUM_VAL_QUESTIONS, num_compared: int = 
         expected = plain_vqa_accuracy(compared, evaluator)
         is_equal = expected == {
             "overall": accuracy.overall,
-            "per_answer_type": accuracy.per_answer_type,
+            "per_answer_type": accuracy.per_type,
             "per_question_type": accuracy.per_question_type,
-            "per_question": accuracy.per_question.tolist(),
+            "per_question": [round(100 * share, 2) for share in accuracy.right.tolist()],
         }
         what = f"{evaluator} evaluator"
         limit = f"at most {MOST_SECONDS:.0f} s"
@@ -62,11 +65,12 @@ def measure_submission(num_questions: int = NUM_TEST_QUESTIONS) -> list[Measured
     """A line: whether a submission was written, read back and found valid in time."""
     question_ids = [262_144_000 + 3 * number for number in range(num_questions)]
     answers = [f"answer {number % 3129}" for number in range(num_questions)]
+    split = SimpleNamespace(question_id=np.array(question_ids))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answers.json"
         start = time.perf_counter()
-        size = write_vqa(path, question_ids, answers, question_ids)
-        problems = validate_vqa(path, question_ids)
+        size = JsonAnswers().write(path, question_ids, answers, None, split)
+        problems = JsonAnswers().problems(path, None, split)
         seconds = time.perf_counter() - start
     what = f"submission: {num_questions:,} rows, {size / 1e6:.1f} MB, written and validated"
     is_good = not problems and seconds <= MOST_SUBMISSION_SECONDS

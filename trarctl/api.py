@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from trarctl.data.metrics import Accuracy, EvaluatorName
     from trarctl.data.prepared import PreparedData
     from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluating import Request
-    from trarctl.engine.evaluator import EvaluatorName, Measured, Scores
+    from trarctl.engine.evaluator import Scores
     from trarctl.engine.inspecting import Insight
     from trarctl.engine.loading import Loaded
     from trarctl.engine.predictor import Predictor
@@ -99,13 +100,13 @@ def score(
     return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
 
 
-def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: EvaluatorName = "official") -> Measured:
+def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: EvaluatorName = "official") -> Accuracy:
     """Compare scores with the answers of a split, in percent: overall and by type.
 
     Raises:
         DataError: if the split has no answers, or is not the one that was scored.
     """
-    from trarctl.engine.evaluator import measure
+    from trarctl.data.metrics import measure
 
     return measure(scores.predictions(), data, data.split(split), evaluator)
 
@@ -116,10 +117,12 @@ def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, 
     Raises:
         DataError: if the split has no answers.
     """
+    from trarctl.data.metrics import measure
     from trarctl.report.outcomes import outcome_of
     from trarctl.report.outcomes import routes_by_type as means
 
-    outcome = outcome_of(scores, data, data.split(split), "official")
+    part = data.split(split)
+    outcome = outcome_of(scores, part, measure(scores.predictions(), data, part, "official"))
     return dict(zip(outcome.types, means(outcome, scores.routes), strict=True))
 
 

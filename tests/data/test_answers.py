@@ -10,7 +10,6 @@ import pytest
 
 from trarctl.data.answers import (
     build_answers,
-    build_answers_plain,
     normalize_answer,
     soft_scores,
     strip_punctuation,
@@ -65,7 +64,8 @@ def test_word_quirks(raw: str, stripped: str) -> None:
 def test_answers_of_the_golden_vqa_cases() -> None:
     files = ("mini_vqa/raw/v2_mscoco_train2014_annotations.json", "mini_vqa/raw/v2_mscoco_val2014_annotations.json")
     answers = build_answers(
-        answer for path in files for answer in _annotated(path, "annotations", "multiple_choice_answer")
+        (answer for path in files for answer in _annotated(path, "annotations", "multiple_choice_answer")),
+        min_count=8,
     )
     cases = sorted((GOLDEN / "cases").glob("vqa_*.json"))
     assert len(cases) == 8
@@ -75,7 +75,9 @@ def test_answers_of_the_golden_vqa_cases() -> None:
 
 def test_answers_of_the_golden_clevr_cases() -> None:
     files = [f"mini_clevr/raw/questions/CLEVR_{split}_questions.json" for split in ("train", "val")]
-    answers = build_answers_plain(answer for path in files for answer in _annotated(path, "questions", "answer"))
+    answers = build_answers(
+        (answer for path in files for answer in _annotated(path, "questions", "answer")), normalize=str
+    )
     cases = sorted((GOLDEN / "cases").glob("clevr_*.json"))
     assert len(cases) == 2
     for case in cases:
@@ -84,13 +86,13 @@ def test_answers_of_the_golden_clevr_cases() -> None:
 
 def test_a_count_must_lie_above_the_least() -> None:
     answers = ["Yes"] * 8 + ["no"] * 9 + ["yes."] + ["rare"] * 8
-    assert build_answers(answers) == ["yes", "no"]
+    assert build_answers(answers, min_count=8) == ["yes", "no"]
     assert build_answers(answers, min_count=9) == []
     assert build_answers(answers, min_count=0) == ["yes", "no", "rare"]
 
 
 def test_plain_answers_stay_as_they_are() -> None:
-    assert build_answers_plain(["No", "no", "No", "a"]) == ["No", "no", "a"]
+    assert build_answers(["No", "no", "No", "a"], normalize=str) == ["No", "no", "a"]
 
 
 def test_soft_scores() -> None:

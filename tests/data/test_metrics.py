@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.data.reference_accuracy import Questions, adversarial_questions, plain_vqa_accuracy
-from trarctl.data.metrics import EvaluatorName, Grouping, clevr_accuracy, plain_accuracy, vqa_accuracy
+from trarctl.data.datasets.clevr import clevr_accuracy
+from trarctl.data.metrics import EvaluatorName, GroundTruth, plain_accuracy, vqa_accuracy
 from trarctl.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -20,6 +22,19 @@ EVALUATORS: tuple[EvaluatorName, ...] = ("official", "upstream")
 
 def _read(path: str) -> dict[str, list]:
     return json.loads((GOLDEN / path).read_text(encoding="utf-8"))
+
+
+def _percents(shares: np.ndarray) -> list[float]:
+    return [round(100 * share, 2) for share in shares.tolist()]
+
+
+def _one_answer_each(answers: list[str], types: list[str]) -> GroundTruth:
+    """Questions with one true answer; types are numbered as they appear."""
+    strings, names = list(dict.fromkeys(answers)), list(dict.fromkeys(types))
+    codes = np.full((len(answers), 10), -1)
+    codes[:, 0] = [strings.index(answer) for answer in answers]
+    type_of = np.array([names.index(name) for name in types])
+    return GroundTruth(strings, codes, type_of, names, type_of, names)
 
 
 def _mini_vqa() -> Questions:
@@ -42,9 +57,9 @@ def test_evaluators_agree_with_their_originals(evaluator: EvaluatorName, key: st
     golden = json.loads((GOLDEN / "vqa_accuracy.json").read_text(encoding="utf-8"))
     questions = Questions(golden["ground_truth"], golden["prediction"], golden["answer_type"], golden["question_type"])
     accuracy = vqa_accuracy(questions.predictions, questions.truth(), evaluator)
-    assert accuracy.per_question.tolist() == golden[key]["per_question"]
+    assert _percents(accuracy.right) == golden[key]["per_question"]
     assert accuracy.overall == golden[key]["overall"]
-    assert accuracy.per_answer_type == golden[key]["per_answer_type"]
+    assert accuracy.per_type == golden[key]["per_answer_type"]
     assert accuracy.per_question_type == golden[key]["per_question_type"]
 
 
@@ -55,7 +70,7 @@ def test_figures_of_the_golden_vqa_cases(case: Path) -> None:
     for evaluator in EVALUATORS:
         accuracy = vqa_accuracy(expected["answers"], truth, evaluator)
         assert accuracy.overall == expected["accuracy"][evaluator]["overall"]
-        assert accuracy.per_answer_type == expected["accuracy"][evaluator]["per_answer_type"]
+        assert accuracy.per_type == expected["accuracy"][evaluator]["per_answer_type"]
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
@@ -64,9 +79,9 @@ def test_equals_the_plain_implementation(evaluator: EvaluatorName, seed: int) ->
     questions = adversarial_questions(3000, seed)
     accuracy = vqa_accuracy(questions.predictions, questions.truth(), evaluator)
     expected = plain_vqa_accuracy(questions, evaluator)
-    assert accuracy.per_question.tolist() == expected["per_question"]
+    assert _percents(accuracy.right) == expected["per_question"]
     assert accuracy.overall == expected["overall"]
-    assert accuracy.per_answer_type == expected["per_answer_type"]
+    assert accuracy.per_type == expected["per_answer_type"]
     assert accuracy.per_question_type == expected["per_question_type"]
 
 
@@ -109,7 +124,7 @@ def test_official_is_the_default() -> None:
 def test_types_that_do_not_occur_are_left_out() -> None:
     truth = Questions([["a"] * 10, ["b"] * 10], ["", ""], ["x", "y"], ["p", "q"]).truth()
     truth.answer_type[:] = 1
-    assert vqa_accuracy(["a", "c"], truth).per_answer_type == {"y": 50.0}
+    assert vqa_accuracy(["a", "c"], truth).per_type == {"y": 50.0}
 
 
 def test_another_number_of_answers_is_refused() -> None:
@@ -134,10 +149,11 @@ def test_figures_of_the_golden_clevr_case() -> None:
     expected = _read("cases/clevr_hard_fc_binarize.json")["expected"]
     answers = [question["answer"] for question in questions]
     functions = [question["program"][-1]["function"] for question in questions]
-    official = clevr_accuracy(expected["answers"], answers, functions)
-    upstream = clevr_accuracy(expected["answers"], answers, functions, "upstream")
-    counted = {name: [official.correct[name], official.total[name]] for name in official.total}
-    moved = {name: upstream.total[name] - official.total[name] for name in official.total}
+    truth = _one_answer_each(answers, functions)
+    official = clevr_accuracy(expected["answers"], truth)
+    upstream = clevr_accuracy(expected["answers"], truth, "upstream")
+    counted = {name: list(counts) for name, counts in official.counts.items()}
+    moved = {name: upstream.counts[name][1] - total for name, (_, total) in official.counts.items()}
     num_equal_integer = functions.count("equal_integer")
     assert counted == expected["accuracy"]["correct_and_total_by_type"]
     assert num_equal_integer > 0
@@ -151,23 +167,35 @@ def test_figures_of_the_golden_clevr_case() -> None:
     }
 
 
-@pytest.mark.parametrize(("grouping", "name"), [("official", "compare_numbers"), ("upstream", "compare_attribute")])
-def test_where_equal_integer_counts(grouping: Grouping, name: str) -> None:
-    accuracy = clevr_accuracy(["yes", "no"], ["yes", "yes"], ["equal_integer", "query_size"], grouping)
-    assert accuracy.correct == {"overall": 1, name: 1, "query_attribute": 0}
-    assert accuracy.total == {"overall": 2, name: 1, "query_attribute": 1}
-    assert accuracy.percent == {"overall": 50.0, name: 100.0, "query_attribute": 0.0}
-    assert accuracy.overall == 50.0
+@pytest.mark.parametrize(("evaluator", "name"), [("official", "compare_numbers"), ("upstream", "compare_attribute")])
+def test_where_equal_integer_counts(evaluator: EvaluatorName, name: str) -> None:
+    truth = _one_answer_each(["yes", "yes"], ["equal_integer", "query_size"])
+    accuracy = clevr_accuracy(["yes", "no"], truth, evaluator)
+    assert accuracy.counts == {"overall": (1, 2), name: (1, 1), "query_attribute": (0, 1)}
+    assert accuracy.per_type == {name: 100.0, "query_attribute": 0.0}
+    assert (accuracy.overall, accuracy.questions, accuracy.evaluator) == (50.0, 2, evaluator)
 
 
 def test_unknown_functions_are_all_named() -> None:
     functions = ["count", "fly", *(f"hop{number}" for number in range(10))]
     with pytest.raises(DataError, match=r"fly, hop0, .*, hop8 and 1 more"):
-        clevr_accuracy(["x"] * 12, ["x"] * 12, functions)
+        clevr_accuracy(["x"] * 12, _one_answer_each(["x"] * 12, functions))
 
 
 def test_plain_accuracy_counts_by_type() -> None:
-    accuracy = plain_accuracy(["red", "no", "Yes"], ["red", "yes", "yes"], ["color", "yes/no", "yes/no"])
-    assert accuracy.correct == {"overall": 1, "color": 1, "yes/no": 0}
-    assert list(accuracy.total.items()) == [("overall", 3), ("color", 1), ("yes/no", 2)]
-    assert accuracy.percent == {"overall": 33.33, "color": 100.0, "yes/no": 0.0}
+    truth = _one_answer_each(["red", "yes", "yes"], ["color", "yes/no", "yes/no"])
+    accuracy = plain_accuracy(["red", "no", "Yes"], truth)
+    assert list(accuracy.counts.items()) == [("overall", (1, 3)), ("color", (1, 1)), ("yes/no", (0, 2))]
+    assert (accuracy.overall, accuracy.per_type) == (33.33, {"color": 100.0, "yes/no": 0.0})
+    assert accuracy.right.tolist() == [1.0, 0.0, 0.0]
+    assert (accuracy.types, accuracy.type_of.tolist()) == (("color", "yes/no"), [0, 1, 1])
+
+
+def test_types_are_numbered_by_those_that_occur() -> None:
+    truth = _one_answer_each(["1", "yes", "2"], ["count", "exist", "count"])
+    truth = dataclasses.replace(
+        truth, question_type=truth.question_type + 1, question_types=["scene", *truth.question_types]
+    )
+    accuracy = clevr_accuracy(["1", "no", "2"], truth)
+    assert (accuracy.types, accuracy.type_of.tolist()) == (("count", "exist"), [0, 1, 0])
+    assert accuracy.right.tolist() == [1.0, 0.0, 1.0]

@@ -4,16 +4,63 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from trarctl.data import submission
-from trarctl.data.submission import read_clevr, read_vqa, validate_clevr, validate_vqa, write_clevr, write_vqa
+from trarctl.data.submission import JsonAnswers, LineAnswers
 from trarctl.errors import DataError
 
 IDS = [262144000, 262144001, 393225000]
+JSON = JsonAnswers()
+LINES = LineAnswers("CLEVR")
+CLEVR = SimpleNamespace(answers=("yes", "no", "cube", "3"))
+
+
+@dataclass
+class Split:
+    """The questions of a split."""
+
+    question_id: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.question_id)
+
+
+def _split(ids: Iterable[object]) -> Any:
+    return Split(np.array(list(ids)))
+
+
+def write_vqa(path: Path, ids: Any, answers: list[str], expected: Iterable[object]) -> int:
+    return JSON.write(path, ids, answers, CLEVR, _split(expected))
+
+
+def validate_vqa(path: Path, expected: Iterable[object]) -> list[str]:
+    return JSON.problems(path, CLEVR, _split(expected))
+
+
+def read_vqa(path: Path, expected: Iterable[object]) -> list[str]:
+    return JSON.read(path, CLEVR, _split(expected))
+
+
+def write_clevr(path: Path, answers: list[str]) -> int:
+    return LINES.write(path, range(len(answers)), answers, CLEVR, _split(range(len(answers))))
+
+
+def validate_clevr(path: Path, number: int) -> list[str]:
+    return LINES.problems(path, CLEVR, _split(range(number)))
+
+
+def read_clevr(path: Path, number: int) -> list[str]:
+    return LINES.read(path, CLEVR, _split(range(number)))
+
+
 GOOD = [{"question_id": number, "answer": "yes"} for number in IDS]
 
 
@@ -183,7 +230,7 @@ def test_a_result_file_of_another_split_is_refused(tmp_path: Path) -> None:
 
 def test_a_clevr_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "answers.txt"
-    assert write_clevr(path, ["yes", "3", "cube"], 3, {"yes", "3", "cube", "no"}) == len("yes\n3\ncube\n")
+    assert write_clevr(path, ["yes", "3", "cube"]) == len("yes\n3\ncube\n")
     assert path.read_bytes() == b"yes\n3\ncube\n"
     assert validate_clevr(path, 3) == []
     assert read_clevr(path, 3) == ["yes", "3", "cube"]
@@ -205,16 +252,16 @@ def test_a_clevr_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_clevr_file(tmp_path: Path, content: bytes, problems: list[str]) -> None:
     path = tmp_path / "answers.txt"
     path.write_bytes(content)
-    assert validate_clevr(path, 3, ("yes", "no", "cube")) == problems
+    assert validate_clevr(path, 3) == problems
 
 
 def test_bad_clevr_answers_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 lines for 2 questions"):
-        write_clevr(tmp_path / "answers.txt", ["yes\nno", "cube"], 2)
+        write_clevr(tmp_path / "answers.txt", ["yes\nno", "cube"])
     with pytest.raises(DataError, match="1 line is blank: line 2"):
-        write_clevr(tmp_path / "answers.txt", ["yes", ""], 2)
+        write_clevr(tmp_path / "answers.txt", ["yes", ""])
     with pytest.raises(DataError, match="cannot be written as UTF-8"):
-        write_clevr(tmp_path / "answers.txt", ["yes", "\ud800"], 2)
+        write_clevr(tmp_path / "answers.txt", ["yes", "\ud800"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,3 +273,23 @@ def test_clevr_answers_of_another_split_are_refused(tmp_path: Path) -> None:
         read_clevr(path, 3)
     assert caught.value.hint is not None
     assert "one answer a line" in caught.value.hint
+
+
+def test_clevr_answers_in_another_order_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="they are not in the order of the questions"):
+        LINES.write(tmp_path / "answers.txt", [1, 0], ["yes", "no"], CLEVR, _split([0, 1]))
+
+
+def test_ids_that_are_text_are_written_and_read_as_text(tmp_path: Path) -> None:
+    path, ids = tmp_path / "answers.json", ["q/1", "7"]
+    JSON.write(path, np.array(ids), ["yes", "no"], CLEVR, _split(ids))
+    assert json.loads(path.read_text())[1] == {"question_id": "7", "answer": "no"}
+    assert JSON.read(path, CLEVR, _split(ids[::-1])) == ["no", "yes"]
+    path.write_text(json.dumps([{"question_id": 7, "answer": "no"}]))
+    assert JSON.problems(path, CLEVR, _split(ids)) == [
+        "1 row with a question_id that is no text: row 1 has 7",
+        "2 of 2 questions have no answer: q/1, 7",
+    ]
+    with pytest.raises(DataError) as caught:
+        JSON.read(path, CLEVR, _split(ids))
+    assert '{"question_id": str, "answer": str}' in (caught.value.hint or "")

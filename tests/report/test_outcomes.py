@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trarctl.data.metrics import measure
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.ensemble import probabilities
-from trarctl.engine.evaluator import Scores, measure
+from trarctl.engine.evaluator import Scores
 from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of, routes_by_type, type_rows
 
 
@@ -46,8 +47,8 @@ def test_the_questions_sum_up_to_what_eval_says(dataset: str, evaluator: str, go
     data = open_prepared(golden_data[dataset])
     split = data.split("val")
     scores = drawn_scores(golden_data[dataset], is_exclusive=dataset == "clevr")
-    outcome = outcome_of(scores, data, split, evaluator)  # type: ignore[arg-type]
     measured = measure(scores.predictions(), data, split, evaluator)  # type: ignore[arg-type]
+    outcome = outcome_of(scores, split, measured)
     assert 100 * outcome.right.mean() == pytest.approx(measured.overall, abs=0.006)
     assert set(outcome.types) == set(measured.per_type)
     for index, name in enumerate(outcome.types):
@@ -59,7 +60,8 @@ def test_the_questions_sum_up_to_what_eval_says(dataset: str, evaluator: str, go
 def test_confidence_is_the_probability_of_the_answer(is_exclusive: bool, golden_data: dict[str, Path]) -> None:
     data = open_prepared(golden_data["vqa"])
     scores = drawn_scores(golden_data["vqa"], is_exclusive=is_exclusive)
-    outcome = outcome_of(scores, data, data.split("val"), "official")
+    split = data.split("val")
+    outcome = outcome_of(scores, split, measure(scores.predictions(), data, split, "official"))
     expected = probabilities(scores.scores, is_exclusive=is_exclusive)
     assert np.array_equal(outcome.chosen, expected.argmax(axis=1))
     assert np.abs(outcome.confidence - expected.max(axis=1)).max() < 1e-6
@@ -67,8 +69,10 @@ def test_confidence_is_the_probability_of_the_answer(is_exclusive: bool, golden_
 
 def test_the_truth_is_the_commonest_annotators_answer(golden_data: dict[str, Path]) -> None:
     data = open_prepared(golden_data["vqa"])
-    truth = data.split("val").truth()
-    outcome = outcome_of(drawn_scores(golden_data["vqa"], is_exclusive=False), data, data.split("val"), "official")
+    split = data.split("val")
+    truth = split.truth()
+    scores = drawn_scores(golden_data["vqa"], is_exclusive=False)
+    outcome = outcome_of(scores, split, measure(scores.predictions(), data, split, "official"))
     for codes, ours in zip(truth.codes.tolist(), outcome.truth_of.tolist(), strict=True):
         given = [code for code in codes if code >= 0]
         assert given.count(ours) == max(map(given.count, given))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from trarctl.data.datasets.base import Published
+    from trarctl.data.metrics import Accuracy, EvaluatorName
     from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluating import Chosen
-    from trarctl.engine.evaluator import EvaluatorName, Measured
-    from trarctl.report.published import Published
 
-    Row = tuple[str, Measured, Published | None]
+    Row = tuple[str, Accuracy, Published | None]
 
 
 def compare_checkpoints(
@@ -48,9 +48,9 @@ def compare_checkpoints(
     Raises:
         TrarError: if one of them cannot be scored.
     """
+    from trarctl.data.metrics import measure
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluating import Request, score_split
-    from trarctl.engine.evaluator import measure
 
     rows: list[Row] = []
     for ckpt in ckpts:
@@ -58,22 +58,19 @@ def compare_checkpoints(
         scores, chosen = score_split(Request(ckpt, data, split, own_config, tuple(sets), gpus), watch)
         opened = open_prepared(chosen.data)
         measured = measure(scores.predictions(), opened, opened.split(split), evaluator)
-        rows.append((ckpt, measured, _nearest_published(chosen, opened.dataset, split)))
+        rows.append((ckpt, measured, _nearest_published(chosen, opened.spec.published_on(split))))
     if not is_silent:
         _show(rows, split, evaluator)
     return [_document(*row) for row in rows]
 
 
-def _nearest_published(chosen: Chosen, dataset: str, split: str) -> Published | None:
+def _nearest_published(chosen: Chosen, candidates: Sequence[Published]) -> Published | None:
     """The published row with the same kind of routing; the first one if none has it."""
-    from trarctl.report.published import published
-
-    candidates = published(dataset, split)
     same = [row for row in candidates if row.name.startswith(chosen.settings.model.routing)]
     return next(iter(same or candidates), None)
 
 
-def _document(name: str, measured: Measured, published: Published | None) -> dict[str, object]:
+def _document(name: str, measured: Accuracy, published: Published | None) -> dict[str, object]:
     document: dict[str, object] = {
         "checkpoint": name,
         "overall": measured.overall,

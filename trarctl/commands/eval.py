@@ -24,8 +24,8 @@ from trarctl.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from trarctl.data.metrics import Accuracy, EvaluatorName
     from trarctl.data.prepared import PreparedData, PreparedSplit
-    from trarctl.engine.evaluator import EvaluatorName, Measured
     from trarctl.report.page import ReportRequest
 
 EPILOG = (
@@ -100,9 +100,9 @@ def evaluate(
     from trarctl.commands.comparing import compare_checkpoints
     from trarctl.commands.console import note, write_json
     from trarctl.commands.watching import watch_run
+    from trarctl.data.metrics import measure
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluating import Request, score_split
-    from trarctl.engine.evaluator import measure
     from trarctl.errors import SettingsError
     from trarctl.report.page import ReportRequest, prepare_folder
 
@@ -133,7 +133,7 @@ def evaluate(
             raise SettingsError("--report shows how a checkpoint answers, --answers has none", "leave one of them out")
         opened = open_prepared(_needed(data))
         part = opened.split(wanted)
-        predictions, source = _read_answers(answers, opened, part), str(answers)
+        predictions, source = opened.spec.answer_file.read(answers, opened, part), str(answers)
     else:
         if report is not None:
             prepare_folder(report)
@@ -175,15 +175,7 @@ def _needed(data: Path | None) -> Path:
     return data
 
 
-def _read_answers(file: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
-    from trarctl.data.submission import read_clevr, read_vqa
-
-    if data.dataset == "clevr":
-        return read_clevr(file, len(split))
-    return read_vqa(file, split.question_id)
-
-
-def _document(measured: Measured, checkpoint: str, split: str, data: PreparedData) -> dict[str, object]:
+def _document(measured: Accuracy, checkpoint: str, split: str, data: PreparedData) -> dict[str, object]:
     document: dict[str, object] = {"overall": measured.overall}
     if measured.counts:
         document["correct"], document["total"] = measured.counts["overall"]
@@ -203,20 +195,19 @@ def _document(measured: Measured, checkpoint: str, split: str, data: PreparedDat
     }
 
 
-def _show(measured: Measured, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> None:
+def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> None:
     from trarctl.commands.console import add_row, make_table, show_table
     from trarctl.data.baselines import commonest_answer, question_prior
-    from trarctl.engine.evaluator import measure
+    from trarctl.data.metrics import measure
 
-    kind = "answer type" if data.dataset == "vqa" else "question type"
     columns = ["accuracy, %"]
     values = [measured]
-    if data.dataset == "easy-vqa":
+    if data.spec.shows_baselines:
         columns += ["question alone, %", "commonest answer, %"]
         for guess in (question_prior, commonest_answer):
             values.append(measure(guess(data, split), data, split, evaluator))
-    of = "easy-vqa val, the package's test set" if data.dataset == "easy-vqa" else f"{data.dataset} {split.name}"
-    table = make_table(kind, *columns, title=f"{measured.questions:,} questions of {of}", numbers=columns)
+    title = f"{measured.questions:,} questions of {data.spec.split_title(split.name)}"
+    table = make_table(data.spec.type_label, *columns, title=title, numbers=columns)
     for name in sorted(measured.per_type):
         add_row(table, name, *(f"{value.per_type[name]:.2f}" for value in values))
     add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")

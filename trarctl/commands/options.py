@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from trarctl.registry import DATASETS
 
 DATA_PANEL = "Data"
 SETTINGS_PANEL = "Settings"
@@ -13,8 +15,33 @@ TRAINING_PANEL = "Training"
 DEVICE_PANEL = "Devices"
 OUTPUT_PANEL = "Output"
 
-DatasetName = Literal["vqa", "clevr", "easy-vqa"]
 EvaluatorName = Literal["official", "upstream"]
+
+
+def _known_dataset(name: str | None) -> str | None:
+    """Refuse a name that no data set has.
+
+    Raises:
+        BadParameter: listing the names there are.
+    """
+    if name is None or name in DATASETS:
+        return name
+    raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, DATASETS.names()))}")
+
+
+def _completed_datasets(incomplete: str) -> list[str]:
+    return [name for name in DATASETS.names() if name.startswith(incomplete)]
+
+
+def dataset_argument(help: str) -> Any:
+    """The argument that names a data set; ``help`` follows the list of those that come with trarctl."""
+    return typer.Argument(
+        metavar="DATASET",
+        help=f"vqa, clevr, easy-vqa{help}.",
+        callback=_known_dataset,
+        autocompletion=_completed_datasets,
+    )
+
 
 DataOption = Annotated[
     Path | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trarctl.commands.console import add_row, make_table, say, show_table, warn
-from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, DatasetName, GpusOption
+from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument
 from trarctl.commands.progress import duration, progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ WORDS_PANEL = "Words and answers"
 
 
 def prepare(
-    dataset: Annotated[DatasetName, typer.Argument(metavar="DATASET", help="vqa, clevr or easy-vqa.")],
+    dataset: Annotated[str, dataset_argument(" or one that a plugin adds")],
     raw: Annotated[
         Path | None,
         typer.Option(

@@ -89,7 +89,7 @@ def submit(
             raise SettingsError("--save-scores keeps the scores of one checkpoint", "give one --ckpt")
         parts[0].save(save_scores)
         note(f"scores written to {save_scores}")
-    target = out or Path(f"{name}-{wanted}{'.txt' if opened.dataset == 'clevr' else '.json'}")
+    target = out or Path(f"{name}-{wanted}{opened.spec.answer_file.suffix}")
     size = _write(target, parts, opened, wanted)
     say(f"{len(parts[0].question_id):,} answers to {opened.dataset} {wanted}, checked, {size:,} bytes: {target}")
 
@@ -116,13 +116,12 @@ def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Pat
         names.append(chosen.settings.run.name or chosen.checkpoint.stem)
     if data is None:
         raise SettingsError("saved scores need the data that they answer", "--data data/vqa/prepared")
-    is_exclusive = open_prepared(data).dataset != "vqa"
+    is_exclusive = open_prepared(data).spec.has_one_answer
     parts += [load_scores(file, is_exclusive=is_exclusive) for file in saved]
     return parts, data, "+".join(names) or "ensemble"
 
 
 def _write(target: Path, parts: list[Scores], data: PreparedData, split: str) -> int:
-    from trarctl.data.submission import write_clevr, write_vqa
     from trarctl.engine.ensemble import combine, sayable_answers
 
     part = data.split(split)
@@ -130,21 +129,15 @@ def _write(target: Path, parts: list[Scores], data: PreparedData, split: str) ->
         answers = sayable_answers(parts[0].scores, parts[0].answers)
     else:
         answers = sayable_answers(*combine(parts))
-    if data.dataset == "clevr":
-        return write_clevr(target, answers, len(part), data.answers)
-    return write_vqa(target, parts[0].question_id, answers, part.question_id)
+    return data.spec.answer_file.write(target, parts[0].question_id, answers, data, part)
 
 
 def _validate(file: Path, data: PreparedData, split: str) -> None:
     from trarctl.commands.console import say
-    from trarctl.data.submission import validate_clevr, validate_vqa
     from trarctl.errors import DataError
 
     part = data.split(split)
-    if data.dataset == "clevr":
-        problems = validate_clevr(file, len(part), data.answers)
-    else:
-        problems = validate_vqa(file, part.question_id)
+    problems = data.spec.answer_file.problems(file, data, part)
     if problems:
         listed = "\n".join(problems)
         raise DataError(f"{file} would be rejected:\n{listed}", "trarctl submit writes one that is not")

@@ -13,13 +13,13 @@ from trarctl.commands.options import (
     TRAINING_PANEL,
     ConfigOption,
     DataOption,
-    DatasetName,
     DryRunOption,
     EpochsOption,
     GpusOption,
     QuietOption,
     SetOption,
     SplitOption,
+    dataset_argument,
 )
 
 EPILOG = (
@@ -130,8 +130,8 @@ KeepOption = Annotated[
 
 def train(
     dataset: Annotated[
-        DatasetName | None,
-        typer.Argument(metavar="DATASET", help="vqa, clevr or easy-vqa; by default that of --data, or vqa."),
+        str | None,
+        dataset_argument(" or one that a plugin adds; by default that of --data, or vqa"),
     ] = None,
     data: DataOption = None,
     split: SplitOption = None,

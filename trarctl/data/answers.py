@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -72,25 +72,23 @@ def normalize_answer(text: str) -> str:
     return strip_words(strip_punctuation(text)).replace(",", "")
 
 
-def build_answers(multiple_choice_answers: Iterable[str], min_count: int = 8) -> list[str]:
-    """Choose the answers that a VQA model can give.
+def build_answers(
+    answers: Iterable[str], *, normalize: Callable[[str], str] = normalize_answer, min_count: int = 0
+) -> list[str]:
+    """Choose the answers that a model can give.
 
     Args:
-        multiple_choice_answers: each annotation's most common answer, train before val, in file order.
-        min_count: an answer is kept if it is that of more than so many annotations.
+        answers: each annotation's answer (VQA: its most common one), train before val, in file order.
+        normalize: how an answer is written in the list.
+        min_count: an answer is kept if it is that of more annotations than this.
 
     Returns:
         Normalized answers, in order of first appearance: index i is the model's output i.
     """
     counts: Counter[str] = Counter()
-    for answer, count in Counter(multiple_choice_answers).items():
-        counts[normalize_answer(answer)] += count
+    for answer, count in Counter(answers).items():
+        counts[normalize(answer)] += count
     return [answer for answer, count in counts.items() if count > min_count]
-
-
-def build_answers_plain(answers: Iterable[str]) -> list[str]:
-    """Collect answers as they are, in order of first appearance, for data whose answers are a closed list."""
-    return list(dict.fromkeys(answers))
 
 
 def soft_scores(counts: npt.ArrayLike) -> npt.NDArray[np.float32]:

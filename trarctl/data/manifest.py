@@ -11,8 +11,9 @@ from typing import Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from trarctl.data.datasets.base import DatasetName, FileNaming
+from trarctl.data.datasets.base import FileNaming
 from trarctl.errors import DataError
+from trarctl.registry import DATASETS, PLUGINS_VARIABLE
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -79,7 +80,7 @@ class NamingPart(_Part):
     """How feature files are named."""
 
     prefix: str = Field(pattern=r"^[A-Za-z0-9_]*$")
-    num_digits: PositiveInt
+    num_digits: PositiveInt | None = Field(description="None: ids are text, and stand in the name as they are")
     suffix: str = Field(pattern=r"^[A-Za-z0-9_.]*$")
 
     def naming(self) -> FileNaming:
@@ -116,7 +117,7 @@ class Manifest(_Part):
 
     version: Literal[1]
     created_by: str
-    dataset: DatasetName
+    dataset: str
     text: TextPart
     images: ImagesPart
     aliases: dict[str, str] = {}
@@ -188,7 +189,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        dataset = folder.parent.name if folder.parent.name in ("vqa", "clevr", "easy-vqa") else "DATASET"
+        dataset = folder.parent.name if folder.parent.name in DATASETS else "DATASET"
         raise DataError(f"no prepared data in {folder}", f"{prepare_command(dataset)} --out {folder}") from None
     except (OSError, orjson.JSONDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", _again(folder)) from None
@@ -198,11 +199,17 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}", _again(folder)
         )
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path} is damaged: {place}: {first['msg']}", _again(folder)) from None
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is damaged: {where}: {first['msg']}", _again(folder)) from None
+    if manifest.dataset not in DATASETS:
+        raise DataError(
+            f"{folder} holds {manifest.dataset} data, a data set that is not known here",
+            f"name the module that adds it: {PLUGINS_VARIABLE}=MODULE",
+        )
+    return manifest
 
 
 def _again(folder: Path) -> str:

@@ -1,28 +1,27 @@
-"""Answers to figures: VQA accuracy by either evaluator, CLEVR and plain accuracy by question type."""
+"""Answers to figures: VQA accuracy by either evaluator, and plain accuracy by question type."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from trarctl.data.answers import strip_punctuation, strip_words
-from trarctl.data.raw_splits import listed
 from trarctl.errors import DataError
 
-EvaluatorName = Literal["official", "upstream"]
-Grouping = Literal["official", "upstream"]
+if TYPE_CHECKING:
+    from trarctl.data.prepared import PreparedData, PreparedSplit
 
-CLEVR_TYPES = ("count", "exist", "compare_numbers", "query_attribute", "compare_attribute")
+EvaluatorName = Literal["official", "upstream"]
+
 OVERALL = "overall"
 
 # Two decimals, as the VQA team publishes its figures.
 _DECIMALS = 2
-# So many annotators who agree with a prediction make it fully right.
+# With this many annotators who agree, a prediction is fully right.
 _ENOUGH_MATCHES = 3
 _STATES = _ABSENT, _DIFFERENT, _MATCH = 0, 1, 2
 
@@ -53,42 +52,53 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """VQA accuracy in percent, rounded to two decimals as the VQA team does.
+    """Accuracy of a set of answers, in percent rounded to two decimals as the data sets' own evaluators print it.
 
     Attributes:
-        overall: mean over all questions.
-        per_answer_type: mean over the questions of each answer type that occurs.
-        per_question_type: mean over the questions of each question type that occurs.
-        per_question: [Q] float64.
+        overall: over all questions.
+        per_type: by the types that the data set is reported by: VQA's answer types, otherwise question types.
+        per_question_type: by VQA's question types; empty elsewhere.
+        counts: correct and total by type, ``overall`` included; empty for VQA, whose answers are partly right.
+        questions: how many.
+        evaluator: whose rules.
+        right: share of the truth that each answer has, 0 to 1, [Q] float64.
+        type_of: each question's type, an index into ``types``, [Q] int64.
+        types: names; all of them occur.
     """
 
     overall: float
-    per_answer_type: dict[str, float]
+    per_type: dict[str, float]
     per_question_type: dict[str, float]
-    per_question: npt.NDArray[np.float64]
+    counts: dict[str, tuple[int, int]]
+    questions: int
+    evaluator: EvaluatorName
+    right: npt.NDArray[np.float64]
+    type_of: npt.NDArray[np.int64]
+    types: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class CountedAccuracy:
-    """Right answers by question type, for data sets with one true answer a question.
+Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
+"""Compares an answer for each question, [Q], with the truth."""
 
-    Attributes:
-        correct: right answers under ``overall`` and each type that occurs.
-        total: questions under the same names.
+
+def measure(predictions: Sequence[str], data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> Accuracy:
+    """Compare answers with a split's ground truth by the data set's rules.
+
+    Args:
+        predictions: one answer for each question of the split, in file order.
+        data: whose data set decides the rules.
+        split: annotated.
+        evaluator: VQA: current or older evaluator; CLEVR: the correct or the published grouping of question types.
+
+    Raises:
+        DataError: if the split has no answers.
     """
-
-    correct: dict[str, int]
-    total: dict[str, int]
-
-    @property
-    def percent(self) -> dict[str, float]:
-        """Right answers in percent, rounded to two decimals, by the same names."""
-        return {name: round(100 * self.correct[name] / total, _DECIMALS) for name, total in self.total.items()}
-
-    @property
-    def overall(self) -> float:
-        """Right answers among all questions, in percent, rounded to two decimals."""
-        return self.percent[OVERALL]
+    if not split.is_annotated:
+        raise DataError(
+            f"split {split.name} of {data.path} has no answers to compare with",
+            f"trarctl submit --split {split.name} writes its answers; trarctl eval --split val measures",
+        )
+    return data.spec.metric(predictions, split.truth(), evaluator)
 
 
 def _clean(text: str) -> str:
@@ -131,94 +141,85 @@ def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Eval
     Raises:
         DataError: another number of predictions than questions, no question, or a question without any answer.
     """
-    _check_lengths(len(predictions), len(truth))
-    is_answer = truth.codes >= 0
-    if not is_answer.any(axis=1).all():
-        row = int(np.flatnonzero(~is_answer.any(axis=1))[0])
-        raise DataError(f"question {row + 1} of {len(truth)} has no annotator's answer to score against")
-    shares = _shares(_states(predictions, truth, _RULES[evaluator]))
+    _check(predictions, truth)
+    right = _shares(_states(predictions, truth, _RULES[evaluator]))
+    per_type = _by_type(right, truth.answer_type, truth.answer_types)
+    type_of, types = _used(truth.answer_type, truth.answer_types)
     return Accuracy(
-        overall=_mean_percent(shares),
-        per_answer_type=_by_type(shares, truth.answer_type, truth.answer_types),
-        per_question_type=_by_type(shares, truth.question_type, truth.question_types),
-        per_question=np.array([round(100 * share, _DECIMALS) for share in shares.tolist()]),
+        overall=_mean_percent(right),
+        per_type=per_type,
+        per_question_type=_by_type(right, truth.question_type, truth.question_types),
+        counts={},
+        questions=len(truth),
+        evaluator=evaluator,
+        right=right,
+        type_of=type_of,
+        types=types,
     )
 
 
-def clevr_accuracy(
-    predictions: Sequence[str], answers: Sequence[str], functions: Sequence[str], grouping: Grouping = "official"
-) -> CountedAccuracy:
-    """Count right CLEVR answers by question type.
-
-    Args:
-        predictions: an answer for each question, [Q].
-        answers: the true ones, [Q].
-        functions: last function of each question's program, [Q].
-        grouping: ``official`` counts ``equal_integer`` among ``compare_numbers``, ``upstream`` among
-            ``compare_attribute``, as in the published TRAR numbers.
+def plain_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
+    """Count right answers by question type; right is what equals the one true answer to the letter.
 
     Raises:
-        DataError: the lengths differ, there is no question, or a function is unknown.
+        DataError: another number of predictions than questions, or no question.
     """
-    _check_lengths(len(predictions), len(answers), len(functions))
-    types = {function: _clevr_type(function, grouping) for function in dict.fromkeys(functions)}
-    unknown = [function for function, name in types.items() if name is None]
-    if unknown:
+    return count_right(predictions, truth, truth.question_type, truth.question_types, evaluator)
+
+
+def count_right(
+    predictions: Sequence[str],
+    truth: GroundTruth,
+    type_of: npt.NDArray[np.integer],
+    types: Sequence[str],
+    evaluator: EvaluatorName,
+) -> Accuracy:
+    """Count right answers by any types: ``type_of`` [Q] are indices into ``types``.
+
+    Raises:
+        DataError: another number of predictions than questions, or no question.
+    """
+    _check(predictions, truth)
+    code_of = {answer: code for code, answer in enumerate(truth.strings)}
+    codes = np.fromiter((code_of.get(answer, -1) for answer in predictions), dtype=np.int64, count=len(predictions))
+    is_right = codes == truth.codes[:, 0]
+    type_of, types = _used(type_of, types)
+    correct = np.bincount(type_of[is_right], minlength=len(types)).tolist()
+    total = np.bincount(type_of, minlength=len(types)).tolist()
+    counts = {OVERALL: (int(is_right.sum()), len(truth))} | dict(
+        zip(types, zip(correct, total, strict=True), strict=True)
+    )
+    percent = {name: round(100 * right / number, _DECIMALS) for name, (right, number) in counts.items()}
+    return Accuracy(
+        overall=percent.pop(OVERALL),
+        per_type=percent,
+        per_question_type={},
+        counts=counts,
+        questions=len(truth),
+        evaluator=evaluator,
+        right=is_right.astype(np.float64),
+        type_of=type_of,
+        types=types,
+    )
+
+
+def _used(type_of: npt.NDArray[np.integer], types: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Leave out the types that no question has."""
+    used, renumbered = np.unique(type_of, return_inverse=True)
+    return renumbered.reshape(-1).astype(np.int64), tuple(types[code] for code in used.tolist())
+
+
+def _check(predictions: Sequence[str], truth: GroundTruth) -> None:
+    if len(predictions) != len(truth):
         raise DataError(
-            f"programs end in functions that CLEVR v1.0 does not have: {listed(unknown, len(unknown))}",
-            "is this a CLEVR v1.0 questions file? It must be the original one",
+            f"{len(predictions):,} answers for {len(truth):,} questions", "score the split they were made for"
         )
-    counted = plain_accuracy(predictions, answers, [types[function] or "" for function in functions])
-    order = [name for name in (OVERALL, *CLEVR_TYPES) if name in counted.total]
-    return CountedAccuracy(
-        {name: counted.correct[name] for name in order}, {name: counted.total[name] for name in order}
-    )
-
-
-def plain_accuracy(predictions: Sequence[str], answers: Sequence[str], types: Sequence[str]) -> CountedAccuracy:
-    """Count right answers by question type, types in order of first appearance.
-
-    Args:
-        predictions: an answer for each question, [Q].
-        answers: the true ones, [Q]; right is what is equal to the letter.
-        types: each question's type, [Q].
-
-    Raises:
-        DataError: the lengths differ, or there is no question.
-    """
-    _check_lengths(len(predictions), len(answers), len(types))
-    total = Counter(types)
-    correct = Counter(
-        name for predicted, answer, name in zip(predictions, answers, types, strict=True) if predicted == answer
-    )
-    return CountedAccuracy(
-        correct={OVERALL: correct.total()} | {name: correct[name] for name in total},
-        total={OVERALL: total.total()} | dict(total),
-    )
-
-
-def _check_lengths(num_predictions: int, *lengths: int) -> None:
-    for length in lengths:
-        if length != num_predictions:
-            raise DataError(
-                f"{num_predictions:,} answers for {length:,} questions", "score the split they were made for"
-            )
-    if not num_predictions:
+    if not len(truth):
         raise DataError("there is no question to score")
-
-
-def _clevr_type(function: str, grouping: Grouping) -> str | None:
-    if function in ("count", "exist"):
-        return function
-    if function in ("greater_than", "less_than"):
-        return "compare_numbers"
-    if function == "equal_integer":
-        return "compare_numbers" if grouping == "official" else "compare_attribute"
-    if function.startswith("query_"):
-        return "query_attribute"
-    if function in ("equal_color", "equal_shape", "equal_size", "equal_material"):
-        return "compare_attribute"
-    return None
+    is_answered = (truth.codes >= 0).any(axis=1)
+    if not is_answered.all():
+        row = int(is_answered.argmin())
+        raise DataError(f"question {row + 1} of {len(truth)} has no annotator's answer to score against")
 
 
 class _Numbers:

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data.checks import CheckRow, file_rows, folder_rows
-from trarctl.data.datasets.base import LAYOUTS
 from trarctl.data.features.extract import share_of_environment
 from trarctl.data.features.images import Ids, feature_folders
 from trarctl.data.features.packing import ImagePlan, build_images, make_features, plan_images, write_table
@@ -35,9 +34,10 @@ from trarctl.data.manifest import (
 from trarctl.data.progress import Progress, no_progress
 from trarctl.data.raw_splits import RawData
 from trarctl.data.request import PrepareReport, PrepareRequest, Work, default_out, plan_work
-from trarctl.data.text_stage import READERS, build_text, present_splits, vectors_fingerprint
+from trarctl.data.text_stage import build_text, present_splits, vectors_fingerprint
 from trarctl.errors import DataError, SettingsError
 from trarctl.files import file_sha256, write_json
+from trarctl.registry import DATASETS
 
 __all__ = ["PrepareReport", "PrepareRequest", "check", "default_out", "prepare", "prepare_share"]
 
@@ -88,7 +88,7 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
-        split.name: READERS[work.layout.dataset](work.raw, split, data, progress).image_id
+        split.name: work.layout.read_split(work.raw, split, data, progress).image_id
         for split in present_splits(work.layout, work.raw)
     }
     make_features(work.layout, named, pictures, work.out, share_of_environment(), progress)
@@ -111,7 +111,7 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[Ch
         if not all((work.raw / name).is_file() for name in split.files):
             continue
         try:
-            READERS[work.layout.dataset](work.raw, split, data, progress)
+            work.layout.read_split(work.raw, split, data, progress)
         except DataError as error:
             guilty = next((name for name in split.files if str(work.raw / name) in error.what), split.questions)
             damaged[guilty] = error.what
@@ -205,7 +205,7 @@ def _finish(
         dataset=work.layout.dataset,
         text=text,
         images=images,
-        aliases=work.layout.aliases,
+        aliases=dict(work.layout.aliases),
         files={name: size for name, size in sorted(sizes.items()) if _is_part(name, keep)},
     )
     write_json(work.out / MANIFEST, manifest.model_dump(mode="json"))
@@ -226,7 +226,7 @@ def _is_part(name: str, entries: set[str]) -> bool:
 
 
 def _possible_entries() -> list[str]:
-    splits = dict.fromkeys(split.name for layout in LAYOUTS.values() for split in layout.splits)
+    splits = dict.fromkeys(split.name for name in DATASETS.names() for split in DATASETS[name].splits)
     return [VOCABULARY, ANSWERS, VECTORS, BACKBONE, IMAGES, *splits]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.grid import FeatureStore
 from trarctl.data.flat_text import FlatText
 from trarctl.data.manifest import (
@@ -31,6 +32,7 @@ from trarctl.data.metrics import GroundTruth
 from trarctl.data.raw_splits import listed
 from trarctl.data.vocabulary import Vocabulary
 from trarctl.errors import DataError
+from trarctl.registry import DATASETS
 
 
 def open_prepared(path: Path) -> PreparedData:
@@ -114,6 +116,12 @@ class PreparedData:
     def dataset(self) -> str:
         """Name of the data set."""
         return self.manifest.dataset
+
+    @cached_property
+    def spec(self) -> DatasetSpec:
+        """Everything else about the data set."""
+        spec: DatasetSpec = DATASETS[self.dataset]
+        return spec
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -81,6 +81,30 @@ class RawSplit:
     annotations: RawAnnotations | None
 
 
+def single_answers(
+    answers: npt.NDArray[np.int32], types: npt.NDArray[np.int32], type_names: tuple[str, ...]
+) -> RawAnnotations:
+    """Describe questions that have one answer each, in the order of the questions.
+
+    Args:
+        answers: codes of the answers, [Q].
+        types: codes of the question types, [Q].
+        type_names: their names.
+    """
+    codes = np.full((len(answers), NUM_ANNOTATORS), -1, dtype=np.int32)
+    codes[:, 0] = answers
+    return RawAnnotations(
+        rows=np.arange(len(answers), dtype=np.int32),
+        answers=codes,
+        chosen=answers,
+        answer_type=types.astype(np.int16),
+        answer_types=type_names,
+        question_type=types.astype(np.int16),
+        question_types=type_names,
+        has_one_answer=True,
+    )
+
+
 @dataclass
 class RawData:
     """All splits of a data set, sharing one table of answers."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from trarctl.data.checks import CheckRow
 from trarctl.data.datasets.base import Layout, layout_of
-from trarctl.data.datasets.easy_vqa import package_data
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.packing import ImageOptions, Pack, PictureOptions
 from trarctl.data.manifest import Manifest
@@ -22,7 +21,7 @@ class PrepareRequest:
     """What to prepare, from where, to where.
 
     Args:
-        dataset: ``vqa``, ``clevr`` or ``easy-vqa``.
+        dataset: name of a registered data set.
         out: the prepared folder; default: data/DATASET/prepared.
         raw: folder of the raw files; default: data/DATASET/raw, for easy-VQA the installed package's.
         features: folder with one folder of feature files per image set; default: ``feats`` beside ``raw``, if it is
@@ -108,7 +107,7 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
         SettingsError: a value is outside its limits, or options contradict each other.
     """
     layout = layout_of(request.dataset)
-    is_easy = layout.dataset == "easy-vqa"
+    has_own = layout.extractor is not None
     for flag, value, least in (
         ("--grid", request.grid, 1),
         ("--max-words", request.max_words, 1),
@@ -116,13 +115,14 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
     ):
         if value is not None and value < least:
             raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
-    raw = request.raw or (package_data() if is_easy else Path("data") / layout.dataset / "raw")
+    raw = request.raw or layout.default_raw_folder()
     if not raw.is_dir():
         raise DataError(f"no folder of raw files {raw}", f"{layout.download_hint}; or pass --raw DIR")
     grid = request.grid or layout.grid_size
-    if is_easy and (request.features is not None or grid != layout.grid_size or request.pack is not None):
+    if has_own and (request.features is not None or grid != layout.grid_size or request.pack is not None):
         raise SettingsError(
-            f"easy-vqa makes its own features on a grid of {layout.grid_size}", "leave out --features, --grid, --pack"
+            f"{layout.name} makes its own features on a grid of {layout.grid_size}",
+            "leave out --features, --grid, --pack",
         )
     return Work(
         layout=layout,
@@ -131,29 +131,30 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
         text_options=TextOptions(request.max_words, request.min_answer_count, request.vectors),
         image_options=ImageOptions(
             grid_size=grid,
-            features=None if is_easy else _features(request, raw),
+            features=None if has_own else _features(request, raw),
             pack=request.pack,
             check_values=request.check_values,
-            pictures=_pictures(request, grid, raw if is_easy else None),
+            pictures=_pictures(request, grid, layout, raw),
         ),
         rebuild=request.rebuild,
         progress=progress,
     )
 
 
-def _pictures(request: PrepareRequest, grid: int, own: Path | None) -> PictureOptions | None:
+def _pictures(request: PrepareRequest, grid: int, layout: Layout, raw: Path) -> PictureOptions | None:
     """Give what features are made of: pictures that the user named, or the data set's own."""
-    if request.images is not None and (own is not None or request.features is not None):
+    is_own = layout.extractor is not None
+    if request.images is not None and (is_own or request.features is not None):
         raise SettingsError(
             "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
         )
-    root = own or request.images
+    root = raw if is_own else request.images
     if root is None:
         return None
-    name = request.extractor or ("resnet101" if own is None else "patches")
+    name = request.extractor or layout.extractor or "resnet101"
     if name not in EXTRACTORS:
         raise SettingsError(f"unknown extractor {name!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
-    return PictureOptions(root, name, ExtractorOptions(grid, request.weights, request.devices), is_own=own is not None)
+    return PictureOptions(root, name, ExtractorOptions(grid, request.weights, request.devices), is_own)
 
 
 def _features(request: PrepareRequest, raw: Path) -> Path | None:

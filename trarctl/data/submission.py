@@ -1,10 +1,15 @@
-"""Answers to the files that the challenge sites take, and back: written whole, checked before they are written."""
+"""Answers to files that challenge sites take, and back: written whole, checked before they are written.
+
+A data set chooses one of the formats here, or brings its own ``AnswerFile``.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,157 +19,186 @@ from trarctl.data.raw_splits import listed
 from trarctl.errors import DataError
 from trarctl.files import write_bytes
 
-Ids = Sequence[int] | npt.NDArray[np.integer]
+if TYPE_CHECKING:
+    from trarctl.data.prepared import PreparedData, PreparedSplit
+
+Ids = Sequence[int] | Sequence[str] | npt.NDArray[np.generic]
 
 MOST_BYTES = 100_000_000
 """Size from which a file cannot be a submission: all 447,793 test questions of VQA-v2 make about 20 MB."""
 
-_VQA_FORM = 'a result file is a JSON list with one {"question_id": int, "answer": str} for each question of the split'
-_CLEVR_FORM = "a result file is a text file with one answer a line, in the order of the questions file"
+
+class AnswerFile(Protocol):
+    """A format for the answers to a whole split."""
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the files: ``.json``."""
+
+    def write(
+        self, path: Path, question_ids: Ids, answers: Sequence[str], data: PreparedData, split: PreparedSplit
+    ) -> int:
+        """Write answers, if the site would take them; what stood there is replaced only once all is written.
+
+        Args:
+            path: the file.
+            question_ids: [Q], in any order that the format allows.
+            answers: an answer for each of them, [Q].
+            data: the prepared data.
+            split: the questions of which each is to be answered once.
+
+        Returns:
+            Size of the file in bytes.
+
+        Raises:
+            DataError: the site would reject the file, or it cannot be written; nothing is left behind.
+        """
+
+    def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
+        """List what the site would reject in a file; empty if nothing.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+
+    def read(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
+        """Read the answers to a split in file order, [Q]; a blank answer counts as one.
+
+        Raises:
+            DataError: the file cannot be read, or does not answer exactly these questions, each once.
+        """
 
 
-def write_vqa(path: Path, question_ids: Ids, answers: Sequence[str], expected_ids: Ids) -> int:
-    """Write a VQA submission, if the site would take it.
+@dataclass(frozen=True)
+class JsonAnswers:
+    """A JSON list of ``{"question_id": ID, "answer": TEXT}`` in any order, as the VQA site takes it.
 
-    Args:
-        path: the file; what stood there is replaced only once the new one is complete.
-        question_ids: [Q], any order.
-        answers: an answer for each of them, [Q].
-        expected_ids: the questions of the whole test split, each to be answered once.
-
-    Returns:
-        Size of the file in bytes.
-
-    Raises:
-        DataError: the site would reject the file, or it cannot be written; nothing is left behind.
+    Ids are integers or texts, as the data set has them.
     """
-    numbers = np.asarray(question_ids).tolist()
-    if len(numbers) != len(answers):
-        raise DataError(f"{len(answers):,} answers for {len(numbers):,} questions", "nothing was written")
-    rows = [{"question_id": number, "answer": answer} for number, answer in zip(numbers, answers, strict=True)]
-    try:
-        content = orjson.dumps(rows)
-    except TypeError as error:
-        raise DataError(f"the answers cannot be written as JSON: {error}", "nothing was written") from error
-    _refuse(vqa_problems(content, expected_ids), path)
-    _write_whole(path, content)
-    return len(content)
 
+    suffix: str = ".json"
 
-def write_clevr(
-    path: Path, answers: Sequence[str], num_questions: int, known_answers: Collection[str] | None = None
-) -> int:
-    """Write a CLEVR submission, one answer a line in question order, if it is complete.
+    def write(
+        self,
+        path: Path,
+        question_ids: Ids,
+        answers: Sequence[str],
+        data: PreparedData,  # noqa: ARG002
+        split: PreparedSplit,
+    ) -> int:
+        """Write answers; see ``AnswerFile``."""
+        ids = np.asarray(question_ids).tolist()
+        _check_length(ids, answers)
+        rows = [{"question_id": one, "answer": answer} for one, answer in zip(ids, answers, strict=True)]
+        try:
+            content = orjson.dumps(rows)
+        except TypeError as error:
+            raise DataError(f"the answers cannot be written as JSON: {error}", "nothing was written") from error
+        return _write(path, content, self._problems(content, split))
 
-    Args:
-        path: the file; what stood there is replaced only once the new one is complete.
-        answers: in the order of the questions file, [Q].
-        num_questions: questions of the split.
-        known_answers: all answers that CLEVR has, if known.
+    def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
+        """List what the site would reject; see ``AnswerFile``."""
+        return self._problems(_read(path), split)
 
-    Returns:
-        Size of the file in bytes.
+    def read(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
+        """Read answers; see ``AnswerFile``."""
+        ids = np.asarray(split.question_id).tolist()
+        rows, problems = _parse(_read(path))
+        answered, faults = _answered(rows, _kind(ids))
+        problems = problems or faults + _id_problems([one for one, _ in answered], ids)
+        if problems:
+            kind = "int" if _kind(ids) is int else "str"
+            raise DataError(
+                f"{path} cannot be scored: {'; '.join(problems)}",
+                f'a result file is a JSON list with one {{"question_id": {kind}, "answer": str}} for each question of'
+                " the split",
+            )
+        answer_of = dict(answered)
+        return [answer_of[one] or "" for one in ids]
 
-    Raises:
-        DataError: the file would be rejected, or it cannot be written; nothing is left behind.
-    """
-    try:
-        content = "".join(f"{answer}\n" for answer in answers).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"the answers cannot be written as UTF-8: {error}", "nothing was written") from error
-    _refuse(clevr_problems(content, num_questions, known_answers), path)
-    _write_whole(path, content)
-    return len(content)
-
-
-def validate_vqa(path: Path, expected_ids: Ids) -> list[str]:
-    """List what the VQA site would reject in a file; empty if nothing.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    return vqa_problems(_read(path), expected_ids)
-
-
-def validate_clevr(path: Path, num_questions: int, known_answers: Collection[str] | None = None) -> list[str]:
-    """List what is wrong with a CLEVR submission; empty if nothing.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    return clevr_problems(_read(path), num_questions, known_answers)
-
-
-def read_vqa(path: Path, question_ids: Ids) -> list[str]:
-    """Read the answers of a VQA result file that any program made.
-
-    Args:
-        path: a JSON list of ``{"question_id": int, "answer": str}``, any order; a blank answer counts as one.
-        question_ids: the questions to be answered, [Q].
-
-    Returns:
-        Answers in the order of ``question_ids``, [Q].
-
-    Raises:
-        DataError: the file cannot be read, or does not answer exactly these questions, each once.
-    """
-    rows, problems = _parse(_read(path))
-    answered, faults = _answered(rows)
-    if not problems:
-        problems = faults + _id_problems([number for number, _ in answered], question_ids)
-    if problems:
-        raise DataError(f"{path} cannot be scored: {'; '.join(problems)}", _VQA_FORM)
-    answer_of = {number: answer for number, answer in answered if answer is not None}
-    return [answer_of[number] for number in np.asarray(question_ids).tolist()]
-
-
-def read_clevr(path: Path, num_questions: int) -> list[str]:
-    """Read the answers of a CLEVR result file: one a line, in question order; a blank line counts as an answer.
-
-    Raises:
-        DataError: the file cannot be read, or has another number of lines than there are questions.
-    """
-    lines, problems = _lines(_read(path))
-    problems = problems or _number_problems(len(lines), num_questions)
-    if problems:
-        raise DataError(f"{path} cannot be scored: {'; '.join(problems)}", _CLEVR_FORM)
-    return [line.rstrip("\r") for line in lines]
-
-
-def vqa_problems(content: bytes, expected_ids: Ids) -> list[str]:
-    """List what the VQA site would reject in a file's content; empty if nothing."""
-    rows, problems = _parse(content)
-    if problems:
+    def _problems(self, content: bytes, split: PreparedSplit) -> list[str]:
+        rows, problems = _parse(content)
+        if problems:
+            return problems
+        ids = np.asarray(split.question_id).tolist()
+        answered, problems = _answered(rows, _kind(ids))
+        blank = [one for one, answer in answered if answer is not None and not answer.strip()]
+        problems += _id_problems([one for one, _ in answered], ids)
+        if blank:
+            many = _counted(len(blank), "answer is blank", "answers are blank")
+            problems.append(f"{many}: question {listed(blank, len(blank))}")
         return problems
-    answered, problems = _answered(rows)
-    blank = [number for number, answer in answered if answer is not None and not answer.strip()]
-    problems += _id_problems([number for number, _ in answered], expected_ids)
-    if blank:
-        problems.append(
-            f"{_counted(len(blank), 'answer is blank', 'answers are blank')}: question {listed(blank, len(blank))}"
-        )
-    return problems
 
 
-def clevr_problems(content: bytes, num_questions: int, known_answers: Collection[str] | None = None) -> list[str]:
-    """List what is wrong with the content of a CLEVR submission; empty if nothing."""
-    lines, problems = _lines(content)
-    if problems:
-        return problems
-    problems = _number_problems(len(lines), num_questions)
-    if any(line.endswith("\r") for line in lines):
-        problems.append("lines end in CR LF instead of LF")
-        lines = [line.removesuffix("\r") for line in lines]
-    blank = [number for number, line in enumerate(lines, start=1) if not line.strip()]
-    if blank:
-        problems.append(f"{_counted(len(blank), 'line is blank', 'lines are blank')}: line {listed(blank, len(blank))}")
-    if known_answers is not None:
+@dataclass(frozen=True)
+class LineAnswers:
+    """A text file with one answer a line, in the order of the questions, as the CLEVR site takes it.
+
+    Attributes:
+        owner: the data set in words; an answer that it does not have is a problem.
+    """
+
+    owner: str
+    suffix: str = ".txt"
+
+    def write(
+        self, path: Path, question_ids: Ids, answers: Sequence[str], data: PreparedData, split: PreparedSplit
+    ) -> int:
+        """Write answers in the order of the questions; see ``AnswerFile``."""
+        _check_length(question_ids, answers)
+        try:
+            content = "".join(f"{answer}\n" for answer in answers).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the answers cannot be written as UTF-8: {error}", "nothing was written") from error
+        problems = self._problems(content, len(split), data.answers)
+        if not problems and not np.array_equal(np.asarray(question_ids), split.question_id):
+            problems = ["they are not in the order of the questions"]
+        return _write(path, content, problems)
+
+    def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
+        """List what the site would reject; see ``AnswerFile``."""
+        return self._problems(_read(path), len(split), data.answers)
+
+    def read(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
+        """Read answers; see ``AnswerFile``."""
+        lines, problems = _lines(_read(path))
+        problems = problems or _number_problems(len(lines), len(split))
+        if problems:
+            raise DataError(
+                f"{path} cannot be scored: {'; '.join(problems)}",
+                "a result file is a text file with one answer a line, in the order of the questions file",
+            )
+        return [line.rstrip("\r") for line in lines]
+
+    def _problems(self, content: bytes, num_questions: int, known_answers: Collection[str]) -> list[str]:
+        lines, problems = _lines(content)
+        if problems:
+            return problems
+        problems = _number_problems(len(lines), num_questions)
+        if any(line.endswith("\r") for line in lines):
+            problems.append("lines end in CR LF instead of LF")
+            lines = [line.removesuffix("\r") for line in lines]
+        blank = [number for number, line in enumerate(lines, start=1) if not line.strip()]
+        if blank:
+            many = _counted(len(blank), "line is blank", "lines are blank")
+            problems.append(f"{many}: line {listed(blank, len(blank))}")
         known = frozenset(known_answers)
         unknown = dict.fromkeys(line for line in lines if line.strip() and line not in known)
         if unknown:
-            many = _counted(len(unknown), "answer is none that CLEVR has", "answers are none that CLEVR has")
+            many = _counted(
+                len(unknown), f"answer is none that {self.owner} has", f"answers are none that {self.owner} has"
+            )
             problems.append(f"{many}: {listed(map(repr, unknown), len(unknown))}")
-    return problems
+        return problems
+
+
+def _check_length(question_ids: Ids, answers: Sequence[str]) -> None:
+    if len(question_ids) != len(answers):
+        raise DataError(f"{len(answers):,} answers for {len(question_ids):,} questions", "nothing was written")
+
+
+def _kind(ids: Sequence[object]) -> type[int] | type[str]:
+    return str if ids and isinstance(ids[0], str) else int
 
 
 def _parse(content: bytes) -> tuple[list[object], list[str]]:
@@ -210,9 +244,9 @@ def _encoding_problem(content: bytes) -> str | None:
     return None
 
 
-def _answered(rows: list[object]) -> tuple[list[tuple[int, str | None]], list[str]]:
+def _answered(rows: list[object], kind: type[int] | type[str]) -> tuple[list[tuple[int | str, str | None]], list[str]]:
     """Take question and answer from each row that names a question; an answer that is no text is None."""
-    answered: list[tuple[int, str | None]] = []
+    answered: list[tuple[int | str, str | None]] = []
     no_object: list[str] = []
     no_question: list[str] = []
     no_answer: list[str] = []
@@ -220,18 +254,18 @@ def _answered(rows: list[object]) -> tuple[list[tuple[int, str | None]], list[st
         if not isinstance(row, dict):
             no_object.append(f"row {position} is {_shown(row)}")
             continue
-        number, answer = row.get("question_id"), row.get("answer")
+        one, answer = row.get("question_id"), row.get("answer")
         if not isinstance(answer, str):
             no_answer.append(f"row {position} has {_shown(answer) if 'answer' in row else 'none'}")
             answer = None
-        # true and false are integers to Python, but not to the site.
-        if isinstance(number, int) and not isinstance(number, bool):
-            answered.append((number, answer))
+        # The exact type, since true and false are integers to Python, but not to the site.
+        if type(one) is kind:
+            answered.append((one, answer))
         else:
-            no_question.append(f"row {position} has {_shown(number) if 'question_id' in row else 'none'}")
+            no_question.append(f"row {position} has {_shown(one) if 'question_id' in row else 'none'}")
     faults = {
         "not an object": no_object,
-        "with a question_id that is no integer": no_question,
+        f"with a question_id that is no {'integer' if kind is int else 'text'}": no_question,
         "with an answer that is no text": no_answer,
     }
     return answered, [
@@ -241,18 +275,18 @@ def _answered(rows: list[object]) -> tuple[list[tuple[int, str | None]], list[st
     ]
 
 
-def _id_problems(numbers: list[int], expected_ids: Ids) -> list[str]:
+def _id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> list[str]:
     """Say which questions are missing, answered twice, or none of the split's."""
-    expected = dict.fromkeys(np.asarray(expected_ids).tolist())
-    found = set(numbers)
+    expected = dict.fromkeys(expected_ids)
+    found = set(ids)
     problems = []
-    missing = [number for number in expected if number not in found]
+    missing = [one for one in expected if one not in found]
     if missing:
         problems.append(
             f"{len(missing):,} of {len(expected):,} questions have no answer: {listed(missing, len(missing))}"
         )
-    if len(found) < len(numbers):
-        twice = [number for number, count in Counter(numbers).items() if count > 1]
+    if len(found) < len(ids):
+        twice = [one for one, count in Counter(ids).items() if count > 1]
         many = _counted(len(twice), "question is answered", "questions are answered")
         problems.append(f"{many} more than once: {listed(twice, len(twice))}")
     unknown = found.difference(expected)
@@ -293,18 +327,16 @@ def _read(path: Path) -> bytes:
         raise DataError(f"cannot read {path}: {_reason(error)}", "name a file with answers") from error
 
 
-def _refuse(problems: Iterable[str], path: Path) -> None:
-    together = "; ".join(problems)
-    if together:
-        raise DataError(f"the site would reject these answers: {together}", f"{path} was not written")
-
-
-def _write_whole(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, problems: Sequence[str]) -> int:
+    """Write a file unless something is wrong with it, and give its size."""
+    if problems:
+        raise DataError(f"the site would reject these answers: {'; '.join(problems)}", f"{path} was not written")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot write {path}: {_reason(error)}", "choose another place with --out") from error
+    return len(content)
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -6,7 +6,7 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.answers import build_answers, build_answers_plain, normalize_answer
+from trarctl.data.answers import build_answers
 from trarctl.data.datasets.base import Layout, SplitFiles
-from trarctl.data.datasets.clevr import read_clevr_split
-from trarctl.data.datasets.easy_vqa import read_easy_vqa_split
-from trarctl.data.datasets.vqa import read_vqa_split
 from trarctl.data.flat_text import flatten
 from trarctl.data.manifest import ANSWERS, VECTORS, VOCABULARY, SourceFile, SplitPart, TextPart, VectorsPart, digest_of
 from trarctl.data.progress import Progress
@@ -31,12 +28,6 @@ from trarctl.files import file_sha256, write_array, write_json
 
 LONGEST_SENSIBLE_QUESTION = 512
 _NUM_EXAMPLES = 10
-
-READERS: dict[str, Callable[[Path, SplitFiles, RawData, Progress], RawSplit]] = {
-    "vqa": read_vqa_split,
-    "clevr": read_clevr_split,
-    "easy-vqa": read_easy_vqa_split,
-}
 
 
 @dataclass(frozen=True)
@@ -143,7 +134,7 @@ def _read_raw(layout: Layout, raw: Path, progress: Progress) -> tuple[RawData, d
     data = RawData()
     with ThreadPoolExecutor(1) as pool, _collection_paused():
         hashes = {name: pool.submit(_source, raw / name) for split in present for name in split.files}
-        data.splits += [READERS[layout.dataset](raw, split, data, progress) for split in present]
+        data.splits += [layout.read_split(raw, split, data, progress) for split in present]
         sources = {
             name: future.result().model_copy(update={"records": data.num_records[name]})
             for name, future in hashes.items()
@@ -169,15 +160,14 @@ def _answers(layout: Layout, data: RawData, min_count: int) -> tuple[list[str], 
     ]
     codes = np.concatenate(chosen).tolist()
     given = (strings[code] for code in codes)
-    is_vqa = layout.dataset == "vqa"
-    answers = build_answers(given, min_count) if is_vqa else build_answers_plain(given)
+    min_count = min_count if layout.drops_rare_answers else 0
+    answers = build_answers(given, normalize=layout.normalize_answer, min_count=min_count)
     if not answers:
         raise DataError(
             f"no answer occurs more than {min_count} times in the annotations", "lower the limit: --min-answer-count 0"
         )
     index = {answer: place for place, answer in enumerate(answers)}
-    normalized = map(normalize_answer, strings) if is_vqa else iter(strings)
-    return answers, np.array([index.get(answer, -1) for answer in normalized], dtype=np.int32)
+    return answers, np.array([index.get(answer, -1) for answer in map(layout.normalize_answer, strings)], np.int32)
 
 
 def _longest(data: RawData) -> int:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,14 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trarctl.data.loader import Batch, Rows, Samples, load_batches, scoring_plan
-from trarctl.data.metrics import clevr_accuracy, plain_accuracy, vqa_accuracy
-from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.callbacks import Callback, Progressed, no_callback
 from trarctl.engine.distributed import Precision, World, precision_of
 from trarctl.errors import DataError
 from trarctl.model.trar import TRAR
-
-EvaluatorName = Literal["official", "upstream"]
 
 
 @dataclass(frozen=True)
@@ -98,27 +93,6 @@ def load_spilled(folder: Path, answers: Sequence[str], *, is_exclusive: bool) ->
     """What ``Scores.spill`` wrote; the arrays stay on the disk, also once their files have no name any more."""
     question_id, scores, routes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
     return Scores(question_id, scores, routes, tuple(answers), is_exclusive)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Accuracy of a set of answers, in percent rounded to two decimals as the data sets' own evaluators print it.
-
-    Attributes:
-        overall: over all questions.
-        per_type: by answer type (VQA), by question type (CLEVR, easy-VQA).
-        per_question_type: by VQA's question types; empty elsewhere.
-        counts: correct and total by type, ``overall`` included; empty for VQA, whose answers are partly right.
-        questions: how many.
-        evaluator: whose rules.
-    """
-
-    overall: float
-    per_type: dict[str, float]
-    per_question_type: dict[str, float]
-    counts: dict[str, tuple[int, int]]
-    questions: int
-    evaluator: EvaluatorName
 
 
 @dataclass(frozen=True)
@@ -232,43 +206,3 @@ class Evaluator:
         with torch.inference_mode(), precision_of(self.world.device, self.precision):
             scores, routes = self.model(there.question_tokens, there.cells(), temperature=self.temperature)
         return _Scored(rows, batch.question_id, scores, routes)
-
-
-def measure(predictions: Sequence[str], data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> Measured:
-    """Compare answers with a split's ground truth by the data set's rules.
-
-    Args:
-        predictions: one answer for each question of the split, in file order.
-        data: whose data set decides the rules.
-        split: annotated.
-        evaluator: VQA: current or older evaluator; CLEVR: the correct or the published grouping of question types.
-
-    Raises:
-        DataError: if the split has no answers.
-    """
-    if not split.is_annotated:
-        raise DataError(
-            f"split {split.name} of {data.path} has no answers to compare with",
-            f"trarctl submit --split {split.name} writes its answers; trarctl eval --split val measures",
-        )
-    truth = split.truth()
-    if data.dataset == "vqa":
-        accuracy = vqa_accuracy(predictions, truth, evaluator)
-        return Measured(
-            accuracy.overall,
-            accuracy.per_answer_type,
-            accuracy.per_question_type,
-            {},
-            len(predictions),
-            evaluator,
-        )
-    answers = [truth.strings[code] for code in truth.codes[:, 0]]
-    types = [truth.question_types[code] for code in truth.question_type]
-    if data.dataset == "clevr":
-        counted = clevr_accuracy(predictions, answers, types, evaluator)
-    else:
-        counted = plain_accuracy(predictions, answers, types)
-    counts = {name: (counted.correct[name], counted.total[name]) for name in counted.total}
-    percent = {name: round(100 * right / total, 2) if total else 0.0 for name, (right, total) in counts.items()}
-    overall = percent.pop("overall")
-    return Measured(overall, percent, {}, counts, len(predictions), evaluator)

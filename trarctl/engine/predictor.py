@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 QUESTIONS_AT_ONCE = 64
-_DATASETS = {
-    "vqa": "VQA-v2: photographs from COCO",
-    "clevr": "CLEVR: rendered scenes of cubes, spheres and cylinders",
-    "easy-vqa": "easy-VQA: 64 x 64 pictures of one colored shape each",
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class Predictor:
         answers = self._data.answers
         few = ", ".join(answers if len(answers) <= 13 else answers[:8])
         more = "" if len(answers) <= 13 else f" and {len(answers) - 8:,} more"
-        return f"trained on {_DATASETS[self._data.dataset]}; it can only answer {few}{more}"
+        return f"trained on {self._data.spec.title}; it can only answer {few}{more}"
 
     def ask(self, images: Sequence[Image], questions: Sequence[str], *, top: int = 5) -> list[Prediction]:
         """Answer a question about each picture.

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, Rows, Samples, load_batches, scoring_samples, training_plan, training_samples
+from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
 from trarctl.engine.callbacks import Callback, EpochDone, RunFinished, RunStarted, StepDone, Validated
 from trarctl.engine.checkpoint import TrainState
 from trarctl.engine.distributed import World, peak_memory_bytes
-from trarctl.engine.evaluator import Evaluator, measure
+from trarctl.engine.evaluator import Evaluator
 from trarctl.engine.keeping import Keeper
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trarctl.data.datasets.base import layout_of
-from trarctl.data.datasets.easy_vqa import image_folder, package_data
 from trarctl.data.features.base import load_images
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.distributed import joined, plan_placement
@@ -61,8 +59,8 @@ class Example:
     routes: list[list[float]]
     picture: str | None
     overlays: list[str]
-    image_id: int
-    question_id: int
+    image_id: int | str
+    question_id: int | str
 
     @property
     def is_right(self) -> bool:
@@ -109,7 +107,7 @@ def examples(
         data: the prepared data.
         split: the split.
         chosen: the checkpoint.
-        images: folder of the pictures; None for those of the installed package, where the data is easy-VQA.
+        images: folder of the pictures; None for those of the data set's own raw folder, if it has any.
 
     Returns:
         The examples, and why there are no pictures, if there are none.
@@ -134,8 +132,8 @@ def examples(
                 insights.routes[place].tolist(),
                 pictures[place],
                 [overlay(attention) for attention in (insights.answer_attention[place], *layers)],
-                int(split.image_id[row]),
-                int(split.question_id[row]),
+                split.image_id[row].item(),
+                split.question_id[row].item(),
             )
         )
     return found, why
@@ -195,11 +193,11 @@ def _pictures(
 
 
 def _own_folder(data: PreparedData) -> Path | None:
-    """Where the installed package keeps easy-VQA, if the data was prepared from it."""
-    if data.dataset != "easy-vqa":
+    """The data set's own raw folder, if pictures lie there and the data was prepared from it."""
+    if data.spec.extractor is None:
         return None
     try:
-        folder = package_data()
+        folder = data.spec.default_raw_folder()
     except DataError:
         return None
     for name, source in data.manifest.sources.items():
@@ -212,9 +210,8 @@ def _own_folder(data: PreparedData) -> Path | None:
 def _picture_path(folder: Path, data: PreparedData, row: int) -> Path | None:
     """The file of an image, in the data set's own folders or straight in ``folder``."""
     name = data.features.image_set(row)
-    image_set = next(one for one in layout_of(data.dataset).image_sets if one.name == name)
-    file = image_set.images.name(data.features.image_id(row))
-    own = image_folder(folder, name) if data.dataset == "easy-vqa" else folder / name
+    file = data.spec.image_set(name).images.name(data.features.image_id(row))
+    own = data.spec.image_folder(folder, name)
     return next((path for path in (own / file, folder / file) if path.is_file()), None)
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.data.metrics import OVERALL, GroundTruth, clevr_accuracy, vqa_accuracy
-from trarctl.data.prepared import PreparedData, PreparedSplit
+from trarctl.data.metrics import Accuracy, GroundTruth
+from trarctl.data.prepared import PreparedSplit
 from trarctl.engine.ensemble import ROWS_AT_ONCE, probabilities
-from trarctl.engine.evaluator import EvaluatorName, Scores
+from trarctl.engine.evaluator import Scores
 
 NUM_BINS = 10
 
@@ -76,29 +76,19 @@ class TypeRow:
     shares: list[float]
 
 
-def outcome_of(scores: Scores, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> Outcome:
-    """Compare scores with the answers of a split, question by question."""
+def outcome_of(scores: Scores, split: PreparedSplit, accuracy: Accuracy) -> Outcome:
+    """Compare scores with the answers of a split, question by question; ``accuracy`` is what they were measured at."""
     truth = split.truth()
     chosen, confidence = _likeliest(scores)
-    commonest = _commonest(truth)
-    if data.dataset == "vqa":
-        predictions = [scores.answers[index] for index in chosen.tolist()]
-        right = vqa_accuracy(predictions, truth, evaluator).per_question / 100
-        kinds = (truth.answer_type, list(truth.answer_types))
-    else:
-        code_of = {text: code for code, text in enumerate(truth.strings)}
-        codes = np.array([code_of.get(answer, -1) for answer in scores.answers])
-        right = (codes[chosen] == commonest).astype(np.float64)
-        kinds = _plain_kinds(truth, data.dataset, evaluator)
     return Outcome(
-        right,
+        accuracy.right,
         chosen,
         confidence,
-        kinds[0].astype(np.int64),
-        kinds[1],
+        accuracy.type_of,
+        list(accuracy.types),
         truth.question_type.astype(np.int64),
         list(truth.question_types),
-        commonest,
+        _commonest(truth),
         truth.strings,
     )
 
@@ -186,18 +176,6 @@ def _commonest(truth: GroundTruth) -> NDArray[np.int64]:
         votes = ((codes[:, :, None] == codes[:, None, :]) & (codes[:, :, None] >= 0)).sum(axis=2)
         commonest[start : start + len(codes)] = codes[np.arange(len(codes)), votes.argmax(axis=1)]
     return commonest
-
-
-def _plain_kinds(truth: GroundTruth, dataset: str, evaluator: EvaluatorName) -> tuple[NDArray[np.integer], list[str]]:
-    """The types that accuracy is reported by: CLEVR's five groups, easy-VQA's own types."""
-    if dataset != "clevr":
-        return truth.question_type, list(truth.question_types)
-    groups = []
-    for function in truth.question_types:
-        counted = clevr_accuracy([""], [""], [function], evaluator)
-        groups.append(next(name for name in counted.total if name != OVERALL))
-    names = list(dict.fromkeys(groups))
-    return np.array([names.index(group) for group in groups])[truth.question_type], names
 
 
 def _means(type_of: NDArray[np.int64], num_types: int, values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from trarctl import __version__
 from trarctl.data.baselines import commonest_answer, question_prior
+from trarctl.data.metrics import Accuracy, measure
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.data.progress import Progress, no_progress
 from trarctl.engine.evaluating import Chosen
-from trarctl.engine.evaluator import Measured, Scores, measure
+from trarctl.engine.evaluator import Scores
 from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
 from trarctl.report.charts import Line, calibration_chart, line_chart, share_chart
@@ -25,7 +26,6 @@ from trarctl.report.history import History, read_history
 from trarctl.report.names import span_color, span_names, type_name
 from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of, routes_by_type, type_rows
 from trarctl.report.overview import model_in_words
-from trarctl.report.published import published
 
 FILE_NAME = "index.html"
 _TASK, _NUM_PARTS = "making the report", 4
@@ -45,7 +45,7 @@ class ReportRequest:
     """
 
     scores: Scores
-    measured: Measured
+    measured: Accuracy
     data: PreparedData
     split: PreparedSplit
     chosen: Chosen
@@ -135,7 +135,7 @@ def _content(request: ReportRequest, progress: Progress) -> tuple[dict[str, Any]
     """Everything that the template shows."""
     data, split, chosen, scores = request.data, request.split, request.chosen, request.scores
     progress(_TASK, 0, _NUM_PARTS)
-    outcome = outcome_of(scores, data, split, request.measured.evaluator)
+    outcome = outcome_of(scores, split, request.measured)
     progress(_TASK, 1, _NUM_PARTS)
     columns = _columns(request)
     progress(_TASK, 2, _NUM_PARTS)
@@ -202,7 +202,7 @@ def _columns(request: ReportRequest) -> list[AccuracyColumn]:
         for name, guess in (("question alone", question_prior), ("commonest answer", commonest_answer)):
             guessed = measure(guess(data, split), data, split, measured.evaluator)
             columns.append(AccuracyColumn(name, guessed.overall, guessed.per_type))
-    for row in published(data.dataset, split.name):
+    for row in data.spec.published_on(split.name):
         columns.append(AccuracyColumn(f"published: {row.name}", row.overall, row.per_type))
     return columns
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trarctl.data.datasets.base import CLEVR, VQA, FileNaming, feature_namings, numbers_in_names
+from trarctl.data.datasets.base import FileNaming, feature_namings, numbers_in_names
+from trarctl.data.datasets.clevr import CLEVR
+from trarctl.data.datasets.vqa import VQA
 from trarctl.data.features.images import build_table, feature_folders, fingerprint, refuse_missing, scan_folder
 from trarctl.errors import DataError
 

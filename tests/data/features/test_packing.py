@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.data.preparing import prepare_golden, write_clevr, write_features
-from trarctl.data.datasets.base import CLEVR, FileNaming
+from trarctl.data.datasets.base import FileNaming
+from trarctl.data.datasets.clevr import CLEVR
 from trarctl.data.features import packing
 from trarctl.data.features.images import ImageSet, scan_folder
 from trarctl.data.features.packing import FileRows, pack

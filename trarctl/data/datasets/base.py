@@ -1,35 +1,55 @@
-"""Where each data set keeps its files, and what should be in them."""
+"""What a data set is made of: its files, how they are read, scored and answered, and what was published about it.
+
+A data set is one ``DatasetSpec``, registered under its name: everything else in trarctl asks the spec. Built-in data
+sets are the modules beside this one; any other module can register its own, named by ``TRARCTL_PLUGINS``.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from trarctl.errors import DataError
-
-DatasetName = Literal["vqa", "clevr", "easy-vqa"]
+from trarctl.data.metrics import Metric, plain_accuracy
+from trarctl.data.progress import Progress
+from trarctl.data.raw_splits import RawData, RawSplit
+from trarctl.data.submission import AnswerFile, JsonAnswers
+from trarctl.registry import DATASETS
 
 
 @dataclass(frozen=True)
 class FileNaming:
-    """How the files of an image set are named: prefix, zero-padded number, suffix."""
+    """How the files of an image set are named: prefix, id, suffix.
+
+    Attributes:
+        num_digits: digits that a number is padded to with zeros; None: ids are text, and stand in the name as they are.
+    """
 
     prefix: str
-    num_digits: int
+    num_digits: int | None
     suffix: str
 
-    def name(self, image_id: int) -> str:
+    def name(self, image_id: int | str) -> str:
         """Give the file name of an image."""
-        return f"{self.prefix}{image_id:0{self.num_digits}d}{self.suffix}"
+        middle = image_id if self.num_digits is None else f"{int(image_id):0{self.num_digits}d}"
+        return f"{self.prefix}{middle}{self.suffix}"
+
+    def ids(self, names: Iterable[str]) -> list[int] | list[str]:
+        """Pick out the ids of the names that follow this naming to the letter."""
+        middle = ".+" if self.num_digits is None else f"[0-9]{{{self.num_digits},18}}"
+        pattern = re.compile(f"{re.escape(self.prefix)}({middle}){re.escape(self.suffix)}")
+        found = [match for match in map(pattern.fullmatch, names) if match]
+        if self.num_digits is None:
+            return [match[1] for match in found]
+        return [int(match[1]) for match in found if self.name(int(match[1])) == match[0]]
 
 
 @dataclass(frozen=True)
 class SplitFiles:
     """The raw files of one split.
 
-    Args:
+    Attributes:
         name: the split.
         image_set: the image set that its questions are about.
         questions: questions file, relative to the raw folder.
@@ -37,15 +57,17 @@ class SplitFiles:
         is_required: whether nothing can be prepared without it.
         num_questions: questions in the published file, None where no figure is published.
         has_answers: whether the split is annotated.
+        borrows_images: whether its images may belong to any image set, so that it defines none.
     """
 
     name: str
     image_set: str
     questions: str
-    annotations: str | None
-    is_required: bool
-    num_questions: int | None
+    annotations: str | None = None
+    is_required: bool = True
+    num_questions: int | None = None
     has_answers: bool = True
+    borrows_images: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -57,7 +79,7 @@ class SplitFiles:
 class ImageSetFiles:
     """One folder of images, and of their features.
 
-    Args:
+    Attributes:
         name: the set, which is also the name of its folder.
         num_images: images in the published set, None where no figure is published.
         is_required: whether its features have to be there once any features are.
@@ -73,127 +95,130 @@ class ImageSetFiles:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One data set: its splits in vocabulary order, its image sets in row order.
+class Published:
+    """A published result, in percent.
 
-    Args:
-        dataset: name of the data set.
-        splits: splits, in the order in which their words enter the vocabulary.
-        image_sets: image sets, in the order of their rows in the image table.
-        answer_splits: splits whose answers make up the answer vocabulary, in order.
+    Attributes:
+        name: the recipe in words; it begins with the kind of routing.
+        per_type: by the types that the data set's accuracy is reported by.
+    """
+
+    name: str
+    overall: float
+    per_type: Mapping[str, float]
+
+
+ReadSplit = Callable[[Path, SplitFiles, RawData, Progress], RawSplit]
+
+
+def _as_it_is(answer: str) -> str:
+    return answer
+
+
+def _folder_of_set(root: Path, image_set: str) -> Path:
+    return root / image_set
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Everything about one data set.
+
+    Attributes:
+        name: what commands call it.
+        title: what it shows, in a few words: ``VQA-v2: photographs from COCO``.
+        splits: in the order in which their words enter the vocabulary.
+        image_sets: in the order of their rows in the image table.
+        read_split: reads one split: raw folder, its files, where answers and warnings are collected, progress.
+        answer_splits: splits whose answers make up the answer list, in order.
         grid_size: default cells S along one side.
         max_words: default words kept of a question; None: the longest question in the data.
-        aliases: other names of splits.
-        shares_image_ids: whether an image id means the same image in every set.
         download_hint: what to do about a missing file.
+        aliases: other names of splits.
+        split_notes: what to add to the name of a split in tables.
+        shares_image_ids: whether an image id means the same image in every set.
+        raw_folder: the raw folder if none is named; None: data/NAME/raw.
+        image_folder: folder of an image set's pictures under the folder of all pictures.
+        extractor: what makes features of the pictures in the raw folder; None: features come from files or --images.
+        normalize_answer: how an answer is written in the answer list.
+        drops_rare_answers: whether answers that are rarer than ``--min-answer-count`` says are left out of the list.
+        has_one_answer: whether one answer is the true one; otherwise several annotators may differ.
+        metric: accuracy of answers.
+        type_label: what ``Accuracy.per_type`` groups questions by.
+        shows_baselines: whether the table of ``eval`` has what guessing scores.
+        answer_file: what ``submit`` writes and ``eval --answers`` reads.
+        recipe: TOML file of the settings that suit the data set; None for the built-in data sets, whose recipes are
+            in trarctl/config.
+        published: published results by split.
     """
 
-    dataset: DatasetName
+    name: str
+    title: str
     splits: tuple[SplitFiles, ...]
     image_sets: tuple[ImageSetFiles, ...]
-    answer_splits: tuple[str, ...]
+    read_split: ReadSplit
     grid_size: int
-    max_words: int | None
-    aliases: dict[str, str]
-    shares_image_ids: bool
     download_hint: str
+    answer_splits: tuple[str, ...] = ("train", "val")
+    max_words: int | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    split_notes: Mapping[str, str] = field(default_factory=dict)
+    shares_image_ids: bool = False
+    raw_folder: Callable[[], Path] | None = None
+    image_folder: Callable[[Path, str], Path] = _folder_of_set
+    extractor: str | None = None
+    normalize_answer: Callable[[str], str] = _as_it_is
+    drops_rare_answers: bool = False
+    has_one_answer: bool = True
+    metric: Metric = plain_accuracy
+    type_label: str = "question type"
+    shows_baselines: bool = False
+    answer_file: AnswerFile = field(default_factory=JsonAnswers)
+    recipe: Path | None = None
+    published: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """The name."""
+        return self.name
+
+    def default_raw_folder(self) -> Path:
+        """Give the raw folder to take if none is named.
+
+        Raises:
+            DataError: the package that brings the files is not installed.
+        """
+        return self.raw_folder() if self.raw_folder is not None else Path("data") / self.name / "raw"
+
+    def image_set(self, name: str) -> ImageSetFiles:
+        """Give one of the image sets."""
+        return next(one for one in self.image_sets if one.name == name)
+
+    def published_on(self, split: str) -> tuple[Published, ...]:
+        """List the published results on a split; none where nothing was published."""
+        return self.published.get(split, ())
+
+    def split_title(self, split: str) -> str:
+        """Name the data set and one of its splits, for the head of a table."""
+        note = self.split_notes.get(split)
+        return f"{self.name} {split}, {note}" if note else f"{self.name} {split}"
 
 
-def _vqa_split(name: str, image_set: str, num_questions: int, *, is_required: bool, has_answers: bool) -> SplitFiles:
-    annotations = f"v2_mscoco_{image_set}_annotations.json" if has_answers else None
-    questions = f"v2_OpenEnded_mscoco_{image_set}_questions.json"
-    return SplitFiles(name, image_set, questions, annotations, is_required, num_questions, has_answers)
+def register_dataset(spec: DatasetSpec) -> DatasetSpec:
+    """Make a data set known to every command under its name."""
+    DATASETS.register(spec.name)(spec)
+    return spec
 
 
-def _coco(name: str, num_images: int, *, is_required: bool) -> ImageSetFiles:
-    prefix = f"COCO_{name}_"
-    return ImageSetFiles(
-        name, num_images, is_required, FileNaming(prefix, 12, ".jpg"), FileNaming(prefix, 12, ".jpg.npy")
-    )
+Layout = DatasetSpec
 
 
-def _clevr(name: str, num_images: int, *, is_required: bool) -> ImageSetFiles:
-    images = FileNaming(f"CLEVR_{name}_", 6, ".png")
-    return ImageSetFiles(name, num_images, is_required, images, FileNaming("", 1, ".npz"))
-
-
-def _easy_vqa(name: str, num_images: int) -> ImageSetFiles:
-    return ImageSetFiles(name, num_images, True, FileNaming("", 1, ".png"), FileNaming("", 1, ".npy"))
-
-
-VQA = Layout(
-    dataset="vqa",
-    splits=(
-        _vqa_split("train", "train2014", 443_757, is_required=True, has_answers=True),
-        _vqa_split("val", "val2014", 214_354, is_required=True, has_answers=True),
-        _vqa_split("test", "test2015", 447_793, is_required=False, has_answers=False),
-        SplitFiles(
-            "vg", "train2014", "VG_questions.json", "VG_annotations.json", is_required=False, num_questions=None
-        ),
-    ),
-    image_sets=(
-        _coco("train2014", 82_783, is_required=True),
-        _coco("val2014", 40_504, is_required=True),
-        _coco("test2015", 81_434, is_required=False),
-    ),
-    answer_splits=("train", "val"),
-    grid_size=8,
-    max_words=14,
-    aliases={},
-    shares_image_ids=True,
-    download_hint="unpack the questions and annotations of https://visualqa.org/download.html into the --raw folder",
-)
-
-CLEVR = Layout(
-    dataset="clevr",
-    splits=(
-        SplitFiles("train", "train", "questions/CLEVR_train_questions.json", None, True, 699_989),
-        SplitFiles("val", "val", "questions/CLEVR_val_questions.json", None, True, 149_991),
-        SplitFiles("test", "test", "questions/CLEVR_test_questions.json", None, False, 149_988, has_answers=False),
-    ),
-    image_sets=(
-        _clevr("train", 70_000, is_required=True),
-        _clevr("val", 15_000, is_required=True),
-        _clevr("test", 15_000, is_required=False),
-    ),
-    answer_splits=("train", "val"),
-    grid_size=14,
-    max_words=None,
-    aliases={},
-    shares_image_ids=False,
-    download_hint="unpack CLEVR_v1.0.zip (https://cs.stanford.edu/people/jcjohns/clevr/) and pass its folder as --raw",
-)
-
-EASY_VQA = Layout(
-    dataset="easy-vqa",
-    splits=(
-        SplitFiles("train", "train", "train/questions.json", None, True, 38_575),
-        SplitFiles("val", "val", "test/questions.json", None, True, 9_673),
-    ),
-    image_sets=(
-        _easy_vqa("train", 4_000),
-        _easy_vqa("val", 1_000),
-    ),
-    answer_splits=("train", "val"),
-    grid_size=4,
-    max_words=None,
-    aliases={"test": "val"},
-    shares_image_ids=False,
-    download_hint='pip install "trarctl[demo]"',
-)
-
-LAYOUTS: dict[str, Layout] = {layout.dataset: layout for layout in (VQA, CLEVR, EASY_VQA)}
-
-
-def layout_of(dataset: str) -> Layout:
-    """Give the layout of a data set.
+def layout_of(dataset: str) -> DatasetSpec:
+    """Give the specification of a data set.
 
     Raises:
-        DataError: no such data set.
+        SettingsError: no such data set.
     """
-    if dataset not in LAYOUTS:
-        raise DataError(f"unknown data set {dataset!r}", f"use one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[dataset]
+    return DATASETS[dataset]
 
 
 def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:
@@ -205,15 +230,12 @@ def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:
         for naming in (
             FileNaming(prefix, digits, suffix + extension),
             FileNaming(prefix, digits, extension),
-            FileNaming("", 1, extension),
+            FileNaming("", None if digits is None else 1, extension),
         )
     ]
     return tuple(dict.fromkeys([images.features, *others]))
 
 
-def numbers_in_names(names: Iterable[str], naming: FileNaming) -> list[int]:
-    """Pick out the image numbers of the names that follow ``naming`` to the letter."""
-    pattern = re.compile(f"{re.escape(naming.prefix)}([0-9]{{{naming.num_digits},18}}){re.escape(naming.suffix)}")
-    matches = (pattern.fullmatch(name) for name in names)
-    numbers = ((int(match[1]), match[0]) for match in matches if match)
-    return [number for number, name in numbers if naming.name(number) == name]
+def numbers_in_names(names: Iterable[str], naming: FileNaming) -> list[int] | list[str]:
+    """Pick out the ids of the names that follow ``naming`` to the letter."""
+    return naming.ids(names)

@@ -1,25 +1,34 @@
-"""Read questions and answers in the layout of CLEVR v1.0."""
+"""CLEVR v1.0: questions about rendered scenes, scored by what kind of reasoning they ask for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from trarctl.data.datasets.base import SplitFiles
+from trarctl.data.datasets.base import (
+    DatasetSpec,
+    FileNaming,
+    ImageSetFiles,
+    Published,
+    SplitFiles,
+    register_dataset,
+)
 from trarctl.data.flat_text import FlatTextBuilder
+from trarctl.data.metrics import Accuracy, EvaluatorName, GroundTruth, count_right
 from trarctl.data.progress import Progress
 from trarctl.data.raw_splits import (
-    NUM_ANNOTATORS,
-    RawAnnotations,
     RawData,
     RawSplit,
     RecordReader,
     StringTable,
+    listed,
     refuse_duplicates,
+    single_answers,
 )
 from trarctl.data.records import read_records
+from trarctl.data.submission import LineAnswers
 from trarctl.errors import DataError
 
 
@@ -66,30 +75,6 @@ def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Prog
     return RawSplit(files.name, question_id, np.concatenate(image_ids), texts.build(), annotations)
 
 
-def single_answers(
-    answers: npt.NDArray[np.int32], types: npt.NDArray[np.int32], type_names: tuple[str, ...]
-) -> RawAnnotations:
-    """Describe questions that have one answer each, in the order of the questions.
-
-    Args:
-        answers: codes of the answers, [Q].
-        types: codes of the question types, [Q].
-        type_names: their names.
-    """
-    codes = np.full((len(answers), NUM_ANNOTATORS), -1, dtype=np.int32)
-    codes[:, 0] = answers
-    return RawAnnotations(
-        rows=np.arange(len(answers), dtype=np.int32),
-        answers=codes,
-        chosen=answers,
-        answer_type=types.astype(np.int16),
-        answer_types=type_names,
-        question_type=types.astype(np.int16),
-        question_types=type_names,
-        has_one_answer=True,
-    )
-
-
 def _last_functions(reader: RecordReader, records: list[object]) -> list[str] | None:
     """Give the last function of each program; some copies call the field ``type``."""
     programs = reader.column(records, "program", list)
@@ -107,3 +92,84 @@ def _last_functions(reader: RecordReader, records: list[object]) -> list[str] | 
         if not (isinstance(step, dict) and type(step.get("function", step.get("type"))) is str):
             reader.report(number, "has a program without a last function")
     return None
+
+
+_TYPES = ("count", "exist", "compare_numbers", "query_attribute", "compare_attribute")
+
+
+def clevr_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
+    """Count right CLEVR answers by question type.
+
+    Args:
+        predictions: an answer for each question, [Q] in the order of ``truth``.
+        truth: the true ones; the question types are the last functions of the programs.
+        evaluator: ``official`` counts ``equal_integer`` among ``compare_numbers``, ``upstream`` among
+            ``compare_attribute``, as in the published TRAR numbers.
+
+    Raises:
+        DataError: another number of predictions than questions, no question, or a function is unknown.
+    """
+    used = np.unique(truth.question_type).tolist()
+    type_of_function = [_type(function, evaluator) for function in truth.question_types]
+    unknown = [truth.question_types[code] for code in used if type_of_function[code] is None]
+    if unknown:
+        raise DataError(
+            f"programs end in functions that CLEVR v1.0 does not have: {listed(unknown, len(unknown))}",
+            "is this a CLEVR v1.0 questions file? It must be the original one",
+        )
+    codes = np.array([-1 if name is None else _TYPES.index(name) for name in type_of_function], dtype=np.int64)
+    return count_right(predictions, truth, codes[truth.question_type], _TYPES, evaluator)
+
+
+def _type(function: str, evaluator: EvaluatorName) -> str | None:
+    if function in ("count", "exist"):
+        return function
+    if function in ("greater_than", "less_than"):
+        return "compare_numbers"
+    if function == "equal_integer":
+        return "compare_numbers" if evaluator == "official" else "compare_attribute"
+    if function.startswith("query_"):
+        return "query_attribute"
+    if function in ("equal_color", "equal_shape", "equal_size", "equal_material"):
+        return "compare_attribute"
+    return None
+
+
+def _split(name: str, num_questions: int, *, has_answers: bool = True) -> SplitFiles:
+    questions = f"questions/CLEVR_{name}_questions.json"
+    return SplitFiles(name, name, questions, None, has_answers, num_questions, has_answers)
+
+
+def _images(name: str, num_images: int, *, is_required: bool = True) -> ImageSetFiles:
+    images = FileNaming(f"CLEVR_{name}_", 6, ".png")
+    return ImageSetFiles(name, num_images, is_required, images, FileNaming("", 1, ".npz"))
+
+
+CLEVR = register_dataset(
+    DatasetSpec(
+        name="clevr",
+        title="CLEVR: rendered scenes of cubes, spheres and cylinders",
+        splits=(_split("train", 699_989), _split("val", 149_991), _split("test", 149_988, has_answers=False)),
+        image_sets=(
+            _images("train", 70_000),
+            _images("val", 15_000),
+            _images("test", 15_000, is_required=False),
+        ),
+        read_split=read_clevr_split,
+        grid_size=14,
+        download_hint="unpack CLEVR_v1.0.zip (https://cs.stanford.edu/people/jcjohns/clevr/) and pass its folder as"
+        " --raw",
+        metric=clevr_accuracy,
+        answer_file=LineAnswers("CLEVR"),
+        # Model card of TRAR-VQA (2021): trained on train, by the original's evaluator.
+        published={
+            "val": (
+                Published(
+                    "hard, fc, binarize",
+                    99.08,
+                    dict(zip(_TYPES, (97.61, 99.54, 99.42, 99.62, 99.40), strict=True)),
+                ),
+            )
+        },
+    )
+)

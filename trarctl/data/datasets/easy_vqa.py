@@ -7,14 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from trarctl.data.datasets.base import EASY_VQA, SplitFiles
-from trarctl.data.datasets.clevr import single_answers
+from trarctl.data.datasets.base import (
+    DatasetSpec,
+    FileNaming,
+    ImageSetFiles,
+    SplitFiles,
+    register_dataset,
+)
 from trarctl.data.flat_text import FlatTextBuilder
 from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import RawData, RawSplit, RecordReader, StringTable
+from trarctl.data.raw_splits import RawData, RawSplit, RecordReader, StringTable, single_answers
 from trarctl.data.records import read_records
 from trarctl.errors import DataError
 
+_DOWNLOAD_HINT = 'pip install "trarctl[demo]"'
 _COLORS = frozenset({"black", "gray", "red", "green", "blue", "yellow", "brown", "teal"})
 _SHAPES = frozenset({"rectangle", "circle", "triangle"})
 _FIELDS = ("question", "answer", "image_id")
@@ -28,7 +34,7 @@ def package_data() -> Path:
     """
     package = importlib.util.find_spec("easy_vqa")
     if package is None or package.origin is None:
-        raise DataError("the package easy-vqa is not installed", EASY_VQA.download_hint)
+        raise DataError("the package easy-vqa is not installed", _DOWNLOAD_HINT)
     return Path(package.origin).parent / "data"
 
 
@@ -80,7 +86,7 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
         question_types.append(types.codes([question_type(answer) for answer in given]))
     reader.finish()
     if reader.num_records == 0:
-        raise DataError(f"{path} holds no questions", EASY_VQA.download_hint)
+        raise DataError(f"{path} holds no questions", _DOWNLOAD_HINT)
     data.num_records[files.questions] = reader.num_records
     return RawSplit(
         files.name,
@@ -89,3 +95,29 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
         texts.build(),
         single_answers(np.concatenate(answers), np.concatenate(question_types), tuple(types)),
     )
+
+
+def _images(name: str, num_images: int) -> ImageSetFiles:
+    return ImageSetFiles(name, num_images, True, FileNaming("", 1, ".png"), FileNaming("", 1, ".npy"))
+
+
+EASY_VQA = register_dataset(
+    DatasetSpec(
+        name="easy-vqa",
+        title="easy-VQA: 64 x 64 pictures of one colored shape each",
+        splits=(
+            SplitFiles("train", "train", "train/questions.json", num_questions=38_575),
+            SplitFiles("val", "val", "test/questions.json", num_questions=9_673),
+        ),
+        image_sets=(_images("train", 4_000), _images("val", 1_000)),
+        read_split=read_easy_vqa_split,
+        grid_size=4,
+        download_hint=_DOWNLOAD_HINT,
+        aliases={"test": "val"},
+        split_notes={"val": "the package's test set"},
+        raw_folder=package_data,
+        image_folder=image_folder,
+        extractor="patches",
+        shows_baselines=True,
+    )
+)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.datasets.base import layout_of
 from trarctl.data.features.base import Extractor, ExtractorOptions, read_extractor, read_image
 from trarctl.data.features.grid import FeatureFileError, Floats, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, Problems, fingerprint
@@ -196,10 +195,9 @@ def _undescribed(data: PreparedData, options: ExtractorOptions) -> Extractor:
 def _holds_features(folder: Path, data: PreparedData) -> bool:
     """Whether the features of the first image that the data has are those in the folder."""
     name, image_id = data.features.image_set(0), data.features.image_id(0)
-    files = next(one for one in layout_of(data.dataset).image_sets if one.name == name)
     made = np.zeros((data.features.num_cells, data.features.width), dtype=np.float32)
     try:
-        read_cells(_feature_file(folder / name, files.features.name(image_id)), made)
+        read_cells(_feature_file(folder / name, data.spec.image_set(name).features.name(image_id)), made)
         stored = data.features.read(np.array([0]))[0]
     except DataError:
         return False

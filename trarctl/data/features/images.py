@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.datasets.base import FileNaming, ImageSetFiles, Layout, feature_namings, numbers_in_names
+from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.raw_splits import listed, rows_of
 from trarctl.errors import DataError
 
@@ -103,17 +103,17 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
         raise DataError(
             f"cannot read the folder {path}: {error.strerror or error}", "let it be read: chmod u+rx"
         ) from error
-    best, ids = namings[0], numbers_in_names(names, namings[0])
+    best, ids = namings[0], namings[0].ids(names)
     for naming in namings[1:]:
         if len(ids) > len(names) // 2:
             break
-        others = numbers_in_names(names, naming)
+        others = naming.ids(names)
         if len(others) > len(ids):
             best, ids = naming, others
     return Folder(path, best, np.unique(np.array(ids, dtype=None if ids else np.int64)), len(names) - len(ids))
 
 
-def feature_folders(layout: Layout, root: Path) -> dict[str, Folder | None]:
+def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
     """Look for the features of every image set.
 
     Raises:
@@ -121,25 +121,25 @@ def feature_folders(layout: Layout, root: Path) -> dict[str, Folder | None]:
     """
     if not root.is_dir():
         raise DataError(f"no folder of features {root}", "pass the folder that holds them: --features DIR")
-    return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in layout.image_sets}
+    return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
 
 
-def build_table(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> ImageTable:
+def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> ImageTable:
     """Give every image that a question names its row.
 
     An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
     another set belongs to that: Visual Genome's questions are about images of train and val.
 
     Args:
-        layout: the data set.
+        spec: the data set.
         named: of each split, the image that each question names, [Q].
         folders: where the images of each set are; empty if nowhere.
     """
-    names = [files.name for files in layout.image_sets]
-    own = {split.name: names.index(split.image_set) for split in layout.splits}
+    names = [files.name for files in spec.image_sets]
+    own = {split.name: names.index(split.image_set) for split in spec.splits}
     homes = {split: np.full(len(ids), own[split], dtype=np.int64) for split, ids in named.items()}
-    if layout.shares_image_ids:
-        known = _known_ids(layout, named, folders)
+    if spec.shares_image_ids:
+        known = _known_ids(spec, named, folders)
         for split, ids in named.items():
             is_lost = rows_of(ids, known[own[split]]) < 0
             for index in range(len(names)):
@@ -147,7 +147,7 @@ def build_table(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, 
                 homes[split][is_here] = index
                 is_lost &= ~is_here
     sets = []
-    for index, files in enumerate(layout.image_sets):
+    for index, files in enumerate(spec.image_sets):
         members = [ids[homes[split] == index] for split, ids in named.items()]
         sets.append(ImageSet(files, np.unique(np.concatenate(members)), folders.get(files.name)))
     starts = np.cumsum([0] + [len(images.ids) for images in sets])
@@ -160,13 +160,17 @@ def build_table(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, 
     return ImageTable(tuple(sets), rows)
 
 
-def _known_ids(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> list[Ids]:
+def _known_ids(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> list[Ids]:
     """List the ids of every set: those in its folder, else those of the first split that is about it."""
     known = []
-    for files in layout.image_sets:
+    for files in spec.image_sets:
         folder = folders.get(files.name)
-        asking = [named[split.name] for split in layout.splits if split.image_set == files.name and split.name in named]
-        known.append(folder.ids if folder else np.unique(asking[0]) if asking else np.empty(0, np.int64))
+        asking = [
+            named[split.name]
+            for split in spec.splits
+            if split.image_set == files.name and split.name in named and not split.borrows_images
+        ]
+        known.append(folder.ids if folder else np.unique(np.concatenate(asking or [np.empty(0, np.int64)])))
     return known
 
 

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.lib.format as npy
 import orjson
 
-from trarctl.data.datasets.base import Layout
-from trarctl.data.datasets.easy_vqa import image_folder
+from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.base import Extractor, ExtractorOptions
 from trarctl.data.features.extract import ExtractedRows, Share, extract_files, fit
 from trarctl.data.features.grid import (
@@ -358,7 +357,7 @@ class ImagePlan:
     is_extracted: bool
 
 
-def picture_table(layout: Layout, named: Mapping[str, Ids], pictures: PictureOptions) -> ImageTable:
+def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], pictures: PictureOptions) -> ImageTable:
     """Look up the picture of every image that a question names, by split in ``named``.
 
     Raises:
@@ -368,31 +367,28 @@ def picture_table(layout: Layout, named: Mapping[str, Ids], pictures: PictureOpt
     if not root.is_dir():
         raise DataError(f"no folder of images {root}", "pass the folder that holds them: --images DIR")
     folders = {
-        files.name: scan_folder(
-            image_folder(root, files.name) if pictures.is_own else root / files.name, [files.images]
-        )
-        for files in layout.image_sets
+        files.name: scan_folder(spec.image_folder(root, files.name), [files.images]) for files in spec.image_sets
     }
-    table = build_table(layout, named, folders)
-    refuse_missing(table, root, layout.dataset, "images")
+    table = build_table(spec, named, folders)
+    refuse_missing(table, root, spec.name, "images")
     return table
 
 
 def make_features(
-    layout: Layout, named: Mapping[str, Ids], pictures: PictureOptions, out: Path, share: Share, progress: Progress
+    spec: DatasetSpec, named: Mapping[str, Ids], pictures: PictureOptions, out: Path, share: Share, progress: Progress
 ) -> tuple[Path, Extractor]:
     """Make feature files of this process's share of the pictures; see ``extract_files``."""
-    sets = picture_table(layout, named, pictures).sets
+    sets = picture_table(spec, named, pictures).sets
     return extract_files(sets, pictures.extractor, pictures.options, out, share, progress)
 
 
 def plan_images(
-    layout: Layout, named: Mapping[str, Ids], options: ImageOptions, out: Path, share: Share, progress: Progress
+    spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, out: Path, share: Share, progress: Progress
 ) -> ImagePlan:
     """Look up every image that a question names; of pictures that a user named, make feature files first.
 
     Args:
-        layout: the data set.
+        spec: the data set.
         named: of each split, the image that each question names, [Q].
         options: where the features or pictures are.
         out: the prepared folder.
@@ -407,14 +403,14 @@ def plan_images(
     warnings: tuple[str, ...] = ()
     depends_on: dict[str, Any] = {"patches": None}
     if pictures is not None and pictures.is_own:
-        table = picture_table(layout, named, pictures)
+        table = picture_table(spec, named, pictures)
         extractor = EXTRACTORS[pictures.extractor](pictures.options)
         depends_on = {extractor.name: extractor.identity()}
     else:
         if pictures is not None:
-            root, extractor = make_features(layout, named, pictures, out, share, progress)
-        table = build_table(layout, named, {} if root is None else feature_folders(layout, root))
-        warnings = () if root is None else refuse_missing(table, root, layout.dataset)
+            root, extractor = make_features(spec, named, pictures, out, share, progress)
+        table = build_table(spec, named, {} if root is None else feature_folders(spec, root))
+        warnings = () if root is None else refuse_missing(table, root, spec.name)
     fingerprints = {images.name: fingerprint(images) for images in table.sets}
     key = {
         "grid_size": options.grid_size,

@@ -14,7 +14,7 @@ import trarctl
 from trarctl.data.checks import CheckRow, file_rows, folder_rows
 from trarctl.data.features.extract import share_of_environment
 from trarctl.data.features.images import Ids, feature_folders
-from trarctl.data.features.packing import ImagePlan, build_images, make_features, plan_images, write_table
+from trarctl.data.features.packing import ImagePlan, build_images, make_features, plan_images
 from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, writing
 from trarctl.data.manifest import (
     ANSWERS,
@@ -83,15 +83,14 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         SettingsError: a value is outside its limits, or there are no images to share.
     """
     work = plan_work(request, progress)
-    pictures = work.image_options.pictures
-    if pictures is None or pictures.is_own:
+    if work.image_options.pictures is None or work.image_options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
         split.name: work.layout.read_split(work.raw, split, data, progress).image_id
         for split in present_splits(work.layout, work.raw)
     }
-    make_features(work.layout, named, pictures, work.out, share_of_environment(), progress)
+    make_features(work.layout, named, work.image_options, work.out, share_of_environment(), progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:
@@ -189,11 +188,11 @@ def _finish(
     """Build what is missing, put it in place and write the manifest."""
     new = [IMAGES] if is_text_current else [IMAGES, *_text_entries(text)]
     remove(work.building / IMAGES)
-    write_table(plan, work.building)
+    plan.table.write(work.building)
     if has_current_images and work.old is not None:
         images = work.old.images
     else:
-        images = build_images(plan, work.image_options, work.out, work.building, work.progress)
+        images = build_images(plan, work.out, work.building, work.progress)
         new += [BACKBONE] if images.backbone else []
     keep = {*_text_entries(text), *_image_entries(images)}
     obsolete = _obsolete(work, keep)

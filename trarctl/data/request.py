@@ -8,7 +8,7 @@ from pathlib import Path
 from trarctl.data.checks import CheckRow
 from trarctl.data.datasets.base import Layout, layout_of
 from trarctl.data.features.base import ExtractorOptions
-from trarctl.data.features.packing import ImageOptions, Pack, PictureOptions
+from trarctl.data.features.packing import ImageOptions, Pack
 from trarctl.data.manifest import Manifest
 from trarctl.data.progress import Progress
 from trarctl.data.text_stage import TextOptions
@@ -129,38 +129,32 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
         raw=raw,
         out=request.out or default_out(layout.dataset),
         text_options=TextOptions(request.max_words, request.min_answer_count, request.vectors),
-        image_options=ImageOptions(
-            grid_size=grid,
-            features=None if has_own else _features(request, raw),
-            pack=request.pack,
-            check_values=request.check_values,
-            pictures=_pictures(request, grid, layout, raw),
-        ),
+        image_options=_image_options(request, layout, raw, grid),
         rebuild=request.rebuild,
         progress=progress,
     )
 
 
-def _pictures(request: PrepareRequest, grid: int, layout: Layout, raw: Path) -> PictureOptions | None:
-    """Give what features are made of: pictures that the user named, or the data set's own."""
-    is_own = layout.extractor is not None
-    if request.images is not None and (is_own or request.features is not None):
+def _image_options(request: PrepareRequest, spec: Layout, raw: Path, grid: int) -> ImageOptions:
+    """Say what features are read from or made of: files, pictures that the user named, or the data set's own."""
+    has_own = spec.extractor is not None
+    if request.images is not None and (has_own or request.features is not None):
         raise SettingsError(
             "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
         )
-    root = raw if is_own else request.images
-    if root is None:
-        return None
-    name = request.extractor or layout.extractor or "resnet101"
-    if name not in EXTRACTORS:
-        raise SettingsError(f"unknown extractor {name!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
-    return PictureOptions(root, name, ExtractorOptions(grid, request.weights, request.devices), is_own)
-
-
-def _features(request: PrepareRequest, raw: Path) -> Path | None:
-    if request.without_features or request.images is not None:
-        return None
-    if request.features is not None:
-        return request.features
-    beside = raw.resolve().parent / "feats"
-    return beside if beside.is_dir() else None
+    pictures = raw if has_own else request.images
+    extractor = request.extractor or spec.extractor or "resnet101"
+    if pictures is not None and extractor not in EXTRACTORS:
+        raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
+    features, beside = request.features, raw.resolve().parent / "feats"
+    if features is None and pictures is None and beside.is_dir():
+        features = beside
+    return ImageOptions(
+        features=None if request.without_features else features,
+        pack=request.pack,
+        check_values=request.check_values,
+        extractor_options=ExtractorOptions(grid, request.weights, request.devices),
+        pictures=pictures,
+        extractor=extractor,
+        packs_pictures=has_own,
+    )

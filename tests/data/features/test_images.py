@@ -40,7 +40,7 @@ def test_names_that_are_understood(tmp_path: Path, dataset: object, names: list[
     assert folder is not None
     assert folder.ids.tolist() == [9, 25]
     assert folder.num_odd == 2
-    assert [folder.file(9).name, folder.file(25).name] == names
+    assert [folder.naming.name(9), folder.naming.name(25)] == names
 
 
 def test_names_that_are_not(tmp_path: Path) -> None:

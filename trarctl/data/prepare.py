@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data.checks import CheckRow, file_rows, folder_rows
-from trarctl.data.features.extract import share_of_environment
-from trarctl.data.features.images import Ids, feature_folders
-from trarctl.data.features.packing import ImagePlan, build_images, make_features, plan_images
+from trarctl.data.features.extract import extract_files
+from trarctl.data.features.images import Ids, feature_folders, picture_table
+from trarctl.data.features.packing import ImagePlan, build_images, plan_images
 from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, writing
 from trarctl.data.manifest import (
     ANSWERS,
@@ -66,7 +66,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         work.old = None if work.rebuild else _old_manifest(work.out)
         text, is_text_current = _text(work)
         named = _named(work, text, is_text_current)
-        plan = plan_images(work.layout, named, work.image_options, work.out, share_of_environment(), progress)
+        plan = plan_images(work.layout, named, work.image_options, work.out, progress)
         has_current_images = work.old is not None and work.old.images.key == plan.key
         if work.old is not None and is_text_current and has_current_images:
             shutil.rmtree(work.building)
@@ -83,14 +83,16 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         SettingsError: a value is outside its limits, or there are no images to share.
     """
     work = plan_work(request, progress)
-    if work.image_options.pictures is None or work.image_options.packs_pictures:
+    options = work.image_options
+    if options.pictures is None or options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
         split.name: work.layout.read_split(work.raw, split, data, progress).image_id
         for split in present_splits(work.layout, work.raw)
     }
-    make_features(work.layout, named, work.image_options, work.out, share_of_environment(), progress)
+    sets = picture_table(work.layout, named, options.pictures).sets
+    extract_files(sets, options.extractor, options.extractor_options, work.out, progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:

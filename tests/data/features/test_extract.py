@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.data.preparing import edit_json, write_clevr
 from trarctl.data.features.base import Extractor, ExtractorOptions
-from trarctl.data.features.extract import Share, extractor_of, share_of_environment
+from trarctl.data.features.extract import extractor_of, share_of_environment
 from trarctl.data.features.patches import Patches
 from trarctl.data.prepare import PrepareRequest, prepare, prepare_share
 from trarctl.data.prepared import PreparedData, open_prepared
@@ -144,7 +144,7 @@ def test_a_share_that_cannot_be(rank: str, size: str, monkeypatch: pytest.Monkey
 def test_no_torchrun_is_a_share_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert share_of_environment() == Share(0, 1)
+    assert share_of_environment() == (0, 1)
 
 
 @pytest.mark.parametrize("pack", [None, "float16"])

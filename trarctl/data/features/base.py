@@ -1,14 +1,6 @@
 """Pictures to grid features: what every extractor offers, how one is made, and how pictures are read.
 
-An extractor is one class in one file; registering it is all that the rest of the program needs::
-
-    @EXTRACTORS.register("mean-color")
-    class MeanColor(Extractor):
-        name, width = "mean-color", 3
-
-        def extract(self, images):
-            colors = [np.asarray(image.convert("RGB"), np.float32).mean(axis=(0, 1)) for image in images]
-            return np.repeat(np.stack(colors)[:, None], self.grid_size**2, axis=1)
+An extractor is one class in one file, registered by name; ``tests/extending/test_extractor.py`` has one of five lines.
 
 Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
 """
@@ -27,21 +19,17 @@ import orjson
 
 from trarctl.data.manifest import StoredType
 from trarctl.errors import DataError
-from trarctl.registry import EXTRACTORS
+from trarctl.registry import EXTRACTORS, PLUGINS_VARIABLE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Float32s = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class ExtractorOptions:
-    """What a user can choose about an extractor.
-
-    Attributes:
-        grid_size: cells S along one side.
-        weights: file of a network's weights; None: those that it downloads.
-        devices: where a network runs, such as ``cpu`` or ``cuda:0``, one copy each.
-    """
+    """What a user can choose: cells along one side, a network's weights (None: a download), and a copy a device."""
 
     grid_size: int
     weights: Path | None = None
@@ -51,12 +39,11 @@ class ExtractorOptions:
 class Extractor(ABC):
     """Turns images into a grid of feature vectors; ``extract`` is called from several threads.
 
-    Making one must be cheap: it happens even if all features are there. Networks are loaded by ``load``.
+    Making one is cheap, as it happens even if all features are there: ``load`` loads networks.
 
     Attributes:
-        name: under which it is registered.
         width: feature width W.
-        stored_type: number type of feature files; values that float16 cannot hold keep an image in float32.
+        stored_type: number type of feature files; an image whose values float16 cannot hold stays in float32.
         is_fitted: whether ``fit`` has to see the training images before anything is extracted.
     """
 
@@ -69,7 +56,7 @@ class Extractor(ABC):
         self.grid_size = options.grid_size
 
     @abstractmethod
-    def extract(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
+    def extract(self, images: Sequence[Image]) -> Float32s:
         """Turn images of any size and mode into features [B, N, W]."""
 
     def identity(self) -> dict[str, Any]:
@@ -94,23 +81,17 @@ class Extractor(ABC):
 
 
 def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
-    """Make the extractor that a file describes.
-
-    Raises:
-        DataError: the description is missing, damaged, of an unknown extractor, or of one with other weights.
-    """
+    """Make the extractor that a file describes; a DataError says why that cannot be done."""
     again = "prepare the data again"
     try:
         description = orjson.loads(path.read_bytes())
+        name = description["name"]
     except FileNotFoundError:
         raise DataError(f"no extractor is stored as {path}", "prepare from images to have one") from None
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", again) from None
-    if not isinstance(description, dict) or not isinstance(description.get("name"), str):
-        raise DataError(f"{path} is damaged", again)
-    name = description["name"]
-    if name not in EXTRACTORS:
-        raise DataError(f"unknown extractor {name!r} in {path}", f"register it, or {again}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}", again) from None
+    if name not in EXTRACTORS.names():
+        raise DataError(f"unknown extractor {name!r} in {path}", f"{PLUGINS_VARIABLE}=MODULE that adds it, or {again}")
     extractor: Extractor = EXTRACTORS[name](options)
     try:
         extractor.restore(description)
@@ -148,11 +129,7 @@ def read_image(path: Path) -> Image | str:
 
 
 def load_images(paths: Iterable[Path]) -> tuple[list[Image], list[str]]:
-    """Decode image files.
-
-    Returns:
-        Images in RGB, for unusable files a black pixel; and what is wrong with those.
-    """
+    """Decode image files to RGB, unusable ones to a black pixel; also say what is wrong with those."""
     import PIL.Image
 
     found = [read_image(path) for path in paths]

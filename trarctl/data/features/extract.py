@@ -10,15 +10,22 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor, read_image
+from trarctl.data.features.base import (
+    Extractor,
+    ExtractorOptions,
+    load_images,
+    other_weights,
+    read_extractor,
+    read_image,
+)
 from trarctl.data.features.grid import FeatureFileError, Floats, read_cells, read_shape, store_cells
-from trarctl.data.features.images import ImageSet, Problems, batched, fingerprint
+from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.data.progress import Progress
 from trarctl.errors import DataError
@@ -35,129 +42,98 @@ _BATCH_IMAGES = 32
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-class Share(NamedTuple):
-    """Which part of the images this process does: every ``num_processes``-th, from ``rank`` on."""
-
-    rank: int
-    num_processes: int
-
-
-def share_of_environment() -> Share:
-    """Give the part that ``torchrun`` assigned to this process; all of it without torchrun."""
+def share_of_environment() -> tuple[int, int]:
+    """Give rank and number of the processes that ``torchrun`` started; (0, 1) without torchrun."""
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise DataError(
             f"RANK={rank} and WORLD_SIZE={size} do not fit together", "start all processes by torchrun, or unset both"
         )
-    return Share(int(rank), int(size))
+    return int(rank), int(size)
 
 
-@dataclass(frozen=True)
-class ExtractedRows:
-    """Rows of packed features out of pictures."""
-
-    images: ImageSet
-    extractor: Extractor
-
-    def fill(self, first: int, out: Floats) -> list[str]:
-        """Decode and describe pictures; see ``RowSource``."""
-        problems: list[str] = []
-        for start in range(0, len(out), _BATCH_IMAGES):
-            ids = self.images.ids[first + start : first + min(start + _BATCH_IMAGES, len(out))].tolist()
-            good, features, bad = _described(self.images, ids, self.extractor)
-            problems += bad
-            # Where an image is bad, these rows are never written.
-            for image_id, cells, target in zip(good, features, out[start:], strict=False):
-                try:
-                    store_cells(cells, target)
-                except FeatureFileError as error:
-                    problems.append(f"what {self.extractor.name} makes of {self.images.file(image_id)} {error}")
-        return problems
+def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: Floats) -> list[str]:
+    """Write features into ``out`` [B, N, W], from row ``first`` of a set on; return what is wrong with pictures."""
+    problems: list[str] = []
+    for start in range(0, len(out), _BATCH_IMAGES):
+        ids = images.ids[first + start : first + min(start + _BATCH_IMAGES, len(out))].tolist()
+        good, features, bad = _described(images, ids, extractor)
+        problems += bad
+        # Where an image is bad, these rows are never written.
+        for image_id, cells, target in zip(good, features, out[start:], strict=False):
+            try:
+                store_cells(cells, target)
+            except FeatureFileError as error:
+                problems.append(f"what {extractor.name} makes of {images.file(image_id)} {error}")
+    return problems
 
 
 def extract_files(
-    sets: Sequence[ImageSet], name: str, options: ExtractorOptions, out: Path, share: Share, progress: Progress
+    sets: Sequence[ImageSet], name: str, options: ExtractorOptions, out: Path, progress: Progress
 ) -> tuple[Path, Extractor]:
-    """Make feature files of all images that have none yet; the first process then waits for the others.
+    """Make feature files of images that have none yet, this process's share; the first waits for the others.
 
-    Args:
-        sets: the images, the training images first; sets without a folder are passed over.
-        name: the extractor, which is fitted if it has to be.
-        options: what it is made with.
-        out: the prepared folder.
-        share: the part of this process.
-        progress: told the images done.
+    The first of ``sets`` holds the training images, which an extractor may have to be fitted to. A DataError names the
+    images that are unusable; the features of the others are kept.
 
     Returns:
         The folder that has one folder of feature files an image set, and the extractor.
-
-    Raises:
-        DataError: naming the images that are unusable; the features of the others are kept.
     """
+    rank, num_processes = share_of_environment()
     extractor: Extractor = EXTRACTORS[name](options)
     sets = [images for images in sets if images.folder is not None]
     folder = _extracted_folder(out, extractor, fingerprint(sets[0]) if extractor.is_fitted else None)
     folder.mkdir(parents=True, exist_ok=True)
     if extractor.is_fitted:
-        if share.rank == 0 and not (folder / BACKBONE).exists():
+        if rank == 0 and not (folder / BACKBONE).exists():
             fit(extractor, sets[0], progress)
             write_json(folder / BACKBONE, extractor.describe())
         while not (folder / BACKBONE).exists():
             progress("waiting for the first process", 0, None)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         extractor = read_extractor(folder / BACKBONE, options)
-    problems, is_loaded = Problems("image"), False
+    own = {images.name: images.ids[rank::num_processes].tolist() for images in sets}
+    left = {images.name: _left(folder, images, own[images.name]) for images in sets}
+    if any(left.values()):
+        extractor.load()
+    problems: list[str] = []
     for images in sets:
         (folder / images.name).mkdir(exist_ok=True)
-        own = images.ids[share.rank :: share.num_processes].tolist()
-        left = _left(folder, images, own)
-        if left and not is_loaded:
-            extractor.load()
-            is_loaded = True
-        done = len(own) - len(left)
+        done = len(own[images.name]) - len(left[images.name])
         # While one batch is in a device's network, another is decoded.
         with ThreadPoolExecutor(len(options.devices) + 1) as pool:
-            write = _writer(images, extractor, folder)
-            for count, bad in pool.map(write, batched(left, _BATCH_IMAGES)):
-                problems.add(bad)
+            write = partial(_write_files, images, extractor, folder)
+            for count, bad in pool.map(write, batched(left[images.name], _BATCH_IMAGES)):
+                problems += bad
                 done += count
-                progress(f"extracting features of {images.name}", done, len(own))
-    problems.refuse()
-    for images in sets if share.num_processes > 1 and share.rank == 0 else []:
-        left = images.ids.tolist()
-        while left := _left(folder, images, left):
-            progress("waiting for the other processes", len(images.ids) - len(left), len(images.ids))
+                progress(f"extracting features of {images.name}", done, len(own[images.name]))
+    refuse_problems("image", problems)
+    for images in sets if num_processes > 1 and rank == 0 else []:
+        others = images.ids.tolist()
+        while others := _left(folder, images, others):
+            progress("waiting for the other processes", len(images.ids) - len(others), len(images.ids))
             time.sleep(_SECONDS_BETWEEN_LOOKS)
     return folder, extractor
 
 
 def fit(extractor: Extractor, images: ImageSet, progress: Progress) -> None:
-    """Fit an extractor to the training images.
-
-    Raises:
-        DataError: naming the images that are unusable.
-    """
+    """Fit an extractor to the training images; a DataError names those that are unusable."""
 
     def batches() -> Iterator[list[Image]]:
-        problems, done = Problems("image"), 0
+        problems, done = list[str](), 0
         for ids in batched(images.ids.tolist(), _BATCH_IMAGES):
-            found = [read_image(images.file(image_id)) for image_id in ids]
-            problems.add([one for one in found if isinstance(one, str)])
-            if good := [one for one in found if not isinstance(one, str)]:
-                yield good
+            loaded, bad = load_images(images.file(image_id) for image_id in ids)
+            problems += bad
+            yield loaded
             done += len(ids)
             progress("fitting the image descriptor", done, len(images.ids))
-        problems.refuse()
+        refuse_problems("image", problems)
 
     extractor.fit(batches())
 
 
 def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
-    """Load the extractor that made the features of prepared data, to describe other pictures alike.
-
-    Args:
-        data: the prepared data.
-        weights: file of the extractor's weights, if ``prepare`` was given one.
+    """Load the extractor that made the features of prepared data, with the weights that ``prepare`` was given.
 
     Raises:
         DataError: the features came from files made elsewhere, or the extractor is not installed or has other weights.
@@ -233,24 +209,20 @@ def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tu
     return list(good), features, [one for one in found.values() if isinstance(one, str)]
 
 
-def _writer(images: ImageSet, extractor: Extractor, folder: Path) -> Any:
-    """Give a function that writes the feature files of a batch, and tells its size and what is wrong with images."""
-
-    def write(ids: Sequence[Any]) -> tuple[int, list[str]]:
-        # Taken before the image is read: an image that changes meanwhile is then described again.
-        modified = {one: path.stat().st_mtime_ns for one in ids if (path := images.file(one)).exists()}
-        good, features, bad = _described(images, ids, extractor)
-        for image_id, cells in zip(good, features, strict=True):
-            with np.errstate(over="ignore"):
-                stored: Floats = cells.astype(extractor.stored_type)
-            # Values fit float16 but for rare outliers, which then keep their own type.
-            stored = stored if np.isfinite(stored).all() else cells
-            path = _feature_file(folder / images.name, images.files.features.name(image_id))
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            with temporary.open("wb") as file:
-                np.save(file, stored, allow_pickle=False)
-            os.utime(temporary, ns=(modified.get(image_id, 0),) * 2)
-            temporary.replace(path)
-        return len(ids), bad
-
-    return write
+def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequence[Any]) -> tuple[int, list[str]]:
+    """Write the feature files of a batch of images; give its size, and what is wrong with images."""
+    # Taken before the image is read: an image that changes meanwhile is then described again.
+    modified = {one: path.stat().st_mtime_ns for one in ids if (path := images.file(one)).exists()}
+    good, features, bad = _described(images, ids, extractor)
+    for image_id, cells in zip(good, features, strict=True):
+        with np.errstate(over="ignore"):
+            stored: Floats = cells.astype(extractor.stored_type)
+        # Values fit float16 but for rare outliers, which then keep their own type.
+        stored = stored if np.isfinite(stored).all() else cells
+        path = _feature_file(folder / images.name, images.files.features.name(image_id))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("wb") as file:
+            np.save(file, stored, allow_pickle=False)
+        os.utime(temporary, ns=(modified.get(image_id, 0),) * 2)
+        temporary.replace(path)
+    return len(ids), bad

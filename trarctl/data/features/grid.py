@@ -5,15 +5,16 @@ Axes: I images, R rows asked for, N cells, W feature width.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,71 +36,48 @@ class FeatureFileError(Exception):
 
 
 class ArrayHeader(NamedTuple):
-    """What the first bytes of an array say; ``num_bytes`` is the size of a whole file with this header."""
+    """What the first bytes of an array say: shape and type, the type to give it in, and the size of the whole file."""
 
     shape: tuple[int, int]
     dtype: np.dtype[np.floating]
+    native: np.dtype[np.floating]
     is_fortran: bool
     start: int
     num_bytes: int
 
-    @property
-    def native_dtype(self) -> np.dtype[np.floating]:
-        """The type that the numbers are given as."""
-        return np.dtype(np.float16 if self.dtype.itemsize == 2 else np.float32)
 
-
-def read_features(path: Path) -> Floats:
-    """Read the features of one image.
-
-    Args:
-        path: ``.npy``, or ``.npz`` with the array ``x``.
-
-    Returns:
-        [rows, W], as stored: float16 or float32 (float64 becomes float32).
+def read_features(path: Path, width: int | None = None) -> Floats:
+    """Read the features of one image, [rows, W] float16 or float32: ``.npy``, or ``.npz`` with the array ``x``.
 
     Raises:
         FeatureFileError: missing, truncated, pickled, of another shape or type, or otherwise unusable.
     """
-    content = bytearray(_size(path))  # writable, as torch wants what it converts
-    try:
+    with _opened(path) as (file, size):
         if path.suffix == ".npz":
-            content = bytearray(_npz_member(path))
+            content = bytearray(_npz_member(file))
         else:
-            with path.open("rb") as file:
-                del content[file.readinto(content) :]
-    except OSError as error:
-        raise FeatureFileError(_why(error)) from None
+            content = bytearray(size)  # writable, as torch wants what it converts
+            del content[file.readinto(content) :]
     header = _header(bytes(content[:_LARGEST_HEADER]), len(content))
+    if width is not None and header.shape[1] != width:
+        raise FeatureFileError(f"has features of width {header.shape[1]}, expected {width}")
     numbers: Floats = np.frombuffer(content, dtype=header.dtype, offset=header.start)
     array = numbers.reshape(header.shape, order="F" if header.is_fortran else "C")
-    return array.astype(header.native_dtype, copy=False)
+    return array.astype(header.native, copy=False)
 
 
 def read_shape(path: Path) -> tuple[tuple[int, int], np.dtype[np.floating]]:
-    """Read shape and type of one image's features, without the numbers where the format allows.
-
-    Raises:
-        FeatureFileError: as ``read_features``.
-    """
+    """Read shape and type of one image's features, without the numbers where the format allows; raises as above."""
     if path.suffix == ".npz":
         array = read_features(path)
         return (array.shape[0], array.shape[1]), array.dtype
-    size = _size(path)
-    try:
-        with path.open("rb") as file:
-            header = _header(file.read(_LARGEST_HEADER), size)
-    except OSError as error:
-        raise FeatureFileError(_why(error)) from None
-    return header.shape, header.native_dtype
+    with _opened(path) as (file, size):
+        header = _header(file.read(_LARGEST_HEADER), size)
+    return header.shape, header.native
 
 
 def refuse_not_finite(array: Floats) -> None:
-    """See that every number is finite.
-
-    Raises:
-        FeatureFileError: some are not.
-    """
+    """Raise a FeatureFileError unless every number is finite."""
     # The sum is finite only if every term is; it is far cheaper than a mask, and a false alarm is settled below.
     with np.errstate(all="ignore"):
         total = np.sum(array, dtype=np.float32 if array.dtype == np.float16 else array.dtype)
@@ -116,11 +94,7 @@ def fit_cells(array: Floats, out: Floats) -> None:
 
 
 def store_cells(array: Floats, out: Floats) -> None:
-    """Convert the features of an image into ``out`` [N, W] as ``fit_cells`` does, and see that they survive it.
-
-    Raises:
-        FeatureFileError: values are not finite or beyond float16, or a cell would become zero, which means padding.
-    """
+    """Convert the features of an image into ``out`` [N, W] as ``fit_cells`` does, and see that they survive it."""
     if out.dtype != np.float16 or array.dtype == np.float16:
         refuse_not_finite(array)
         fit_cells(array, out)
@@ -143,59 +117,42 @@ def store_cells(array: Floats, out: Floats) -> None:
 
 
 def read_cells(path: Path, out: Floats) -> None:
-    """Read one image's features into ``out`` [N, W].
-
-    Raises:
-        DataError: the file is missing or cannot be used.
-    """
+    """Read one image's features into ``out`` [N, W]; a DataError says why that cannot be done."""
     try:
-        fit_cells(read_width(path, out.shape[1]), out)
+        fit_cells(read_features(path, out.shape[1]), out)
     except FeatureFileError as error:
-        raise DataError(
-            f"the features in {path} changed since they were prepared: the file {error}", "run trarctl prepare again"
-        ) from None
+        what = f"the features in {path} changed since they were prepared: the file {error}"
+        raise DataError(what, "run trarctl prepare again") from None
 
 
-def read_width(path: Path, width: int) -> Floats:
-    """Read features as ``read_features`` does, and see that they have a width."""
-    array = read_features(path)
-    if array.shape[1] != width:
-        raise FeatureFileError(f"has features of width {array.shape[1]}, expected {width}")
-    return array
-
-
-def _size(path: Path) -> int:
-    """Give the size of a file; pipes and devices, which would be read forever, are refused."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
+    """Open a file and give its size; pipes and devices, which would be read forever, are refused."""
     try:
         status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FeatureFileError("is a directory" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+        if status.st_size == 0:
+            raise FeatureFileError("is empty")
+        with path.open("rb") as file:
+            yield file, status.st_size
+    except FileNotFoundError:
+        raise FeatureFileError("is missing") from None
     except OSError as error:
-        raise FeatureFileError(_why(error)) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise FeatureFileError("is a directory" if stat.S_ISDIR(status.st_mode) else "is no regular file")
-    if status.st_size == 0:
-        raise FeatureFileError("is empty")
-    return status.st_size
+        raise FeatureFileError(f"cannot be read: {error.strerror or error}".lower()) from None
 
 
-def _npz_member(path: Path) -> bytes:
+def _npz_member(file: BufferedReader) -> bytes:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             info = next((member for member in archive.infolist() if member.filename == "x.npy"), None)
             if info is None:
                 raise FeatureFileError('has no array "x"')
             if info.file_size > _LARGEST_MEMBER_BYTES:
                 raise FeatureFileError(f"unpacks to {info.file_size:,} bytes, more than any grid of features")
             return archive.read(info)
-    except EOFError as error:
-        raise FeatureFileError(_why(error)) from None
-    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, RuntimeError, OverflowError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OverflowError) as error:
         raise FeatureFileError(f"is truncated or damaged: {str(error).lower() or 'bad archive'}") from None
-
-
-def _why(error: OSError | EOFError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "is missing"
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}".lower()
 
 
 def _header(start: bytes, size: int) -> ArrayHeader:
@@ -205,14 +162,12 @@ def _header(start: bytes, size: int) -> ArrayHeader:
     if not start.startswith(npy.MAGIC_PREFIX):
         is_pickle = start[:1] == b"\x80"
         raise FeatureFileError("is a pickle, which is never loaded" if is_pickle else "is no .npy file")
-    if len(start) < 12:
+    begin = 10 if start[6:7] == b"\x01" else 12
+    end = begin + int.from_bytes(start[8:begin], "little")
+    if len(start) < 12 or len(start) < end <= _LARGEST_HEADER:
         raise FeatureFileError(f"is truncated: {len(start)} bytes")
-    length_bytes = 2 if start[6] == 1 else 4
-    end = 8 + length_bytes + int.from_bytes(start[8 : 8 + length_bytes], "little")
     if start[6] not in (1, 2, 3) or end > _LARGEST_HEADER:
         raise FeatureFileError("has a damaged header")
-    if len(start) < end:
-        raise FeatureFileError(f"is truncated: {len(start)} bytes")
     header = _parsed_header(start[:end])
     if size < header.num_bytes:
         raise FeatureFileError(f"is truncated: {size:,} of {header.num_bytes:,} bytes")
@@ -240,17 +195,15 @@ def _parsed_header(header: bytes) -> ArrayHeader:
         raise FeatureFileError(f"holds values of type {dtype.str[1:]}, expected float16 or float32")
     if len(shape) != 2 or min(shape) < 1:
         raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]")
-    return ArrayHeader(shape, dtype, is_fortran, len(header), len(header) + math.prod(shape) * dtype.itemsize)
+    native: np.dtype[Any] = np.dtype(np.float16 if dtype.itemsize == 2 else np.float32)
+    num_bytes = len(header) + math.prod(shape) * dtype.itemsize
+    return ArrayHeader(shape, dtype, native, is_fortran, len(header), num_bytes)
 
 
 class FeatureStore:
     """Features of all images of prepared data, by row of the image table; safe to use from several threads.
 
-    Args:
-        folder: the prepared folder.
-        dataset: name of the data set.
-        part: what the manifest says about the features.
-        ids: of each image set its image ids, ascending: numbers or texts.
+    ``part`` is what the manifest says about them, ``ids`` has the image ids of each set, ascending: numbers or texts.
     """
 
     def __init__(self, folder: Path, dataset: str, part: ImagesPart, ids: Sequence[npt.NDArray[Any]]) -> None:
@@ -279,16 +232,10 @@ class FeatureStore:
         return self._sets[int(self._set_indices(np.array([row]))[0])].name
 
     def read(self, rows: npt.NDArray[np.integer]) -> Floats:
-        """Read features.
+        """Read the features [R, N, W] of rows of the image table, in any order; missing cells are zero.
 
-        Args:
-            rows: rows of the image table, in any order, [R].
-
-        Returns:
-            [R, N, W] float32, or float16 if all features are stored so; missing cells are zero.
-
-        Raises:
-            DataError: there are no features, or a file changed since it was prepared.
+        They are float32, or float16 if all features are stored so. A DataError says that there are none, or that a
+        file changed since it was prepared.
         """
         rows = np.asarray(rows)
         set_indices = self._set_indices(rows)

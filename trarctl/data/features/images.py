@@ -71,25 +71,11 @@ class ImageTable:
             write_array(folder / IMAGES / f"{split}.rows.npy", rows)
 
 
-class Problems:
-    """Collects what is wrong with files of one kind, of which the first ten are named."""
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-        self._named: list[str] = []
-        self.count = 0
-
-    def add(self, problems: Sequence[str]) -> None:
-        """Note problems."""
-        self.count += len(problems)
-        self._named += problems[: max(0, 10 - len(self._named))]
-
-    def refuse(self) -> None:
-        """Raise a DataError if there are any."""
-        if self.count:
-            noun = f"1 {self._kind} file is" if self.count == 1 else f"{self.count:,} {self._kind} files are"
-            what = f"{noun} unusable: {listed(self._named, self.count)}"
-            raise DataError(what, "replace these files by good copies")
+def refuse_problems(kind: str, problems: Sequence[str]) -> None:
+    """Raise a DataError that names the first ten unusable files of a kind, if there are any."""
+    if problems:
+        noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
+        raise DataError(f"{noun} unusable: {listed(problems, len(problems))}", "replace these files by good copies")
 
 
 def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
@@ -98,22 +84,14 @@ def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 
 def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
-    """List the files of a folder; of several ways to name them, the one that most files follow.
-
-    Returns:
-        None if there is no such folder.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """List the files of a folder (None: there is none); of several ways to name them, the one that most follow."""
     try:
         names = os.listdir(path)  # noqa: PTH208 - a hundred thousand Path objects would only be taken apart again
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError(
-            f"cannot read the folder {path}: {error.strerror or error}", "let it be read: chmod u+rx"
-        ) from error
+        what = f"cannot read the folder {path}: {error.strerror or error}"
+        raise DataError(what, "let it be read: chmod u+rx") from error
     best, ids = namings[0], namings[0].ids(names)
     for naming in namings[1:]:
         if len(ids) > len(names) // 2:
@@ -125,22 +103,14 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
 
 
 def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
-    """Look for the features of every image set.
-
-    Raises:
-        DataError: ``root`` is no folder, or a folder cannot be read.
-    """
+    """Look for the features of every image set."""
     if not root.is_dir():
         raise DataError(f"no folder of features {root}", "pass the folder that holds them: --features DIR")
     return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
 
 
 def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], root: Path) -> ImageTable:
-    """Look up the picture of every image that a question names, as ``build_table``.
-
-    Raises:
-        DataError: naming pictures that are missing.
-    """
+    """Look up the picture of every image that a question names; a DataError names those that are missing."""
     if not root.is_dir():
         raise DataError(f"no folder of images {root}", "pass the folder that holds them: --images DIR")
     sets = spec.image_sets
@@ -154,12 +124,8 @@ def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[st
     """Give every image that a question names its row.
 
     An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
-    another set belongs to that: Visual Genome's questions are about images of train and val.
-
-    Args:
-        spec: the data set.
-        named: of each split, the image that each question names, [Q].
-        folders: where the images of each set are; empty if nowhere.
+    another set belongs to that: Visual Genome's questions are about images of train and val. ``named`` has the image
+    that each question names, [Q], by split; ``folders`` is empty if there are no images yet.
     """
     names = [files.name for files in spec.image_sets]
     own = {split.name: names.index(split.image_set) for split in spec.splits}
@@ -195,14 +161,7 @@ def _known_ids(spec: DatasetSpec, image_set: str, named: Mapping[str, Ids], fold
 
 
 def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "features") -> tuple[str, ...]:
-    """See that every image that a question names is there.
-
-    Returns:
-        Warnings about sets whose folder is missing though nothing needs it.
-
-    Raises:
-        DataError: naming the first ten that are missing.
-    """
+    """Raise a DataError that names the first ten images that are missing; warn of folders that are, but not needed."""
     warnings, missing, count = list[str](), list[str](), 0
     for images in table.sets:
         if images.folder is not None:
@@ -225,11 +184,7 @@ def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "fea
 
 
 def fingerprint(images: ImageSet) -> str:
-    """Identify the files of an image set by their ids, sizes and times of change.
-
-    Raises:
-        DataError: a file cannot be looked at.
-    """
+    """Identify the files of an image set by their ids, sizes and times of change."""
     if images.folder is None:
         return ""
 
@@ -242,7 +197,6 @@ def fingerprint(images: ImageSet) -> str:
             for found in pool.map(look, batched(images.ids.tolist(), 1024)):
                 digest.update(np.array(found, dtype=np.int64).tobytes())
     except OSError as error:
-        raise DataError(
-            f"cannot read {error.filename}: {error.strerror or error}", "replace it by a file that can be read"
-        ) from error
+        what = f"cannot read {error.filename}: {error.strerror or error}"
+        raise DataError(what, "replace it by a file that can be read") from error
     return digest.hexdigest()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.lib.format as npy
@@ -20,20 +21,26 @@ import orjson
 
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.base import Extractor, ExtractorOptions
-from trarctl.data.features.extract import ExtractedRows, Share, extract_files, fit
-from trarctl.data.features.grid import FeatureFileError, Floats, read_features, read_shape, read_width, store_cells
-from trarctl.data.features.grid import refuse_not_finite as refuse_infinite
+from trarctl.data.features.extract import extract_files, fill_from_pictures, fit
+from trarctl.data.features.grid import (
+    FeatureFileError,
+    Floats,
+    read_features,
+    read_shape,
+    refuse_not_finite,
+    store_cells,
+)
 from trarctl.data.features.images import (
     Ids,
     ImageSet,
     ImageTable,
-    Problems,
     batched,
     build_table,
     feature_folders,
     fingerprint,
     picture_table,
     refuse_missing,
+    refuse_problems,
 )
 from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, NamingPart, StoredType, key_of
 from trarctl.data.progress import Progress
@@ -43,6 +50,7 @@ from trarctl.files import sync_folder, write_bytes, write_json
 from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
+Fill = Callable[[int, Floats], list[str]]
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
@@ -51,15 +59,9 @@ _NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What decides the image half of prepared data.
+    """What decides the image half of prepared data: features come from files, or are made of pictures, or are none.
 
-    Attributes:
-        features: folder of feature files, one folder per image set in it; None: there are none.
-        pack: number type of packed features; None leaves the files where they are.
-        check_values: whether every number of every file is read.
-        pictures: folder of pictures to make features of; None: none are made.
-        extractor: name of what makes them.
-        packs_pictures: whether they go straight into packed files, not into feature files.
+    Without ``pack`` feature files stay where they are; ``packs_pictures`` makes packed features without such files.
     """
 
     features: Path | None
@@ -73,10 +75,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The image table, and a key that changes when anything does that the features depend on.
-
-    ``extractor`` makes or made the features here; with ``options.packs_pictures`` it has yet to be fitted.
-    """
+    """The image table, and a key that changes with all that the features depend on; ``extractor`` may be unfitted."""
 
     options: ImageOptions
     table: ImageTable
@@ -86,23 +85,10 @@ class ImagePlan:
     extractor: Extractor | None
 
 
-def make_features(
-    spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, out: Path, share: Share, progress: Progress
-) -> tuple[Path, Extractor]:
-    """Make feature files of this process's share of the pictures; see ``extract_files``."""
-    assert options.pictures is not None  # noqa: S101 - the callers have looked
-    sets = picture_table(spec, named, options.pictures).sets
-    return extract_files(sets, options.extractor, options.extractor_options, out, share, progress)
-
-
 def plan_images(
-    spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, out: Path, share: Share, progress: Progress
+    spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, out: Path, progress: Progress
 ) -> ImagePlan:
-    """Look up every image that a question names, [Q] of each split; where feature files are wanted, make them first.
-
-    Raises:
-        DataError: naming images that are missing, or pictures that are unusable.
-    """
+    """Look up every image that a question names, [Q] of each split; where feature files are wanted, make them first."""
     progress("looking up images", 0, None)
     root, extractor, warnings = options.features, None, tuple[str, ...]()
     # The key's entries are those of version 0.1, so that what it prepared is not prepared again.
@@ -113,7 +99,8 @@ def plan_images(
         made_by = {extractor.name: extractor.identity()}
     else:
         if options.pictures is not None:
-            root, extractor = make_features(spec, named, options, out, share, progress)
+            sets = picture_table(spec, named, options.pictures).sets
+            root, extractor = extract_files(sets, options.extractor, options.extractor_options, out, progress)
         table = build_table(spec, named, {} if root is None else feature_folders(spec, root))
         warnings = () if root is None else refuse_missing(table, root, spec.name)
     fingerprints = {images.name: fingerprint(images) for images in table.sets}
@@ -128,17 +115,9 @@ def plan_images(
 
 
 def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress) -> ImagesPart:
-    """Check, pack or extract the features of all images.
+    """Check or pack the features of all images; an extractor's description goes into ``building``.
 
-    Args:
-        plan: the image table.
-        out: the prepared folder; packed features are written to their place at once, under names that change with
-            their content.
-        building: where an extractor's description is written.
-        progress: told the images done.
-
-    Raises:
-        DataError: naming feature files or images that are unusable.
+    Packed features are written to their place in ``out`` at once, under names that change with their content.
     """
     extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
     num_cells = options.extractor_options.grid_size**2
@@ -162,15 +141,14 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
             part = {"kind": "files", "folder": os.path.relpath(folder, out.resolve())}
             part |= {"naming": NamingPart(**vars(images.folder.naming)), "stored_type": facts.stored_type}
         elif images.folder is not None and len(images.ids):
-            source: RowSource = FileRows(images)
-            made_by = None
+            fill, made_by = partial(fill_from_files, images), None
             if extractor is not None and options.packs_pictures:
-                source, made_by = ExtractedRows(images, extractor), extractor.describe()
+                fill, made_by = partial(fill_from_pictures, images, extractor), extractor.describe()
             stored_type = facts.stored_type if pack_as == "as-found" or pack_as is None else pack_as
             content = [plan.fingerprints[images.name], str(folder), [num_cells, facts.width], stored_type, made_by]
             path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
             path.parent.mkdir(exist_ok=True)
-            pack(source, path, (len(images.ids), num_cells, facts.width), stored_type, progress=progress)
+            pack(fill, path, (len(images.ids), num_cells, facts.width), stored_type, progress)
             part = {"kind": "packed", "file": path.name, "stored_type": stored_type}
         parts.append(ImageSetPart(name=images.name, num_images=len(images.ids), **part))
     return ImagesPart(
@@ -194,13 +172,9 @@ class FileFacts:
 
 
 def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool, progress: Progress) -> FileFacts:
-    """Look at the features of every image: at all values, or only at shapes, types and sizes.
-
-    Raises:
-        DataError: naming the files that are unusable.
-    """
+    """Look at the features of every image: at all values, or only at shapes, types and sizes."""
     found: defaultdict[tuple[int, int, int], list[Path]] = defaultdict(list)
-    problems = Problems("feature")
+    problems: list[str] = []
 
     def look(paths: Sequence[Path]) -> tuple[list[tuple[tuple[int, int, int], Path]], list[str]]:
         good, bad = [], []
@@ -208,7 +182,7 @@ def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool,
             try:
                 if check_values:
                     array = read_features(path)
-                    refuse_infinite(array)
+                    refuse_not_finite(array)
                     (rows, width), dtype = array.shape, array.dtype
                 else:
                     (rows, width), dtype = read_shape(path)
@@ -221,11 +195,11 @@ def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool,
         pieces = batched([images.file(one) for one in images.ids.tolist()] if images.folder else [], 64)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             for number, (good, bad) in enumerate(pool.map(look, pieces), start=1):
-                problems.add(bad)
+                problems += bad
                 for fact, path in good:
                     found[fact].append(path)
                 progress(f"checking features of {images.name}", min(number * 64, len(images.ids)), len(images.ids))
-    problems.refuse()
+    refuse_problems("feature", problems)
     return _facts(found, num_cells) if found else FileFacts(0, "float32", ())
 
 
@@ -252,66 +226,37 @@ def _facts(found: Mapping[tuple[int, int, int], list[Path]], num_cells: int) -> 
     return FileFacts(width, "float16" if all(size == 2 for _, _, size in found) else "float32", tuple(warnings))
 
 
-class RowSource(Protocol):
-    """Where packed features come from; filled from several threads."""
-
-    def fill(self, first: int, out: Floats) -> list[str]:
-        """Write the features of the images from row ``first`` on into ``out`` [B, N, W]; return what is wrong."""
-        ...
-
-
-@dataclass(frozen=True)
-class FileRows:
-    """Rows out of one file per image."""
-
-    images: ImageSet
-
-    def fill(self, first: int, out: Floats) -> list[str]:
-        """Read, check and convert files."""
-        problems = []
-        for cells, image_id in zip(out, self.images.ids[first : first + len(out)].tolist(), strict=True):
-            path = self.images.file(image_id)
-            try:
-                store_cells(read_width(path, out.shape[2]), cells)
-            except FeatureFileError as error:
-                problems.append(f"{path} {error}")
-        return problems
+def fill_from_files(images: ImageSet, first: int, out: Floats) -> list[str]:
+    """Write features into ``out`` [B, N, W], from row ``first`` of a set on; return what is wrong with files."""
+    problems = []
+    for cells, image_id in zip(out, images.ids[first : first + len(out)].tolist(), strict=True):
+        path = images.file(image_id)
+        try:
+            store_cells(read_features(path, out.shape[2]), cells)
+        except FeatureFileError as error:
+            problems.append(f"{path} {error}")
+    return problems
 
 
-def pack(
-    source: RowSource,
-    path: Path,
-    shape: tuple[int, int, int],
-    stored_type: StoredType,
-    *,
-    progress: Progress,
-    num_threads: int = _NUM_THREADS,
-    sync_bytes: int = _SYNC_BYTES,
-) -> None:
-    """Write all rows of an image set into one file, going on where an earlier attempt was interrupted.
+def pack(fill: Fill, path: Path, shape: tuple[int, int, int], stored_type: StoredType, progress: Progress) -> None:
+    """Write all rows [I, N, W] of an image set into one file, going on where an earlier attempt was interrupted.
 
-    Args:
-        source: gives the rows.
-        path: the file; its name must change with its content, a file that is there counts as whole.
-        shape: [I, N, W].
-        stored_type: number type of the file.
-        progress: told the images done.
-        num_threads: threads that fill blocks.
-        sync_bytes: bytes between two points from which an interrupted attempt goes on.
+    The name of the file must change with its content: one that is there counts as whole. ``fill`` writes the features
+    from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
 
     Raises:
         DataError: naming the files that are unusable; the rows before them are kept for the next attempt.
     """
     if path.exists():
         return
-    partial, marker = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.progress")
+    unfinished, marker = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.progress")
     dtype, header = np.dtype(stored_type), BytesIO()
     described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(header, described)
     row_bytes = shape[1] * shape[2] * dtype.itemsize
-    start = _safe_rows(partial, marker, header.getvalue(), row_bytes)
-    problems, unsafe_bytes, syncing = Problems("feature"), 0, None
-    with partial.open("r+b" if start else "wb") as file, ThreadPoolExecutor(1) as in_background:
+    start = _safe_rows(unfinished, marker, header.getvalue(), row_bytes)
+    problems, unsafe_bytes, syncing = list[str](), 0, None
+    with unfinished.open("r+b" if start else "wb") as file, ThreadPoolExecutor(1) as in_background:
 
         def make_safe(rows: int) -> None:
             os.fsync(file.fileno())
@@ -320,31 +265,31 @@ def pack(
         if not start:
             file.write(header.getvalue())
         file.truncate(file.seek(len(header.getvalue()) + start * row_bytes))
-        for first, block, bad in _blocks(source, shape, dtype, start, max(1, _BLOCK_BYTES // row_bytes), num_threads):
-            problems.add(bad)
+        for first, block, bad in _blocks(fill, shape, dtype, start, max(1, _BLOCK_BYTES // row_bytes)):
+            problems += bad
             progress(f"packing {path.name.split('.')[0]}", first + len(block), shape[0])
-            if problems.count:
+            if problems:
                 continue
             file.write(block.data.cast("B"))
             unsafe_bytes += block.nbytes
-            if unsafe_bytes >= sync_bytes or first + len(block) == shape[0]:
+            if unsafe_bytes >= _SYNC_BYTES or first + len(block) == shape[0]:
                 if syncing is not None:
                     syncing.result()
                 file.flush()
                 syncing, unsafe_bytes = in_background.submit(make_safe, first + len(block)), 0
         if syncing is not None:
             syncing.result()
-    problems.refuse()
-    partial.replace(path)
+    refuse_problems("feature", problems)
+    unfinished.replace(path)
     marker.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def _safe_rows(partial: Path, marker: Path, header: bytes, row_bytes: int) -> int:
+def _safe_rows(unfinished: Path, marker: Path, header: bytes, row_bytes: int) -> int:
     """Give the rows of an interrupted attempt that are certainly on the disk."""
     try:
         rows = int(orjson.loads(marker.read_bytes())["rows"])
-        with partial.open("rb") as file:
+        with unfinished.open("rb") as file:
             has_header = file.read(len(header)) == header
             size = file.seek(0, os.SEEK_END)
     except (OSError, ValueError, KeyError, TypeError):
@@ -353,22 +298,22 @@ def _safe_rows(partial: Path, marker: Path, header: bytes, row_bytes: int) -> in
 
 
 def _blocks(
-    source: RowSource, shape: tuple[int, int, int], dtype: np.dtype[np.floating], start: int, rows: int, threads: int
+    fill: Fill, shape: tuple[int, int, int], dtype: np.dtype[np.floating], start: int, rows: int
 ) -> Iterator[tuple[int, Floats, list[str]]]:
-    """Fill blocks of rows in threads and give them in order; a block's memory is used again afterwards."""
-    firsts = deque(range(start, shape[0], rows))
-    free = [np.empty((rows, *shape[1:]), dtype=dtype) for _ in range(threads + 1)]
-    running: deque[tuple[int, Floats, Floats, Future[list[str]]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            while firsts or running:
-                while firsts and free:
-                    buffer, first = free.pop(), firsts.popleft()
-                    block = buffer[: min(rows, shape[0] - first)]
-                    running.append((first, block, buffer, pool.submit(source.fill, first, block)))
-                first, block, buffer, future = running.popleft()
-                yield first, block, future.result()
-                free.append(buffer)
-        finally:
-            for *_, future in running:
-                future.cancel()
+    """Fill blocks of rows in threads and give them in order, a few ahead; their memory is used again afterwards."""
+    buffers: list[Floats] = [np.empty((rows, *shape[1:]), dtype=dtype) for _ in range(_NUM_THREADS + 1)]
+
+    def filled(number: int, first: int) -> tuple[int, Floats, list[str]]:
+        block = buffers[number % len(buffers)][: shape[0] - first]
+        return first, block, fill(first, block)
+
+    pool, running = ThreadPoolExecutor(_NUM_THREADS), deque[Future[tuple[int, Floats, list[str]]]]()
+    try:
+        for number, first in enumerate(range(start, shape[0], rows)):
+            running.append(pool.submit(filled, number, first))
+            if len(running) > _NUM_THREADS:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

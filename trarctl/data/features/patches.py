@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.features.base import Extractor, ExtractorOptions
+from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s
 from trarctl.data.manifest import StoredType
 from trarctl.errors import DataError
 from trarctl.registry import EXTRACTORS
@@ -20,19 +20,12 @@ from trarctl.registry import EXTRACTORS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """Shape of the descriptor.
-
-    Attributes:
-        patches_per_side: patches along one side of a cell; their descriptions are joined.
-        patch_pixels: pixels along one side of a patch.
-        num_directions: bins of the histogram of gradient directions, over 180 degrees.
-    """
+    """Shape of the descriptor: a cell joins patches_per_side ** 2 patches; directions share 180 degrees."""
 
     grid_size: int = 4
     patches_per_side: int = 2
@@ -52,10 +45,7 @@ class PatchSettings:
 
 @EXTRACTORS.register("patches")
 class Patches(Extractor):
-    """Mean and deviation of red, green and blue in each patch, and the directions of its edges.
-
-    Fitted: over the cells of the training images every feature has mean 0 and deviation 1.
-    """
+    """Color and edges of each patch; over the training images, to which it is fitted, with mean 0 and deviation 1."""
 
     name = "patches"
     stored_type: ClassVar[StoredType] = "float32"
@@ -68,7 +58,7 @@ class Patches(Extractor):
         self._mean, self._deviation = np.zeros(self.width), np.ones(self.width)
 
     def fit(self, batches: Iterable[Sequence[Image]]) -> None:
-        """Choose the statistics so that the cells of these images have mean 0 and deviation 1."""
+        """Choose the statistics."""
         count, total, squares = 0, np.zeros(self.width), np.zeros(self.width)
         for images in batches:
             cells = describe_patches(images, self.settings).reshape(-1, self.width).astype(np.float64)
@@ -87,12 +77,8 @@ class Patches(Extractor):
 
     def describe(self) -> dict[str, Any]:
         """Give settings and statistics."""
-        return {
-            "name": self.name,
-            "settings": self.identity(),
-            "mean": self._mean.tolist(),
-            "deviation": self._deviation.tolist(),
-        }
+        statistics = {"mean": self._mean.tolist(), "deviation": self._deviation.tolist()}
+        return {"name": self.name, "settings": self.identity(), **statistics}
 
     def restore(self, description: dict[str, Any]) -> None:
         """Take over settings and statistics."""
@@ -104,22 +90,14 @@ class Patches(Extractor):
         if not is_whole or not (self._deviation > 0).all():
             raise ValueError("its statistics")
 
-    def extract(self, images: Sequence[Image]) -> Floats:
+    def extract(self, images: Sequence[Image]) -> Float32s:
         """Describe images, [B, N, W], standardized by the fitted statistics."""
         cells = describe_patches(images, self.settings)
         return ((cells - self._mean) / self._deviation).astype(np.float32)
 
 
-def describe_patches(images: Sequence[Image], settings: PatchSettings) -> Floats:
-    """Describe every patch of images, four or so joined to a cell.
-
-    Args:
-        images: of any size and mode.
-        settings: shape of the descriptor.
-
-    Returns:
-        [B, N, W]; of each patch mean and deviation of red, green, blue in 0..1, then edge strength by direction.
-    """
+def describe_patches(images: Sequence[Image], settings: PatchSettings) -> Float32s:
+    """Describe patches, [B, N, W]: mean and deviation of red, green, blue in 0..1, and edge strength by direction."""
     pixels = _pixels(images, settings.image_pixels)
     mean = _patch_means(pixels, settings)
     variance = _patch_means(pixels**2, settings) - mean**2
@@ -140,13 +118,10 @@ def _patch_means(values: Doubles, settings: PatchSettings) -> Doubles:
 
 
 def _pixels(images: Sequence[Image], side: int) -> Doubles:
-    """Give images as [B, 3, side, side], 0..1."""
+    """Give images as [B, 3, side, side], 0..1; one of that size stays as it is when it is resized."""
     from PIL.Image import Resampling
 
-    fitted = (image.convert("RGB") for image in images)
-    resized = (
-        image if image.size == (side, side) else image.resize((side, side), Resampling.BICUBIC) for image in fitted
-    )
+    resized = (image.convert("RGB").resize((side, side), Resampling.BICUBIC) for image in images)
     return np.stack([np.asarray(image) for image in resized]).transpose(0, 3, 1, 2) / 255.0
 
 

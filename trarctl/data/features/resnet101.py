@@ -12,17 +12,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from trarctl.data.features.base import Extractor, ExtractorOptions
+from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s
 from trarctl.errors import DataError
 from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
-
-Floats = npt.NDArray[np.float32]
 
 # The third stage sees the image at a sixteenth of its size.
 PIXELS_PER_CELL = 16
@@ -32,16 +29,8 @@ _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 
-def preprocess(images: Sequence[Image], side: int) -> Floats:
-    """Make images ready for a network that was trained on ImageNet.
-
-    Args:
-        images: of any size and mode.
-        side: pixels along one side, to which the whole image is resized (bicubic, on 8 bits, not cropped).
-
-    Returns:
-        [B, 3, side, side], standardized by ImageNet's mean and deviation of each color.
-    """
+def preprocess(images: Sequence[Image], side: int) -> Float32s:
+    """Resize whole images (bicubic, on 8 bits) and standardize them as ImageNet's colors, [B, 3, side, side]."""
     from PIL.Image import Resampling
 
     resized = (image.convert("RGB").resize((side, side), Resampling.BICUBIC) for image in images)
@@ -51,11 +40,7 @@ def preprocess(images: Sequence[Image], side: int) -> Floats:
 
 @EXTRACTORS.register("resnet101")
 class ResNet101(Extractor):
-    """Runs images, resized to 16 * S pixels, through the first three stages of ResNet-101.
-
-    Raises:
-        DataError: the weights cannot be read; or, from ``load``, torchvision is not installed or they are others.
-    """
+    """Runs images, resized to 16 * S pixels, through the first three stages of ResNet-101."""
 
     name = "resnet101"
     width = 1024
@@ -63,7 +48,7 @@ class ResNet101(Extractor):
     def __init__(self, options: ExtractorOptions) -> None:
         super().__init__(options)
         self._weights, self._devices = options.weights, options.devices
-        self._digest = _weights_digest(options.weights)
+        self._digest = "IMAGENET1K_V1" if options.weights is None else _sha256(options.weights)
         self._idle: SimpleQueue[tuple[str, nn.Module]] | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -76,7 +61,7 @@ class ResNet101(Extractor):
         for device in self._devices:
             self._idle.put((device, _third_stage(self._weights).to(device)))
 
-    def extract(self, images: Sequence[Image]) -> Floats:
+    def extract(self, images: Sequence[Image]) -> Float32s:
         """Run images through the network, [B, N, W]."""
         import torch
 
@@ -88,14 +73,11 @@ class ResNet101(Extractor):
                 maps = network(pixels.to(device))
         finally:
             self._idle.put((device, network))
-        cells: Floats = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
+        cells: Float32s = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
         return cells
 
 
-def _weights_digest(weights: Path | None) -> str:
-    """Identify weights: SHA-256 of the file, or the name of torchvision's download."""
-    if weights is None:
-        return "IMAGENET1K_V1"
+def _sha256(weights: Path) -> str:
     try:
         with weights.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from trarctl.data.features.base import ExtractorOptions
-from trarctl.data.features.resnet101 import ResNet101, preprocess
+from trarctl.data.features.resnet101 import PIXELS_PER_CELL, ResNet101, preprocess
 from trarctl.errors import DataError
 
 
@@ -49,6 +49,21 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_that_are_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the weights .*: No such file"):
         _loaded(14, tmp_path / "resnet101.pth")
+
+
+def test_maps_become_cells_in_row_order_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    network = torch.nn.Conv2d(3, 1024, PIXELS_PER_CELL, PIXELS_PER_CELL)
+    monkeypatch.setattr("trarctl.data.features.resnet101._third_stage", lambda _: network)
+    extractor = ResNet101(ExtractorOptions(3, devices=("cpu", "cpu")))
+    assert extractor.describe() == {"name": "resnet101", "grid_size": 3, "weights": "IMAGENET1K_V1"}
+    extractor.load()
+    for _ in range(3):
+        features = extractor.extract(_pictures()[:2])
+        with torch.inference_mode():
+            maps = network(torch.from_numpy(preprocess(_pictures()[:2], 48)))
+        np.testing.assert_allclose(features[:, 5], maps[:, :, 1, 2].numpy(), rtol=1e-5)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Pictures to grid features: what every extractor offers, how one is made, and how pictures are read.
 
-An extractor is one class in one file, registered by name; ``tests/extending/test_extractor.py`` has one of five lines.
+An extractor is one class in one file, registered by name; ``tests/extending/test_extractor.py`` has a small one.
 
 Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
 """

@@ -39,16 +39,14 @@ if TYPE_CHECKING:
 
 # Few enough that a batch of small images stays in the processor's cache.
 _BATCH_IMAGES = 32
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def share_of_environment() -> tuple[int, int]:
     """Give rank and number of the processes that ``torchrun`` started; (0, 1) without torchrun."""
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-        raise DataError(
-            f"RANK={rank} and WORLD_SIZE={size} do not fit together", "start all processes by torchrun, or unset both"
-        )
+        what = f"RANK={rank} and WORLD_SIZE={size} do not fit together"
+        raise DataError(what, "start all processes by torchrun, or unset both")
     return int(rank), int(size)
 
 
@@ -86,11 +84,11 @@ def extract_files(
     folder.mkdir(parents=True, exist_ok=True)
     if extractor.is_fitted:
         if rank == 0 and not (folder / BACKBONE).exists():
-            fit(extractor, sets[0], progress)
+            extractor.fit(training_images(sets[0], progress))
             write_json(folder / BACKBONE, extractor.describe())
         while not (folder / BACKBONE).exists():
             progress("waiting for the first process", 0, None)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(1)
         extractor = read_extractor(folder / BACKBONE, options)
     own = {images.name: images.ids[rank::num_processes].tolist() for images in sets}
     left = {images.name: _left(folder, images, own[images.name]) for images in sets}
@@ -112,24 +110,20 @@ def extract_files(
         others = images.ids.tolist()
         while others := _left(folder, images, others):
             progress("waiting for the other processes", len(images.ids) - len(others), len(images.ids))
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(1)
     return folder, extractor
 
 
-def fit(extractor: Extractor, images: ImageSet, progress: Progress) -> None:
-    """Fit an extractor to the training images; a DataError names those that are unusable."""
-
-    def batches() -> Iterator[list[Image]]:
-        problems, done = list[str](), 0
-        for ids in batched(images.ids.tolist(), _BATCH_IMAGES):
-            loaded, bad = load_images(images.file(image_id) for image_id in ids)
-            problems += bad
-            yield loaded
-            done += len(ids)
-            progress("fitting the image descriptor", done, len(images.ids))
-        refuse_problems("image", problems)
-
-    extractor.fit(batches())
+def training_images(images: ImageSet, progress: Progress) -> Iterator[list[Image]]:
+    """Give batches of images to fit an extractor to; a DataError names those that are unusable, after the last."""
+    problems, done = list[str](), 0
+    for ids in batched(images.ids.tolist(), _BATCH_IMAGES):
+        loaded, bad = load_images(images.file(image_id) for image_id in ids)
+        problems += bad
+        yield loaded
+        done += len(ids)
+        progress("fitting the image descriptor", done, len(images.ids))
+    refuse_problems("image", problems)
 
 
 def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:

@@ -82,8 +82,7 @@ def refuse_not_finite(array: Floats) -> None:
     with np.errstate(all="ignore"):
         total = np.sum(array, dtype=np.float32 if array.dtype == np.float16 else array.dtype)
     if not np.isfinite(total) and not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise FeatureFileError(f"holds {count:,} values that are NaN or infinite")
+        raise FeatureFileError(f"holds {(~np.isfinite(array)).sum():,} values that are NaN or infinite")
 
 
 def fit_cells(array: Floats, out: Floats) -> None:
@@ -136,10 +135,9 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
             raise FeatureFileError("is empty")
         with path.open("rb") as file:
             yield file, status.st_size
-    except FileNotFoundError:
-        raise FeatureFileError("is missing") from None
     except OSError as error:
-        raise FeatureFileError(f"cannot be read: {error.strerror or error}".lower()) from None
+        why = f"cannot be read: {error.strerror or error}".lower()
+        raise FeatureFileError("is missing" if isinstance(error, FileNotFoundError) else why) from None
 
 
 def _npz_member(file: BufferedReader) -> bytes:

@@ -65,10 +65,9 @@ class ImageTable:
     def write(self, folder: Path) -> None:
         """Write ids by image set and rows by split into ``folder/images``."""
         (folder / IMAGES).mkdir(exist_ok=True)
-        for images in self.sets:
-            write_array(folder / IMAGES / f"{images.name}.ids.npy", images.ids)
-        for split, rows in self.rows.items():
-            write_array(folder / IMAGES / f"{split}.rows.npy", rows)
+        ids = {f"{images.name}.ids": images.ids for images in self.sets}
+        for name, array in (ids | {f"{split}.rows": rows for split, rows in self.rows.items()}).items():
+            write_array(folder / IMAGES / f"{name}.npy", array)
 
 
 def refuse_problems(kind: str, problems: Sequence[str]) -> None:

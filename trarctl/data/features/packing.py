@@ -21,7 +21,7 @@ import orjson
 
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.base import Extractor, ExtractorOptions
-from trarctl.data.features.extract import extract_files, fill_from_pictures, fit
+from trarctl.data.features.extract import extract_files, fill_from_pictures, training_images
 from trarctl.data.features.grid import (
     FeatureFileError,
     Floats,
@@ -51,6 +51,8 @@ from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
 Fill = Callable[[int, Floats], list[str]]
+# What feature files have in common: width W, number type, and what is odd but usable.
+Common = tuple[int, StoredType, tuple[str, ...]]
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
@@ -123,14 +125,15 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
     num_cells = options.extractor_options.grid_size**2
     if extractor is not None and options.packs_pictures:
         if extractor.is_fitted:
-            fit(extractor, plan.table.sets[0], progress)
+            extractor.fit(training_images(plan.table.sets[0], progress))
         extractor.load()
         pack_as = pack_as or extractor.stored_type
-        facts = FileFacts(extractor.width, extractor.stored_type, ())
+        width, common_type, warnings = extractor.width, extractor.stored_type, plan.warnings
     else:
         # Packing reads and checks every number anyway, so shapes are enough before it.
         check_values = options.check_values and pack_as is None
-        facts = check_files(plan.table.sets, num_cells, check_values=check_values, progress=progress)
+        width, common_type, odd = check_files(plan.table.sets, num_cells, check_values=check_values, progress=progress)
+        warnings = plan.warnings + odd
     if extractor is not None:
         write_json(building / BACKBONE, extractor.describe())
     parts = []
@@ -139,39 +142,30 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
         folder = "" if images.folder is None else images.folder.path.resolve()
         if images.folder is not None and pack_as is None:
             part = {"kind": "files", "folder": os.path.relpath(folder, out.resolve())}
-            part |= {"naming": NamingPart(**vars(images.folder.naming)), "stored_type": facts.stored_type}
+            part |= {"naming": NamingPart(**vars(images.folder.naming)), "stored_type": common_type}
         elif images.folder is not None and len(images.ids):
             fill, made_by = partial(fill_from_files, images), None
             if extractor is not None and options.packs_pictures:
                 fill, made_by = partial(fill_from_pictures, images, extractor), extractor.describe()
-            stored_type = facts.stored_type if pack_as == "as-found" or pack_as is None else pack_as
-            content = [plan.fingerprints[images.name], str(folder), [num_cells, facts.width], stored_type, made_by]
+            stored_type = common_type if pack_as == "as-found" or pack_as is None else pack_as
+            content = [plan.fingerprints[images.name], str(folder), [num_cells, width], stored_type, made_by]
             path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
             path.parent.mkdir(exist_ok=True)
-            pack(fill, path, (len(images.ids), num_cells, facts.width), stored_type, progress)
+            pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress)
             part = {"kind": "packed", "file": path.name, "stored_type": stored_type}
         parts.append(ImageSetPart(name=images.name, num_images=len(images.ids), **part))
     return ImagesPart(
         key=plan.key,
         grid_size=options.extractor_options.grid_size,
-        feature_width=facts.width,
+        feature_width=width,
         pack=options.pack,
         backbone=None if extractor is None else extractor.name,
         image_sets=tuple(parts),
-        warnings=plan.warnings + facts.warnings,
+        warnings=warnings,
     )
 
 
-@dataclass(frozen=True)
-class FileFacts:
-    """What the features of all images have in common: width W, float16 if every file is, and what is odd but usable."""
-
-    width: int
-    stored_type: StoredType
-    warnings: tuple[str, ...]
-
-
-def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool, progress: Progress) -> FileFacts:
+def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool, progress: Progress) -> Common:
     """Look at the features of every image: at all values, or only at shapes, types and sizes."""
     found: defaultdict[tuple[int, int, int], list[Path]] = defaultdict(list)
     problems: list[str] = []
@@ -200,11 +194,11 @@ def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool,
                     found[fact].append(path)
                 progress(f"checking features of {images.name}", min(number * 64, len(images.ids)), len(images.ids))
     refuse_problems("feature", problems)
-    return _facts(found, num_cells) if found else FileFacts(0, "float32", ())
+    return _in_common(found, num_cells) if found else (0, "float32", ())
 
 
-def _facts(found: Mapping[tuple[int, int, int], list[Path]], num_cells: int) -> FileFacts:
-    """Find what all files have in common, by rows, width and bytes per number."""
+def _in_common(found: Mapping[tuple[int, int, int], list[Path]], num_cells: int) -> Common:
+    """Compare all files, listed by rows, width and bytes per number."""
     counts: defaultdict[int, int] = defaultdict(int)
     for (_, one, _), paths in found.items():
         counts[one] += len(paths)
@@ -223,7 +217,7 @@ def _facts(found: Mapping[tuple[int, int, int], list[Path]], num_cells: int) -> 
         warnings.append(f"every feature file has at least {smallest} rows, of which {num_cells} are used{fitting}")
     if largest < num_cells:
         warnings.append(f"no feature file has more than {largest} rows: {num_cells} are padded with zeros")
-    return FileFacts(width, "float16" if all(size == 2 for _, _, size in found) else "float32", tuple(warnings))
+    return width, "float16" if all(size == 2 for _, _, size in found) else "float32", tuple(warnings)
 
 
 def fill_from_files(images: ImageSet, first: int, out: Floats) -> list[str]:

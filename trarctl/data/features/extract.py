@@ -196,10 +196,8 @@ def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tu
     shape = (len(good), extractor.grid_size**2, extractor.width)
     features = extractor.extract(list(good.values())) if good else np.empty(shape, dtype=np.float32)
     if features.shape != shape:
-        raise DataError(
-            f"the extractor {extractor.name} gave features of shape {list(features.shape)}, expected {list(shape)}",
-            "correct its width, or what its extract returns",
-        )
+        what = f"the extractor {extractor.name} gave features of shape {list(features.shape)}, expected {list(shape)}"
+        raise DataError(what, "correct its width, or what its extract returns")
     return list(good), features, [one for one in found.values() if isinstance(one, str)]
 
 

@@ -244,10 +244,15 @@ class FeatureStore:
             if images.kind == "none":
                 raise DataError(f"{self._folder} was prepared without features of {images.name}", self._cure)
             if packed is not None:
-                _gather(out, targets, packed, local)
+                target = out[targets[0] : targets[-1] + 1]
+                if len(target) == len(targets) and out.dtype == packed.dtype:
+                    # They lie side by side: copied once. Other modes than clip copy everything twice.
+                    np.take(np.asarray(packed), local, axis=0, out=target, mode="clip")
+                else:
+                    out[targets] = packed[local]
                 continue
-            for target, image_id in zip(targets.tolist(), self._ids[index][local].tolist(), strict=True):
-                read_cells(self._file(images, image_id), out[target])
+            for row, image_id in zip(targets.tolist(), self._ids[index][local].tolist(), strict=True):
+                read_cells(self._file(images, image_id), out[row])
         return out
 
     def _set_indices(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
@@ -273,12 +278,3 @@ class FeatureStore:
 
     def _damaged(self, name: str) -> DataError:
         return DataError(f"prepared data in {self._folder} is damaged: {name}", self._cure)
-
-
-def _gather(out: Floats, targets: npt.NDArray[np.int64], packed: Floats, rows: npt.NDArray[np.integer]) -> None:
-    """Copy ``rows`` of a packed file to ``targets``, rising, of ``out``; once where they lie side by side."""
-    target = out[targets[0] : targets[-1] + 1]
-    if len(target) == len(targets) and out.dtype == packed.dtype:
-        np.take(np.asarray(packed), rows, axis=0, out=target, mode="clip")  # other modes copy everything twice
-    else:
-        out[targets] = packed[rows]

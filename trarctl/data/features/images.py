@@ -168,17 +168,13 @@ def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "fea
             count += len(absent)
             missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
         elif images.files.is_required and len(images.ids):
-            raise DataError(
-                f"no folder {root / images.name} with the {what} of {len(images.ids):,} images",
-                f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.name}",
-            )
+            problem = f"no folder {root / images.name} with the {what} of {len(images.ids):,} images"
+            raise DataError(problem, f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.name}")
         elif len(images.ids):
             warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
     if count:
-        raise DataError(
-            f"no {what} for {'image' if count == 1 else 'images'} {listed(missing, count)}",
-            f"trarctl prepare {dataset} --{what} DIR, with a complete copy",
-        )
+        problem = f"no {what} for {'image' if count == 1 else 'images'} {listed(missing, count)}"
+        raise DataError(problem, f"trarctl prepare {dataset} --{what} DIR, with a complete copy")
     return tuple(warnings)
 
 

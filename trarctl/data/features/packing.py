@@ -205,10 +205,8 @@ def _in_common(found: Mapping[tuple[int, int, int], list[Path]], num_cells: int)
     width = max(counts, key=lambda one: counts[one])
     others = sorted(f"{path} has {one}" for (_, one, _), paths in found.items() if one != width for path in paths)
     if others:
-        raise DataError(
-            f"features of mixed widths: {counts[width]:,} files have {width}, but {listed(others, len(others))}",
-            "keep features of one extractor only",
-        )
+        what = f"features of mixed widths: {counts[width]:,} files have {width}, but {listed(others, len(others))}"
+        raise DataError(what, "keep features of one extractor only")
     warnings = []
     smallest, largest = min(rows for rows, _, _ in found), max(rows for rows, _, _ in found)
     if smallest > num_cells:

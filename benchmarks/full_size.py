@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -172,15 +173,15 @@ def _measure_resuming(folder: Path, feats: Path) -> Measured:
 def _pack(feats: Path, path: Path, stored: Any) -> tuple[float, int, Any]:
     from trarctl.data.datasets.base import FileNaming
     from trarctl.data.datasets.clevr import CLEVR
-    from trarctl.data.features.image_table import ImageSet, scan_folder
-    from trarctl.data.features.packing import FileRows, pack
+    from trarctl.data.features.images import ImageSet, scan_folder
+    from trarctl.data.features.packing import fill_from_files, pack
     from trarctl.data.progress import no_progress
 
     started = time.perf_counter()
     found = scan_folder(feats, [FileNaming("", 1, ".npy")])
     assert found is not None
     images = ImageSet(CLEVR.image_sets[0], found.ids, found)
-    pack(FileRows(images), path, (len(found.ids), *FEATURE_SHAPE), stored, progress=no_progress)
+    pack(partial(fill_from_files, images), path, (len(found.ids), *FEATURE_SHAPE), stored, no_progress)
     return time.perf_counter() - started, _peak_bytes(), None
 
 

@@ -42,7 +42,7 @@ def predict(
     weights: Annotated[
         Path | None,
         option(
-            "--weights", DATA_PANEL, "Weights of the backbone, if prepare was given a file of them.", metavar="FILE"
+            "--weights", DATA_PANEL, "Weights of the extractor, if prepare was given a file of them.", metavar="FILE"
         ),
     ] = None,
     gpus: GpusOption = None,
@@ -103,7 +103,7 @@ def _wanted(
 
 
 def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> None:
-    from trarctl.data.features.patches import load_images
+    from trarctl.data.features.base import load_images
     from trarctl.report.pictures import picture_of, save_picture
 
     images, _ = load_images([path])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
+
 from trarctl.commands.console import add_row, duration, make_table, say, show_table, warn
 from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """Examples:
   trarctl prepare easy-vqa
   trarctl prepare vqa --raw data/vqa/raw --features data/vqa/feats --vectors en_core_web_lg
-  trarctl prepare clevr --images data/clevr/raw/images --backbone resnet101 --gpus 0,1"""
+  trarctl prepare clevr --images data/clevr/raw/images --extractor resnet101 --gpus 0,1"""
 FEATURES_PANEL = "Image features"
 WORDS_PANEL = "Words and answers"
 
@@ -48,10 +50,17 @@ def prepare(
             metavar="DIR",
         ),
     ] = None,
-    backbone: Annotated[
-        Literal["resnet101"],
-        option("--backbone", FEATURES_PANEL, "The network that extracts them; needs torchvision.", shows_default=True),
-    ] = "resnet101",
+    extractor: Annotated[
+        str | None,
+        option(
+            "--extractor",
+            FEATURES_PANEL,
+            "resnet101 (needs torchvision), patches, or one that a plugin adds; by default resnet101, for easy-vqa"
+            " patches.",
+            metavar="NAME",
+        ),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", hidden=True)] = None,  # the name in version 0.1
     weights: Annotated[
         Path | None,
         option("--weights", FEATURES_PANEL, "Its weights; by default torchvision downloads them.", metavar="FILE"),
@@ -136,7 +145,7 @@ def prepare(
         pack=pack,
         rebuild=rebuild,
         images=images,
-        backbone=backbone,
+        extractor=extractor or backbone,
         weights=weights,
         devices=_devices(gpus) if images is not None else ("cpu",),
     )
@@ -158,7 +167,7 @@ def prepare(
 
 
 def _devices(gpus: str | None) -> tuple[str, ...]:
-    """The devices that extract features, one copy of the backbone each."""
+    """The devices that extract features, one copy of the extractor each."""
     from trarctl.engine.distributed import plan_placement
 
     placement = plan_placement(gpus, os.environ)

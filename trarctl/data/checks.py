@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from trarctl.data.datasets.base import Layout
-from trarctl.data.features.image_table import Folder
+from trarctl.data.features.images import Folder
 
 Verdict = Literal["ok", "other count", "missing", "not there, not needed", "damaged"]
 

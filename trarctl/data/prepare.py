@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,9 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data.checks import CheckRow, file_rows, folder_rows
-from trarctl.data.features.extract import share_of_environment
-from trarctl.data.features.extract_stage import make_features
-from trarctl.data.features.image_stage import ImagePlan, build_images, plan_images, write_table
-from trarctl.data.features.image_table import Ids, feature_folders
+from trarctl.data.features.extract import extract_files
+from trarctl.data.features.images import Ids, feature_folders, picture_table
+from trarctl.data.features.packing import ImagePlan, build_images, plan_images
 from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, writing
 from trarctl.data.manifest import (
     ANSWERS,
@@ -68,11 +66,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         work.old = None if work.rebuild else _old_manifest(work.out)
         text, is_text_current = _text(work)
         named = _named(work, text, is_text_current)
-        if work.backbone_options is not None:
-            share = share_of_environment()
-            features = make_features(work.layout, named, work.out, work.backbone_options, share, progress)
-            work.image_options = replace(work.image_options, features=features)
-        plan = plan_images(work.layout, named, work.image_options, progress)
+        plan = plan_images(work.layout, named, work.image_options, work.out, progress)
         has_current_images = work.old is not None and work.old.images.key == plan.key
         if work.old is not None and is_text_current and has_current_images:
             shutil.rmtree(work.building)
@@ -89,14 +83,16 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         SettingsError: a value is outside its limits, or there are no images to share.
     """
     work = plan_work(request, progress)
-    if work.backbone_options is None:
+    options = work.image_options
+    if options.pictures is None or options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
         split.name: work.layout.read_split(work.raw, split, data, progress).image_id
         for split in present_splits(work.layout, work.raw)
     }
-    make_features(work.layout, named, work.out, work.backbone_options, share_of_environment(), progress)
+    sets = picture_table(work.layout, named, options.pictures).sets
+    extract_files(sets, options.extractor, options.extractor_options, work.out, progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:
@@ -194,11 +190,11 @@ def _finish(
     """Build what is missing, put it in place and write the manifest."""
     new = [IMAGES] if is_text_current else [IMAGES, *_text_entries(text)]
     remove(work.building / IMAGES)
-    write_table(plan, work.building)
+    plan.table.write(work.building)
     if has_current_images and work.old is not None:
         images = work.old.images
     else:
-        images = build_images(plan, work.image_options, work.out, work.building, work.progress)
+        images = build_images(plan, work.out, work.building, work.progress)
         new += [BACKBONE] if images.backbone else []
     keep = {*_text_entries(text), *_image_entries(images)}
     obsolete = _obsolete(work, keep)

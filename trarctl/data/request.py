@@ -7,12 +7,13 @@ from pathlib import Path
 
 from trarctl.data.checks import CheckRow
 from trarctl.data.datasets.base import Layout, layout_of
-from trarctl.data.features.extract_stage import BackboneOptions, check_backbone
-from trarctl.data.features.image_stage import ImageOptions, Pack
+from trarctl.data.features.base import ExtractorOptions
+from trarctl.data.features.packing import ImageOptions, Pack
 from trarctl.data.manifest import Manifest
 from trarctl.data.progress import Progress
 from trarctl.data.text_stage import TextOptions
 from trarctl.errors import DataError, SettingsError
+from trarctl.registry import EXTRACTORS
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PrepareRequest:
         check_values: whether to read every number of every feature file; else only shapes and sizes.
         rebuild: prepare again even if nothing changed.
         images: VQA, CLEVR: folder with one folder of images per image set, to make features of.
-        backbone: what makes them.
+        extractor: what makes them; default: patches for easy-VQA, else resnet101.
         weights: file of its weights; None: torchvision's own download.
         devices: where it runs, such as ``cpu`` or ``cuda:0``, one copy each.
     """
@@ -52,7 +53,7 @@ class PrepareRequest:
     check_values: bool = True
     rebuild: bool = False
     images: Path | None = None
-    backbone: str = "resnet101"
+    extractor: str | None = None
     weights: Path | None = None
     devices: tuple[str, ...] = ("cpu",)
 
@@ -87,7 +88,6 @@ class Work:
     out: Path
     text_options: TextOptions
     image_options: ImageOptions
-    backbone_options: BackboneOptions | None
     rebuild: bool
     progress: Progress
     building: Path = field(default_factory=Path)
@@ -129,34 +129,32 @@ def plan_work(request: PrepareRequest, progress: Progress) -> Work:
         raw=raw,
         out=request.out or default_out(layout.dataset),
         text_options=TextOptions(request.max_words, request.min_answer_count, request.vectors),
-        image_options=ImageOptions(
-            grid_size=grid,
-            features=None if has_own else _features(request, raw),
-            pack=request.pack,
-            check_values=request.check_values,
-            images=raw if has_own else None,
-        ),
-        backbone_options=_backbone(request, grid, has_own=has_own),
+        image_options=_image_options(request, layout, raw, grid),
         rebuild=request.rebuild,
         progress=progress,
     )
 
 
-def _backbone(request: PrepareRequest, grid: int, *, has_own: bool) -> BackboneOptions | None:
-    if request.images is None:
-        return None
-    check_backbone(request.backbone)
-    if has_own or request.features is not None:
+def _image_options(request: PrepareRequest, spec: Layout, raw: Path, grid: int) -> ImageOptions:
+    """Say what features are read from or made of: files, pictures that the user named, or the data set's own."""
+    has_own = spec.extractor is not None
+    if request.images is not None and (has_own or request.features is not None):
         raise SettingsError(
             "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
         )
-    return BackboneOptions(request.images, request.backbone, grid, request.weights, request.devices)
-
-
-def _features(request: PrepareRequest, raw: Path) -> Path | None:
-    if request.without_features or request.images is not None:
-        return None
-    if request.features is not None:
-        return request.features
-    beside = raw.resolve().parent / "feats"
-    return beside if beside.is_dir() else None
+    pictures = raw if has_own else request.images
+    extractor = request.extractor or spec.extractor or "resnet101"
+    if pictures is not None and extractor not in EXTRACTORS:
+        raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
+    features, beside = request.features, raw.resolve().parent / "feats"
+    if features is None and pictures is None and beside.is_dir():
+        features = beside
+    return ImageOptions(
+        features=None if request.without_features else features,
+        pack=request.pack,
+        check_values=request.check_values,
+        extractor_options=ExtractorOptions(grid, request.weights, request.devices),
+        pictures=pictures,
+        extractor=extractor,
+        packs_pictures=has_own,
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.data.features.patches import load_images
+from trarctl.data.features.base import load_images
 from trarctl.errors import DataError
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from tests.data.preparing import prepare_golden, write_clevr, write_features
 from trarctl.data.datasets.base import FileNaming
 from trarctl.data.datasets.clevr import CLEVR
 from trarctl.data.features import packing
-from trarctl.data.features.image_table import ImageSet, scan_folder
-from trarctl.data.features.packing import FileRows, pack
+from trarctl.data.features.images import ImageSet, scan_folder
+from trarctl.data.features.packing import fill_from_files, pack
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
 from trarctl.data.progress import no_progress
@@ -41,48 +42,50 @@ def _images(tmp_path: Path, count: int, width: int = 5) -> ImageSet:
     return ImageSet(CLEVR.image_sets[0], folder.ids, folder)
 
 
-def _pack(images: ImageSet, path: Path, **options: Any) -> None:
-    pack(FileRows(images), path, (len(images.ids), 4, 5), "float16", progress=no_progress, **options)
+def _pack(images: ImageSet, path: Path) -> None:
+    pack(partial(fill_from_files, images), path, (len(images.ids), 4, 5), "float16", no_progress)
+
+
+def _in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images a block, each made safe at once, in one thread."""
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", 3 * 40)
+    monkeypatch.setattr(packing, "_SYNC_BYTES", 120)
+    monkeypatch.setattr(packing, "_NUM_THREADS", 1)
 
 
 @pytest.mark.parametrize("stop_after", [1, 9, 10, 25, 38])
 def test_interrupted_and_resumed_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
-    monkeypatch.setattr(packing, "_BLOCK_BYTES", 3 * 40)
+    _in_small_steps(monkeypatch)
     images = _images(tmp_path, 40)
     _pack(images, tmp_path / "whole.npy")
-    filled: list[int] = []
-    fill = FileRows.fill
 
-    def stopping(self: FileRows, first: int, out: Any) -> list[str]:
-        filled.append(first)
-        if first > stop_after > 0:
+    def stopping(first: int, out: Any) -> list[str]:
+        if first > stop_after:
             raise KeyboardInterrupt
-        return fill(self, first, out)
+        return fill_from_files(images, first, out)
 
-    monkeypatch.setattr(FileRows, "fill", stopping)
     with pytest.raises(KeyboardInterrupt):
-        _pack(images, tmp_path / "resumed.npy", num_threads=1, sync_bytes=120)
+        pack(stopping, tmp_path / "resumed.npy", (40, 4, 5), "float16", no_progress)
     assert not (tmp_path / "resumed.npy").exists()
     partial = tmp_path / ".resumed.npy.partial"
     if partial.exists():
         with partial.open("ab") as file:
             file.write(b"what a dying process wrote behind the last safe row")
 
-    stop_after = 0
-    filled.clear()
+    monkeypatch.setattr(packing, "_NUM_THREADS", 3)
     _pack(images, tmp_path / "resumed.npy")
     assert (tmp_path / "resumed.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*resumed*")) == ["resumed.npy"]
 
 
 def test_a_resumed_attempt_does_not_read_safe_rows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_BLOCK_BYTES", 3 * 40)
+    _in_small_steps(monkeypatch)
     images = _images(tmp_path, 40)
     (tmp_path / "feats/35.npy").rename(tmp_path / "kept")
     with pytest.raises(DataError, match="35.npy is missing"):
-        _pack(images, tmp_path / "packed.npy", num_threads=1, sync_bytes=120)
+        _pack(images, tmp_path / "packed.npy")
     (tmp_path / "kept").rename(tmp_path / "feats/35.npy")
     for image in range(30):
         (tmp_path / f"feats/{image}.npy").unlink()

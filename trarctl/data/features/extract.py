@@ -1,154 +1,220 @@
-"""Images to feature files through a backbone: one ``.npy`` per image, going on where an earlier attempt stopped.
+"""Pictures to features through an extractor: going on where an earlier attempt stopped, damaged pictures named.
 
-Several processes may share the work, each taking every n-th image; a file is there only when it is whole.
+Pictures that a user names become one ``.npy`` each, and several processes may share the work, each taking every n-th.
+Pictures that come with the data set go straight into packed files. Axes: B images, N cells, W feature width.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from trarctl.data.features.files import FeatureFileError, read_shape
-from trarctl.data.features.image_table import ImageSet
-from trarctl.data.features.packing import Problems
-from trarctl.data.features.patches import Backbone, load_images
+from trarctl.data.features.base import (
+    Extractor,
+    ExtractorOptions,
+    load_images,
+    other_weights,
+    read_extractor,
+    read_image,
+)
+from trarctl.data.features.grid import FeatureFileError, Floats, read_cells, read_shape, store_cells
+from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
+from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.data.progress import Progress
 from trarctl.errors import DataError
+from trarctl.files import write_json
+from trarctl.registry import EXTRACTORS
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
+    from trarctl.data.prepared import PreparedData
 
-@dataclass(frozen=True)
-class Share:
-    """Which part of the images this process does: every ``num_processes``-th, from ``rank`` on."""
-
-    rank: int = 0
-    num_processes: int = 1
-
-
-def share_of_environment() -> Share:
-    """Give the part that ``torchrun`` assigned to this process; all of it without torchrun."""
-    try:
-        share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    except ValueError:
-        share = Share(-1, 0)
-    if not 0 <= share.rank < share.num_processes:
-        raise DataError(
-            f"RANK={os.environ.get('RANK')} and WORLD_SIZE={os.environ.get('WORLD_SIZE')} do not fit together",
-            "start all processes by torchrun, or unset both",
-        )
-    return share
+# Few enough that a batch of small images stays in the processor's cache.
+_BATCH_IMAGES = 32
 
 
-def feature_file(folder: Path, images: ImageSet, image_id: int) -> Path:
-    """Give the place of an image's features under ``folder``, named as published but for the ending."""
-    return folder / images.files.name / Path(images.files.features.name(image_id)).with_suffix(".npy")
+def share_of_environment() -> tuple[int, int]:
+    """Give rank and number of the processes that ``torchrun`` started; (0, 1) without torchrun."""
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        what = f"RANK={rank} and WORLD_SIZE={size} do not fit together"
+        raise DataError(what, "start all processes by torchrun, or unset both")
+    return int(rank), int(size)
 
 
-def extract(
-    sets: Sequence[ImageSet],
-    make_backbone: Callable[[], Backbone],
-    folder: Path,
-    *,
-    share: Share,
-    batch_images: int,
-    num_threads: int,
-    progress: Progress,
-) -> None:
-    """Make the features of all images that have none yet.
+def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: Floats) -> list[str]:
+    """Write features into ``out`` [B, N, W], from row ``first`` of a set on; return what is wrong with pictures."""
+    problems: list[str] = []
+    for start in range(0, len(out), _BATCH_IMAGES):
+        ids = images.ids[first + start : first + min(start + _BATCH_IMAGES, len(out))].tolist()
+        good, features, bad = _described(images, ids, extractor)
+        problems += bad
+        # Where an image is bad, these rows are never written.
+        for image_id, cells, target in zip(good, features, out[start:], strict=False):
+            try:
+                store_cells(cells, target)
+            except FeatureFileError as error:
+                problems.append(f"what {extractor.name} makes of {images.file(image_id)} {error}")
+    return problems
 
-    Args:
-        sets: the images; sets without a folder are passed over.
-        make_backbone: called only if there is anything to do.
-        folder: where to write, in one folder per image set; its name must change with the backbone.
-        share: the part of this process.
-        batch_images: images that the backbone gets at once.
-        num_threads: batches that are decoded and run at the same time.
-        progress: told the images done.
+
+def extract_files(
+    sets: Sequence[ImageSet], name: str, options: ExtractorOptions, out: Path, progress: Progress
+) -> tuple[Path, Extractor]:
+    """Make feature files of images that have none yet, this process's share; the first waits for the others.
+
+    The first of ``sets`` holds the training images, which an extractor may have to be fitted to. A DataError names the
+    images that are unusable; the features of the others are kept.
+
+    Returns:
+        The folder that has one folder of feature files an image set, and the extractor.
+    """
+    rank, num_processes = share_of_environment()
+    extractor: Extractor = EXTRACTORS[name](options)
+    sets = [images for images in sets if images.folder is not None]
+    folder = _extracted_folder(out, extractor, fingerprint(sets[0]) if extractor.is_fitted else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    if extractor.is_fitted:
+        if rank == 0 and not (folder / BACKBONE).exists():
+            extractor.fit(training_images(sets[0], progress))
+            write_json(folder / BACKBONE, extractor.describe())
+        while not (folder / BACKBONE).exists():
+            progress("waiting for the first process", 0, None)
+            time.sleep(1)
+        extractor = read_extractor(folder / BACKBONE, options)
+    own = {images.name: images.ids[rank::num_processes].tolist() for images in sets}
+    left = {images.name: _left(folder, images, own[images.name]) for images in sets}
+    if any(left.values()):
+        extractor.load()
+    problems: list[str] = []
+    for images in sets:
+        (folder / images.name).mkdir(exist_ok=True)
+        done = len(own[images.name]) - len(left[images.name])
+        # While one batch is in a device's network, another is decoded.
+        with ThreadPoolExecutor(len(options.devices) + 1) as pool:
+            write = partial(_write_files, images, extractor, folder)
+            for count, bad in pool.map(write, batched(left[images.name], _BATCH_IMAGES)):
+                problems += bad
+                done += count
+                progress(f"extracting features of {images.name}", done, len(own[images.name]))
+    refuse_problems("image", problems)
+    for images in sets if num_processes > 1 and rank == 0 else []:
+        others = images.ids.tolist()
+        while others := _left(folder, images, others):
+            progress("waiting for the other processes", len(images.ids) - len(others), len(images.ids))
+            time.sleep(1)
+    return folder, extractor
+
+
+def training_images(images: ImageSet, progress: Progress) -> Iterator[list[Image]]:
+    """Give batches of images to fit an extractor to; a DataError names those that are unusable, after the last."""
+    problems, done = list[str](), 0
+    for ids in batched(images.ids.tolist(), _BATCH_IMAGES):
+        loaded, bad = load_images(images.file(image_id) for image_id in ids)
+        problems += bad
+        yield loaded
+        done += len(ids)
+        progress("fitting the image descriptor", done, len(images.ids))
+    refuse_problems("image", problems)
+
+
+def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
+    """Load the extractor that made the features of prepared data, with the weights that ``prepare`` was given.
 
     Raises:
-        DataError: naming the images that are unusable; the features of the others are kept.
+        DataError: the features came from files made elsewhere, or the extractor is not installed or has other weights.
     """
-    backbone: Backbone | None = None
-    problems = Problems("image")
-    for images in sets:
-        if images.folder is None:
-            continue
-        (folder / images.files.name).mkdir(parents=True, exist_ok=True)
-        own = images.ids[share.rank :: share.num_processes].tolist()
-        left = [image_id for image_id in own if not _is_done(folder, images, image_id)]
-        if not left:
-            continue
-        backbone = backbone or make_backbone()
-        done = len(own) - len(left)
-        batches = [left[first : first + batch_images] for first in range(0, len(left), batch_images)]
-        for batch, bad in _run(batches, images, backbone, folder, num_threads):
-            problems.add(bad)
-            done += len(batch)
-            progress(f"extracting features of {images.files.name}", done, len(own))
-    problems.refuse()
+    options = ExtractorOptions(data.manifest.grid_size, weights)
+    if data.manifest.images.backbone is not None:
+        extractor = read_extractor(data.path / BACKBONE, options)
+    else:
+        # Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
+        extractor = EXTRACTORS["resnet101"](options)
+        named = _extracted_folder(data.path, extractor, None)
+        ours = [one for one in named.parent.glob(f"{named.name[:-8]}*") if _holds_features(one, data)]
+        if not ours:
+            raise DataError(
+                f"the features in {data.path} came from files made elsewhere, so a picture cannot be described alike",
+                "predict needs data whose features trarctl made from the images: trarctl prepare --help",
+            )
+        if named not in ours:
+            raise other_weights(data.path, extractor.name, weights)
+    extractor.load()
+    return extractor
 
 
-def wait_for_others(sets: Sequence[ImageSet], folder: Path, progress: Progress) -> None:
-    """Wait until every process has made its features."""
-    for images in sets:
-        left = images.ids.tolist() if images.folder is not None else []
-        while left := [image_id for image_id in left if not _is_done(folder, images, image_id)]:
-            progress("waiting for the other processes", len(images.ids) - len(left), len(images.ids))
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def _is_done(folder: Path, images: ImageSet, image_id: int) -> bool:
-    """Tell whether an image has features that are whole and bear the time of its last change."""
-    assert images.folder is not None  # noqa: S101 - the callers pass over sets without a folder
-    path = feature_file(folder, images, image_id)
+def _holds_features(folder: Path, data: PreparedData) -> bool:
+    """Whether the features of the first image that the data has are those in the folder."""
+    files, image_id = data.spec.image_set(data.features.image_set(0)), data.features.image_id(0)
+    made = np.zeros((data.features.num_cells, data.features.width), dtype=np.float32)
     try:
-        read_shape(path)
-        return path.stat().st_mtime_ns == images.folder.file(image_id).stat().st_mtime_ns
-    except (FeatureFileError, OSError):
+        read_cells(_feature_file(folder / files.name, files.features.name(image_id)), made)
+        stored = data.features.read(np.array([0]))[0]
+    except DataError:
         return False
+    # They may have been packed as float16 since they were made.
+    return bool(np.allclose(made, stored.astype(np.float32), rtol=1e-2, atol=1e-2))
 
 
-def _run(
-    batches: Sequence[list[int]], images: ImageSet, backbone: Backbone, folder: Path, num_threads: int
-) -> Iterator[tuple[list[int], list[str]]]:
-    def run(batch: list[int]) -> tuple[list[int], list[str]]:
-        assert images.folder is not None  # noqa: S101 - the caller passes over sets without a folder
-        sources = [images.folder.file(image_id) for image_id in batch]
-        modified = [_modified_ns(source) for source in sources]
-        loaded, bad = load_images(sources)
-        features = backbone.extract(loaded)
-        # An unusable image came as a single pixel, and gets no file.
-        for image_id, source, changed_ns, cells in zip(batch, sources, modified, features, strict=True):
-            if not any(problem.startswith(f"{source} ") for problem in bad):
-                _write(feature_file(folder, images, image_id), cells, changed_ns)
-        return batch, bad
-
-    with ThreadPoolExecutor(num_threads) as pool:
-        yield from pool.map(run, batches)
+def _extracted_folder(out: Path, extractor: Extractor, fitted_to: str | None) -> Path:
+    """Name the folder of features, which changes with all that they depend on."""
+    identity = extractor.identity() | ({} if fitted_to is None else {"fitted_to": fitted_to})
+    return out / "extracted" / f"{extractor.name}-{extractor.grid_size}-{key_of(identity)[:8]}"
 
 
-def _modified_ns(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+def _feature_file(folder: Path, name: str) -> Path:
+    """Name a feature file as published, but for the ending."""
+    return folder / f"{name.removesuffix('.npz').removesuffix('.npy')}.npy"
 
 
-def _write(path: Path, cells: npt.NDArray[np.float32], modified_ns: int) -> None:
-    with np.errstate(over="ignore"):
-        half = cells.astype(np.float16)
-    # A backbone's values fit float16 but for rare outliers, which then keep their own type.
-    stored = half if np.isfinite(half).all() else cells
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.save(file, stored, allow_pickle=False)
-    os.utime(temporary, ns=(modified_ns, modified_ns))
-    temporary.replace(path)
+def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
+    """List the images without features that are whole and bear the time of the image's last change."""
+
+    def is_done(image_id: Any) -> bool:
+        path = _feature_file(folder / images.name, images.files.features.name(image_id))
+        try:
+            read_shape(path)
+            return path.stat().st_mtime_ns == images.file(image_id).stat().st_mtime_ns
+        except (FeatureFileError, OSError):
+            return False
+
+    return [image_id for image_id in ids if not is_done(image_id)]
+
+
+def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[str]]:
+    """Decode images and describe the good ones: their ids, features [B, N, W], and what is wrong with the others."""
+    found = {image_id: read_image(images.file(image_id)) for image_id in ids}
+    good = {image_id: one for image_id, one in found.items() if not isinstance(one, str)}
+    shape = (len(good), extractor.grid_size**2, extractor.width)
+    features = extractor.extract(list(good.values())) if good else np.empty(shape, dtype=np.float32)
+    if features.shape != shape:
+        what = f"the extractor {extractor.name} gave features of shape {list(features.shape)}, expected {list(shape)}"
+        raise DataError(what, "correct its width, or what its extract returns")
+    return list(good), features, [one for one in found.values() if isinstance(one, str)]
+
+
+def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequence[Any]) -> tuple[int, list[str]]:
+    """Write the feature files of a batch of images; give its size, and what is wrong with images."""
+    # Taken before the image is read: an image that changes meanwhile is then described again.
+    modified = {one: path.stat().st_mtime_ns for one in ids if (path := images.file(one)).exists()}
+    good, features, bad = _described(images, ids, extractor)
+    for image_id, cells in zip(good, features, strict=True):
+        with np.errstate(over="ignore"):
+            stored: Floats = cells.astype(extractor.stored_type)
+        # Values fit float16 but for rare outliers, which then keep their own type.
+        stored = stored if np.isfinite(stored).all() else cells
+        path = _feature_file(folder / images.name, images.files.features.name(image_id))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("wb") as file:
+            np.save(file, stored, allow_pickle=False)
+        os.utime(temporary, ns=(modified.get(image_id, 0),) * 2)
+        temporary.replace(path)
+    return len(ids), bad

@@ -1,4 +1,4 @@
-"""ResNet-101's third stage as a backbone, as CLEVR's published features were made; needs the extra ``features``.
+"""ResNet-101's third stage as an extractor, as CLEVR's published features were made; needs the extra ``features``.
 
 Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
 """
@@ -13,34 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trarctl.data.features.patches import Floats
+from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s
 from trarctl.errors import DataError
+from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-NAME = "resnet101"
-WIDTH = 1024
 # The third stage sees the image at a sixteenth of its size.
 PIXELS_PER_CELL = 16
 
-_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError)
 _WEIGHTS_HINT = "--weights FILE, as torchvision publishes it for resnet101"
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 
-def preprocess(images: Sequence[Image], side: int) -> Floats:
-    """Make images ready for a network that was trained on ImageNet.
-
-    Args:
-        images: of any size and mode.
-        side: pixels along one side, to which the whole image is resized (bicubic, on 8 bits, not cropped).
-
-    Returns:
-        [B, 3, side, side], standardized by ImageNet's mean and deviation of each color.
-    """
+def preprocess(images: Sequence[Image], side: int) -> Float32s:
+    """Resize whole images (bicubic, on 8 bits) and standardize them as ImageNet's colors, [B, 3, side, side]."""
     from PIL.Image import Resampling
 
     resized = (image.convert("RGB").resize((side, side), Resampling.BICUBIC) for image in images)
@@ -48,36 +38,34 @@ def preprocess(images: Sequence[Image], side: int) -> Floats:
     return np.ascontiguousarray(((pixels - _MEAN) / _DEVIATION).transpose(0, 3, 1, 2))
 
 
-class ResNetBackbone:
-    """Runs images through the first three stages of ResNet-101; safe to call from several threads.
+@EXTRACTORS.register("resnet101")
+class ResNet101(Extractor):
+    """Runs images, resized to 16 * S pixels, through the first three stages of ResNet-101."""
 
-    Args:
-        grid_size: cells S along one side; the image is resized to 16 * S pixels.
-        weights: file of torchvision's weights; None: torchvision's own download.
-        devices: one copy of the network each, such as ``cpu`` or ``cuda:0``.
+    name = "resnet101"
+    width = 1024
 
-    Raises:
-        DataError: torchvision is not installed, or the weights cannot be read.
-    """
+    def __init__(self, options: ExtractorOptions) -> None:
+        super().__init__(options)
+        self._weights, self._devices = options.weights, options.devices
+        self._digest = "IMAGENET1K_V1" if options.weights is None else _sha256(options.weights)
+        self._idle: SimpleQueue[tuple[str, nn.Module]] | None = None
 
-    name = NAME
-    width = WIDTH
+    def identity(self) -> dict[str, Any]:
+        """Give what identifies the weights."""
+        return {"weights": self._digest}
 
-    def __init__(self, grid_size: int, weights: Path | None = None, devices: Sequence[str] = ("cpu",)) -> None:
-        self.grid_size = grid_size
-        self._weights_digest = weights_digest(weights)
-        self._idle: SimpleQueue[tuple[str, nn.Module]] = SimpleQueue()
-        for device in devices:
-            self._idle.put((device, _third_stage(weights).to(device)))
+    def load(self) -> None:
+        """Put one copy of the network on each device."""
+        self._idle = SimpleQueue()
+        for device in self._devices:
+            self._idle.put((device, _third_stage(self._weights).to(device)))
 
-    def describe(self) -> dict[str, Any]:
-        """Give name, grid and what identifies the weights."""
-        return {"name": self.name, "grid_size": self.grid_size, "weights": self._weights_digest}
-
-    def extract(self, images: Sequence[Image]) -> Floats:
+    def extract(self, images: Sequence[Image]) -> Float32s:
         """Run images through the network, [B, N, W]."""
         import torch
 
+        assert self._idle is not None, "load comes first"  # noqa: S101 - a promise of the interface
         pixels = torch.from_numpy(preprocess(images, self.grid_size * PIXELS_PER_CELL))
         device, network = self._idle.get()
         try:
@@ -85,18 +73,11 @@ class ResNetBackbone:
                 maps = network(pixels.to(device))
         finally:
             self._idle.put((device, network))
-        cells: Floats = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
+        cells: Float32s = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
         return cells
 
 
-def weights_digest(weights: Path | None) -> str:
-    """Identify weights: SHA-256 of the file, or the name of torchvision's download.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    if weights is None:
-        return "IMAGENET1K_V1"
+def _sha256(weights: Path) -> str:
     try:
         with weights.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -122,7 +103,7 @@ def _third_stage(weights: Path | None) -> nn.Module:
             raise DataError(f"{weights} is no file of PyTorch weights", _WEIGHTS_HINT) from error
         try:
             network.load_state_dict(state)
-        except _UNREADABLE:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
             raise DataError(f"{weights} holds other weights than ResNet-101's", _WEIGHTS_HINT) from None
     stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
     return nn.Sequential(*(getattr(network, stage) for stage in stages)).eval()

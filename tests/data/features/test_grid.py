@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 
 from tests.data.preparing import write_features
-from trarctl.data.features.files import (
+from trarctl.data.datasets.base import FileNaming
+from trarctl.data.features.grid import (
     FeatureFileError,
+    FeatureStore,
     fit_cells,
     read_cells,
     read_features,
     read_shape,
     refuse_not_finite,
+    store_cells,
 )
-from trarctl.data.features.half import store_half
+from trarctl.data.manifest import ImageSetPart, ImagesPart, NamingPart
 from trarctl.errors import DataError
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -152,10 +155,10 @@ def test_large_values_are_no_false_alarm() -> None:
 
 def test_rows_are_cut_and_padded() -> None:
     out = np.full((2, 4), 9, dtype=np.float32)
-    fit_cells(ARRAY, 2, out)
+    fit_cells(ARRAY, out)
     np.testing.assert_array_equal(out, ARRAY[:2])
     out = np.full((5, 4), 9, dtype=np.float32)
-    fit_cells(ARRAY, 5, out)
+    fit_cells(ARRAY, out)
     np.testing.assert_array_equal(out, np.vstack([ARRAY, np.zeros((2, 4))]))
 
 
@@ -170,9 +173,9 @@ def test_a_file_that_changed_since(tmp_path: Path) -> None:
 
 def test_half_precision_rounds_as_numpy_does() -> None:
     bits = np.concatenate([np.arange(0, 0x477FF000, 40_009, dtype=np.uint32), _around_halves()])
-    values = np.concatenate([bits, bits | np.uint32(0x80000000)]).view(np.float32)
+    values = np.concatenate([bits, bits | np.uint32(0x80000000)]).view(np.float32)[None]
     out = np.empty(values.shape, dtype=np.float16)
-    assert store_half(values, out)
+    store_cells(values, out)
     np.testing.assert_array_equal(out.view(np.uint16), values.astype(np.float16).view(np.uint16))
 
 
@@ -186,7 +189,80 @@ def _around_halves() -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("value", [65520.0, -65520.0, np.inf, np.nan])
 def test_half_precision_says_what_it_cannot_hold(value: float) -> None:
-    out = np.empty(3, dtype=np.float16)
-    assert not store_half(np.array([0, value, 1], dtype=np.float32), out)
-    assert store_half(np.array([0, 65519.0, 1], dtype=np.float32), out)
-    assert out.tolist() == [0, 65504, 1]
+    out = np.empty((1, 3), dtype=np.float16)
+    with pytest.raises(FeatureFileError, match="beyond the range of float16" if np.isfinite(value) else "1 values"):
+        store_cells(np.array([[0, value, 1]], dtype=np.float32), out)
+    store_cells(np.array([[0, 65519.0, 1]], dtype=np.float32), out)
+    assert out.tolist() == [[0, 65504, 1]]
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_half_precision_is_cut_and_padded_too(rows: int, order: Any) -> None:
+    out, expected = np.full((rows, 4), 9, dtype=np.float16), np.empty((rows, 4), dtype=np.float16)
+    store_cells(np.array(ARRAY, order=order), out)
+    fit_cells(ARRAY, expected)
+    np.testing.assert_array_equal(out, expected)
+
+
+IDS = {"numbers": [3, 20, 1000], "texts": ["a", "b.jpg", "äö"]}
+
+
+@pytest.fixture(params=IDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
+    """Three images in files, two packed in half precision, one without features; image i is all i, [4, 2]."""
+    ids = IDS[request.param]
+    digits = None if request.param == "texts" else 6
+    naming = FileNaming("f_", digits, ".npy")
+    for value, image_id in enumerate(ids):
+        write_features(tmp_path / "feats/train" / naming.name(image_id), np.full((3, 2), value, dtype=np.float32))
+    write_features(tmp_path / "prepared/features/val.npy", np.array([[[3] * 2] * 4, [[4] * 2] * 4], dtype=np.float16))
+    parts: list[dict[str, Any]] = [
+        {"name": "train", "num_images": 3, "kind": "files", "folder": "../feats/train", "stored_type": "float32"},
+        {"name": "val", "num_images": 2, "kind": "packed", "file": "val.npy", "stored_type": "float16"},
+        {"name": "test", "num_images": 1, "kind": "none"},
+    ]
+    parts[0]["naming"] = NamingPart(prefix="f_", num_digits=digits, suffix=".npy")
+    sets = tuple(ImageSetPart(**part) for part in parts)
+    part = ImagesPart(key="", grid_size=2, feature_width=2, pack=None, backbone=None, image_sets=sets)
+    return FeatureStore(tmp_path / "prepared", "clevr", part, [np.array(ids), np.array(ids[:2]), np.array(ids[:1])])
+
+
+def test_a_store_reads_rows_in_any_order_from_files_and_packed(store: FeatureStore) -> None:
+    assert (store.num_images, store.num_cells, store.width, store.dtype) == (6, 4, 2, np.float32)
+    read = store.read(np.array([4, 0, 2, 3, 2]))
+    np.testing.assert_array_equal(read[:, 0, 0], [4, 0, 2, 3, 2])
+    np.testing.assert_array_equal(read[:, 3, 0], [4, 0, 0, 3, 0])  # files have three rows of four cells
+    assert store.read(np.array([], dtype=np.int64)).shape == (0, 4, 2)
+
+
+def test_a_store_of_half_precision_stays_so(store: FeatureStore, tmp_path: Path) -> None:
+    sets = (ImageSetPart(name="val", num_images=2, kind="packed", file="val.npy", stored_type="float16"),)
+    part = ImagesPart(key="", grid_size=2, feature_width=2, pack="float16", backbone=None, image_sets=sets)
+    read = FeatureStore(tmp_path / "prepared", "clevr", part, [np.arange(2)]).read(np.array([1, 0]))
+    assert (read.dtype, read[:, 0, 0].tolist()) == (np.float16, [4, 3])
+
+
+def test_a_store_gives_ids_in_their_own_type(store: FeatureStore) -> None:
+    ids = [store.image_id(row) for row in range(6)]
+    assert ids in ([3, 20, 1000, 3, 20, 3], ["a", "b.jpg", "äö", "a", "b.jpg", "a"])
+    assert set(map(type, ids)) in ({int}, {str})
+    assert [store.image_set(row) for row in range(6)] == ["train"] * 3 + ["val"] * 2 + ["test"]
+
+
+def test_what_a_store_refuses(store: FeatureStore, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="was prepared without features of test") as raised:
+        store.read(np.array([0, 5]))
+    assert raised.value.hint == f"trarctl prepare clevr --features DIR --out {tmp_path / 'prepared'}"
+    with pytest.raises(DataError, match="no image in row 0 or 6 of 6"):
+        store.read(np.array([0, 6]))
+
+
+def test_a_store_of_other_shape_is_damaged(tmp_path: Path) -> None:
+    write_features(tmp_path / "features/val.npy", np.zeros((2, 4, 2), dtype=np.float16))
+    sets = (ImageSetPart(name="val", num_images=2, kind="packed", file="val.npy", stored_type="float16"),)
+    part = ImagesPart(key="", grid_size=2, feature_width=2, pack=None, backbone=None, image_sets=sets)
+    with pytest.raises(DataError, match="is damaged: images/val.ids.npy"):
+        FeatureStore(tmp_path, "clevr", part, [np.arange(3)])
+    with pytest.raises(DataError, match="is damaged: .*features/val.npy"):
+        FeatureStore(tmp_path, "clevr", part.model_copy(update={"feature_width": 3}), [np.arange(2)])

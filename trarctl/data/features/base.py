@@ -1,0 +1,137 @@
+"""Pictures to grid features: what every extractor offers, how one is made, and how pictures are read.
+
+An extractor is one class in one file, registered by name; ``tests/extending/test_extractor.py`` has a small one.
+
+Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from trarctl.data.manifest import StoredType
+from trarctl.errors import DataError
+from trarctl.registry import EXTRACTORS, PLUGINS_VARIABLE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Float32s = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ExtractorOptions:
+    """What a user can choose: cells along one side, a network's weights (None: a download), and a copy a device."""
+
+    grid_size: int
+    weights: Path | None = None
+    devices: tuple[str, ...] = ("cpu",)
+
+
+class Extractor(ABC):
+    """Turns images into a grid of feature vectors; ``extract`` is called from several threads.
+
+    Making one is cheap, as it happens even if all features are there: ``load`` loads networks.
+
+    Attributes:
+        width: feature width W.
+        stored_type: number type of feature files; an image whose values float16 cannot hold stays in float32.
+        is_fitted: whether ``fit`` has to see the training images before anything is extracted.
+    """
+
+    name: ClassVar[str]
+    width: int
+    stored_type: ClassVar[StoredType] = "float16"
+    is_fitted: ClassVar[bool] = False
+
+    def __init__(self, options: ExtractorOptions) -> None:
+        self.grid_size = options.grid_size
+
+    @abstractmethod
+    def extract(self, images: Sequence[Image]) -> Float32s:
+        """Turn images of any size and mode into features [B, N, W]."""
+
+    def identity(self) -> dict[str, Any]:
+        """Give what features depend on besides name, grid and fit, as JSON can hold it."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Give all that is needed to make the same extractor again, as JSON can hold it."""
+        return {"name": self.name, "grid_size": self.grid_size, **self.identity()}
+
+    def restore(self, description: dict[str, Any]) -> None:
+        """Take over what a description says; a damaged one may raise anything."""
+        self.grid_size = description["grid_size"]
+
+    def fit(self, batches: Iterable[Sequence[Image]]) -> None:
+        """Fit to the training images; only called if ``is_fitted``."""
+        raise NotImplementedError
+
+    def load(self) -> None:
+        """Load what ``extract`` needs and what takes its time; called once before it."""
+        return
+
+
+def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
+    """Make the extractor that a file describes; a DataError says why that cannot be done."""
+    again = "prepare the data again"
+    try:
+        description = orjson.loads(path.read_bytes())
+        name = description["name"]
+    except FileNotFoundError:
+        raise DataError(f"no extractor is stored as {path}", "prepare from images to have one") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}", again) from None
+    if name not in EXTRACTORS.names():
+        raise DataError(f"unknown extractor {name!r} in {path}", f"{PLUGINS_VARIABLE}=MODULE that adds it, or {again}")
+    extractor: Extractor = EXTRACTORS[name](options)
+    try:
+        extractor.restore(description)
+    except Exception as error:  # whatever a damaged description makes an extractor stumble over
+        raise DataError(f"the description of the extractor in {path} is damaged: {error}", again) from error
+    if extractor.describe() != description:
+        raise other_weights(path.parent, name, options.weights)
+    return extractor
+
+
+def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
+    """Say that features were made with other weights."""
+    here = "those that torchvision downloads" if weights is None else weights
+    return DataError(
+        f"the features in {folder} were made by {name} with other weights than {here}",
+        "--weights FILE: the file that trarctl prepare was given",
+    )
+
+
+def read_image(path: Path) -> Image | str:
+    """Decode an image file to RGB; of an unusable one say what is wrong, beginning with its name."""
+    import PIL.Image
+
+    if path.exists() and not path.is_file():
+        return f"{path} is no file"
+    try:
+        with PIL.Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except PIL.UnidentifiedImageError:
+        return f"{path} is no image, or empty"
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        return f"{path} is truncated or damaged: {error}"
+
+
+def load_images(paths: Iterable[Path]) -> tuple[list[Image], list[str]]:
+    """Decode image files to RGB, unusable ones to a black pixel; also say what is wrong with those."""
+    import PIL.Image
+
+    found = [read_image(path) for path in paths]
+    black = PIL.Image.new("RGB", (1, 1))
+    return [black if isinstance(one, str) else one for one in found], [one for one in found if isinstance(one, str)]

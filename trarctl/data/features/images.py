@@ -1,0 +1,197 @@
+"""The image table: which images the questions name, and where the features or the picture of each are.
+
+Image ids are numbers or texts, and stay what they are. Axes: Q questions, I images of a set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
+from trarctl.data.manifest import IMAGES
+from trarctl.data.raw_splits import listed, rows_of
+from trarctl.errors import DataError
+from trarctl.files import write_array
+
+Ids = npt.NDArray[Any]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder with one file per image: of the images ``ids``, ascending; ``num_odd`` files have other names."""
+
+    path: Path
+    naming: FileNaming
+    ids: Ids
+    num_odd: int
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one set that questions name, ascending, and where they are (None: no such folder)."""
+
+    files: ImageSetFiles
+    ids: Ids
+    folder: Folder | None
+
+    @property
+    def name(self) -> str:
+        """Name of the set."""
+        return self.files.name
+
+    def file(self, image_id: Any) -> Path:
+        """Give the file of an image; only of a set that has a folder."""
+        assert self.folder is not None  # noqa: S101 - the callers pass over sets without a folder
+        return self.folder.path / self.folder.naming.name(image_id)
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """All images that questions name, set after set; ``rows`` has the row of each question's image, by split."""
+
+    sets: tuple[ImageSet, ...]
+    rows: dict[str, npt.NDArray[np.int32]]
+
+    def write(self, folder: Path) -> None:
+        """Write ids by image set and rows by split into ``folder/images``."""
+        (folder / IMAGES).mkdir(exist_ok=True)
+        ids = {f"{images.name}.ids": images.ids for images in self.sets}
+        for name, array in (ids | {f"{split}.rows": rows for split, rows in self.rows.items()}).items():
+            write_array(folder / IMAGES / f"{name}.npy", array)
+
+
+def refuse_problems(kind: str, problems: Sequence[str]) -> None:
+    """Raise a DataError that names the first ten unusable files of a kind, if there are any."""
+    if problems:
+        noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
+        raise DataError(f"{noun} unusable: {listed(problems, len(problems))}", "replace these files by good copies")
+
+
+def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Cut a sequence into batches, of which the last may be smaller."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
+
+
+def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
+    """List the files of a folder (None: there is none); of several ways to name them, the one that most follow."""
+    try:
+        names = os.listdir(path)  # noqa: PTH208 - a hundred thousand Path objects would only be taken apart again
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        what = f"cannot read the folder {path}: {error.strerror or error}"
+        raise DataError(what, "let it be read: chmod u+rx") from error
+    best, ids = namings[0], namings[0].ids(names)
+    for naming in namings[1:]:
+        if len(ids) > len(names) // 2:
+            break
+        others = naming.ids(names)
+        if len(others) > len(ids):
+            best, ids = naming, others
+    return Folder(path, best, np.unique(np.array(ids, dtype=None if ids else np.int64)), len(names) - len(ids))
+
+
+def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
+    """Look for the features of every image set."""
+    if not root.is_dir():
+        raise DataError(f"no folder of features {root}", "pass the folder that holds them: --features DIR")
+    return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
+
+
+def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], root: Path) -> ImageTable:
+    """Look up the picture of every image that a question names; a DataError names those that are missing."""
+    if not root.is_dir():
+        raise DataError(f"no folder of images {root}", "pass the folder that holds them: --images DIR")
+    sets = spec.image_sets
+    folders = {one.name: scan_folder(spec.image_folder(root, one.name), [one.images]) for one in sets}
+    table = build_table(spec, named, folders)
+    refuse_missing(table, root, spec.name, "images")
+    return table
+
+
+def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> ImageTable:
+    """Give every image that a question names its row.
+
+    An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
+    another set belongs to that: Visual Genome's questions are about images of train and val. ``named`` has the image
+    that each question names, [Q], by split; ``folders`` is empty if there are no images yet.
+    """
+    names = [files.name for files in spec.image_sets]
+    own = {split.name: names.index(split.image_set) for split in spec.splits}
+    homes = {split: np.full(len(ids), own[split], dtype=np.int64) for split, ids in named.items()}
+    if spec.shares_image_ids:
+        known = [_known_ids(spec, files.name, named, folders.get(files.name)) for files in spec.image_sets]
+        for split, ids in named.items():
+            is_lost = rows_of(ids, known[own[split]]) < 0
+            for index in range(len(names)):
+                is_here = is_lost & (rows_of(ids, known[index]) >= 0)
+                homes[split][is_here] = index
+                is_lost &= ~is_here
+    sets = []
+    rows = {split: np.empty(len(ids), dtype=np.int32) for split, ids in named.items()}
+    start = 0
+    for index, files in enumerate(spec.image_sets):
+        members = np.unique(np.concatenate([ids[homes[split] == index] for split, ids in named.items()]))
+        for split, ids in named.items():
+            is_here = homes[split] == index
+            rows[split][is_here] = start + np.searchsorted(members, ids[is_here])
+        sets.append(ImageSet(files, members, folders.get(files.name)))
+        start += len(members)
+    return ImageTable(tuple(sets), rows)
+
+
+def _known_ids(spec: DatasetSpec, image_set: str, named: Mapping[str, Ids], folder: Folder | None) -> Ids:
+    """List the ids of a set: those in its folder, else those that the splits named after it use."""
+    if folder is not None:
+        return folder.ids
+    splits = [split for split in spec.splits if split.image_set == image_set and not split.borrows_images]
+    asking = [named[split.name] for split in splits if split.name in named]
+    return np.unique(np.concatenate(asking)) if asking else np.empty(0, np.int64)
+
+
+def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "features") -> tuple[str, ...]:
+    """Raise a DataError that names the first ten images that are missing; warn of folders that are, but not needed."""
+    warnings, missing, count = list[str](), list[str](), 0
+    for images in table.sets:
+        if images.folder is not None:
+            absent = images.ids[rows_of(images.ids, images.folder.ids) < 0]
+            count += len(absent)
+            missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
+        elif images.files.is_required and len(images.ids):
+            problem = f"no folder {root / images.name} with the {what} of {len(images.ids):,} images"
+            raise DataError(problem, f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.name}")
+        elif len(images.ids):
+            warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
+    if count:
+        problem = f"no {what} for {'image' if count == 1 else 'images'} {listed(missing, count)}"
+        raise DataError(problem, f"trarctl prepare {dataset} --{what} DIR, with a complete copy")
+    return tuple(warnings)
+
+
+def fingerprint(images: ImageSet) -> str:
+    """Identify the files of an image set by their ids, sizes and times of change."""
+    if images.folder is None:
+        return ""
+
+    def look(ids: Sequence[Any]) -> list[tuple[int, int]]:
+        return [(status.st_size, status.st_mtime_ns) for status in (images.file(one).stat() for one in ids)]
+
+    digest = hashlib.sha256(images.ids.tobytes())
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(look, batched(images.ids.tolist(), 1024)):
+                digest.update(np.array(found, dtype=np.int64).tobytes())
+    except OSError as error:
+        what = f"cannot read {error.filename}: {error.strerror or error}"
+        raise DataError(what, "replace it by a file that can be read") from error
+    return digest.hexdigest()

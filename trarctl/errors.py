@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import ClassVar
 
 
@@ -62,3 +64,9 @@ class Stopped(TrarError):
     def code(self) -> int:
         """The exit code: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1."""
         return 128 + self.signal_number
+
+
+def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:
+    """Write out the first ``most`` of ``count`` things: ``1, 2, 3 and 4 more``."""
+    shown = [str(item) for item in islice(items, most)]
+    return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")

@@ -14,9 +14,8 @@ from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, datas
 from trarctl.commands.progress import duration, progress
 
 if TYPE_CHECKING:
-    from trarctl.data.checks import CheckRow
     from trarctl.data.manifest import Manifest
-    from trarctl.data.prepare import PrepareReport, PrepareRequest
+    from trarctl.data.prepare import CheckRow, PrepareReport, PrepareRequest
 
 EPILOG = """Examples:
   trarctl prepare easy-vqa

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trarctl.commands.console import printable, stderr_console
-from trarctl.data.progress import Progress, no_progress
+from trarctl.data import Progress, no_progress
 
 if TYPE_CHECKING:
     from rich.progress import Task

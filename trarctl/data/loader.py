@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trarctl.data.answers import soft_scores
 from trarctl.data.prepared import PreparedData, PreparedSplit
+from trarctl.data.text import soft_scores
 from trarctl.errors import DataError, SettingsError
 
 Loss = Literal["bce", "kld", "ce"]

@@ -5,7 +5,7 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import orjson
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.patches import Backbone, load_backbone
 from trarctl.data.features.store import FeatureStore
-from trarctl.data.flat_text import FlatText
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,
@@ -31,9 +30,10 @@ from trarctl.data.manifest import (
     read_manifest,
 )
 from trarctl.data.metrics import GroundTruth
-from trarctl.data.raw_splits import listed
-from trarctl.data.vocabulary import Vocabulary
-from trarctl.errors import DataError
+from trarctl.data.records import FlatText, RawAnnotations, RawSplit, flatten
+from trarctl.data.text import Vocabulary, encode
+from trarctl.errors import DataError, listed
+from trarctl.files import write_array
 from trarctl.registry import DATASETS
 
 
@@ -291,3 +291,84 @@ class PreparedSplit:
     def _need_answers(self) -> None:
         if not self.is_annotated:
             raise DataError(f"the split {self.name!r} has no answers", "use trarctl submit to answer its questions")
+
+
+def write_split(
+    folder: Path,
+    split: RawSplit,
+    vocabulary: Vocabulary,
+    max_words: int,
+    answer_index: npt.NDArray[np.int32],
+    strings: Sequence[str],
+) -> SplitPart:
+    """Write the arrays that ``PreparedSplit`` reads.
+
+    Args:
+        folder: of the split.
+        split: as the raw files have it.
+        vocabulary: of all splits.
+        max_words: words T kept of a question.
+        answer_index: of every answer string its index in the answer list, -1 if it is not there.
+        strings: the answer strings.
+    """
+    folder.mkdir(exist_ok=True)
+    num_questions, annotations = len(split.question_id), split.annotations
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "question_id": split.question_id,
+        "question_tokens": encode(split.texts, vocabulary, max_words),
+        "image_id": split.image_id,
+        "question_text": split.texts.content,
+        "question_text_offsets": split.texts.offsets,
+    }
+    if annotations is not None:
+        rows = annotations.rows
+        used = np.unique(annotations.answers[annotations.answers >= 0])
+        local = np.full(len(strings) + 1, -1, dtype=np.int32)
+        local[used] = np.arange(len(used), dtype=np.int32)
+        truth = flatten([strings[code] for code in used.tolist()])
+        arrays |= _targets(annotations, num_questions, answer_index) | {
+            "training_order": rows,
+            "truth_codes": _by_question(num_questions, rows, local[annotations.answers]),
+            "truth_text": truth.content,
+            "truth_text_offsets": truth.offsets,
+            "answer_type": _by_question(num_questions, rows, annotations.answer_type),
+            "question_type": _by_question(num_questions, rows, annotations.question_type),
+        }
+    for name, array in arrays.items():
+        write_array(folder / f"{name}.npy", array)
+    return SplitPart(
+        questions=num_questions,
+        annotated=0 if annotations is None else len(annotations.rows),
+        images=len(np.unique(split.image_id)),
+        answer_types=() if annotations is None else annotations.answer_types,
+        question_types=() if annotations is None else annotations.question_types,
+    )
+
+
+def _by_question(
+    num_questions: int, rows: npt.NDArray[np.int32], values: npt.NDArray[np.integer]
+) -> npt.NDArray[np.integer]:
+    """Put the values of annotations at their questions' rows, -1 where there is none."""
+    array = np.full((num_questions, *values.shape[1:]), -1, dtype=values.dtype)
+    array[rows] = values
+    return array
+
+
+def _targets(
+    annotations: RawAnnotations, num_questions: int, answer_index: npt.NDArray[np.int32]
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Count how many annotators gave each answer of the answer list, question by question."""
+    size = int(answer_index.max(initial=-1)) + 2
+    indices = np.append(answer_index, -1)[annotations.answers]
+    keys = (annotations.rows.astype(np.int64)[:, None] * size + indices)[indices >= 0]
+    distinct, count = np.unique(keys, return_counts=True)
+    row, answer = np.divmod(distinct, size)
+    if annotations.has_one_answer:
+        count = np.full(len(count), annotations.answers.shape[1])
+    offsets = np.zeros(num_questions + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row, minlength=num_questions), out=offsets[1:])
+    return {
+        "target_offsets": offsets,
+        "target_answer": answer.astype(np.int32),
+        "target_count": count.astype(np.uint8),
+    }

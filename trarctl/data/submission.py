@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from trarctl.data.raw_splits import listed
-from trarctl.errors import DataError
+from trarctl.errors import DataError, listed
 from trarctl.files import write_bytes
 
 if TYPE_CHECKING:

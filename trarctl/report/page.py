@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trarctl import __version__
-from trarctl.data.baselines import commonest_answer, question_prior
-from trarctl.data.metrics import Accuracy, measure
+from trarctl.data import Progress, no_progress
+from trarctl.data.metrics import Accuracy, commonest_answer, measure, question_prior
 from trarctl.data.prepared import PreparedData, PreparedSplit
-from trarctl.data.progress import Progress, no_progress
 from trarctl.engine.evaluating import Chosen
 from trarctl.engine.evaluator import Scores
 from trarctl.engine.run import RunFolder

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trarctl.data import Progress
 from trarctl.data.metrics import Metric, plain_accuracy
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import RawData, RawSplit
+from trarctl.data.records import RawData, RawSplit
 from trarctl.data.submission import AnswerFile, JsonAnswers
 from trarctl.registry import DATASETS
 

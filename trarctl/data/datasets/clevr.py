@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trarctl.data import Progress
 from trarctl.data.datasets.base import (
     DatasetSpec,
     FileNaming,
@@ -15,21 +16,19 @@ from trarctl.data.datasets.base import (
     SplitFiles,
     register_dataset,
 )
-from trarctl.data.flat_text import FlatTextBuilder
 from trarctl.data.metrics import Accuracy, EvaluatorName, GroundTruth, count_right
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import (
+from trarctl.data.records import (
+    FlatTextBuilder,
     RawData,
     RawSplit,
     RecordReader,
     StringTable,
-    listed,
+    read_records,
     refuse_duplicates,
     single_answers,
 )
-from trarctl.data.records import read_records
 from trarctl.data.submission import LineAnswers
-from trarctl.errors import DataError
+from trarctl.errors import DataError, listed
 
 
 def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:

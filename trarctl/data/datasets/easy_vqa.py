@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trarctl.data import Progress
 from trarctl.data.datasets.base import (
     DatasetSpec,
     FileNaming,
@@ -14,10 +15,15 @@ from trarctl.data.datasets.base import (
     SplitFiles,
     register_dataset,
 )
-from trarctl.data.flat_text import FlatTextBuilder
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import RawData, RawSplit, RecordReader, StringTable, single_answers
-from trarctl.data.records import read_records
+from trarctl.data.records import (
+    FlatTextBuilder,
+    RawData,
+    RawSplit,
+    RecordReader,
+    StringTable,
+    read_records,
+    single_answers,
+)
 from trarctl.errors import DataError
 
 _DOWNLOAD_HINT = 'pip install "trarctl[demo]"'

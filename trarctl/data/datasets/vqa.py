@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.answers import normalize_answer
+from trarctl.data import Progress
 from trarctl.data.datasets.base import (
     DatasetSpec,
     FileNaming,
@@ -17,22 +17,21 @@ from trarctl.data.datasets.base import (
     SplitFiles,
     register_dataset,
 )
-from trarctl.data.flat_text import FlatTextBuilder
 from trarctl.data.metrics import vqa_accuracy
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import (
+from trarctl.data.records import (
     NUM_ANNOTATORS,
+    FlatTextBuilder,
     RawAnnotations,
     RawData,
     RawSplit,
     RecordReader,
     StringTable,
-    listed,
+    read_records,
     refuse_duplicates,
     rows_of,
 )
-from trarctl.data.records import read_records
-from trarctl.errors import DataError
+from trarctl.data.text import normalize_answer
+from trarctl.errors import DataError, listed
 
 _DOWNLOAD_BOTH = "download both files of the same version again"
 

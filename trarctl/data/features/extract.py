@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from trarctl.data import Progress
 from trarctl.data.features.files import FeatureFileError, read_shape
 from trarctl.data.features.image_table import ImageSet
 from trarctl.data.features.packing import Problems
 from trarctl.data.features.patches import Backbone, load_images
-from trarctl.data.progress import Progress
 from trarctl.errors import DataError
 
 _SECONDS_BETWEEN_LOOKS = 1.0

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trarctl.data import Progress
 from trarctl.data.datasets.base import Layout
 from trarctl.data.features.extract import Share, extract, wait_for_others
 from trarctl.data.features.image_table import Ids, ImageTable, build_table, refuse_missing, scan_folder
 from trarctl.data.features.patches import Backbone
 from trarctl.data.features.resnet101 import NAME, ResNetBackbone, weights_digest
 from trarctl.data.manifest import key_of
-from trarctl.data.progress import Progress
 from trarctl.errors import DataError, SettingsError
 
 EXTRACTED = "extracted"

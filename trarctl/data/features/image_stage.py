@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from trarctl.data import Progress
 from trarctl.data.datasets.base import Layout
 from trarctl.data.features.image_table import (
     Folder,
@@ -35,7 +36,6 @@ from trarctl.data.manifest import (
     StoredType,
     key_of,
 )
-from trarctl.data.progress import Progress
 from trarctl.files import write_array, write_json
 
 if TYPE_CHECKING:

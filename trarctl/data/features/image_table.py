@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data.datasets.base import FileNaming, ImageSetFiles, Layout, feature_namings, numbers_in_names
-from trarctl.data.raw_splits import listed, rows_of
-from trarctl.errors import DataError
+from trarctl.data.records import rows_of
+from trarctl.errors import DataError, listed
 
 Ids = npt.NDArray[np.int64]
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from trarctl.data import Progress
 from trarctl.data.features.files import (
     FeatureFileError,
     array_header_bytes,
@@ -28,9 +29,7 @@ from trarctl.data.features.files import (
 from trarctl.data.features.half import store_half
 from trarctl.data.features.image_table import ImageSet
 from trarctl.data.manifest import StoredType
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import listed
-from trarctl.errors import DataError
+from trarctl.errors import DataError, listed
 from trarctl.files import sync_folder, write_bytes
 
 _BLOCK_BYTES = 8 << 20

@@ -173,7 +173,7 @@ def _pack(feats: Path, path: Path, stored: Any) -> tuple[float, int, Any]:
     from trarctl.data import no_progress
     from trarctl.data.datasets.base import FileNaming
     from trarctl.data.datasets.clevr import CLEVR
-    from trarctl.data.features.image_table import ImageSet, scan_folder
+    from trarctl.data.features.images import ImageSet, scan_folder
     from trarctl.data.features.packing import FileRows, pack
 
     started = time.perf_counter()

@@ -44,7 +44,7 @@ def test_from_checkpoint_to_figures(run: SmallRun) -> None:
 
 
 def test_asking_agrees_with_the_stored_features(run: SmallRun) -> None:
-    """The backbone describes a picture of the data as it did when the data was prepared."""
+    """The extractor describes a picture of the data as it did when the data was prepared."""
     data = api.open_data(run.prepared)
     split = data.split("val")
     row = next(row for row in range(len(split)) if split.question_text(row) == "what color is the shape?")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.small_runs import SmallRun, make_run
 from trarctl import cli
-from trarctl.data.features.patches import load_images
+from trarctl.data.features.base import load_images
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -52,7 +52,7 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE",
-        help="Weights of the backbone, if prepare was given a file of them.",
+        help="Weights of the extractor, if prepare was given a file of them.",
         rich_help_panel=DATA_PANEL,
         show_default=False,
     ),
@@ -138,7 +138,7 @@ def _wanted(
 
 
 def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> None:
-    from trarctl.data.features.patches import load_images
+    from trarctl.data.features.base import load_images
     from trarctl.report.pictures import picture_of, save_picture
 
     images, _ = load_images([path])

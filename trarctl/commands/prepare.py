@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """Examples:
   trarctl prepare easy-vqa
   trarctl prepare vqa --raw data/vqa/raw --features data/vqa/feats --vectors en_core_web_lg
-  trarctl prepare clevr --images data/clevr/raw/images --backbone resnet101 --gpus 0,1"""
+  trarctl prepare clevr --images data/clevr/raw/images --extractor resnet101 --gpus 0,1"""
 FEATURES_PANEL = "Image features"
 WORDS_PANEL = "Words and answers"
 
@@ -66,10 +66,18 @@ def prepare(
             show_default=False,
         ),
     ] = None,
-    backbone: Annotated[
-        Literal["resnet101"],
-        typer.Option("--backbone", help="What makes them; needs torchvision.", rich_help_panel=FEATURES_PANEL),
-    ] = "resnet101",
+    extractor: Annotated[
+        str | None,
+        typer.Option(
+            "--extractor",
+            metavar="NAME",
+            help="What makes them: resnet101 (needs torchvision), patches, or one that a plugin adds; by default"
+            " resnet101, for easy-vqa patches.",
+            rich_help_panel=FEATURES_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", hidden=True)] = None,  # the name in version 0.1
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -172,7 +180,7 @@ def prepare(
         pack=pack,
         rebuild=rebuild,
         images=images,
-        backbone=backbone,
+        extractor=extractor or backbone,
         weights=weights,
         devices=_devices(gpus) if images is not None else ("cpu",),
     )
@@ -188,7 +196,7 @@ def prepare(
 
 
 def _devices(gpus: str | None) -> tuple[str, ...]:
-    """The devices that features are made on, one copy of the backbone each."""
+    """The devices that features are made on, one copy of the extractor each."""
     from trarctl.engine.distributed import plan_placement
 
     placement = plan_placement(gpus, os.environ)

@@ -23,10 +23,19 @@ from pydantic import ValidationError
 import trarctl
 from trarctl.data import Progress, no_progress
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles
+from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import share_of_environment
-from trarctl.data.features.extract_stage import BackboneOptions, check_backbone, make_features
-from trarctl.data.features.image_stage import ImageOptions, ImagePlan, Pack, build_images, plan_images, write_table
-from trarctl.data.features.image_table import Folder, feature_folders
+from trarctl.data.features.images import Folder, feature_folders
+from trarctl.data.features.packing import (
+    ImageOptions,
+    ImagePlan,
+    Pack,
+    PictureOptions,
+    build_images,
+    make_features,
+    plan_images,
+    write_table,
+)
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,
@@ -50,7 +59,7 @@ from trarctl.data.text import Vocabulary, build_answers, longest_question, token
 from trarctl.data.word_vectors import load_vectors, vectors_fingerprint
 from trarctl.errors import DataError, SettingsError, listed
 from trarctl.files import file_sha256, list_files, refuse_foreign, remove, swap_in, write_array, write_json, writing
-from trarctl.registry import DATASETS
+from trarctl.registry import DATASETS, EXTRACTORS
 
 LONGEST_SENSIBLE_QUESTION = 512
 _NUM_EXAMPLES = 10
@@ -78,7 +87,7 @@ class PrepareRequest:
         check_values: whether to read every number of every feature file; else only shapes and sizes.
         rebuild: prepare again even if nothing changed.
         images: VQA, CLEVR: folder with one folder of images per image set, to make features of.
-        backbone: what makes them.
+        extractor: what makes them; None: as the data set has it, else resnet101.
         weights: file of its weights; None: torchvision's own download.
         devices: where it runs, such as ``cpu`` or ``cuda:0``, one copy each.
     """
@@ -96,7 +105,7 @@ class PrepareRequest:
     check_values: bool = True
     rebuild: bool = False
     images: Path | None = None
-    backbone: str = "resnet101"
+    extractor: str | None = None
     weights: Path | None = None
     devices: tuple[str, ...] = ("cpu",)
 
@@ -149,7 +158,6 @@ class _Work:
     raw: Path
     out: Path
     image_options: ImageOptions
-    backbone_options: BackboneOptions | None
     progress: Progress
     building: Path = field(default_factory=Path)
     old: Manifest | None = None
@@ -171,11 +179,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         text, is_text_current = _text(work)
         base = work.out if is_text_current else work.building
         named = {split: np.load(base / split / "image_id.npy", allow_pickle=False) for split in text.splits}
-        if work.backbone_options is not None:
-            share = share_of_environment()
-            features = make_features(work.spec, named, work.out, work.backbone_options, share, progress)
-            work.image_options = replace(work.image_options, features=features)
-        plan = plan_images(work.spec, named, work.image_options, progress)
+        plan = plan_images(work.spec, named, work.image_options, work.out, share_of_environment(), progress)
         has_current_images = work.old is not None and work.old.images.key == plan.key
         was_current = is_text_current and has_current_images and work.old is not None
         if was_current and work.old is not None:
@@ -204,13 +208,14 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         SettingsError: a value is outside its limits, or there are no images to share.
     """
     work = _plan(request, progress)
-    if work.backbone_options is None:
+    pictures = work.image_options.pictures
+    if pictures is None or pictures.is_own:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
         split.name: work.spec.read_split(work.raw, split, data, progress).image_id for split in _present_splits(work)
     }
-    make_features(work.spec, named, work.out, work.backbone_options, share_of_environment(), progress)
+    make_features(work.spec, named, pictures, work.out, share_of_environment(), progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:
@@ -259,22 +264,25 @@ def _plan(request: PrepareRequest, progress: Progress) -> _Work:
         raise SettingsError(
             f"{spec.name} makes its own features on a grid of {spec.grid_size}", "leave out --features, --grid, --pack"
         )
-    backbone = None
-    if request.images is not None:
-        check_backbone(request.backbone)
-        if has_own or request.features is not None:
-            raise SettingsError(
-                "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
-            )
-        backbone = BackboneOptions(request.images, request.backbone, grid, request.weights, request.devices)
+    if request.images is not None and (has_own or request.features is not None):
+        raise SettingsError(
+            "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
+        )
+    pictures = None
+    if has_own or request.images is not None:
+        name = request.extractor or spec.extractor or "resnet101"
+        if name not in EXTRACTORS:
+            raise SettingsError(f"unknown extractor {name!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
+        made_by = ExtractorOptions(grid, request.weights, request.devices)
+        pictures = PictureOptions(request.images or raw, name, made_by, is_own=has_own)
     features = request.features
     if features is None:
         beside = raw.resolve().parent / "feats"
         features = beside if beside.is_dir() else None
     if has_own or request.without_features or request.images is not None:
         features = None
-    options = ImageOptions(grid, features, request.pack, request.check_values, images=raw if has_own else None)
-    return _Work(spec, request, raw, request.out or default_out(spec.name), options, backbone, progress)
+    options = ImageOptions(grid, features, request.pack, request.check_values, pictures)
+    return _Work(spec, request, raw, request.out or default_out(spec.name), options, progress)
 
 
 def _present_splits(work: _Work) -> list[SplitFiles]:

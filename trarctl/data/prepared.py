@@ -15,11 +15,9 @@ import numpy.typing as npt
 import orjson
 
 from trarctl.data.datasets.base import DatasetSpec
-from trarctl.data.features.patches import Backbone, load_backbone
-from trarctl.data.features.store import FeatureStore
+from trarctl.data.features.grid import FeatureStore
 from trarctl.data.manifest import (
     ANSWERS,
-    BACKBONE,
     IMAGES,
     VECTORS,
     VOCABULARY,
@@ -156,18 +154,6 @@ class PreparedData:
         """The features of all images."""
         ids = [self._files.array(f"{IMAGES}/{part.name}.ids.npy") for part in self.manifest.images.image_sets]
         return FeatureStore(self.path, self.dataset, self.manifest.images, ids)
-
-    def backbone(self) -> Backbone:
-        """Give the backbone that made the features, to describe other images with.
-
-        Raises:
-            DataError: the features were not made here.
-        """
-        if self.manifest.images.backbone is None:
-            raise DataError(
-                f"the features in {self.path} were not made from images here", "prepare from images: --images DIR"
-            )
-        return load_backbone(self.path / BACKBONE)
 
     def split(self, name: str) -> PreparedSplit:
         """Give one split; ``test`` may be another name for ``val`` where the data has no other.

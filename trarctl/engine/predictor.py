@@ -1,4 +1,4 @@
-"""Questions about any picture: through the backbone that made the features a model was trained on.
+"""Questions about any picture: through the extractor that made the features a model was trained on.
 
 Axes: B questions, N cells, W feature width.
 """
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from trarctl.data import Progress, no_progress
-from trarctl.data.features.patches import Backbone, load_images
-from trarctl.data.features.picture_extractor import picture_backbone
+from trarctl.data.features.base import Extractor, load_images
+from trarctl.data.features.extract import extractor_of
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.text import UNK, encode, tokenize
 from trarctl.engine.distributed import joined, plan_placement
@@ -58,13 +58,13 @@ class Predictor:
     Args:
         loaded: the model.
         data: that it was trained on.
-        backbone: describes pictures as those of the data were.
+        extractor: describes pictures as those of the data were.
     """
 
-    def __init__(self, loaded: Loaded, data: PreparedData, backbone: Backbone) -> None:
+    def __init__(self, loaded: Loaded, data: PreparedData, extractor: Extractor) -> None:
         self._loaded = loaded
         self._data = data
-        self._backbone = backbone
+        self._extractor = extractor
 
     @property
     def spans(self) -> tuple[int, ...]:
@@ -146,7 +146,7 @@ class Predictor:
     def _ask(self, images: Sequence[Image], questions: Sequence[str], top: int) -> list[Prediction]:
         vocabulary, answers = self._data.vocabulary, self._data.answers
         tokens = encode(questions, vocabulary.index, self._data.manifest.max_words)
-        insight = self._look(tokens, self._backbone.extract(images))
+        insight = self._look(tokens, self._extractor.extract(images))
         best = np.argsort(-insight.probabilities, axis=1, kind="stable")[:, :top]
         return [
             Prediction(
@@ -175,7 +175,7 @@ def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predi
 
     Args:
         request: which checkpoint; its split is not looked at.
-        weights: file of the backbone's weights, if ``prepare`` was given one.
+        weights: file of the extractor's weights, if ``prepare`` was given one.
 
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
@@ -185,12 +185,12 @@ def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predi
     data = open_prepared(chosen.data)
     with joined(plan_placement(request.gpus or "cpu", os.environ), timeout_seconds=60.0) as world:
         loaded = open_model(chosen, data, world)
-    backbone = picture_backbone(data, weights)
-    if backbone.width != data.features.width or backbone.grid_size != data.manifest.grid_size:
+    extractor = extractor_of(data, weights)
+    if extractor.width != data.features.width or extractor.grid_size != data.manifest.grid_size:
         raise DataError(
-            f"the backbone in {data.path} gives {backbone.grid_size} x {backbone.grid_size} cells of {backbone.width}"
-            f" numbers, the features there are {data.manifest.grid_size} x {data.manifest.grid_size} of"
-            f" {data.features.width}",
+            f"the extractor in {data.path} gives {extractor.grid_size} x {extractor.grid_size} cells of"
+            f" {extractor.width} numbers, the features there are {data.manifest.grid_size} x {data.manifest.grid_size}"
+            f" of {data.features.width}",
             "prepare the data again",
         )
-    return Predictor(loaded, data, backbone), chosen
+    return Predictor(loaded, data, extractor), chosen

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trarctl.data.features.patches import load_images
+from trarctl.data.features.base import load_images
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.ensemble import probabilities

@@ -30,7 +30,7 @@ def picture_of(asked: Prediction, image: Image, *, grid_size: int, spans: Sequen
 
     Args:
         asked: what the model said.
-        image: what it was asked about, of any size; the grid is stretched over it, as the backbone does.
+        image: what it was asked about, of any size; the grid is stretched over it, as the extractor does.
         grid_size: S.
         spans: the order of each span.
 

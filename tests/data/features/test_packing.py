@@ -13,7 +13,7 @@ from trarctl.data import no_progress
 from trarctl.data.datasets.base import FileNaming
 from trarctl.data.datasets.clevr import CLEVR
 from trarctl.data.features import packing
-from trarctl.data.features.image_table import ImageSet, scan_folder
+from trarctl.data.features.images import ImageSet, scan_folder
 from trarctl.data.features.packing import FileRows, pack
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared

@@ -9,17 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trarctl.data.features.patches import (
-    PatchBackbone,
-    PatchSettings,
-    backbone_from,
-    describe_patches,
-    load_backbone,
-    load_images,
-)
+from trarctl.data.features.base import ExtractorOptions, load_images, read_extractor
+from trarctl.data.features.patches import Patches, PatchSettings, describe_patches
 from trarctl.errors import DataError
 
-SETTINGS = PatchSettings()
+SETTINGS, OPTIONS = PatchSettings(), ExtractorOptions(4)
 
 
 def _picture(array: np.ndarray) -> Image.Image:
@@ -65,45 +59,60 @@ def test_other_shapes_of_the_descriptor() -> None:
     assert describe_patches(_random(2), settings).shape == (2, 9, 10)
 
 
+def _fitted(images: list[Image.Image]) -> Patches:
+    patches = Patches(OPTIONS)
+    patches.fit([images[:4], images[4:]] if len(images) > 4 else [images])
+    return patches
+
+
 def test_standardized_over_the_images_it_was_fitted_to() -> None:
     images = _random(9)
-    backbone = PatchBackbone.fit(SETTINGS, iter([images[:4], images[4:]]))
-    cells = backbone.extract(images).reshape(-1, backbone.width)
+    patches = _fitted(images)
+    cells = patches.extract(images).reshape(-1, patches.width)
     np.testing.assert_allclose(cells.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(cells.std(axis=0), 1, atol=1e-4)
 
 
 def test_a_feature_that_never_changes_stays_finite() -> None:
     flat = [_picture(np.full((64, 64, 3), 100))] * 2
-    assert np.isfinite(PatchBackbone.fit(SETTINGS, iter([flat])).extract(_random(1))).all()
+    assert np.isfinite(_fitted(flat).extract(_random(1))).all()
 
 
 def test_fitting_to_nothing() -> None:
     with pytest.raises(DataError, match="no images to fit"):
-        PatchBackbone.fit(SETTINGS, iter([]))
+        Patches(OPTIONS).fit([])
 
 
 def test_stored_and_loaded(tmp_path: Path) -> None:
     images = _random(3)
-    backbone = PatchBackbone.fit(SETTINGS, iter([images]))
-    (tmp_path / "backbone.json").write_text(json.dumps(backbone.describe()))
-    loaded = load_backbone(tmp_path / "backbone.json")
+    patches = _fitted(images)
+    (tmp_path / "backbone.json").write_text(json.dumps(patches.describe()))
+    loaded = read_extractor(tmp_path / "backbone.json", OPTIONS)
     assert (loaded.name, loaded.grid_size, loaded.width) == ("patches", 4, 56)
-    np.testing.assert_array_equal(loaded.extract(images), backbone.extract(images))
+    np.testing.assert_array_equal(loaded.extract(images), patches.extract(images))
 
 
 @pytest.mark.parametrize(
-    "change", [{"name": "vgg"}, {"mean": [0.0]}, {"deviation": [0.0] * 56}, {"settings": {"side": 4}}, {"mean": "x"}]
+    "change",
+    [
+        {"name": "vgg"},
+        {"name": None},
+        {"mean": [0.0]},
+        {"mean": [None] * 56},
+        {"deviation": [0.0] * 56},
+        {"settings": {"side": 4}},
+        {"mean": "x"},
+    ],
 )
-def test_damaged_descriptions(change: dict[str, object]) -> None:
-    description = PatchBackbone.fit(SETTINGS, iter([_random(2)])).describe()
-    with pytest.raises(DataError, match="unknown backbone|is damaged"):
-        backbone_from(description | change)
+def test_damaged_descriptions(change: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "backbone.json").write_text(json.dumps(_fitted(_random(2)).describe() | change))
+    with pytest.raises(DataError, match="unknown extractor 'vgg'|is damaged"):
+        read_extractor(tmp_path / "backbone.json", OPTIONS)
 
 
 def test_no_description(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no backbone is stored"):
-        load_backbone(tmp_path / "backbone.json")
+    with pytest.raises(DataError, match="no extractor is stored"):
+        read_extractor(tmp_path / "backbone.json", OPTIONS)
 
 
 def test_images_that_cannot_be_decoded(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The ResNet backbone: preprocessing to the pixel, and messages; the network itself where torchvision fits torch."""
+"""The ResNet extractor: preprocessing to the pixel, and messages; the network itself where torchvision fits torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trarctl.data.features.resnet101 import ResNetBackbone, preprocess
+from trarctl.data.features.base import ExtractorOptions
+from trarctl.data.features.resnet101 import ResNet101, preprocess
 from trarctl.errors import DataError
+
+
+def _loaded(grid_size: int, weights: Path | None = None) -> ResNet101:
+    extractor = ResNet101(ExtractorOptions(grid_size, weights))
+    extractor.load()
+    return extractor
 
 
 def _pictures() -> list[Image.Image]:
@@ -35,13 +42,13 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(DataError, match="torchvision cannot be loaded") as error:
-        ResNetBackbone(14)
+        _loaded(14)
     assert error.value.hint == 'pip install "trarctl[features]"'
 
 
 def test_weights_that_are_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the weights .*: No such file"):
-        ResNetBackbone(14, tmp_path / "resnet101.pth")
+        _loaded(14, tmp_path / "resnet101.pth")
 
 
 @pytest.fixture
@@ -63,9 +70,9 @@ def test_the_third_stage_of_torchvision(torchvision: Any, tmp_path: Path) -> Non
     network.layer3.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
     with torch.inference_mode():
         network(torch.from_numpy(preprocess(pictures, 224)))
-    features = ResNetBackbone(14, tmp_path / "weights.pth").extract(pictures)
+    features = _loaded(14, tmp_path / "weights.pth").extract(pictures)
     np.testing.assert_allclose(features, maps[0].reshape(2, 1024, 196).transpose(1, 2).numpy(), rtol=1e-5)
-    assert ResNetBackbone(8, tmp_path / "weights.pth").extract(pictures).shape == (2, 64, 1024)
+    assert _loaded(8, tmp_path / "weights.pth").extract(pictures).shape == (2, 64, 1024)
 
 
 def test_other_weights(torchvision: Any, tmp_path: Path) -> None:
@@ -73,7 +80,7 @@ def test_other_weights(torchvision: Any, tmp_path: Path) -> None:
 
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(DataError, match="holds other weights than ResNet-101's"):
-        ResNetBackbone(14, tmp_path / "other.pth")
+        _loaded(14, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("text")
     with pytest.raises(DataError, match="is no file of PyTorch weights"):
-        ResNetBackbone(14, tmp_path / "text.pth")
+        _loaded(14, tmp_path / "text.pth")

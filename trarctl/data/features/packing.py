@@ -1,107 +1,90 @@
-"""Features of all images of a set: checked where they are, or packed into one file that is memory-mapped.
+"""Second half of ``prepare``: the features of all images, checked where they are, or packed into memory-mapped files.
 
-Axes: I images of a set, B images of a block, N cells, W feature width.
+Axes: Q questions, I images of a set, B images of a block, N cells, W feature width.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
+import numpy.lib.format as npy
 import orjson
 
 from trarctl.data import Progress
-from trarctl.data.features.files import (
+from trarctl.data.datasets.base import Layout
+from trarctl.data.features.base import Extractor, ExtractorOptions
+from trarctl.data.features.extract import ExtractedRows, Share, extract_files, fit
+from trarctl.data.features.grid import (
     FeatureFileError,
-    array_header_bytes,
-    fit_cells,
+    Floats,
     read_features,
     read_shape,
+    read_width,
     refuse_not_finite,
+    store_cells,
 )
-from trarctl.data.features.half import store_half
-from trarctl.data.features.image_table import ImageSet
-from trarctl.data.manifest import StoredType
+from trarctl.data.features.images import (
+    Ids,
+    ImageSet,
+    ImageTable,
+    Problems,
+    build_table,
+    feature_folders,
+    fingerprint,
+    refuse_missing,
+    scan_folder,
+)
+from trarctl.data.manifest import (
+    BACKBONE,
+    FEATURES,
+    IMAGES,
+    ImageSetPart,
+    ImagesPart,
+    NamingPart,
+    StoredType,
+    key_of,
+)
 from trarctl.errors import DataError, listed
-from trarctl.files import sync_folder, write_bytes
+from trarctl.files import sync_folder, write_array, write_bytes, write_json
+from trarctl.registry import EXTRACTORS
+
+Pack = Literal["float16", "float32", "as-found"]
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
 _NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
-_HINT = "replace these files by good copies"
-
-Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What the features of all images have in common.
-
-    Args:
-        width: feature width W.
-        stored_type: float16 if every file is, else float32.
-        warnings: what is odd but usable.
-    """
+    """What the features of all images have in common: width W, float16 if every file is, and what is odd but usable."""
 
     width: int
     stored_type: StoredType
     warnings: tuple[str, ...]
 
 
-class Problems:
-    """Collects what is wrong with files, of which the first ten are named.
-
-    Args:
-        kind: what kind of files they are, for the message.
-    """
-
-    def __init__(self, kind: str = "feature") -> None:
-        self._kind = kind
-        self._named: list[str] = []
-        self.count = 0
-
-    def add(self, problems: Sequence[str]) -> None:
-        """Note problems."""
-        self.count += len(problems)
-        self._named += problems[: max(0, 10 - len(self._named))]
-
-    def refuse(self, hint: str = _HINT) -> None:
-        """Raise if there are any.
-
-        Raises:
-            DataError: naming the first ten.
-        """
-        if self.count:
-            noun = f"1 {self._kind} file is" if self.count == 1 else f"{self.count:,} {self._kind} files are"
-            raise DataError(f"{noun} unusable: {listed(self._named, self.count)}", hint)
-
-
 def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool, progress: Progress) -> FileFacts:
-    """Look at the features of every image.
-
-    Args:
-        sets: the image sets; those without a folder are passed over.
-        num_cells: cells N that a grid has.
-        check_values: whether to read every number, to find NaN and infinity; else only shapes, types and sizes.
-        progress: told the images done.
+    """Look at the features of every image: at all values, or only at shapes, types and sizes.
 
     Raises:
         DataError: naming the files that are unusable.
     """
     found: Counter[tuple[int, int, int]] = Counter()
     odd: dict[int, list[str]] = {}
-    problems = Problems()
+    problems = Problems("feature")
     for images in sets:
         if images.folder is None or not len(images.ids):
             continue
-        task = f"checking features of {images.files.name}"
+        task = f"checking features of {images.name}"
         pieces = [images.ids[first : first + 64].tolist() for first in range(0, len(images.ids), 64)]
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             for number, (facts, bad) in enumerate(
@@ -122,10 +105,9 @@ def _look(
     images: ImageSet, ids: Sequence[int], *, check_values: bool
 ) -> tuple[list[tuple[str, tuple[int, int, int]]], list[str]]:
     """Give rows, width and bytes per number of each usable file, and what is wrong with the others."""
-    assert images.folder is not None  # noqa: S101 - the caller passes over sets without a folder
     facts, bad = [], []
     for image_id in ids:
-        path = images.folder.file(image_id)
+        path = images.file(image_id)
         try:
             if check_values:
                 array = read_features(path)
@@ -183,37 +165,14 @@ class FileRows:
 
     def fill(self, first: int, out: Floats) -> list[str]:
         """Read, check and convert files."""
-        assert self.images.folder is not None  # noqa: S101 - only sets with a folder are packed
         problems = []
         for cells, image_id in zip(out, self.images.ids[first : first + len(out)].tolist(), strict=True):
-            path = self.images.folder.file(image_id)
+            path = self.images.file(image_id)
             try:
-                array = read_features(path)
-                if array.shape[1] != out.shape[2]:
-                    raise FeatureFileError(f"has features of width {array.shape[1]}, expected {out.shape[2]}")
-                _store(array, cells)
+                store_cells(read_width(path, out.shape[2]), cells)
             except FeatureFileError as error:
                 problems.append(f"{path} {error}")
         return problems
-
-
-def _store(array: Floats, cells: Floats) -> None:
-    """Convert one image's features into ``cells`` [N, W], and see that they survived it."""
-    if cells.dtype != np.float16 or array.dtype == np.float16:
-        refuse_not_finite(array)
-        fit_cells(array, len(cells), cells)
-        return
-    rows = min(len(array), len(cells))
-    cells[rows:] = 0
-    if len(array) > rows:
-        refuse_not_finite(array)
-    if not store_half(array[:rows], cells[:rows]):
-        refuse_not_finite(array)
-        raise FeatureFileError("holds values beyond the range of float16: pack it as float32")
-    # A cell is zero where its bits are, the sign apart.
-    vanished = np.flatnonzero((cells[:rows].view(np.uint16) & 0x7FFF).max(axis=1) == 0)
-    if len(vanished) and array[vanished].any():
-        raise FeatureFileError("holds a cell that is zero in float16, which would count as padding: pack it as float32")
 
 
 def pack(
@@ -243,10 +202,12 @@ def pack(
     if path.exists():
         return
     dtype = np.dtype(stored_type)
-    header = array_header_bytes(shape, dtype)
+    header = BytesIO()
+    described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(header, described)
     row_bytes = shape[1] * shape[2] * dtype.itemsize
-    problems = Problems()
-    with _PartialFile(path, header, row_bytes) as file:
+    problems = Problems("feature")
+    with _PartialFile(path, header.getvalue(), row_bytes) as file:
         block_rows = max(1, _BLOCK_BYTES // row_bytes)
         unsafe_bytes = 0
         for first, block, bad in _blocks(source, shape, dtype, file.start, block_rows, num_threads):
@@ -342,3 +303,187 @@ def _blocks(
         finally:
             for *_, future in running:
                 future.cancel()
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """Pictures to make features of, and the extractor that makes them.
+
+    Attributes:
+        root: has one folder of pictures an image set.
+        is_own: whether they come with the data set: their features are then packed at once, without feature files.
+    """
+
+    root: Path
+    extractor: str
+    options: ExtractorOptions
+    is_own: bool
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What decides the image half of prepared data.
+
+    Attributes:
+        grid_size: cells S along one side.
+        features: folder of feature files, one folder per image set in it; None: there are none.
+        pack: number type of packed features; None leaves the files where they are.
+        check_values: whether every number of every file is read.
+        pictures: what features are made of; None: none are made.
+    """
+
+    grid_size: int
+    features: Path | None
+    pack: Pack | None
+    check_values: bool
+    pictures: PictureOptions | None = None
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """The image table, and a key that changes when anything does that the features depend on.
+
+    Attributes:
+        extractor: what makes or made the features here; None: they came in files.
+        is_extracted: whether its features lie in feature files already; else ``build_images`` fits it and packs them.
+    """
+
+    table: ImageTable
+    fingerprints: dict[str, str]
+    key: str
+    warnings: tuple[str, ...]
+    extractor: Extractor | None
+    is_extracted: bool
+
+
+def picture_table(layout: Layout, named: Mapping[str, Ids], pictures: PictureOptions) -> ImageTable:
+    """Look up the picture of every image that a question names, by split in ``named``.
+
+    Raises:
+        DataError: naming pictures that are missing.
+    """
+    root = pictures.root
+    if not root.is_dir():
+        raise DataError(f"no folder of images {root}", "pass the folder that holds them: --images DIR")
+    folders = {
+        files.name: scan_folder(layout.image_folder(root, files.name), [files.images]) for files in layout.image_sets
+    }
+    table = build_table(layout, named, folders)
+    refuse_missing(table, root, layout.dataset, "images")
+    return table
+
+
+def make_features(
+    layout: Layout, named: Mapping[str, Ids], pictures: PictureOptions, out: Path, share: Share, progress: Progress
+) -> tuple[Path, Extractor]:
+    """Make feature files of this process's share of the pictures; see ``extract_files``."""
+    sets = picture_table(layout, named, pictures).sets
+    return extract_files(sets, pictures.extractor, pictures.options, out, share, progress)
+
+
+def plan_images(
+    layout: Layout, named: Mapping[str, Ids], options: ImageOptions, out: Path, share: Share, progress: Progress
+) -> ImagePlan:
+    """Look up every image that a question names; of pictures that a user named, make feature files first.
+
+    Args:
+        layout: the data set.
+        named: of each split, the image that each question names, [Q].
+        options: where the features or pictures are.
+        out: the prepared folder.
+        share: the part of this process.
+        progress: told what is being done.
+
+    Raises:
+        DataError: naming images that are missing, or pictures that are unusable.
+    """
+    progress("looking up images", 0, None)
+    pictures, root, extractor = options.pictures, options.features, None
+    warnings: tuple[str, ...] = ()
+    depends_on: dict[str, Any] = {"patches": None}
+    if pictures is not None and pictures.is_own:
+        table = picture_table(layout, named, pictures)
+        extractor = EXTRACTORS[pictures.extractor](pictures.options)
+        depends_on = {extractor.name: extractor.identity()}
+    else:
+        if pictures is not None:
+            root, extractor = make_features(layout, named, pictures, out, share, progress)
+        table = build_table(layout, named, {} if root is None else feature_folders(layout, root))
+        warnings = () if root is None else refuse_missing(table, root, layout.dataset)
+    fingerprints = {images.name: fingerprint(images) for images in table.sets}
+    key = {
+        "grid_size": options.grid_size,
+        "pack": options.pack,
+        "check_values": options.check_values,
+        "fingerprints": fingerprints,
+        "folders": {one.name: str(one.folder.path.resolve()) for one in table.sets if one.folder},
+    }
+    is_extracted = pictures is not None and not pictures.is_own
+    return ImagePlan(table, fingerprints, key_of(key | depends_on), warnings, extractor, is_extracted)
+
+
+def write_table(plan: ImagePlan, folder: Path) -> None:
+    """Write ids by image set and rows by split into ``folder/images``."""
+    place = folder / IMAGES
+    place.mkdir(exist_ok=True)
+    for images in plan.table.sets:
+        write_array(place / f"{images.name}.ids.npy", images.ids)
+    for split, rows in plan.table.rows.items():
+        write_array(place / f"{split}.rows.npy", rows)
+
+
+def build_images(plan: ImagePlan, options: ImageOptions, out: Path, building: Path, progress: Progress) -> ImagesPart:
+    """Check, pack or extract the features of all images.
+
+    Args:
+        plan: the image table.
+        options: what the user can choose.
+        out: the prepared folder; packed features are written to their place at once, under names that change with
+            their content.
+        building: where an extractor's description is written.
+        progress: told the images done.
+
+    Raises:
+        DataError: naming feature files or images that are unusable.
+    """
+    extractor, num_cells, pack_as = plan.extractor, options.grid_size**2, options.pack
+    if extractor is not None and not plan.is_extracted:
+        if extractor.is_fitted:
+            fit(extractor, plan.table.sets[0], progress)
+        extractor.load()
+        facts = FileFacts(extractor.width, extractor.stored_type, ())
+        pack_as = pack_as or "as-found"
+    else:
+        # Packing reads and checks every number anyway, so shapes are enough before it.
+        check_values = options.check_values and pack_as is None
+        facts = check_files(plan.table.sets, num_cells, check_values=check_values, progress=progress)
+    if extractor is not None:
+        write_json(building / BACKBONE, extractor.describe())
+    parts = []
+    for images in plan.table.sets:
+        found: dict[str, Any] = {"kind": "none"}
+        if images.folder is not None and pack_as is None:
+            naming = NamingPart(**vars(images.folder.naming))
+            place = os.path.relpath(images.folder.path.resolve(), out.resolve())
+            found = {"kind": "files", "folder": place, "naming": naming, "stored_type": facts.stored_type}
+        elif images.folder is not None and len(images.ids):
+            stored_type = facts.stored_type if pack_as is None or pack_as == "as-found" else pack_as
+            shape = (len(images.ids), num_cells, facts.width)
+            made_by = None if extractor is None or plan.is_extracted else extractor.describe()
+            place = str(images.folder.path.resolve())
+            content = [plan.fingerprints[images.name], place, list(shape[1:]), stored_type, made_by]
+            file = f"{images.name}.{key_of({'content': content})[:16]}.npy"
+            (out / FEATURES).mkdir(exist_ok=True)
+            source = FileRows(images) if extractor is None or plan.is_extracted else ExtractedRows(images, extractor)
+            pack(source, out / FEATURES / file, shape, stored_type, progress=progress)
+            found = {"kind": "packed", "file": file, "stored_type": stored_type}
+        parts.append(ImageSetPart(name=images.name, num_images=len(images.ids), **found))
+    return ImagesPart(
+        key=plan.key,
+        grid_size=options.grid_size,
+        feature_width=facts.width,
+        pack=options.pack,
+        backbone=None if extractor is None else extractor.name,
+        image_sets=tuple(parts),
+        warnings=plan.warnings + facts.warnings,
+    )

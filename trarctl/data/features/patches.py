@@ -1,20 +1,21 @@
-"""Images to grid features, through one interface for every kind of backbone.
+"""A hand-made descriptor of small drawings, which needs no trained network; easy-VQA's features are made by it.
 
-Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
+Axes: B images, C colors, S cells along one side, N = S * S cells in row-major order, W feature width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
+from trarctl.data.features.base import Extractor, ExtractorOptions
+from trarctl.data.manifest import StoredType
 from trarctl.errors import DataError
+from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,39 +24,11 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
-class Backbone(Protocol):
-    """Whatever turns images into a grid of feature vectors."""
-
-    @property
-    def name(self) -> str:
-        """Name for messages and manifests."""
-        ...
-
-    @property
-    def grid_size(self) -> int:
-        """Cells S along one side."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Feature width W."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Give all that is needed to make the same backbone again, as JSON can hold it."""
-        ...
-
-    def extract(self, images: Sequence[Image]) -> Floats:
-        """Turn images of any size and mode into features [B, N, W] float32."""
-        ...
-
-
 @dataclass(frozen=True)
 class PatchSettings:
-    """Shape of the hand-made descriptor.
+    """Shape of the descriptor.
 
-    Args:
-        grid_size: cells S along one side.
+    Attributes:
         patches_per_side: patches along one side of a cell; their descriptions are joined.
         patch_pixels: pixels along one side of a patch.
         num_directions: bins of the histogram of gradient directions, over 180 degrees.
@@ -77,65 +50,64 @@ class PatchSettings:
         return self.patches_per_side**2 * (6 + self.num_directions)
 
 
-@dataclass(frozen=True)
-class PatchBackbone:
-    """Describes each patch by hand: mean and deviation of red, green and blue, and the directions of its edges.
+@EXTRACTORS.register("patches")
+class Patches(Extractor):
+    """Mean and deviation of red, green and blue in each patch, and the directions of its edges.
 
-    Good for simple drawings, where it serves as well as a pretrained network and needs none.
-
-    Args:
-        settings: shape of the descriptor.
-        mean: what is subtracted from each feature, [W].
-        deviation: what it is then divided by, [W].
+    Fitted: over the cells of the training images every feature has mean 0 and deviation 1.
     """
 
-    settings: PatchSettings
-    mean: npt.NDArray[np.float64]
-    deviation: npt.NDArray[np.float64]
+    name = "patches"
+    stored_type: ClassVar[StoredType] = "float32"
+    is_fitted = True
 
-    @classmethod
-    def fit(cls, settings: PatchSettings, batches: Iterator[Sequence[Image]]) -> PatchBackbone:
+    def __init__(self, options: ExtractorOptions) -> None:
+        super().__init__(options)
+        self.settings = PatchSettings(options.grid_size)
+        self.width = self.settings.width
+        self._mean, self._deviation = np.zeros(self.width), np.ones(self.width)
+
+    def fit(self, batches: Iterable[Sequence[Image]]) -> None:
         """Choose the statistics so that the cells of these images have mean 0 and deviation 1."""
-        count, total, squares = 0, np.zeros(settings.width), np.zeros(settings.width)
+        count, total, squares = 0, np.zeros(self.width), np.zeros(self.width)
         for images in batches:
-            cells = describe_patches(images, settings).reshape(-1, settings.width).astype(np.float64)
+            cells = describe_patches(images, self.settings).reshape(-1, self.width).astype(np.float64)
             count += len(cells)
             total += cells.sum(axis=0)
             squares += (cells**2).sum(axis=0)
         if not count:
             raise DataError("no images to fit the patch descriptor to", "add training images")
-        mean = total / count
-        deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        return cls(settings, mean, np.where(deviation > 1e-6, deviation, 1.0))
+        self._mean = total / count
+        deviation = np.sqrt(np.maximum(squares / count - self._mean**2, 0))
+        self._deviation = np.where(deviation > 1e-6, deviation, 1.0)
 
-    @property
-    def name(self) -> str:
-        """Name for messages and manifests."""
-        return "patches"
-
-    @property
-    def grid_size(self) -> int:
-        """Cells S along one side."""
-        return self.settings.grid_size
-
-    @property
-    def width(self) -> int:
-        """Feature width W."""
-        return self.settings.width
+    def identity(self) -> dict[str, Any]:
+        """Give the settings."""
+        return dict(vars(self.settings))
 
     def describe(self) -> dict[str, Any]:
         """Give settings and statistics."""
         return {
             "name": self.name,
-            "settings": vars(self.settings),
-            "mean": self.mean.tolist(),
-            "deviation": self.deviation.tolist(),
+            "settings": self.identity(),
+            "mean": self._mean.tolist(),
+            "deviation": self._deviation.tolist(),
         }
+
+    def restore(self, description: dict[str, Any]) -> None:
+        """Take over settings and statistics."""
+        self.settings = replace(self.settings, **description["settings"])
+        self.grid_size, self.width = self.settings.grid_size, self.settings.width
+        self._mean = np.array(description["mean"], dtype=np.float64)
+        self._deviation = np.array(description["deviation"], dtype=np.float64)
+        is_whole = self._mean.shape == self._deviation.shape == (self.width,) and np.isfinite(self._mean).all()
+        if not is_whole or not (self._deviation > 0).all():
+            raise ValueError("its statistics")
 
     def extract(self, images: Sequence[Image]) -> Floats:
         """Describe images, [B, N, W], standardized by the fitted statistics."""
         cells = describe_patches(images, self.settings)
-        return ((cells - self.mean) / self.deviation).astype(np.float32)
+        return ((cells - self._mean) / self._deviation).astype(np.float32)
 
 
 def describe_patches(images: Sequence[Image], settings: PatchSettings) -> Floats:
@@ -193,68 +165,3 @@ def _direction_histogram(gray: Doubles, settings: PatchSettings) -> Doubles:
     num_bins = len(gray) * patches**2 * directions
     sums: Doubles = np.bincount(bins, weights=strength.reshape(-1), minlength=num_bins).astype(np.float64)
     return sums.reshape(len(gray), patches, patches, directions).transpose(0, 3, 1, 2)
-
-
-def backbone_from(description: Mapping[str, Any]) -> Backbone:
-    """Make the backbone that ``describe`` described.
-
-    Raises:
-        DataError: the description is damaged, or of an unknown backbone.
-    """
-    if description.get("name") != "patches":
-        raise DataError(f"unknown backbone {description.get('name')!r}", "prepare the data again")
-    try:
-        settings = PatchSettings(**description["settings"])
-        mean = np.array(description["mean"], dtype=np.float64)
-        deviation = np.array(description["deviation"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the description of the backbone is damaged: {error}", "prepare the data again") from None
-    if mean.shape != (settings.width,) or deviation.shape != mean.shape or not (deviation > 0).all():
-        raise DataError("the description of the backbone is damaged: its statistics", "prepare the data again")
-    return PatchBackbone(settings, mean, deviation)
-
-
-def load_backbone(path: Path) -> Backbone:
-    """Read a backbone's description from a file.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    try:
-        description = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"no backbone is stored as {path}", "prepare from images to have one") from None
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", "prepare the data again") from None
-    if not isinstance(description, dict):
-        raise DataError(f"{path} is damaged", "prepare the data again")
-    return backbone_from(description)
-
-
-def load_images(paths: Sequence[Path]) -> tuple[list[Image], list[str]]:
-    """Decode image files.
-
-    Returns:
-        Images in RGB, for unusable files a black pixel; and what is wrong with those.
-    """
-    import PIL.Image
-
-    images, problems = [], []
-    for path in paths:
-        if path.exists() and not path.is_file():
-            problems.append(f"{path} is no file")
-            images.append(PIL.Image.new("RGB", (1, 1)))
-            continue
-        try:
-            with PIL.Image.open(path) as image:
-                images.append(image.convert("RGB"))
-        except FileNotFoundError:
-            problems.append(f"{path} is missing")
-        except PIL.UnidentifiedImageError:
-            problems.append(f"{path} is no image, or empty")
-        except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-            problems.append(f"{path} is truncated or damaged: {error}")
-        else:
-            continue
-        images.append(PIL.Image.new("RGB", (1, 1)))
-    return images, problems

@@ -1,4 +1,4 @@
-"""ResNet-101's third stage as a backbone, as CLEVR's published features were made; needs the extra ``features``.
+"""ResNet-101's third stage as an extractor, as CLEVR's published features were made; needs the extra ``features``.
 
 Axes: B images, S cells along one side, N = S * S cells in row-major order, W feature width.
 """
@@ -12,20 +12,21 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from trarctl.data.features.patches import Floats
+from trarctl.data.features.base import Extractor, ExtractorOptions
 from trarctl.errors import DataError
+from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-NAME = "resnet101"
-WIDTH = 1024
+Floats = npt.NDArray[np.float32]
+
 # The third stage sees the image at a sixteenth of its size.
 PIXELS_PER_CELL = 16
 
-_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError)
 _WEIGHTS_HINT = "--weights FILE, as torchvision publishes it for resnet101"
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
@@ -48,36 +49,38 @@ def preprocess(images: Sequence[Image], side: int) -> Floats:
     return np.ascontiguousarray(((pixels - _MEAN) / _DEVIATION).transpose(0, 3, 1, 2))
 
 
-class ResNetBackbone:
-    """Runs images through the first three stages of ResNet-101; safe to call from several threads.
-
-    Args:
-        grid_size: cells S along one side; the image is resized to 16 * S pixels.
-        weights: file of torchvision's weights; None: torchvision's own download.
-        devices: one copy of the network each, such as ``cpu`` or ``cuda:0``.
+@EXTRACTORS.register("resnet101")
+class ResNet101(Extractor):
+    """Runs images, resized to 16 * S pixels, through the first three stages of ResNet-101.
 
     Raises:
-        DataError: torchvision is not installed, or the weights cannot be read.
+        DataError: the weights cannot be read; or, from ``load``, torchvision is not installed or they are others.
     """
 
-    name = NAME
-    width = WIDTH
+    name = "resnet101"
+    width = 1024
 
-    def __init__(self, grid_size: int, weights: Path | None = None, devices: Sequence[str] = ("cpu",)) -> None:
-        self.grid_size = grid_size
-        self._weights_digest = weights_digest(weights)
-        self._idle: SimpleQueue[tuple[str, nn.Module]] = SimpleQueue()
-        for device in devices:
-            self._idle.put((device, _third_stage(weights).to(device)))
+    def __init__(self, options: ExtractorOptions) -> None:
+        super().__init__(options)
+        self._weights, self._devices = options.weights, options.devices
+        self._digest = _weights_digest(options.weights)
+        self._idle: SimpleQueue[tuple[str, nn.Module]] | None = None
 
-    def describe(self) -> dict[str, Any]:
-        """Give name, grid and what identifies the weights."""
-        return {"name": self.name, "grid_size": self.grid_size, "weights": self._weights_digest}
+    def identity(self) -> dict[str, Any]:
+        """Give what identifies the weights."""
+        return {"weights": self._digest}
+
+    def load(self) -> None:
+        """Put one copy of the network on each device."""
+        self._idle = SimpleQueue()
+        for device in self._devices:
+            self._idle.put((device, _third_stage(self._weights).to(device)))
 
     def extract(self, images: Sequence[Image]) -> Floats:
         """Run images through the network, [B, N, W]."""
         import torch
 
+        assert self._idle is not None, "load comes first"  # noqa: S101 - a promise of the interface
         pixels = torch.from_numpy(preprocess(images, self.grid_size * PIXELS_PER_CELL))
         device, network = self._idle.get()
         try:
@@ -89,12 +92,8 @@ class ResNetBackbone:
         return cells
 
 
-def weights_digest(weights: Path | None) -> str:
-    """Identify weights: SHA-256 of the file, or the name of torchvision's download.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+def _weights_digest(weights: Path | None) -> str:
+    """Identify weights: SHA-256 of the file, or the name of torchvision's download."""
     if weights is None:
         return "IMAGENET1K_V1"
     try:
@@ -122,7 +121,7 @@ def _third_stage(weights: Path | None) -> nn.Module:
             raise DataError(f"{weights} is no file of PyTorch weights", _WEIGHTS_HINT) from error
         try:
             network.load_state_dict(state)
-        except _UNREADABLE:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
             raise DataError(f"{weights} holds other weights than ResNet-101's", _WEIGHTS_HINT) from None
     stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
     return nn.Sequential(*(getattr(network, stage) for stage in stages)).eval()

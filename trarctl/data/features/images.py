@@ -1,4 +1,6 @@
-"""The image table: which images the questions name, and where the features of each are.
+"""The image table: which images the questions name, and where the features or the picture of each are.
+
+Image ids are numbers or texts, and stay what they are.
 
 Axes: Q questions, I images of a set.
 """
@@ -11,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,26 +22,19 @@ from trarctl.data.datasets.base import FileNaming, ImageSetFiles, Layout, featur
 from trarctl.data.records import rows_of
 from trarctl.errors import DataError, listed
 
-Ids = npt.NDArray[np.int64]
+Ids = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder with one file per image.
-
-    Args:
-        path: the folder.
-        naming: how its files are named.
-        ids: the images it holds, ascending, [I].
-        num_odd: files whose names are not understood.
-    """
+    """A folder with one file per image: of the images ``ids``, ascending; ``num_odd`` files have other names."""
 
     path: Path
     naming: FileNaming
     ids: Ids
     num_odd: int
 
-    def file(self, image_id: int) -> Path:
+    def file(self, image_id: Any) -> Path:
         """Give the file of an image."""
         return self.path / self.naming.name(image_id)
 
@@ -51,15 +47,40 @@ class ImageSet:
     ids: Ids
     folder: Folder | None
 
+    @property
+    def name(self) -> str:
+        """Name of the set."""
+        return self.files.name
+
+    def file(self, image_id: Any) -> Path:
+        """Give the file of an image; only of a set that has a folder."""
+        assert self.folder is not None  # noqa: S101 - the callers pass over sets without a folder
+        return self.folder.file(image_id)
+
+
+class Problems:
+    """Collects what is wrong with files of one kind, of which the first ten are named."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._named: list[str] = []
+        self.count = 0
+
+    def add(self, problems: Sequence[str]) -> None:
+        """Note problems."""
+        self.count += len(problems)
+        self._named += problems[: max(0, 10 - len(self._named))]
+
+    def refuse(self) -> None:
+        """Raise a DataError if there are any."""
+        if self.count:
+            noun = f"1 {self._kind} file is" if self.count == 1 else f"{self.count:,} {self._kind} files are"
+            raise DataError(f"{noun} unusable: {listed(self._named, self.count)}", "replace these files by good copies")
+
 
 @dataclass(frozen=True)
 class ImageTable:
-    """All images that questions name: set after set, each ascending by id.
-
-    Args:
-        sets: the image sets in row order.
-        rows: of each split, the row of each question's image, [Q] int32.
-    """
+    """All images that questions name, set after set; ``rows`` has the row of each question's image, by split."""
 
     sets: tuple[ImageSet, ...]
     rows: dict[str, npt.NDArray[np.int32]]
@@ -82,14 +103,14 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
         raise DataError(
             f"cannot read the folder {path}: {error.strerror or error}", "let it be read: chmod u+rx"
         ) from error
-    best, numbers = namings[0], numbers_in_names(names, namings[0])
+    best, ids = namings[0], numbers_in_names(names, namings[0])
     for naming in namings[1:]:
-        if len(numbers) > len(names) // 2:
+        if len(ids) > len(names) // 2:
             break
         others = numbers_in_names(names, naming)
-        if len(others) > len(numbers):
-            best, numbers = naming, others
-    return Folder(path, best, np.unique(np.array(numbers, dtype=np.int64)), len(names) - len(numbers))
+        if len(others) > len(ids):
+            best, ids = naming, others
+    return Folder(path, best, np.unique(np.array(ids, dtype=None if ids else np.int64)), len(names) - len(ids))
 
 
 def feature_folders(layout: Layout, root: Path) -> dict[str, Folder | None]:
@@ -103,11 +124,7 @@ def feature_folders(layout: Layout, root: Path) -> dict[str, Folder | None]:
     return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in layout.image_sets}
 
 
-def build_table(
-    layout: Layout,
-    named: Mapping[str, Ids],
-    folders: Mapping[str, Folder | None],
-) -> ImageTable:
+def build_table(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> ImageTable:
     """Give every image that a question names its row.
 
     An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
@@ -118,33 +135,34 @@ def build_table(
         named: of each split, the image that each question names, [Q].
         folders: where the images of each set are; empty if nowhere.
     """
-    own_set = {split.name: split.image_set for split in layout.splits}
-    homes = {split: np.full(len(ids), -1, dtype=np.int64) for split, ids in named.items()}
     names = [files.name for files in layout.image_sets]
-    known = _known_ids(layout, named, folders) if layout.shares_image_ids else {}
-    for split, ids in named.items():
-        own = names.index(own_set[split])
-        for place in [own, *(place for place in range(len(names)) if place != own)] if known else []:
-            is_here = (homes[split] < 0) & (rows_of(ids, known[names[place]]) >= 0)
-            homes[split][is_here] = place
-        homes[split][homes[split] < 0] = own
+    own = {split.name: names.index(split.image_set) for split in layout.splits}
+    homes = {split: np.full(len(ids), own[split], dtype=np.int64) for split, ids in named.items()}
+    if layout.shares_image_ids:
+        known = _known_ids(layout, named, folders)
+        for split, ids in named.items():
+            is_lost = rows_of(ids, known[own[split]]) < 0
+            for index in range(len(names)):
+                is_here = is_lost & (rows_of(ids, known[index]) >= 0)
+                homes[split][is_here] = index
+                is_lost &= ~is_here
     sets = []
-    for place, files in enumerate(layout.image_sets):
-        members = [ids[homes[split] == place] for split, ids in named.items()]
+    for index, files in enumerate(layout.image_sets):
+        members = [ids[homes[split] == index] for split, ids in named.items()]
         sets.append(ImageSet(files, np.unique(np.concatenate(members)), folders.get(files.name)))
     starts = np.cumsum([0] + [len(images.ids) for images in sets])
     rows = {}
     for split, ids in named.items():
         rows[split] = np.empty(len(ids), dtype=np.int32)
-        for place, images in enumerate(sets):
-            is_here = homes[split] == place
-            rows[split][is_here] = starts[place] + np.searchsorted(images.ids, ids[is_here])
+        for index, images in enumerate(sets):
+            is_here = homes[split] == index
+            rows[split][is_here] = starts[index] + np.searchsorted(images.ids, ids[is_here])
     return ImageTable(tuple(sets), rows)
 
 
-def _known_ids(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> dict[str, Ids]:
-    """List the ids of every set: those in its folder, else those that the splits named after it use."""
-    known = {}
+def _known_ids(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> list[Ids]:
+    """List the ids of every set: those in its folder, else those of the first split that is about it."""
+    known = []
     for files in layout.image_sets:
         folder = folders.get(files.name)
         asking = [
@@ -152,7 +170,7 @@ def _known_ids(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, F
             for split in layout.splits
             if split.image_set == files.name and split.name in named and not split.borrows_images
         ]
-        known[files.name] = folder.ids if folder else np.unique(np.concatenate([*asking, np.empty(0, np.int64)]))
+        known.append(folder.ids if folder else np.unique(np.concatenate(asking)) if asking else np.empty(0, np.int64))
     return known
 
 
@@ -172,11 +190,11 @@ def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "fea
         if images.folder is None:
             if images.files.is_required and len(images.ids):
                 raise DataError(
-                    f"no folder {root / images.files.name} with the {what} of {len(images.ids):,} images",
-                    f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.files.name}",
+                    f"no folder {root / images.name} with the {what} of {len(images.ids):,} images",
+                    f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.name}",
                 )
             if len(images.ids):
-                warnings.append(f"no {what} of {images.files.name}: {root / images.files.name} is missing")
+                warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
             continue
         absent = images.ids[rows_of(images.ids, images.folder.ids) < 0]
         count += len(absent)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from tests.data.preparing import write_features
-from trarctl.data.features.files import (
+from trarctl.data.features.grid import (
     FeatureFileError,
     fit_cells,
     read_cells,
     read_features,
     read_shape,
     refuse_not_finite,
+    store_cells,
 )
-from trarctl.data.features.half import store_half
 from trarctl.errors import DataError
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -152,10 +152,10 @@ def test_large_values_are_no_false_alarm() -> None:
 
 def test_rows_are_cut_and_padded() -> None:
     out = np.full((2, 4), 9, dtype=np.float32)
-    fit_cells(ARRAY, 2, out)
+    fit_cells(ARRAY, out)
     np.testing.assert_array_equal(out, ARRAY[:2])
     out = np.full((5, 4), 9, dtype=np.float32)
-    fit_cells(ARRAY, 5, out)
+    fit_cells(ARRAY, out)
     np.testing.assert_array_equal(out, np.vstack([ARRAY, np.zeros((2, 4))]))
 
 
@@ -170,9 +170,9 @@ def test_a_file_that_changed_since(tmp_path: Path) -> None:
 
 def test_half_precision_rounds_as_numpy_does() -> None:
     bits = np.concatenate([np.arange(0, 0x477FF000, 40_009, dtype=np.uint32), _around_halves()])
-    values = np.concatenate([bits, bits | np.uint32(0x80000000)]).view(np.float32)
+    values = np.concatenate([bits, bits | np.uint32(0x80000000)]).view(np.float32)[None]
     out = np.empty(values.shape, dtype=np.float16)
-    assert store_half(values, out)
+    store_cells(values, out)
     np.testing.assert_array_equal(out.view(np.uint16), values.astype(np.float16).view(np.uint16))
 
 
@@ -186,7 +186,17 @@ def _around_halves() -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("value", [65520.0, -65520.0, np.inf, np.nan])
 def test_half_precision_says_what_it_cannot_hold(value: float) -> None:
-    out = np.empty(3, dtype=np.float16)
-    assert not store_half(np.array([0, value, 1], dtype=np.float32), out)
-    assert store_half(np.array([0, 65519.0, 1], dtype=np.float32), out)
-    assert out.tolist() == [0, 65504, 1]
+    out = np.empty((1, 3), dtype=np.float16)
+    with pytest.raises(FeatureFileError, match="beyond the range of float16" if np.isfinite(value) else "1 values"):
+        store_cells(np.array([[0, value, 1]], dtype=np.float32), out)
+    store_cells(np.array([[0, 65519.0, 1]], dtype=np.float32), out)
+    assert out.tolist() == [[0, 65504, 1]]
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_half_precision_is_cut_and_padded_too(rows: int, order: Any) -> None:
+    out, expected = np.full((rows, 4), 9, dtype=np.float16), np.empty((rows, 4), dtype=np.float16)
+    store_cells(np.array(ARRAY, order=order), out)
+    fit_cells(ARRAY, expected)
+    np.testing.assert_array_equal(out, expected)

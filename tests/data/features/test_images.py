@@ -11,7 +11,7 @@ import pytest
 from trarctl.data.datasets.base import FileNaming, feature_namings, numbers_in_names
 from trarctl.data.datasets.clevr import CLEVR
 from trarctl.data.datasets.vqa import VQA
-from trarctl.data.features.image_table import build_table, feature_folders, fingerprint, refuse_missing, scan_folder
+from trarctl.data.features.images import build_table, feature_folders, fingerprint, refuse_missing, scan_folder
 from trarctl.errors import DataError
 
 

@@ -1,0 +1,339 @@
+"""Grid features as they are read: from one file an image, without trusting it, and from a prepared folder.
+
+Axes: I images, R rows asked for, N cells, W feature width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.lib.format as npy
+import numpy.typing as npt
+
+from trarctl.data.manifest import FEATURES, ImageSetPart, ImagesPart, prepare_command
+from trarctl.errors import DataError
+
+Floats = npt.NDArray[np.floating]
+
+_LARGEST_MEMBER_BYTES = 1 << 30
+_LARGEST_HEADER = 1024
+
+
+class FeatureFileError(Exception):
+    """One feature file cannot be used; the message says why, without the file's name."""
+
+
+class ArrayHeader(NamedTuple):
+    """What the first bytes of an array say; ``num_bytes`` is the size of a whole file with this header."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[np.floating]
+    is_fortran: bool
+    start: int
+    num_bytes: int
+
+    @property
+    def native_dtype(self) -> np.dtype[np.floating]:
+        """The type that the numbers are given as."""
+        return np.dtype(np.float16 if self.dtype.itemsize == 2 else np.float32)
+
+
+def read_features(path: Path) -> Floats:
+    """Read the features of one image.
+
+    Args:
+        path: ``.npy``, or ``.npz`` with the array ``x``.
+
+    Returns:
+        [rows, W], as stored: float16 or float32 (float64 becomes float32).
+
+    Raises:
+        FeatureFileError: missing, truncated, pickled, of another shape or type, or otherwise unusable.
+    """
+    content = bytearray(_size(path))  # writable, as torch wants what it converts
+    try:
+        if path.suffix == ".npz":
+            content = bytearray(_npz_member(path))
+        else:
+            with path.open("rb") as file:
+                del content[file.readinto(content) :]
+    except OSError as error:
+        raise FeatureFileError(_why(error)) from None
+    header = _header(bytes(content[:_LARGEST_HEADER]), len(content))
+    numbers: Floats = np.frombuffer(content, dtype=header.dtype, offset=header.start)
+    array = numbers.reshape(header.shape, order="F" if header.is_fortran else "C")
+    return array.astype(header.native_dtype, copy=False)
+
+
+def read_shape(path: Path) -> tuple[tuple[int, int], np.dtype[np.floating]]:
+    """Read shape and type of one image's features, without the numbers where the format allows.
+
+    Raises:
+        FeatureFileError: as ``read_features``.
+    """
+    if path.suffix == ".npz":
+        array = read_features(path)
+        return (array.shape[0], array.shape[1]), array.dtype
+    size = _size(path)
+    try:
+        with path.open("rb") as file:
+            header = _header(file.read(_LARGEST_HEADER), size)
+    except OSError as error:
+        raise FeatureFileError(_why(error)) from None
+    return header.shape, header.native_dtype
+
+
+def refuse_not_finite(array: Floats) -> None:
+    """See that every number is finite.
+
+    Raises:
+        FeatureFileError: some are not.
+    """
+    # The sum is finite only if every term is; it is far cheaper than a mask, and a false alarm is settled below.
+    with np.errstate(all="ignore"):
+        total = np.sum(array, dtype=np.float32 if array.dtype == np.float16 else array.dtype)
+    if not np.isfinite(total) and not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise FeatureFileError(f"holds {count:,} values that are NaN or infinite")
+
+
+def fit_cells(array: Floats, out: Floats) -> None:
+    """Write the features of an image into ``out`` [N, W]: more rows are cut, missing ones are zero."""
+    rows = min(len(array), len(out))
+    out[:rows] = array[:rows]
+    out[rows:] = 0
+
+
+def store_cells(array: Floats, out: Floats) -> None:
+    """Convert the features of an image into ``out`` [N, W] as ``fit_cells`` does, and see that they survive it.
+
+    Raises:
+        FeatureFileError: values are not finite or beyond float16, or a cell would become zero, which means padding.
+    """
+    if out.dtype != np.float16 or array.dtype == np.float16:
+        refuse_not_finite(array)
+        fit_cells(array, out)
+        return
+    import torch
+
+    rows = min(len(array), len(out))
+    out[rows:] = 0
+    if len(array) > rows:
+        refuse_not_finite(array)
+    # numpy rounds to the same bits in twenty times the time.
+    torch.from_numpy(out[:rows]).copy_(torch.from_numpy(array[:rows]))
+    magnitudes = (out[:rows].view(np.uint16) & np.uint16(0x7FFF)).max(axis=1)
+    if magnitudes.max() >= 0x7C00:
+        refuse_not_finite(array)
+        raise FeatureFileError("holds values beyond the range of float16: pack it as float32")
+    vanished = np.flatnonzero(magnitudes == 0)
+    if len(vanished) and array[vanished].any():
+        raise FeatureFileError("holds a cell that is zero in float16, which would count as padding: pack it as float32")
+
+
+def read_cells(path: Path, out: Floats) -> None:
+    """Read one image's features into ``out`` [N, W].
+
+    Raises:
+        DataError: the file is missing or cannot be used.
+    """
+    try:
+        fit_cells(read_width(path, out.shape[1]), out)
+    except FeatureFileError as error:
+        raise DataError(
+            f"the features in {path} changed since they were prepared: the file {error}", "run trarctl prepare again"
+        ) from None
+
+
+def read_width(path: Path, width: int) -> Floats:
+    """Read features as ``read_features`` does, and see that they have a width."""
+    array = read_features(path)
+    if array.shape[1] != width:
+        raise FeatureFileError(f"has features of width {array.shape[1]}, expected {width}")
+    return array
+
+
+def _size(path: Path) -> int:
+    """Give the size of a file; pipes and devices, which would be read forever, are refused."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise FeatureFileError(_why(error)) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise FeatureFileError("is a directory" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+    if status.st_size == 0:
+        raise FeatureFileError("is empty")
+    return status.st_size
+
+
+def _npz_member(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = next((member for member in archive.infolist() if member.filename == "x.npy"), None)
+            if info is None:
+                raise FeatureFileError('has no array "x"')
+            if info.file_size > _LARGEST_MEMBER_BYTES:
+                raise FeatureFileError(f"unpacks to {info.file_size:,} bytes, more than any grid of features")
+            return archive.read(info)
+    except EOFError as error:
+        raise FeatureFileError(_why(error)) from None
+    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, RuntimeError, OverflowError) as error:
+        raise FeatureFileError(f"is truncated or damaged: {str(error).lower() or 'bad archive'}") from None
+
+
+def _why(error: OSError | EOFError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}".lower()
+
+
+def _header(start: bytes, size: int) -> ArrayHeader:
+    """Read the header of an array from its first bytes, and see that the file has the size that it promises."""
+    if not start:
+        raise FeatureFileError("is empty")
+    if not start.startswith(npy.MAGIC_PREFIX):
+        is_pickle = start[:1] == b"\x80"
+        raise FeatureFileError("is a pickle, which is never loaded" if is_pickle else "is no .npy file")
+    if len(start) < 12:
+        raise FeatureFileError(f"is truncated: {len(start)} bytes")
+    length_bytes = 2 if start[6] == 1 else 4
+    end = 8 + length_bytes + int.from_bytes(start[8 : 8 + length_bytes], "little")
+    if start[6] not in (1, 2, 3) or end > _LARGEST_HEADER:
+        raise FeatureFileError("has a damaged header")
+    if len(start) < end:
+        raise FeatureFileError(f"is truncated: {len(start)} bytes")
+    header = _parsed_header(start[:end])
+    if size < header.num_bytes:
+        raise FeatureFileError(f"is truncated: {size:,} of {header.num_bytes:,} bytes")
+    if size > header.num_bytes:
+        raise FeatureFileError(f"has {size - header.num_bytes:,} bytes too many")
+    return header
+
+
+@lru_cache(maxsize=256)
+def _parsed_header(header: bytes) -> ArrayHeader:
+    """Let numpy read a header, a few of which repeat over all files of a real set."""
+    # Python 2 wrote 64L, on which numpy warns. Versions 2 and 3 differ in the encoding of field names alone.
+    stream = BytesIO(re.sub(rb"(?<=[0-9])L", b" ", header))
+    stream.seek(npy.MAGIC_LEN)
+    read = npy.read_array_header_1_0 if header[6] == 1 else npy.read_array_header_2_0
+    try:
+        shape, is_fortran, dtype = read(stream, max_header_size=_LARGEST_HEADER)
+    except Exception as error:  # what numpy's parser stumbles over in a damaged header is not documented
+        raise FeatureFileError("has a damaged header") from error
+    if dtype.hasobject:
+        raise FeatureFileError("holds pickled objects, which are never loaded")
+    if dtype.names is not None or dtype.subdtype is not None:
+        raise FeatureFileError("is no plain array of numbers")
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise FeatureFileError(f"holds values of type {dtype.str[1:]}, expected float16 or float32")
+    if len(shape) != 2 or min(shape) < 1:
+        raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]")
+    return ArrayHeader(shape, dtype, is_fortran, len(header), len(header) + math.prod(shape) * dtype.itemsize)
+
+
+class FeatureStore:
+    """Features of all images of prepared data, by row of the image table; safe to use from several threads.
+
+    Args:
+        folder: the prepared folder.
+        dataset: name of the data set.
+        part: what the manifest says about the features.
+        ids: of each image set its image ids, ascending: numbers or texts.
+    """
+
+    def __init__(self, folder: Path, dataset: str, part: ImagesPart, ids: Sequence[npt.NDArray[Any]]) -> None:
+        self._folder = folder
+        self._cure = f"{prepare_command(dataset)} --features DIR --out {folder}"
+        self._sets = part.image_sets
+        self._ids = ids
+        self._starts = np.cumsum([0] + [images.num_images for images in part.image_sets])
+        self.num_cells = part.grid_size**2
+        self.width = part.feature_width
+        self.num_images = int(self._starts[-1])
+        stored = {images.stored_type for images in part.image_sets if images.kind != "none"}
+        self.dtype: np.dtype[np.floating[Any]] = np.dtype(np.float16 if stored == {"float16"} else np.float32)
+        self._packed = [self._open(images) if images.kind == "packed" else None for images in part.image_sets]
+        for images, own in zip(part.image_sets, ids, strict=True):
+            if len(own) != images.num_images:
+                raise self._damaged(f"images/{images.name}.ids.npy")
+
+    def image_id(self, row: int) -> Any:
+        """Give the id of an image, an int or a str as it came."""
+        index = int(self._set_indices(np.array([row]))[0])
+        return self._ids[index][row - self._starts[index]].item()
+
+    def image_set(self, row: int) -> str:
+        """Give the name of the set that an image belongs to."""
+        return self._sets[int(self._set_indices(np.array([row]))[0])].name
+
+    def read(self, rows: npt.NDArray[np.integer]) -> Floats:
+        """Read features.
+
+        Args:
+            rows: rows of the image table, in any order, [R].
+
+        Returns:
+            [R, N, W] float32, or float16 if all features are stored so; missing cells are zero.
+
+        Raises:
+            DataError: there are no features, or a file changed since it was prepared.
+        """
+        rows = np.asarray(rows)
+        set_indices = self._set_indices(rows)
+        out = np.empty((len(rows), self.num_cells, self.width), dtype=self.dtype)
+        for index in np.unique(set_indices).tolist():
+            targets = np.flatnonzero(set_indices == index)
+            images, packed, local = self._sets[index], self._packed[index], rows[targets] - self._starts[index]
+            if images.kind == "none":
+                raise DataError(f"{self._folder} was prepared without features of {images.name}", self._cure)
+            if packed is not None:
+                _gather(out, targets, packed, local)
+                continue
+            for target, image_id in zip(targets.tolist(), self._ids[index][local].tolist(), strict=True):
+                read_cells(self._file(images, image_id), out[target])
+        return out
+
+    def _set_indices(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Give the index of each row's image set, [R]."""
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_images):
+            raise DataError(f"no image in row {rows.min()} or {rows.max()} of {self.num_images}", self._cure)
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _file(self, images: ImageSetPart, image_id: Any) -> Path:
+        if images.folder is None or images.naming is None:
+            raise self._damaged("manifest.json")
+        return self._folder / images.folder / images.naming.naming().name(image_id)
+
+    def _open(self, images: ImageSetPart) -> Floats:
+        path = self._folder / FEATURES / str(images.file)
+        try:
+            array: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise self._damaged(str(path)) from None
+        if array.shape != (images.num_images, self.num_cells, self.width):
+            raise self._damaged(str(path))
+        return array
+
+    def _damaged(self, name: str) -> DataError:
+        return DataError(f"prepared data in {self._folder} is damaged: {name}", self._cure)
+
+
+def _gather(out: Floats, targets: npt.NDArray[np.int64], packed: Floats, rows: npt.NDArray[np.integer]) -> None:
+    """Copy ``rows`` of a packed file to ``targets``, rising, of ``out``; once where they lie side by side."""
+    target = out[targets[0] : targets[-1] + 1]
+    if len(target) == len(targets) and out.dtype == packed.dtype:
+        np.take(np.asarray(packed), rows, axis=0, out=target, mode="clip")  # other modes copy everything twice
+    else:
+        out[targets] = packed[rows]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,21 @@ import orjson
 from trarctl.data import Progress, no_progress
 from trarctl.errors import DataError, listed
 
+NUM_ANNOTATORS = 10
+_LARGEST_ID = 2**63 - 1
+_LONGEST_ID = 255
+
+Ids = npt.NDArray[Any]
+"""Ids of questions or images: int64, or text (numpy's ``U``), as the data set has them."""
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class FlatText:
-    """Strings, one behind the other.
+    """Many strings as one array of bytes: memory-mapped, without a Python object for each.
 
-    Args:
-        content: UTF-8 bytes of all strings, [bytes] uint8.
+    Attributes:
+        content: UTF-8 bytes of all strings, one after the other, [bytes] uint8.
         offsets: where each starts, and the end of the last, [strings + 1] int64.
     """
 
@@ -34,69 +42,44 @@ class FlatText:
     offsets: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Count the strings."""
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> str:
-        """Give one string."""
         return self.content[self.offsets[row] : self.offsets[row + 1]].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
-        """Give all strings in order."""
         step = 65_536
         for first in range(0, len(self), step):
-            yield from self._slice(first, min(first + step, len(self)))
+            offsets = self.offsets[first : first + step + 1]
+            content = self.content[offsets[0] : offsets[-1]].tobytes()
+            for start, end in pairwise((offsets - offsets[0]).tolist()):
+                yield content[start:end].decode()
 
     def take(self, rows: Iterable[int]) -> list[str]:
         """Give the strings of ``rows``, in their order."""
         return [self[int(row)] for row in rows]
 
-    def _slice(self, first: int, last: int) -> list[str]:
-        offsets = (self.offsets[first : last + 1] - self.offsets[first]).tolist()
-        content = self.content[self.offsets[first] : self.offsets[last]].tobytes()
-        return [content[start:end].decode() for start, end in pairwise(offsets)]
-
-
-class FlatTextBuilder:
-    """Collects strings into a ``FlatText``, a few thousand at a time."""
-
-    def __init__(self) -> None:
-        self._contents: list[bytes] = []
-        self._lengths: list[npt.NDArray[np.int64]] = []
-
-    def extend(self, texts: Sequence[str]) -> None:
-        """Append strings."""
-        encoded = [text.encode() for text in texts]
-        self._contents.append(b"".join(encoded))
-        self._lengths.append(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
-
-    def build(self) -> FlatText:
-        """Give all strings so far."""
-        offsets = np.zeros(1 + sum(map(len, self._lengths)), dtype=np.int64)
-        if self._lengths:
-            np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
-        return FlatText(np.frombuffer(b"".join(self._contents), dtype=np.uint8), offsets)
-
 
 def flatten(texts: Sequence[str]) -> FlatText:
     """Turn strings into one array of bytes."""
-    builder = FlatTextBuilder()
-    builder.extend(texts)
-    return builder.build()
+    encoded = [text.encode() for text in texts]
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)), out=offsets[1:])
+    return FlatText(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
 
 
-NUM_ANNOTATORS = 10
-_LARGEST_ID = 2**63 - 1
-_NUM_LISTED = 10
-
-Value = TypeVar("Value")
+def _joined(parts: Sequence[Any]) -> Any:
+    if not isinstance(parts[0], FlatText):
+        return np.concatenate(parts)
+    starts = np.cumsum([0] + [len(part.content) for part in parts])
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+    return FlatText(np.concatenate([part.content for part in parts]), np.concatenate([[0], *offsets]))
 
 
 class StringTable(dict[str, int]):
     """Strings numbered in order of first appearance; asking for a new one numbers it."""
 
     def __missing__(self, text: str) -> int:
-        """Number a new string."""
         self[text] = number = len(self)
         return number
 
@@ -109,14 +92,12 @@ class StringTable(dict[str, int]):
 class RawAnnotations:
     """Answers of a split.
 
-    Args:
+    Attributes:
         rows: question row of each annotation, [A].
         answers: codes of the annotators' answers, [A, 10], -1 where fewer than ten.
-        chosen: code of the answer that counts for the answer vocabulary, [A]; -1 for none.
+        chosen: code of the answer that counts for the answer list, [A].
         answer_type: codes into ``answer_types``, [A].
-        answer_types: their names.
         question_type: codes into ``question_types``, [A].
-        question_types: their names.
         has_one_answer: whether the first answer is the only one and counts for all ten annotators.
     """
 
@@ -132,50 +113,29 @@ class RawAnnotations:
 
 @dataclass(frozen=True)
 class RawSplit:
-    """Questions of a split, and its answers where it has them.
-
-    Args:
-        name: the split.
-        question_id: [Q].
-        image_id: [Q].
-        texts: the questions, Q of them.
-        annotations: None for a split without answers.
-    """
+    """Questions of a split with their ids and images, [Q] each; ``annotations`` is None for a split without answers."""
 
     name: str
-    question_id: npt.NDArray[np.int64]
-    image_id: npt.NDArray[np.int64]
+    question_id: Ids
+    image_id: Ids
     texts: FlatText
     annotations: RawAnnotations | None
 
 
 def single_answers(
-    answers: npt.NDArray[np.int32], types: npt.NDArray[np.int32], type_names: tuple[str, ...]
+    answers: npt.NDArray[np.int32], types: npt.NDArray[np.int32], type_names: Iterable[str]
 ) -> RawAnnotations:
-    """Describe questions that have one answer each, in the order of the questions.
-
-    Args:
-        answers: codes of the answers, [Q].
-        types: codes of the question types, [Q].
-        type_names: their names.
-    """
+    """Describe questions that have one answer each: codes of answers [Q] and of question types [Q]."""
     codes = np.full((len(answers), NUM_ANNOTATORS), -1, dtype=np.int32)
     codes[:, 0] = answers
-    return RawAnnotations(
-        rows=np.arange(len(answers), dtype=np.int32),
-        answers=codes,
-        chosen=answers,
-        answer_type=types.astype(np.int16),
-        answer_types=type_names,
-        question_type=types.astype(np.int16),
-        question_types=type_names,
-        has_one_answer=True,
-    )
+    kinds, names = types.astype(np.int16), tuple(type_names)
+    rows = np.arange(len(answers), dtype=np.int32)
+    return RawAnnotations(rows, codes, answers, kinds, names, kinds, names, has_one_answer=True)
 
 
 @dataclass
 class RawData:
-    """All splits of a data set, sharing one table of answers."""
+    """All splits of a data set, sharing one table of answers; ``num_records`` counts by file."""
 
     splits: list[RawSplit] = field(default_factory=list)
     answers: StringTable = field(default_factory=StringTable)
@@ -184,34 +144,59 @@ class RawData:
 
 
 class RecordReader:
-    """Takes fields out of the records of one file and collects what is wrong with them.
+    """Takes fields out of the records of one JSON file and collects what is wrong with them.
 
     Args:
-        path: the file, for messages.
+        path: the file.
+        key: name of its list of records; None: the file is that list.
+        progress: told the bytes read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str | None, progress: Progress = no_progress) -> None:
         self.path = path
         self.num_records = 0
+        self._key = key
+        self._progress = progress
         self._first = 0
         self._problems: list[str] = []
         self._unusable: set[int] = set()
 
-    def start(self, records: Sequence[object]) -> None:
-        """Begin with the next records of the file."""
-        self._first = self.num_records
-        self.num_records += len(records)
+    def collect(self, take: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
+        """Read the whole file.
+
+        Args:
+            take: gives the columns of some records: arrays, or ``FlatText``; None for one that is unusable.
+
+        Returns:
+            The columns of all records.
+
+        Raises:
+            DataError: there is none, or some are unusable; names the first ten and counts the others.
+        """
+        parts = []
+        for records in read_records(self.path, self._key, progress=self._progress):
+            self._first = self.num_records
+            self.num_records += len(records)
+            columns = take(records)
+            if all(column is not None for column in columns):
+                parts.append(columns)
+        if self._unusable:
+            what = listed(self._problems, len(self._unusable))
+            raise DataError(f"{self.path}: {what}", "download the file again, or correct these records")
+        if not parts:
+            raise DataError(f"{self.path} holds no {self._key or 'questions'}", "download it again")
+        return [_joined(column) for column in zip(*parts, strict=True)]
 
     def column(
         self,
-        records: Sequence[object],
+        records: Sequence[Any],
         name: str,
         kind: type[Value],
         *,
         default: Value | None = None,
         is_valid: Callable[[Value], bool] | None = None,
     ) -> list[Value] | None:
-        """Take a field out of every record.
+        """Take a field out of every record; None if some are unusable.
 
         Args:
             records: JSON objects.
@@ -219,15 +204,12 @@ class RecordReader:
             kind: what its values have to be, exactly: True is no int.
             default: stands in where the field is missing; None: it must not be missing.
             is_valid: what else has to be true of a value.
-
-        Returns:
-            The values, or None if some are unusable; they are reported by ``finish``.
         """
         try:
             if default is None:
-                values = [record[name] for record in records]  # type: ignore[index]
+                values = [record[name] for record in records]
             else:
-                values = [record.get(name, default) for record in records]  # type: ignore[attr-defined]
+                values = [record.get(name, default) for record in records]
         except (KeyError, TypeError, AttributeError, IndexError):
             values = None
         if values is not None and set(map(type, values)) <= {kind} and (is_valid is None or all(map(is_valid, values))):
@@ -243,34 +225,38 @@ class RecordReader:
                 self.report(number, f'has {_shortened(value)} as "{name}"')
         return None
 
-    def ids(self, records: Sequence[object], name: str) -> list[int] | None:
-        """Take a number that identifies something: an integer from 0 that fits 64 bits."""
-        return self.column(records, name, int, is_valid=_is_id)
+    def ids(self, records: Sequence[Any], name: str, kind: type[int] | type[str] = int) -> Ids | None:
+        """Take ids: integers from 0 that fit 64 bits, or texts of 1 to 255 characters."""
+        if kind is int:
+            numbers = self.column(records, name, int, is_valid=lambda number: 0 <= number <= _LARGEST_ID)
+            return None if numbers is None else np.array(numbers, dtype=np.int64)
+        # A numpy text loses the zero characters at its end.
+        texts = self.column(records, name, str, is_valid=lambda text: 0 < len(text) <= _LONGEST_ID and "\0" not in text)
+        return None if texts is None else np.array(texts, dtype=np.str_)
+
+    def texts(self, records: Sequence[Any], name: str) -> FlatText | None:
+        """Take texts."""
+        texts = self.column(records, name, str)
+        return None if texts is None else flatten(texts)
+
+    def codes(
+        self, records: Sequence[Any], name: str, table: StringTable, *, default: str | None = None
+    ) -> npt.NDArray[np.int32] | None:
+        """Take texts as their numbers in a table."""
+        texts = self.column(records, name, str, default=default)
+        return None if texts is None else table.codes(texts)
 
     def report(self, number: int, problem: str) -> None:
-        """Note that a record, counted from where ``start`` began, is unusable; the first reason is kept."""
+        """Note that a record, counted within those that ``take`` got, is unusable; the first reason is kept."""
         if self._first + number in self._unusable:
             return
         self._unusable.add(self._first + number)
         if len(self._problems) < _NUM_LISTED:
             self._problems.append(f"record {self._first + number:,} {problem}")
 
-    def finish(self) -> None:
-        """Refuse the file if anything was wrong.
 
-        Raises:
-            DataError: naming the first ten unusable records and the number of the others.
-        """
-        if self._unusable:
-            what = listed(self._problems, len(self._unusable))
-            raise DataError(f"{self.path}: {what}", "download the file again, or mend these records")
-
-
+_NUM_LISTED = 10
 _KIND_NAMES: dict[type, str] = {int: "an integer", str: "a text", list: "a list"}
-
-
-def _is_id(value: int) -> bool:
-    return 0 <= value <= _LARGEST_ID
 
 
 def _shortened(value: object) -> str:
@@ -278,7 +264,7 @@ def _shortened(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def refuse_duplicates(path: Path, ids: npt.NDArray[np.int64], name: str) -> None:
+def refuse_duplicates(path: Path, ids: Ids, name: str) -> None:
     """See that no id appears twice.
 
     Raises:
@@ -290,16 +276,8 @@ def refuse_duplicates(path: Path, ids: npt.NDArray[np.int64], name: str) -> None
         raise DataError(f"{path}: {name} {listed(twice, len(twice))} appears more than once", "download the file again")
 
 
-def rows_of(wanted: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Look up ids.
-
-    Args:
-        wanted: [W].
-        ids: unique, in any order, [I].
-
-    Returns:
-        The place of each wanted id in ``ids``, -1 where it is missing, [W].
-    """
+def rows_of(wanted: Ids, ids: Ids) -> npt.NDArray[np.int64]:
+    """Look up ids [W] among unique ones in any order [I]: the row of each, -1 where it is missing, [W]."""
     if not len(ids):
         return np.full(len(wanted), -1, dtype=np.int64)
     order = np.argsort(ids, kind="stable")
@@ -323,16 +301,7 @@ for _characters, _kind in ((b'"', _QUOTE), (b"{[", _OPEN), (b"}]", _CLOSE), (b",
 def read_records(
     path: Path, key: str | None, *, progress: Progress = no_progress, piece_bytes: int = PIECE_BYTES
 ) -> Iterator[list[object]]:
-    """Read the list ``key`` of the object in a JSON file, a piece at a time.
-
-    Args:
-        path: the file: one JSON object, or a list where ``key`` is None.
-        key: name of the list.
-        progress: told the bytes read.
-        piece_bytes: about how much is parsed at once.
-
-    Yields:
-        The elements of the list in order, many at a time.
+    """Read the list ``key`` of the object in a JSON file, or the file's list, in order, ``piece_bytes`` at a time.
 
     Raises:
         DataError: the file cannot be read, is not valid JSON, or has no such list.

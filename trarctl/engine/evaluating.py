@@ -7,8 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from trarctl.config.resolve import amend, from_dict, resolve
-from trarctl.config.settings import Settings
+from trarctl.config.resolve import Origin, amend, resolve
+from trarctl.config.settings import Settings, from_dict
 from trarctl.data.loader import scoring_samples
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.callbacks import Callback, Note
@@ -60,7 +60,7 @@ class Chosen:
     how: str
     data: Path
     settings: Settings
-    origin: dict[str, str]
+    origin: dict[str, Origin]
     notes: tuple[str, ...]
 
 
@@ -78,7 +78,7 @@ def choose(request: Request) -> Chosen:
         data = request.data or Path("data/vqa/prepared")
         dataset = open_prepared(data).dataset
         resolved = resolve(dataset=dataset, config=request.config, sets=request.sets)
-        return Chosen(path, how, data, resolved.settings, resolved.origin, tuple(resolved.notes))
+        return Chosen(path, how, data, resolved.settings, resolved.origins, tuple(resolved.notes))
     if request.config is not None:
         raise CheckpointError(
             f"{path} holds its own settings, --config {request.config} is for checkpoints of the original program",
@@ -87,7 +87,7 @@ def choose(request: Request) -> Chosen:
     description = load_description(path)
     resolved = amend(from_dict(description.settings, str(path)), f"checkpoint {path.name}", sets=request.sets)
     data = request.data or Path(description.data)
-    return Chosen(path, how, data, resolved.settings, resolved.origin, ())
+    return Chosen(path, how, data, resolved.settings, resolved.origins, ())
 
 
 def open_model(chosen: Chosen, data: PreparedData, world: World) -> Loaded:

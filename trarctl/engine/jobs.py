@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from trarctl.config.resolve import Origin
 from trarctl.config.settings import Settings
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.callbacks import Callback, Note
@@ -92,7 +93,7 @@ def run_job(job: Job, watch: Watch) -> None:
     run_task(task, watch)
 
 
-def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | None) -> tuple[Job, list[str]]:
+def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[Job, list[str]]:
     """Plan a new run.
 
     Args:

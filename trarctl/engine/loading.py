@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trarctl.config.resolve import Origin
 from trarctl.config.settings import ModelSettings, Settings
 from trarctl.data.prepared import PreparedData
 from trarctl.engine.checkpoint import Description, load_checkpoint, load_description, load_upstream
@@ -48,7 +49,7 @@ def is_upstream(path: Path) -> bool:
 
 
 def load_model(
-    path: Path, data: PreparedData, settings: Settings, *, origin: Mapping[str, str], world: World
+    path: Path, data: PreparedData, settings: Settings, *, origin: Mapping[str, Origin], world: World
 ) -> Loaded:
     """Load a checkpoint for scoring ``data``.
 
@@ -88,7 +89,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return load_upstream(path)[0] if is_upstream(path) else model_tensors(load_checkpoint(path)[0])
 
 
-def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, str], data: PreparedData) -> Settings:
+def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], data: PreparedData) -> Settings:
     """Settings for a run that starts from the weights of a checkpoint: what its shapes say, the rest as given.
 
     Raises:
@@ -164,7 +165,7 @@ def _check_sizes(path: Path, state: Mapping[str, Tensor], data: PreparedData) ->
 
 
 def _with_shape(
-    path: Path, state: Mapping[str, Tensor], settings: Settings, origin: Mapping[str, str], data: PreparedData
+    path: Path, state: Mapping[str, Tensor], settings: Settings, origin: Mapping[str, Origin], data: PreparedData
 ) -> Settings:
     """Settings with what a checkpoint's shapes say; what the user asked for must agree."""
     model = settings.model
@@ -181,11 +182,11 @@ def _with_shape(
             "give its trar.yml: --config FILE, or --set model.spans=0,1,2",
         )
     for key, value in (shapes | {"grid_size": data.manifest.grid_size}).items():
-        given = getattr(model, key)
-        if given != value and not origin.get(f"model.{key}", "recipe").startswith("recipe"):
+        given, source = getattr(model, key), origin.get(f"model.{key}")
+        if given != value and source is not None and source.is_users_choice:
             holder = data.path if key == "grid_size" else path
             raise CheckpointError(
-                f"{holder} has {key} {value}, the settings say {given} ({origin[f'model.{key}']})",
+                f"{holder} has {key} {value}, the settings say {given} ({source.text})",
                 "give settings, checkpoint and data that belong together: --config FILE, --ckpt FILE, --data DIR",
             )
     changes: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}

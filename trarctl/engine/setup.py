@@ -7,19 +7,20 @@ from typing import Any
 
 import torch
 
+from trarctl.config.resolve import Origin, Source
 from trarctl.config.settings import Settings
 from trarctl.data.prepared import PreparedData
 from trarctl.errors import DataError, SettingsError
 from trarctl.model.trar import TRAR, ModelSizes
 
 
-def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, str]) -> tuple[Settings, list[str]]:
+def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Origin]) -> tuple[Settings, list[str]]:
     """Take from the data what the settings leave open: the grid and the width of the word vectors.
 
     Args:
         settings: as resolved.
         data: opened prepared data.
-        origin: where each dotted key came from; a key that only a recipe gave gives way to the data.
+        origin: where each dotted key came from; a default or a recipe's value yields to the data.
 
     Returns:
         Settings that fit, and notes on what changed.
@@ -44,15 +45,15 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, str
         given = getattr(settings.model, key)
         if given == value:
             continue
-        source = origin.get(f"model.{key}", "recipe")
-        if not source.startswith("recipe"):
+        source = origin.get(f"model.{key}", Origin(Source.RECIPE, "recipe"))
+        if source.is_users_choice:
             what = "its grid has" if key == "grid_size" else "its word vectors have width"
             raise SettingsError(
-                f"model.{key} = {given} ({source}) does not fit {data.path}: {what} {value}",
+                f"model.{key} = {given} ({source.text}) does not fit {data.path}: {what} {value}",
                 f"--set model.{key}={value}, or prepare the data anew",
             )
         changes[key] = value
-        notes.append(f"model.{key} = {value}, as the prepared data has it (recipe: {given})")
+        notes.append(f"model.{key} = {value}, as the prepared data has it ({source.text}: {given})")
     if changes:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
     return settings, notes

@@ -89,6 +89,11 @@ class Samples:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def question_id(self) -> Ids:
+        """Ids of all samples, in their order."""
+        return np.concatenate([split.question_id[rows] for split, rows in self._parts])
+
     def batch(self, indices: Rows) -> Batch:
         """Gather the samples at ``indices`` [B] of this order.
 

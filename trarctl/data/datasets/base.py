@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trarctl.config.settings import register_recipe
 from trarctl.data import Progress
 from trarctl.data.metrics import Metric, plain_accuracy
 from trarctl.data.records import RawData, RawSplit
@@ -206,6 +205,9 @@ class DatasetSpec:
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Make a data set known to every command under its name."""
+    # Imported late, since the settings load plugins, which import this module.
+    from trarctl.config.settings import register_recipe
+
     DATASETS.register(spec.name)(spec)
     if spec.recipe is not None:
         register_recipe(spec.name, spec.recipe)

@@ -159,7 +159,7 @@ def test_a_plugin_named_by_the_environment(there: Path) -> None:
     done = _in_another_process(there, PLUGIN, *arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["dataset"] == "toy-signs"
-    refused = _in_another_process(there, "", *arguments)
+    refused = _in_another_process(there, "", "train", "--data", "prepared", "-q")
     assert refused.returncode == 4
     assert "holds toy-signs data, a data set that is not known here" in refused.stderr
     assert "TRARCTL_PLUGINS=MODULE" in refused.stderr

@@ -42,15 +42,13 @@ class TabbedAnswers(AnswerFile):
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
         return "".join(f"{one}\t{answer}\n" for one, answer in zip(question_ids, answers, strict=True)).encode()
 
-    def faults(self, content: bytes, data: PreparedData, split: PreparedSplit) -> list[str]:
+    def faults(self, content: bytes, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
         return self.decode(content, split)[1]
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
         answer_of = dict(line.split("\t") for line in content.decode().splitlines())
-        missing = [one for one in split.question_id.tolist() if one not in answer_of]
-        return [answer_of.get(one, "") for one in split.question_id.tolist()], [
-            f"no answer to {one}" for one in missing
-        ]
+        ids = split.question_id.tolist()
+        return [answer_of.get(one, "") for one in ids], [f"no answer to {one}" for one in ids if one not in answer_of]
 
 
 SIGNS = register_dataset(

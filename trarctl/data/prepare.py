@@ -26,16 +26,7 @@ from trarctl.data.datasets.base import DatasetSpec, SplitFiles
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import share_of_environment
 from trarctl.data.features.images import Folder, feature_folders
-from trarctl.data.features.packing import (
-    ImageOptions,
-    ImagePlan,
-    Pack,
-    PictureOptions,
-    build_images,
-    make_features,
-    plan_images,
-    write_table,
-)
+from trarctl.data.features.packing import ImageOptions, ImagePlan, Pack, build_images, make_features, plan_images
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,
@@ -208,14 +199,13 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         SettingsError: a value is outside its limits, or there are no images to share.
     """
     work = _plan(request, progress)
-    pictures = work.image_options.pictures
-    if pictures is None or pictures.is_own:
+    if work.image_options.pictures is None or work.image_options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
         split.name: work.spec.read_split(work.raw, split, data, progress).image_id for split in _present_splits(work)
     }
-    make_features(work.spec, named, pictures, work.out, share_of_environment(), progress)
+    make_features(work.spec, named, work.image_options, work.out, share_of_environment(), progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:
@@ -268,20 +258,22 @@ def _plan(request: PrepareRequest, progress: Progress) -> _Work:
         raise SettingsError(
             "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
         )
-    pictures = None
-    if has_own or request.images is not None:
-        name = request.extractor or spec.extractor or "resnet101"
-        if name not in EXTRACTORS:
-            raise SettingsError(f"unknown extractor {name!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
-        made_by = ExtractorOptions(grid, request.weights, request.devices)
-        pictures = PictureOptions(request.images or raw, name, made_by, is_own=has_own)
-    features = request.features
-    if features is None:
-        beside = raw.resolve().parent / "feats"
-        features = beside if beside.is_dir() else None
-    if has_own or request.without_features or request.images is not None:
-        features = None
-    options = ImageOptions(grid, features, request.pack, request.check_values, pictures)
+    pictures = raw if has_own else request.images
+    extractor = request.extractor or spec.extractor or "resnet101"
+    if pictures is not None and extractor not in EXTRACTORS:
+        raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
+    features, beside = request.features, raw.resolve().parent / "feats"
+    if features is None and pictures is None and beside.is_dir():
+        features = beside
+    options = ImageOptions(
+        features=None if request.without_features else features,
+        pack=request.pack,
+        check_values=request.check_values,
+        extractor_options=ExtractorOptions(grid, request.weights, request.devices),
+        pictures=pictures,
+        extractor=extractor,
+        packs_pictures=has_own,
+    )
     return _Work(spec, request, raw, request.out or default_out(spec.name), options, progress)
 
 
@@ -521,9 +513,9 @@ def _finish(
     """Build the images unless they are current, put what is new in place and write the manifest."""
     new = [IMAGES] if is_text_current else [IMAGES, *_text_entries(text)]
     remove(work.building / IMAGES)
-    write_table(plan, work.building)
+    plan.table.write(work.building)
     if images is None:
-        images = build_images(plan, work.image_options, work.out, work.building, work.progress)
+        images = build_images(plan, work.out, work.building, work.progress)
         new += [BACKBONE] if images.backbone else []
     packed = [f"{FEATURES}/{part.file}" for part in images.image_sets if part.file]
     keep = {*_text_entries(text), IMAGES, *packed, *([BACKBONE] if images.backbone else [])}

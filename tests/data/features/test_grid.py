@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tests.data.preparing import write_features
+from trarctl.data.datasets.base import FileNaming
 from trarctl.data.features.grid import (
     FeatureFileError,
+    FeatureStore,
     fit_cells,
     read_cells,
     read_features,
@@ -21,6 +23,7 @@ from trarctl.data.features.grid import (
     refuse_not_finite,
     store_cells,
 )
+from trarctl.data.manifest import ImageSetPart, ImagesPart, NamingPart
 from trarctl.errors import DataError
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -200,3 +203,66 @@ def test_half_precision_is_cut_and_padded_too(rows: int, order: Any) -> None:
     store_cells(np.array(ARRAY, order=order), out)
     fit_cells(ARRAY, expected)
     np.testing.assert_array_equal(out, expected)
+
+
+IDS = {"numbers": [3, 20, 1000], "texts": ["a", "b.jpg", "äö"]}
+
+
+@pytest.fixture(params=IDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
+    """Three images in files, two packed in half precision, one without features; image i is all i, [4, 2]."""
+    ids = IDS[request.param]
+    digits = None if request.param == "texts" else 6
+    naming = FileNaming("f_", digits, ".npy")
+    for value, image_id in enumerate(ids):
+        write_features(tmp_path / "feats/train" / naming.name(image_id), np.full((3, 2), value, dtype=np.float32))
+    write_features(tmp_path / "prepared/features/val.npy", np.array([[[3] * 2] * 4, [[4] * 2] * 4], dtype=np.float16))
+    parts: list[dict[str, Any]] = [
+        {"name": "train", "num_images": 3, "kind": "files", "folder": "../feats/train", "stored_type": "float32"},
+        {"name": "val", "num_images": 2, "kind": "packed", "file": "val.npy", "stored_type": "float16"},
+        {"name": "test", "num_images": 1, "kind": "none"},
+    ]
+    parts[0]["naming"] = NamingPart(prefix="f_", num_digits=digits, suffix=".npy")
+    sets = tuple(ImageSetPart(**part) for part in parts)
+    part = ImagesPart(key="", grid_size=2, feature_width=2, pack=None, backbone=None, image_sets=sets)
+    return FeatureStore(tmp_path / "prepared", "clevr", part, [np.array(ids), np.array(ids[:2]), np.array(ids[:1])])
+
+
+def test_a_store_reads_rows_in_any_order_from_files_and_packed(store: FeatureStore) -> None:
+    assert (store.num_images, store.num_cells, store.width, store.dtype) == (6, 4, 2, np.float32)
+    read = store.read(np.array([4, 0, 2, 3, 2]))
+    np.testing.assert_array_equal(read[:, 0, 0], [4, 0, 2, 3, 2])
+    np.testing.assert_array_equal(read[:, 3, 0], [4, 0, 0, 3, 0])  # files have three rows of four cells
+    assert store.read(np.array([], dtype=np.int64)).shape == (0, 4, 2)
+
+
+def test_a_store_of_half_precision_stays_so(store: FeatureStore, tmp_path: Path) -> None:
+    sets = (ImageSetPart(name="val", num_images=2, kind="packed", file="val.npy", stored_type="float16"),)
+    part = ImagesPart(key="", grid_size=2, feature_width=2, pack="float16", backbone=None, image_sets=sets)
+    read = FeatureStore(tmp_path / "prepared", "clevr", part, [np.arange(2)]).read(np.array([1, 0]))
+    assert (read.dtype, read[:, 0, 0].tolist()) == (np.float16, [4, 3])
+
+
+def test_a_store_gives_ids_in_their_own_type(store: FeatureStore) -> None:
+    ids = [store.image_id(row) for row in range(6)]
+    assert ids in ([3, 20, 1000, 3, 20, 3], ["a", "b.jpg", "äö", "a", "b.jpg", "a"])
+    assert set(map(type, ids)) in ({int}, {str})
+    assert [store.image_set(row) for row in range(6)] == ["train"] * 3 + ["val"] * 2 + ["test"]
+
+
+def test_what_a_store_refuses(store: FeatureStore, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="was prepared without features of test") as raised:
+        store.read(np.array([0, 5]))
+    assert raised.value.hint == f"trarctl prepare clevr --features DIR --out {tmp_path / 'prepared'}"
+    with pytest.raises(DataError, match="no image in row 0 or 6 of 6"):
+        store.read(np.array([0, 6]))
+
+
+def test_a_store_of_other_shape_is_damaged(tmp_path: Path) -> None:
+    write_features(tmp_path / "features/val.npy", np.zeros((2, 4, 2), dtype=np.float16))
+    sets = (ImageSetPart(name="val", num_images=2, kind="packed", file="val.npy", stored_type="float16"),)
+    part = ImagesPart(key="", grid_size=2, feature_width=2, pack=None, backbone=None, image_sets=sets)
+    with pytest.raises(DataError, match="is damaged: images/val.ids.npy"):
+        FeatureStore(tmp_path, "clevr", part, [np.arange(3)])
+    with pytest.raises(DataError, match="is damaged: .*features/val.npy"):
+        FeatureStore(tmp_path, "clevr", part.model_copy(update={"feature_width": 3}), [np.arange(2)])

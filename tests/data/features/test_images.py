@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trarctl.data.datasets.base import FileNaming, feature_namings, numbers_in_names
+from trarctl.data.datasets.base import FileNaming, ImageSetFiles, feature_namings, numbers_in_names
 from trarctl.data.datasets.clevr import CLEVR
 from trarctl.data.datasets.vqa import VQA
 from trarctl.data.features.images import build_table, feature_folders, fingerprint, refuse_missing, scan_folder
@@ -40,7 +41,7 @@ def test_names_that_are_understood(tmp_path: Path, dataset: object, names: list[
     assert folder is not None
     assert folder.ids.tolist() == [9, 25]
     assert folder.num_odd == 2
-    assert [folder.file(9).name, folder.file(25).name] == names
+    assert [folder.naming.name(9), folder.naming.name(25)] == names
 
 
 def test_names_that_are_not(tmp_path: Path) -> None:
@@ -116,3 +117,20 @@ def test_a_changed_file_changes_the_fingerprint(tmp_path: Path) -> None:
     assert fingerprint(table.sets[0]) == before
     os.utime(folder / "4.npz", (1, 1))
     assert fingerprint(table.sets[0]) != before
+
+
+def test_ids_that_are_texts(tmp_path: Path) -> None:
+    naming = FileNaming("", None, ".npy")
+    files = ImageSetFiles("all", None, True, FileNaming("", None, ""), naming)
+    spec = replace(CLEVR, image_sets=(files,), splits=(replace(CLEVR.splits[0], image_set="all"),))
+    named = {"train": np.array(["dog.jpg", "a cat", "dog.jpg", "ü"])}
+    _touch(tmp_path / "all", "dog.jpg.npy", "a cat.npy", "README")
+    table = build_table(spec, named, {"all": scan_folder(tmp_path / "all", [naming])})
+    assert (table.sets[0].ids.tolist(), table.rows["train"].tolist()) == (["a cat", "dog.jpg", "ü"], [1, 0, 1, 2])
+    assert table.sets[0].file("a cat") == tmp_path / "all" / "a cat.npy"
+    with pytest.raises(DataError, match=r"no features for image ü \(.*/all\)"):
+        refuse_missing(table, tmp_path, "clevr")
+    (tmp_path / "empty").mkdir()
+    empty = build_table(spec, named, {"all": scan_folder(tmp_path / "empty", [naming])})
+    with pytest.raises(DataError, match="no features for images a cat .*, dog.jpg .*, ü "):
+        refuse_missing(empty, tmp_path, "clevr")

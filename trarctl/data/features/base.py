@@ -117,12 +117,17 @@ def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
     except Exception as error:  # whatever a damaged description makes an extractor stumble over
         raise DataError(f"the description of the extractor in {path} is damaged: {error}", again) from error
     if extractor.describe() != description:
-        raise DataError(
-            f"the features in {path.parent} were made by {name} with other weights than"
-            f" {options.weights if options.weights is not None else 'those that torchvision downloads'}",
-            "--weights FILE: the file that trarctl prepare was given",
-        )
+        raise other_weights(path.parent, name, options.weights)
     return extractor
+
+
+def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
+    """Say that features were made with other weights."""
+    here = "those that torchvision downloads" if weights is None else weights
+    return DataError(
+        f"the features in {folder} were made by {name} with other weights than {here}",
+        "--weights FILE: the file that trarctl prepare was given",
+    )
 
 
 def read_image(path: Path) -> Image | str:

@@ -1,8 +1,6 @@
 """The image table: which images the questions name, and where the features or the picture of each are.
 
-Image ids are numbers or texts, and stay what they are.
-
-Axes: Q questions, I images of a set.
+Image ids are numbers or texts, and stay what they are. Axes: Q questions, I images of a set.
 """
 
 from __future__ import annotations
@@ -13,16 +11,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.datasets.base import FileNaming, ImageSetFiles, Layout, feature_namings, numbers_in_names
+from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
+from trarctl.data.manifest import IMAGES
 from trarctl.data.records import rows_of
 from trarctl.errors import DataError, listed
+from trarctl.files import write_array
 
 Ids = npt.NDArray[Any]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,6 @@ class Folder:
     naming: FileNaming
     ids: Ids
     num_odd: int
-
-    def file(self, image_id: Any) -> Path:
-        """Give the file of an image."""
-        return self.path / self.naming.name(image_id)
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,23 @@ class ImageSet:
     def file(self, image_id: Any) -> Path:
         """Give the file of an image; only of a set that has a folder."""
         assert self.folder is not None  # noqa: S101 - the callers pass over sets without a folder
-        return self.folder.file(image_id)
+        return self.folder.path / self.folder.naming.name(image_id)
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """All images that questions name, set after set; ``rows`` has the row of each question's image, by split."""
+
+    sets: tuple[ImageSet, ...]
+    rows: dict[str, npt.NDArray[np.int32]]
+
+    def write(self, folder: Path) -> None:
+        """Write ids by image set and rows by split into ``folder/images``."""
+        (folder / IMAGES).mkdir(exist_ok=True)
+        for images in self.sets:
+            write_array(folder / IMAGES / f"{images.name}.ids.npy", images.ids)
+        for split, rows in self.rows.items():
+            write_array(folder / IMAGES / f"{split}.rows.npy", rows)
 
 
 class Problems:
@@ -75,15 +88,13 @@ class Problems:
         """Raise a DataError if there are any."""
         if self.count:
             noun = f"1 {self._kind} file is" if self.count == 1 else f"{self.count:,} {self._kind} files are"
-            raise DataError(f"{noun} unusable: {listed(self._named, self.count)}", "replace these files by good copies")
+            what = f"{noun} unusable: {listed(self._named, self.count)}"
+            raise DataError(what, "replace these files by good copies")
 
 
-@dataclass(frozen=True)
-class ImageTable:
-    """All images that questions name, set after set; ``rows`` has the row of each question's image, by split."""
-
-    sets: tuple[ImageSet, ...]
-    rows: dict[str, npt.NDArray[np.int32]]
+def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Cut a sequence into batches, of which the last may be smaller."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
@@ -103,17 +114,17 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
         raise DataError(
             f"cannot read the folder {path}: {error.strerror or error}", "let it be read: chmod u+rx"
         ) from error
-    best, ids = namings[0], numbers_in_names(names, namings[0])
+    best, ids = namings[0], namings[0].ids(names)
     for naming in namings[1:]:
         if len(ids) > len(names) // 2:
             break
-        others = numbers_in_names(names, naming)
+        others = naming.ids(names)
         if len(others) > len(ids):
             best, ids = naming, others
     return Folder(path, best, np.unique(np.array(ids, dtype=None if ids else np.int64)), len(names) - len(ids))
 
 
-def feature_folders(layout: Layout, root: Path) -> dict[str, Folder | None]:
+def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
     """Look for the features of every image set.
 
     Raises:
@@ -121,25 +132,40 @@ def feature_folders(layout: Layout, root: Path) -> dict[str, Folder | None]:
     """
     if not root.is_dir():
         raise DataError(f"no folder of features {root}", "pass the folder that holds them: --features DIR")
-    return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in layout.image_sets}
+    return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
 
 
-def build_table(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> ImageTable:
+def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], root: Path) -> ImageTable:
+    """Look up the picture of every image that a question names, as ``build_table``.
+
+    Raises:
+        DataError: naming pictures that are missing.
+    """
+    if not root.is_dir():
+        raise DataError(f"no folder of images {root}", "pass the folder that holds them: --images DIR")
+    sets = spec.image_sets
+    folders = {one.name: scan_folder(spec.image_folder(root, one.name), [one.images]) for one in sets}
+    table = build_table(spec, named, folders)
+    refuse_missing(table, root, spec.name, "images")
+    return table
+
+
+def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> ImageTable:
     """Give every image that a question names its row.
 
     An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
     another set belongs to that: Visual Genome's questions are about images of train and val.
 
     Args:
-        layout: the data set.
+        spec: the data set.
         named: of each split, the image that each question names, [Q].
         folders: where the images of each set are; empty if nowhere.
     """
-    names = [files.name for files in layout.image_sets]
-    own = {split.name: names.index(split.image_set) for split in layout.splits}
+    names = [files.name for files in spec.image_sets]
+    own = {split.name: names.index(split.image_set) for split in spec.splits}
     homes = {split: np.full(len(ids), own[split], dtype=np.int64) for split, ids in named.items()}
-    if layout.shares_image_ids:
-        known = _known_ids(layout, named, folders)
+    if spec.shares_image_ids:
+        known = [_known_ids(spec, files.name, named, folders.get(files.name)) for files in spec.image_sets]
         for split, ids in named.items():
             is_lost = rows_of(ids, known[own[split]]) < 0
             for index in range(len(names)):
@@ -147,31 +173,25 @@ def build_table(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, 
                 homes[split][is_here] = index
                 is_lost &= ~is_here
     sets = []
-    for index, files in enumerate(layout.image_sets):
-        members = [ids[homes[split] == index] for split, ids in named.items()]
-        sets.append(ImageSet(files, np.unique(np.concatenate(members)), folders.get(files.name)))
-    starts = np.cumsum([0] + [len(images.ids) for images in sets])
-    rows = {}
-    for split, ids in named.items():
-        rows[split] = np.empty(len(ids), dtype=np.int32)
-        for index, images in enumerate(sets):
+    rows = {split: np.empty(len(ids), dtype=np.int32) for split, ids in named.items()}
+    start = 0
+    for index, files in enumerate(spec.image_sets):
+        members = np.unique(np.concatenate([ids[homes[split] == index] for split, ids in named.items()]))
+        for split, ids in named.items():
             is_here = homes[split] == index
-            rows[split][is_here] = starts[index] + np.searchsorted(images.ids, ids[is_here])
+            rows[split][is_here] = start + np.searchsorted(members, ids[is_here])
+        sets.append(ImageSet(files, members, folders.get(files.name)))
+        start += len(members)
     return ImageTable(tuple(sets), rows)
 
 
-def _known_ids(layout: Layout, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> list[Ids]:
-    """List the ids of every set: those in its folder, else those of the first split that is about it."""
-    known = []
-    for files in layout.image_sets:
-        folder = folders.get(files.name)
-        asking = [
-            named[split.name]
-            for split in layout.splits
-            if split.image_set == files.name and split.name in named and not split.borrows_images
-        ]
-        known.append(folder.ids if folder else np.unique(np.concatenate(asking)) if asking else np.empty(0, np.int64))
-    return known
+def _known_ids(spec: DatasetSpec, image_set: str, named: Mapping[str, Ids], folder: Folder | None) -> Ids:
+    """List the ids of a set: those in its folder, else those that the splits named after it use."""
+    if folder is not None:
+        return folder.ids
+    splits = [split for split in spec.splits if split.image_set == image_set and not split.borrows_images]
+    asking = [named[split.name] for split in splits if split.name in named]
+    return np.unique(np.concatenate(asking)) if asking else np.empty(0, np.int64)
 
 
 def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "features") -> tuple[str, ...]:
@@ -183,26 +203,22 @@ def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "fea
     Raises:
         DataError: naming the first ten that are missing.
     """
-    warnings = []
-    missing: list[str] = []
-    count = 0
+    warnings, missing, count = list[str](), list[str](), 0
     for images in table.sets:
-        if images.folder is None:
-            if images.files.is_required and len(images.ids):
-                raise DataError(
-                    f"no folder {root / images.name} with the {what} of {len(images.ids):,} images",
-                    f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.name}",
-                )
-            if len(images.ids):
-                warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
-            continue
-        absent = images.ids[rows_of(images.ids, images.folder.ids) < 0]
-        count += len(absent)
-        missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
+        if images.folder is not None:
+            absent = images.ids[rows_of(images.ids, images.folder.ids) < 0]
+            count += len(absent)
+            missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
+        elif images.files.is_required and len(images.ids):
+            raise DataError(
+                f"no folder {root / images.name} with the {what} of {len(images.ids):,} images",
+                f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.name}",
+            )
+        elif len(images.ids):
+            warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
     if count:
-        noun = "image" if count == 1 else "images"
         raise DataError(
-            f"no {what} for {noun} {listed(missing, count)}",
+            f"no {what} for {'image' if count == 1 else 'images'} {listed(missing, count)}",
             f"trarctl prepare {dataset} --{what} DIR, with a complete copy",
         )
     return tuple(warnings)
@@ -214,19 +230,16 @@ def fingerprint(images: ImageSet) -> str:
     Raises:
         DataError: a file cannot be looked at.
     """
-    folder = images.folder
-    if folder is None:
+    if images.folder is None:
         return ""
 
-    def look(ids: list[int]) -> list[tuple[int, int]]:
-        return [(status.st_size, status.st_mtime_ns) for status in (folder.file(number).stat() for number in ids)]
+    def look(ids: Sequence[Any]) -> list[tuple[int, int]]:
+        return [(status.st_size, status.st_mtime_ns) for status in (images.file(one).stat() for one in ids)]
 
-    numbers = images.ids.tolist()
-    pieces = [numbers[first : first + 1024] for first in range(0, len(numbers), 1024)]
     digest = hashlib.sha256(images.ids.tobytes())
     try:
         with ThreadPoolExecutor(4) as pool:
-            for found in pool.map(look, pieces):
+            for found in pool.map(look, batched(images.ids.tolist(), 1024)):
                 digest.update(np.array(found, dtype=np.int64).tobytes())
     except OSError as error:
         raise DataError(

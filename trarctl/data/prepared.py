@@ -132,7 +132,7 @@ class PreparedData:
     def vocabulary(self) -> Vocabulary:
         """The words, in index order."""
         vocabulary = Vocabulary(tuple(self._files.strings(VOCABULARY)))
-        if vocabulary.digest != self.manifest.vocabulary_digest:
+        if vocabulary.digest != self.manifest.text.vocabulary_digest:
             raise self._files.damaged(VOCABULARY)
         return vocabulary
 
@@ -140,7 +140,7 @@ class PreparedData:
     def answers(self) -> tuple[str, ...]:
         """The answers that a model can give, in index order."""
         answers = self._files.strings(ANSWERS)
-        if digest_of(answers) != self.manifest.answers_digest:
+        if digest_of(answers) != self.manifest.text.answers_digest:
             raise self._files.damaged(ANSWERS)
         return tuple(answers)
 

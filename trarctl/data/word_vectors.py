@@ -10,7 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -29,9 +29,7 @@ _PREFERRED_PACKAGES = ("en_vectors_web_lg", "en_core_web_lg", "en_core_web_md")
 _GET_SOME = "python -m spacy download en_core_web_lg, or --vectors none"
 _DOWNLOAD_AGAIN = "download it again, or --vectors none"
 
-_WORDS_BETWEEN_REPORTS = 1 << 10
-
-Matrix = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,32 +40,32 @@ class WordVectors:
         matrix: row i belongs to word i, zero where there is none, [V, E] float32.
         source: where they come from, for a person to read.
         digest: SHA-256 of the file's bytes; of a spaCy source, of its name, version, keys and table. Hexadecimal.
-        found: words that have a vector.
         missing: words that have none, in the vocabulary's order.
     """
 
-    matrix: Matrix
+    matrix: npt.NDArray[np.float32]
     source: str
     digest: str
-    found: int
     missing: tuple[str, ...]
+
+    @property
+    def found(self) -> int:
+        """Count the words that have a vector."""
+        return len(self.matrix) - len(self.missing)
 
 
 def load_vectors(source: str, words: Sequence[str], progress: Progress = no_progress) -> WordVectors | None:
-    """Look up the vectors of a vocabulary's words.
+    """Look up the vectors of a vocabulary's words, V in index order; None without a source.
 
     The words that stand for padding, unknown words and a sentence are looked up like any other, as the published
     checkpoints have it.
 
     Args:
         source: ``none``; ``auto`` for what ``installed_vectors`` names; an installed spaCy package; a folder written by
-            ``nlp.to_disk`` or ``nlp.vocab.to_disk``; a GloVe text file or a zip of it, with ``/MEMBER`` behind the
-            zip's name if it holds several.
-        words: V of them, in index order.
+            ``nlp.to_disk`` or ``nlp.vocab.to_disk``; a GloVe text file or a zip of it, as ``ZIP/MEMBER`` if it holds
+            several.
+        words: of the vocabulary.
         progress: told the bytes read, or the words looked up.
-
-    Returns:
-        Vectors as wide as the source has them, or None without a source.
 
     Raises:
         DataError: there is no such source, it cannot be read, rows that are needed are damaged, or no word is found.
@@ -110,10 +108,10 @@ def _load(source: str, words: Sequence[str], progress: Progress) -> WordVectors:
         if path.is_dir():
             return _load_spacy(path.name, _data_folder(path), words, progress)
         if path.is_file():
-            return _load_file(path, None, words, progress)
+            return _load_glove(path, None, words, progress)
         archive = next((parent for parent in path.parents if parent.is_file()), None)
         if archive is not None:
-            return _load_file(archive, path.relative_to(archive).as_posix(), words, progress)
+            return _load_glove(archive, path.relative_to(archive).as_posix(), words, progress)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the word vectors {source}: {error}", _DOWNLOAD_AGAIN) from error
     packages = _installed_packages()
@@ -126,22 +124,18 @@ def _load(source: str, words: Sequence[str], progress: Progress) -> WordVectors:
     )
 
 
-def _load_file(path: Path, member: str | None, words: Sequence[str], progress: Progress) -> WordVectors:
-    glove = read_glove(path, member, {form for word in words for form in _forms(word)}, progress)
-    matrix = np.zeros((len(words), glove.width), dtype=np.float32)
-    missing = []
+def _look_up(
+    words: Sequence[str], width: int, vector_of: Callable[[str], Vector | None]
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+    """Give the vectors of words, [V, E], and the words that have none."""
+    matrix, missing = np.zeros((len(words), width), dtype=np.float32), []
     for row, word in enumerate(words):
-        vector = next((glove.vectors[form] for form in _forms(word) if form in glove.vectors), None)
+        vector = vector_of(word)
         if vector is None:
             missing.append(word)
         else:
             matrix[row] = vector
-    return WordVectors(matrix, glove.name, glove.digest, found=len(words) - len(missing), missing=tuple(missing))
-
-
-def _forms(word: str) -> tuple[bytes, bytes]:
-    """Spell a word as it is written, and in lower case for files that have nothing else."""
-    return word.encode("utf-8", "surrogatepass"), word.lower().encode("utf-8", "surrogatepass")
+    return matrix, tuple(missing)
 
 
 def _installed_packages() -> dict[str, Path]:
@@ -186,17 +180,14 @@ def _load_spacy(name: str, folder: Path, words: Sequence[str], progress: Progres
             nlp = _open_spacy(folder)
             if not nlp.vocab.vectors.size:
                 raise DataError(f"the spaCy pipeline {name} has no word vectors", _GET_SOME)
-            matrix = np.zeros((len(words), nlp.vocab.vectors.shape[1]), dtype=np.float32)
-            missing = []
-            for row, word in enumerate(words):
+            progress(f"looking up words in {name}", 0, len(words))
+
+            def vector_of(word: str) -> Vector | None:
                 # The average of the word's tokens: "cannot" is two of them.
                 document = nlp.make_doc(word)
-                if document.has_vector:
-                    matrix[row] = document.vector
-                else:
-                    missing.append(word)
-                if row % _WORDS_BETWEEN_REPORTS == 0:
-                    progress(f"looking up words in {name}", row, len(words))
+                return document.vector if document.has_vector else None
+
+            matrix, missing = _look_up(words, nlp.vocab.vectors.shape[1], vector_of)
             digest = _digest_table(nlp)
         except ImportError as error:
             raise DataError(f"spaCy cannot be imported: {error}", "pip install spacy, or --vectors none") from error
@@ -208,7 +199,7 @@ def _load_spacy(name: str, folder: Path, words: Sequence[str], progress: Progres
             raise DataError(f"cannot read the spaCy folder {folder}: {reason}", _DOWNLOAD_AGAIN) from error
     progress(f"looking up words in {name}", len(words), len(words))
     source = f"{name} (spaCy {nlp.meta['lang']}_{nlp.meta['name']} {nlp.meta['version']})"
-    return WordVectors(matrix, source, digest, found=len(words) - len(missing), missing=tuple(missing))
+    return WordVectors(matrix, source, digest, missing)
 
 
 def _open_spacy(folder: Path) -> Any:
@@ -249,61 +240,45 @@ _WIDEST = 10_000
 _ZIP_START = b"PK\x03\x04"
 _LINES_BETWEEN_REPORTS = 1 << 14
 
-Vector = npt.NDArray[np.float32]
 
+def _load_glove(path: Path, member: str | None, words: Sequence[str], progress: Progress) -> WordVectors:
+    """Read the vectors of words from a text file, with or without word2vec's first line, or from a zip of one.
 
-@dataclass(frozen=True)
-class GloveRows:
-    """The rows of a text file that were asked for.
-
-    Attributes:
-        name: the file's name, with the member's behind that of a zip.
-        digest: SHA-256 of the file's bytes, as it lies on the disk; hexadecimal.
-        width: numbers E of a row.
-        vectors: [E] float32 by word, for the words that stand there.
+    Of a word that stands there twice, the first counts.
     """
-
-    name: str
-    digest: str
-    width: int
-    vectors: dict[bytes, Vector]
-
-
-def read_glove(
-    path: Path, member: str | None, wanted: Collection[bytes], progress: Progress = no_progress
-) -> GloveRows:
-    """Read the vectors of the wanted words; of a word that stands there twice, the first counts.
-
-    Args:
-        path: a text file, each line a word and its numbers, with or without word2vec's first line; or a zip.
-        member: which file of a zip, where it holds several.
-        wanted: words in UTF-8.
-        progress: told the bytes read.
-
-    Raises:
-        DataError: it is no such file, it is cut off, or a wanted row is damaged.
-        OSError: it cannot be read.
-    """
-    size = path.stat().st_size
-    progress(f"hashing {path.name}", 0, size)
+    wanted = {form for word in words for form in _forms(word)}
+    name, size = path.name, path.stat().st_size
+    progress(f"hashing {name}", 0, size)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         is_zip = file.read(len(_ZIP_START)) == _ZIP_START
-        progress(f"hashing {path.name}", size, size)
-        if not is_zip:
-            if member is not None:
-                raise DataError(f"{path} is no zip file that could hold {member}", _GET_GLOVE)
+        progress(f"hashing {name}", size, size)
+        if is_zip:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    info = _text_member(archive, path, member)
+                    name = f"{name}/{info.filename}"
+                    with io.BufferedReader(archive.open(info), _LONGEST_LINE) as stream:  # type: ignore[type-var]
+                        width, vectors = _read_text(stream, name, info.file_size, wanted, progress)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                raise DataError(f"cannot unpack {path}: {error}", _DOWNLOAD_AGAIN) from error
+        elif member is not None:
+            raise DataError(f"{path} is no zip file that could hold {member}", _GET_GLOVE)
+        else:
             file.seek(0)
-            return _read_text(file, path.name, digest, size, wanted, progress)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                info = _text_member(archive, path, member)
-                with io.BufferedReader(archive.open(info), _LONGEST_LINE) as stream:  # type: ignore[type-var]
-                    name = f"{path.name}/{info.filename}"
-                    return _read_text(stream, name, digest, info.file_size, wanted, progress)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"cannot unpack {path}: {error}", _DOWNLOAD_AGAIN) from error
+            width, vectors = _read_text(file, name, size, wanted, progress)
+
+    def vector_of(word: str) -> Vector | None:
+        return next((vectors[form] for form in _forms(word) if form in vectors), None)
+
+    matrix, missing = _look_up(words, width, vector_of)
+    return WordVectors(matrix, name, digest, missing)
+
+
+def _forms(word: str) -> tuple[bytes, bytes]:
+    """Spell a word as it is written, and in lower case for files that have nothing else."""
+    return word.encode("utf-8", "surrogatepass"), word.lower().encode("utf-8", "surrogatepass")
 
 
 def _text_member(archive: zipfile.ZipFile, path: Path, member: str | None) -> zipfile.ZipInfo:
@@ -319,8 +294,9 @@ def _text_member(archive: zipfile.ZipFile, path: Path, member: str | None) -> zi
 
 
 def _read_text(
-    stream: IO[bytes], name: str, digest: str, size: int, wanted: Collection[bytes], progress: Progress
-) -> GloveRows:
+    stream: IO[bytes], name: str, size: int, wanted: Collection[bytes], progress: Progress
+) -> tuple[int, dict[bytes, Vector]]:
+    """Give the width E of the rows, and those of the wanted words, [E] each."""
     lines = _lines(stream, name)
     sample = list(islice(lines, _NUM_SAMPLED))
     declared, width = _shape(sample, name)
@@ -347,7 +323,7 @@ def _read_text(
     if faults:
         raise DataError(f"{name} is damaged: {listed(faults, len(faults))}", _DOWNLOAD_AGAIN)
     progress(f"reading {name}", size, size)
-    return GloveRows(name, digest, width, vectors)
+    return width, vectors
 
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
@@ -380,11 +356,7 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
 
 
 def _vector(line: bytes, width: int) -> Vector | None:
-    """Read a row's numbers; None if what stands before them is several words.
-
-    Raises:
-        ValueError: there are too few or too many, or one is none.
-    """
+    """Read a row's numbers; None if what stands before them is several words; a ValueError says what is wrong."""
     # Some files have spaces inside their words, so the numbers are counted from the end.
     word, *numbers = line.rstrip().rsplit(b" ", width)
     if len(numbers) < width:
@@ -397,14 +369,10 @@ def _vector(line: bytes, width: int) -> Vector | None:
     if not np.isfinite(vector).all():
         raise ValueError("has a number that is not finite")
     inner = word.split(b" ")[1:]
-    if inner and all(_is_number(part) for part in inner):
-        raise ValueError(f"has {len(inner) + width} of {width} numbers")
-    return None if inner else vector
-
-
-def _is_number(text: bytes) -> bool:
+    if not inner:
+        return vector
     try:
-        float(text)
+        [float(part) for part in inner]
     except ValueError:
-        return False
-    return True
+        return None
+    raise ValueError(f"has {len(inner) + width} of {width} numbers")

@@ -176,11 +176,6 @@ class DatasetSpec:
     recipe: Path | None = None
     published: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)
 
-    @property
-    def dataset(self) -> str:
-        """The name."""
-        return self.name
-
     def default_raw_folder(self) -> Path:
         """Give the raw folder to take if none is named.
 
@@ -214,18 +209,6 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     return spec
 
 
-Layout = DatasetSpec
-
-
-def layout_of(dataset: str) -> DatasetSpec:
-    """Give the specification of a data set.
-
-    Raises:
-        SettingsError: no such data set.
-    """
-    return DATASETS[dataset]
-
-
 def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:
     """List the names that feature files of an image set may have, the published one first."""
     prefix, digits, suffix = images.images.prefix, images.images.num_digits, images.images.suffix
@@ -239,8 +222,3 @@ def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:
         )
     ]
     return tuple(dict.fromkeys([images.features, *others]))
-
-
-def numbers_in_names(names: Iterable[str], naming: FileNaming) -> list[int] | list[str]:
-    """Pick out the ids of the names that follow ``naming`` to the letter."""
-    return naming.ids(names)

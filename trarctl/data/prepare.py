@@ -121,16 +121,7 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What was prepared.
-
-    Attributes:
-        out: the prepared folder.
-        manifest: what it holds.
-        checks: file by file, what was found and what was expected.
-        warnings: what is odd, one sentence each.
-        was_current: whether nothing had to be done.
-        seconds: how long it took.
-    """
+    """What was prepared, what is odd about it, and whether nothing had to be done."""
 
     out: Path
     manifest: Manifest
@@ -339,11 +330,7 @@ def _old_manifest(out: Path) -> Manifest | None:
 
 
 def _text(work: _Work) -> tuple[TextPart, bool]:
-    """Give the text half: the one in place, the one that an interrupted attempt left behind, or a new one.
-
-    Returns:
-        What the manifest says about it, and whether it is the one in place.
-    """
+    """Give the text half, and whether it is the one in place; else an interrupted attempt left it, or it is new."""
     if work.old is not None and work.old.dataset == work.spec.name and _is_current(work.old.text, work):
         return work.old.text, True
     try:
@@ -381,11 +368,7 @@ def _is_unchanged(path: Path, source: SourceFile) -> bool:
 
 
 def build_text(work: _Work) -> TextPart:
-    """Read the raw files and write the text half of a prepared folder into ``work.building``.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
+    """Read the raw files and write the text half of a prepared folder into ``work.building``."""
     spec, request, folder = work.spec, work.request, work.building
     data, sources = _read_raw(work)
     work.progress("building the vocabulary", 0, None)

@@ -6,6 +6,7 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from trarctl.data.manifest import (
     read_manifest,
 )
 from trarctl.data.metrics import GroundTruth
-from trarctl.data.records import FlatText, RawAnnotations, RawSplit, flatten
+from trarctl.data.records import FlatText, Ids, RawAnnotations, RawSplit, flatten
 from trarctl.data.text import Vocabulary, encode
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
@@ -42,7 +43,7 @@ def open_prepared(path: Path) -> PreparedData:
         DataError: there is none, another version wrote it, or files of it are missing or changed.
     """
     manifest = read_manifest(path)
-    wrong = [name for name, size in manifest.files.items() if _size(path / name) != size]
+    wrong = [name for name, size in manifest.files.items() if not _is_whole(path / name, size)]
     if wrong:
         raise DataError(
             f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}",
@@ -51,34 +52,32 @@ def open_prepared(path: Path) -> PreparedData:
     return PreparedData(path, manifest)
 
 
-def _size(path: Path) -> int:
+def _is_whole(path: Path, size: int) -> bool:
     try:
-        return path.stat().st_size
+        return path.stat().st_size == size
     except OSError:
-        return -1
+        return False
 
 
+@dataclass(frozen=True)
 class _Files:
     """Reads the files of a prepared folder."""
 
-    def __init__(self, path: Path, dataset: str) -> None:
-        self._path = path
-        self._dataset = dataset
+    path: Path
+    dataset: str
 
-    def strings(self, name: str) -> list[str]:
-        """Read a list of strings."""
+    def strings(self, name: str) -> tuple[str, ...]:
         try:
-            content = orjson.loads((self._path / name).read_bytes())
+            content = orjson.loads((self.path / name).read_bytes())
         except (OSError, orjson.JSONDecodeError):
             raise self.damaged(name) from None
         if not isinstance(content, list) or not set(map(type, content)) <= {str}:
             raise self.damaged(name)
-        return content
+        return tuple(content)
 
     def array(self, name: str, length: int | None = None) -> npt.NDArray[Any]:
-        """Map an array into memory, and see that it has as many rows as it should."""
         try:
-            array: npt.NDArray[Any] = np.load(self._path / name, mmap_mode="r", allow_pickle=False)
+            array: npt.NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             raise self.damaged(name) from None
         if length is not None and len(array) != length:
@@ -86,21 +85,13 @@ class _Files:
         return array
 
     def damaged(self, name: str) -> DataError:
-        """Say that a file is damaged."""
         return DataError(
-            f"prepared data in {self._path} is damaged: {name}", f"{prepare_command(self._dataset)} --out {self._path}"
+            f"prepared data in {self.path} is damaged: {name}", f"{prepare_command(self.dataset)} --out {self.path}"
         )
 
 
 class PreparedData:
-    """A prepared folder.
-
-    Copies sent to other processes open the folder again instead of carrying its arrays.
-
-    Args:
-        path: the folder.
-        manifest: what it says about itself.
-    """
+    """A prepared folder; copies sent to other processes open it again instead of carrying its arrays."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -109,7 +100,6 @@ class PreparedData:
         self._splits: dict[str, PreparedSplit] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open it again on the other side."""
         return open_prepared, (self.path,)
 
     @property
@@ -131,7 +121,7 @@ class PreparedData:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The words, in index order."""
-        vocabulary = Vocabulary(tuple(self._files.strings(VOCABULARY)))
+        vocabulary = Vocabulary(self._files.strings(VOCABULARY))
         if vocabulary.digest != self.manifest.text.vocabulary_digest:
             raise self._files.damaged(VOCABULARY)
         return vocabulary
@@ -142,7 +132,7 @@ class PreparedData:
         answers = self._files.strings(ANSWERS)
         if digest_of(answers) != self.manifest.text.answers_digest:
             raise self._files.damaged(ANSWERS)
-        return tuple(answers)
+        return answers
 
     @cached_property
     def vectors(self) -> npt.NDArray[np.float32] | None:
@@ -173,13 +163,7 @@ class PreparedData:
 
 
 class PreparedSplit:
-    """One split, as memory-mapped arrays.
-
-    Args:
-        files: reads the prepared folder.
-        name: the split.
-        part: what the manifest says about it.
-    """
+    """One split, as memory-mapped arrays."""
 
     def __init__(self, files: _Files, name: str, part: SplitPart) -> None:
         self.name = name
@@ -187,7 +171,6 @@ class PreparedSplit:
         self._part = part
 
     def __len__(self) -> int:
-        """Count the questions."""
         return self._part.questions
 
     @property
@@ -196,8 +179,8 @@ class PreparedSplit:
         return self._part.annotated > 0
 
     @cached_property
-    def question_id(self) -> npt.NDArray[np.int64]:
-        """Ids in file order, [Q]."""
+    def question_id(self) -> Ids:
+        """Ids in file order, int64 or text as the data set has them, [Q]."""
         return self._load("question_id", len(self))
 
     @cached_property
@@ -206,7 +189,7 @@ class PreparedSplit:
         return self._load("question_tokens", len(self))
 
     @cached_property
-    def image_id(self) -> npt.NDArray[np.int64]:
+    def image_id(self) -> Ids:
         """Id of each question's image, [Q]."""
         return self._load("image_id", len(self))
 
@@ -217,23 +200,15 @@ class PreparedSplit:
 
     @cached_property
     def training_order(self) -> npt.NDArray[np.int32]:
-        """Question rows in the order of the annotations, [A].
-
-        Raises:
-            DataError: the split has no answers.
-        """
+        """Question rows in the order of the annotations, [A]; a DataError if there are none."""
         self._need_answers()
         return self._load("training_order", self._part.annotated)
 
     @cached_property
     def targets(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """Answers out of the answer list, and how many of ten annotators gave each.
+        """Answers out of the answer list, and how many of ten annotators gave each; a DataError if there are none.
 
-        Returns:
-            ``offsets`` [Q + 1], ``answer`` and ``count``: those of question q are ``[offsets[q]:offsets[q + 1]]``.
-
-        Raises:
-            DataError: the split has no answers.
+        ``offsets`` [Q + 1], ``answer`` and ``count``: those of question q are ``[offsets[q]:offsets[q + 1]]``.
         """
         self._need_answers()
         offsets = self._load("target_offsets", len(self) + 1)

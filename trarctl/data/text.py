@@ -18,7 +18,7 @@ from trarctl.errors import DataError
 # Deleted, not spaced: "cat's" is one word. Dashes and slashes part words.
 _CLEANING = str.maketrans(dict.fromkeys(".,'!?\"()*#:;") | {"-": " ", "/": " "})
 
-# Questions that are cleaned in one go: so many that the cost of a call vanishes, so few that their text fits a cache.
+# Questions cleaned in one go: enough for the cost of a call to vanish, few enough for their text to fit a cache.
 _CHUNK = 4096
 
 
@@ -47,15 +47,9 @@ def longest_question(questions: Iterable[str]) -> int:
 
 
 def encode(questions: Iterable[str], vocabulary: Mapping[str, int], max_words: int) -> npt.NDArray[np.int32]:
-    """Turn questions into rows of word indices.
+    """Turn questions into rows of word indices, [Q, T]: of each question the first ``max_words`` T.
 
-    Args:
-        questions: raw text, Q of them.
-        vocabulary: word to index, with the entries ``PAD`` and ``UNK``.
-        max_words: words T that are kept of a question, from its start.
-
-    Returns:
-        Word indices [Q, T] int32: a word that the vocabulary lacks is ``UNK``, the rest of a short question ``PAD``.
+    A word that the vocabulary lacks is ``UNK``, the rest of a short question ``PAD``.
     """
     index = dict(vocabulary)
     unknown, padding = index["UNK"], index["PAD"]
@@ -83,11 +77,8 @@ class Vocabulary(Mapping[str, int]):
 
     The order is part of a checkpoint: row i of its word embedding belongs to ``words[i]``.
 
-    Args:
-        words: all words, starting with the three that stand for padding, unknown words and a sentence.
-
     Raises:
-        DataError: the words do not start with PAD, UNK, CLS, or one appears twice.
+        DataError: the words do not start with those for padding, unknown words and a sentence, or one appears twice.
     """
 
     words: tuple[str, ...]
@@ -108,12 +99,7 @@ class Vocabulary(Mapping[str, int]):
 
     @classmethod
     def build(cls, texts: Iterable[Iterable[str]]) -> Vocabulary:
-        """Collect the words of raw questions, in order of first appearance.
-
-        Args:
-            texts: the question files' questions, in the order in which the files count: train, val, test (and
-                Visual Genome). A published checkpoint fits no other order.
-        """
+        """Collect the words of the files' questions, in order of first appearance; a checkpoint fits no other order."""
         words = dict.fromkeys(_SPECIAL)
         for questions in texts:
             words.update(dict.fromkeys(chain.from_iterable(tokenize_all(questions))))
@@ -200,15 +186,12 @@ def normalize_answer(text: str) -> str:
 def build_answers(
     answers: Iterable[str], *, normalize: Callable[[str], str] = normalize_answer, min_count: int = 0
 ) -> list[str]:
-    """Choose the answers that a model can give.
+    """Choose the answers that a model can give, in order of first appearance: index i is the model's output i.
 
     Args:
         answers: each annotation's answer (VQA: its most common one), train before val, in file order.
         normalize: how an answer is written in the list.
         min_count: an answer is kept if it is that of more annotations than this.
-
-    Returns:
-        Normalized answers, in order of first appearance: index i is the model's output i.
     """
     counts: Counter[str] = Counter()
     for answer, count in Counter(answers).items():
@@ -217,12 +200,5 @@ def build_answers(
 
 
 def soft_scores(counts: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Turn the number of annotators who gave an answer into its target: 0, .3, .6, .9, and 1 from four on.
-
-    Args:
-        counts: annotators out of ten, integers of any shape.
-
-    Returns:
-        Targets of the same shape, float32.
-    """
+    """Turn the number of annotators who gave an answer into its target: 0, .3, .6, .9, and 1 from four on."""
     return _SOFT_SCORES[np.minimum(counts, len(_SOFT_SCORES) - 1)]

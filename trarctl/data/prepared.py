@@ -5,7 +5,7 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -234,10 +234,6 @@ class PreparedSplit:
     def question_text(self, row: int) -> str:
         """Give a question as it was asked."""
         return self._questions[row]
-
-    def question_texts(self, rows: Iterable[int]) -> list[str]:
-        """Give questions as they were asked."""
-        return self._questions.take(rows)
 
     @cached_property
     def _questions(self) -> FlatText:

@@ -55,10 +55,6 @@ class FlatText:
             for start, end in pairwise((offsets - offsets[0]).tolist()):
                 yield content[start:end].decode()
 
-    def take(self, rows: Iterable[int]) -> list[str]:
-        """Give the strings of ``rows``, in their order."""
-        return [self[int(row)] for row in rows]
-
 
 def flatten(texts: Sequence[str]) -> FlatText:
     """Turn strings into one array of bytes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -94,6 +96,20 @@ def test_a_data_set_brings_its_recipe(birds: Callable[[str], Path]) -> None:
     assert recipe_of(dataset_names()[-1]).path == path
     assert resolve("birds").settings.data.dataset == "birds"
     DATASETS._items.pop("birds")
+
+
+def test_a_plugin_may_be_what_imports_the_settings(birds: Callable[[str], Path]) -> None:
+    path = birds('losses = ["bce"]\nsplits = ["train"]\n')
+    code = "from trarctl.registry import load_plugins; load_plugins(); from trarctl.config.resolve import resolve; "
+    for start in (code, "from trarctl.config.resolve import resolve; "):
+        done = subprocess.run(
+            [sys.executable, "-c", start + "print(resolve('birds').settings.data.dataset)"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(path.parent), *sys.path])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("birds\n", "")
 
 
 def test_an_unknown_data_set_lists_the_known_ones(birds: Callable[[str], Path]) -> None:

@@ -96,11 +96,7 @@ Values = dict[str, tuple[object, str]]
 
 
 def translate(document: Document, source: str) -> tuple[Values, list[str]]:
-    """Translate the original's configuration to our key -> (value, the original's key), and notes for the user.
-
-    Raises:
-        SettingsError: for keys that neither program knows, and for values that only the original has.
-    """
+    """Translate the original's configuration: our key -> (value, the original's key), and notes for the user."""
     if unknown := [key for key in document if key not in KNOWN]:
         near = nearest_key(str(unknown[0]), KNOWN)
         listed = ", ".join(reprlib.repr(key).strip("'") for key in unknown[:10])

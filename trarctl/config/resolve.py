@@ -40,7 +40,7 @@ PREFIX = "TRARCTL_"
 
 
 class Source(Enum):
-    """The kinds of places that a value comes from."""
+    """What kind of source a value came from."""
 
     DEFAULT = auto()
     RECIPE = auto()
@@ -78,6 +78,7 @@ class Entry:
 
 
 Layer = dict[str, Entry]
+Options = Mapping[str, tuple[object, str]]  # dotted key -> (value, or None if it was not given; flag)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def resolve(
     dataset: str | None = None,
     config: Path | None = None,
     environ: Mapping[str, str] | None = None,
-    options: Mapping[str, tuple[object, str]] | None = None,
+    options: Options | None = None,
     sets: Sequence[str] = (),
 ) -> Resolved:
     """Find the settings that hold.
@@ -107,13 +108,13 @@ def resolve(
         dataset: the data set that the user named, or that the data is of.
         config: a TOML file, the original's YAML file, or the ``settings.json`` of a run.
         environ: by default that of the process.
-        options: dotted key -> (value, flag); a value of None means that the flag was not given.
+        options: what was given by flags.
         sets: ``KEY=VALUE``.
 
     Raises:
         SettingsError: for unknown keys, for values outside their limits, and for a file that cannot be read.
     """
-    file, notes = read_file(config) if config else ({}, [])
+    file, notes = _read_file(config) if config else ({}, [])
     named = {"data.dataset": Entry(dataset, Origin(Source.OPTION, "DATASET"), f"DATASET {dataset}")} if dataset else {}
     environment = _environment_layer(os.environ if environ is None else environ)
     given = [file, environment, named, _option_layer(options or {}), _set_layer(sets)]
@@ -123,21 +124,14 @@ def resolve(
     return _build([{"data.dataset": Entry(known, DEFAULT, "its default")}, recipe, *given], notes)
 
 
-def amend(
-    settings: Settings,
-    source: str,
-    options: Mapping[str, tuple[object, str]] | None = None,
-    sets: Sequence[str] = (),
-) -> Resolved:
+def amend(settings: Settings, source: str, options: Options | None = None, sets: Sequence[str] = ()) -> Resolved:
     """Change some settings of a run or checkpoint, which ``source`` names; otherwise as ``resolve``."""
     base = _layer(flat(settings), Origin(Source.RUN, source))
     return _build([base, _option_layer(options or {}), _set_layer(sets)], [])
 
 
 def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
-    merged: Layer = {}
-    for layer in layers:
-        merged |= layer
+    merged = {key: entry for layer in layers for key, entry in layer.items()}
     notes = [*notes, *_drop_binarize(merged)]
     rank_of = {key: rank for rank, layer in enumerate(layers) for key in layer}
     blames = {key: merged[key].blame for key in sorted(merged, key=lambda key: -rank_of[key])}
@@ -161,7 +155,7 @@ def _layer(values: Mapping[str, object], origin: Origin) -> Layer:
     return {key: Entry(value, origin, f"{origin.text} ({key} = {to_text(value)})") for key, value in values.items()}
 
 
-def _option_layer(options: Mapping[str, tuple[object, str]]) -> Layer:
+def _option_layer(options: Options) -> Layer:
     layer = {}
     for key, (value, flag) in options.items():
         if value is None:
@@ -207,12 +201,8 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
     return layer
 
 
-def read_file(path: Path) -> tuple[Layer, list[str]]:
-    """Read a file of settings, its kind told by its ending; return also what the user should know.
-
-    Raises:
-        SettingsError: if it cannot be read or parsed, or holds unknown keys.
-    """
+def _read_file(path: Path) -> tuple[Layer, list[str]]:
+    """Read a file of settings, its kind told by its ending; return also what the user should know."""
     readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
     readers |= dict.fromkeys((".yml", ".yaml"), yaml.safe_load)
     suffix = path.suffix.casefold()
@@ -241,8 +231,7 @@ def read_file(path: Path) -> tuple[Layer, list[str]]:
             layer[key] = Entry(from_file(key, value), origin, f"{path} ({name}: {reprlib.repr(value)})")
         return layer, notes
     for key, value in values_of_tables(document, str(path)).items():
-        blame = (
-            f"{path} ({key.partition('.')[2]} = {to_text(value) if isinstance(value, bool) else reprlib.repr(value)})"
-        )
+        shown = to_text(value) if isinstance(value, bool) else reprlib.repr(value)
+        blame = f"{path} ({key.partition('.')[2]} = {shown})"
         layer[key] = Entry(value, Origin(Source.FILE, path.name), blame)
     return layer, []

@@ -9,7 +9,7 @@ import functools
 import json
 import reprlib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,8 +38,6 @@ from trarctl.errors import SettingsError
 from trarctl.registry import KERNELS, POOLINGS, SPAN_SHAPES, load_plugins
 
 ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
-
-# Recipes: what a data set trains with, unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,7 @@ def _read_recipe(path: Path) -> Recipe:
     losses, splits = document.pop("losses", None), document.pop("splits", None)
     for names in (losses, splits):
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-            hint = 'for example losses = ["ce"] and splits = ["train"]'
-            raise SettingsError(f"{path}: must begin with the lists losses and splits", hint)
+            raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
     return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits))
 
 
@@ -99,11 +96,11 @@ def _either(names: Iterable[object], word: str = "or") -> str:
     return f"{', '.join(others)} {word} {last}" if others else last
 
 
-def _one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Require one of the names that are known when the value is checked: a plugin may add some."""
+def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """Require a name; plugins, which may add some, are not loaded for one that is built in."""
 
     def check(value: str) -> str:
-        if value not in (known := tuple(names())):
+        if value not in built_in and value not in (known := tuple(names())):
             raise PydanticKnownError("literal_error", {"expected": _either(f"'{name}'" for name in known)})
         return value
 
@@ -120,9 +117,9 @@ def _shaped(span: str) -> str:
     return span
 
 
-Dataset = Annotated[str, _one_of(dataset_names)]
-Pooling = Annotated[str, _one_of(POOLINGS.names)]
-Attention = Annotated[str, _one_of(lambda: ("auto", *KERNELS.names()))]
+Dataset = Annotated[str, _one_of(_RECIPES, dataset_names)]
+Pooling = Annotated[str, _one_of(POOLINGS, POOLINGS.names)]
+Attention = Annotated[str, _one_of(("auto",), lambda: ("auto", *KERNELS.names()))]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Span = Annotated[
     Annotated[NonNegativeInt, Tag("window")] | Annotated[str, AfterValidator(_shaped), Tag("shape")],
@@ -140,9 +137,6 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
 def contradiction(message: str, *keys: str) -> PydanticCustomError:
     """An error between several settings; ``keys`` let ``from_dict`` find out which flag or file to blame."""
     return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
-
-
-# The settings
 
 
 class Frozen(BaseModel):
@@ -173,10 +167,7 @@ class DataSettings(Frozen):
 
 
 class ModelSettings(Frozen):
-    """The shape of TRAR; what the data fixes (vocabulary, answers, feature width) is not here.
-
-    Source: TRAR (ICCV 2021), section 3; sizes as published.
-    """
+    """The shape of TRAR (ICCV 2021, section 3), sizes as published; what the data fixes is not here."""
 
     num_layers: PositiveInt = setting(6, "language layers, and as many visual layers", le=64)
     hidden_size: PositiveInt = setting(512, "width D of every layer; a multiple of num_heads, even")
@@ -375,11 +366,7 @@ def to_text(value: object) -> str:
 
 
 def values_of_tables(document: Mapping[str, object], source: str) -> dict[str, object]:
-    """Values by dotted key of a parsed file.
-
-    Raises:
-        SettingsError: naming ``source``, for an unknown table or key.
-    """
+    """Values by dotted key of a parsed file; an unknown table or key is an error that names ``source``."""
     values: dict[str, object] = {}
     for table, content in document.items():
         if table not in TABLES or not isinstance(content, Mapping):
@@ -393,11 +380,10 @@ def values_of_tables(document: Mapping[str, object], source: str) -> dict[str, o
 
 def nested(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """Sort values by dotted key into tables."""
-    tables: dict[str, dict[str, object]] = {table: {} for table in TABLES}
-    for key, value in values.items():
-        table, _, name = key.partition(".")
-        tables[table][name] = value
-    return tables
+    return {
+        table: {key.partition(".")[2]: value for key, value in values.items() if key.partition(".")[0] == table}
+        for table in TABLES
+    }
 
 
 def flat(settings: Settings) -> dict[str, object]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from trarctl import cli
+from trarctl.config import settings
+from trarctl.data.datasets.base import register_dataset
 from trarctl.data.prepared import open_prepared
+from trarctl.registry import DATASETS
 
 REPOSITORY = Path(__file__).parents[2]
 PLUGIN = "tests.extending.toy_signs"
@@ -26,8 +30,11 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plugin() -> None:
-    __import__(PLUGIN)
+def plugin() -> Iterator[None]:
+    """Make the data set known to this process, for the tests of this file only."""
+    register_dataset(importlib.import_module(PLUGIN).SIGNS)
+    yield
+    del DATASETS._items["toy-signs"], settings._RECIPES["toy-signs"]
 
 
 @pytest.fixture(scope="module")

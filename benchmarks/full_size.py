@@ -171,11 +171,11 @@ def _measure_resuming(folder: Path, feats: Path) -> Measured:
 
 
 def _pack(feats: Path, path: Path, stored: Any) -> tuple[float, int, Any]:
+    from trarctl.data import no_progress
     from trarctl.data.datasets.base import FileNaming
     from trarctl.data.datasets.clevr import CLEVR
     from trarctl.data.features.images import ImageSet, scan_folder
     from trarctl.data.features.packing import fill_from_files, pack
-    from trarctl.data.progress import no_progress
 
     started = time.perf_counter()
     found = scan_folder(feats, [FileNaming("", 1, ".npy")])

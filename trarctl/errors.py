@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 
 class TrarError(Exception):
     """A failure that the user can fix; rendered once, by ``trarctl.cli``, without a traceback.
@@ -56,3 +59,9 @@ class Stopped(TrarError):
         super().__init__(what, hint)
         self.signal_number = signal_number
         self.exit_code = self.code = 128 + signal_number
+
+
+def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:
+    """Write out the first ``most`` of ``count`` things: ``1, 2, 3 and 4 more``."""
+    shown = [str(item) for item in islice(items, most)]
+    return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")

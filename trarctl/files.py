@@ -1,10 +1,16 @@
-"""Files that are either whole or not there, and what identifies their content."""
+"""Files and folders that are either whole or not there, with one writer at a time, and what identifies their content.
+
+An output folder is built in ``OUT/.building``. When that is whole, the old marker file goes, the new entries are moved
+to their names, and a new marker is written: a folder with a marker is always whole.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +68,97 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}", "let it be read: chmod u+r") from error
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """Claim an output folder, creating it where it is missing; a writer that dies lets go of it.
+
+    Yields:
+        The folder inside it to build in; what an interrupted writer left there is still there.
+
+    Raises:
+        DataError: it cannot be written, or another process is writing it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"another prepare is writing to {folder}", "wait until it has finished") from None
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    try:
+        building = folder / _BUILDING
+        building.mkdir(exist_ok=True)
+        yield building
+    except OSError as error:
+        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        # A full disk is reported without a name, and only what is written can fill it.
+        if name is None or name == folder or folder in name.parents:
+            raise _unusable(folder, error) from error
+        raise DataError(f"cannot read {name}: {error.strerror or error}", "let it be read: chmod u+rX") from error
+    finally:
+        lock.release()
+
+
+_BUILDING, _LOCK, _OWNED = ".building", ".lock", ".trarctl"
+
+
+def _unusable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot write to the folder {folder}: {error.strerror or error}", "pass one that can be written: --out DIR"
+    )
+
+
+def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
+    """See that no entry of these names would be replaced that this program did not write.
+
+    Raises:
+        DataError: one exists, and the folder is not one of ours.
+    """
+    if (folder / _OWNED).exists():
+        return
+    present = sorted(name for name in names if (folder / name).exists())
+    if present:
+        raise DataError(
+            f"{folder} holds {', '.join(present[:5])}, not written by this program, which would be replaced",
+            "pass an empty or a new folder: --out DIR",
+        )
+    (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
+
+
+def swap_in(folder: Path, building: Path, names: Iterable[str], obsolete: Iterable[str], *, marker: str) -> None:
+    """Move entries from where they were built into the folder, which has no marker file afterwards."""
+    (folder / marker).unlink(missing_ok=True)
+    sync_folder(folder)
+    for name in obsolete:
+        remove(folder / name)
+    for name in names:
+        remove(folder / name)
+        (building / name).rename(folder / name)
+    shutil.rmtree(building)
+    sync_folder(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; a link is removed, not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
+    """Give the size in bytes of every file under a folder by its relative path, hidden ones left out."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(root) / name
+            relative = path.relative_to(folder).as_posix()
+            if not name.startswith(".") and relative != except_for:
+                found[relative] = path.stat().st_size
+    return found

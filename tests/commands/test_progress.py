@@ -16,7 +16,7 @@ from rich.console import Console
 from tests.small_runs import SmallRun, make_run
 from trarctl import cli
 from trarctl.commands.progress import EpochTable, ProgressPrinter, show_progress
-from trarctl.data.progress import Progress
+from trarctl.data import Progress
 from trarctl.engine.callbacks import (
     EpochDone,
     Event,

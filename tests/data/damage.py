@@ -268,7 +268,7 @@ def differences(dataset: str, source: Path, data: PreparedData) -> str:
         id_field, image_field = ("question_id", "image_id") if dataset == "vqa" else ("question_index", "image_index")
         if split.question_id.tolist() != [record[id_field] for record in questions]:
             return f"{name}: other question ids"
-        if split.question_texts(range(len(split))) != [record["question"] for record in questions]:
+        if [split.question_text(row) for row in range(len(split))] != [record["question"] for record in questions]:
             return f"{name}: other questions"
         images = {record[id_field]: record[image_field] for record in questions}
         images |= {record[id_field]: record[image_field] for record in annotations}

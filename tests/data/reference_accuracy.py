@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trarctl.data.answers import _ARTICLES, _DIGITS, _EXPANDED
 from trarctl.data.metrics import GroundTruth
+from trarctl.data.text import _ARTICLES, _DIGITS, _EXPANDED
 
 _MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
 _PIECES = [

@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trarctl.data.answers import (
-    build_answers,
-    normalize_answer,
-    soft_scores,
-    strip_punctuation,
-    strip_words,
-)
+from trarctl.data.text import build_answers, normalize_answer, soft_scores, strip_punctuation, strip_words
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from trarctl.data.baselines import commonest_answer, question_prior
+from trarctl.data.metrics import commonest_answer, question_prior
 from trarctl.data.prepared import open_prepared
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,39 +11,43 @@ from pathlib import Path
 import pytest
 
 from tests.data.preparing import prepare_golden
-from trarctl.data.folder import refuse_foreign, writing
 from trarctl.errors import DataError
-from trarctl.files import write_bytes
+from trarctl.files import refuse_foreign, write_bytes, writing
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    with writing(tmp_path), pytest.raises(DataError, match=rf"another prepare \(process {os.getpid()}\)"):  # noqa: SIM117
+    with writing(tmp_path), pytest.raises(DataError) as caught:  # noqa: SIM117
         with writing(tmp_path):
             pass
+    assert caught.value.what == f"another prepare is writing to {tmp_path}"
+    assert caught.value.hint == "wait until it has finished"
     with writing(tmp_path):
         pass
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+def test_a_writer_in_another_process_is_refused(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from trarctl.data.folder import writing\n"
+        "import sys; from pathlib import Path; from trarctl.files import writing\nwith writing(Path(sys.argv[1])): pass"
+    )
+    with writing(tmp_path):
+        refused = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True)
+    assert b"another prepare is writing to" in refused.stderr
+
+
+def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from trarctl.files import writing\n"
         "with writing(Path(sys.argv[1])): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
     assert (tmp_path / ".lock").exists()
+    with writing(tmp_path) as building:
+        assert building.is_dir()
+
+
+def test_a_lock_file_of_version_0_1_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text('{"pid":1,"host":"elsewhere","started":1}')
     with writing(tmp_path):
-        pass
-
-
-def test_a_lock_of_a_process_number_used_again_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": 1}))
-    with writing(tmp_path):
-        pass
-
-
-def test_a_lock_of_another_machine_is_respected(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 1}))
-    with pytest.raises(DataError, match="process 1 on elsewhere"), writing(tmp_path):
         pass
 
 
@@ -100,4 +102,5 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_the_system_refuses_is_one_message(tmp_path: Path, error: OSError, message: str) -> None:
     with pytest.raises(DataError, match=message), writing(tmp_path):
         raise error
-    assert not (tmp_path / ".lock").exists()
+    with writing(tmp_path):
+        pass

@@ -76,7 +76,7 @@ def test_samples_follow_the_annotations(golden: dict[str, Path]) -> None:
 
 
 def test_targets_count_annotators(golden: dict[str, Path]) -> None:
-    from trarctl.data.answers import normalize_answer
+    from trarctl.data.text import normalize_answer
 
     data = open_prepared(golden["vqa"])
     split = data.split("train")

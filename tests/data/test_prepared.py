@@ -119,5 +119,4 @@ def test_features_that_moved_away(tmp_path: Path, folder: Path) -> None:
 
 def test_questions_as_they_were_asked(folder: Path) -> None:
     split = open_prepared(folder).split("val")
-    assert split.question_texts([3, 0]) == [split.question_text(3), split.question_text(0)]
     assert split.question_text(3) == "  Right  wearing wearing frisbee?"

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trarctl.data.records import read_records
+from trarctl.data.records import RecordReader, StringTable, flatten, read_records, refuse_duplicates, rows_of
 from trarctl.errors import DataError
 
 TRICKY = [
@@ -88,3 +89,75 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         _read(tmp_path / "loop", 10)
     with pytest.raises(DataError, match="no file"):
         _read(tmp_path, 10)
+
+
+def test_strings_in_one_array_come_back() -> None:
+    texts = ["", "red", "é ü", "\U0001f600", ""]
+    flat = flatten(texts)
+    assert (len(flat), list(flat), flat[3]) == (5, texts, "\U0001f600")
+    assert flat.offsets.tolist() == [0, 0, 3, 8, 12, 12]
+    assert list(flatten([])) == []
+
+
+def test_strings_are_numbered_as_they_appear() -> None:
+    table = StringTable()
+    assert table.codes(["b", "a", "b"]).tolist() == [0, 1, 0]
+    assert table.codes(["c", "a"]).tolist() == [2, 1]
+    assert list(table) == ["b", "a", "c"]
+
+
+def _written(tmp_path: Path, records: list[Any]) -> Path:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps({"questions": records}))
+    return path
+
+
+def test_columns_of_many_pieces_are_joined(tmp_path: Path) -> None:
+    path = _written(tmp_path, [{"id": number, "text": f"{number} " * 100} for number in range(5_000)])
+    assert path.stat().st_size > 1 << 20
+    reader, table = RecordReader(path, "questions"), StringTable()
+    ids, texts, codes = reader.collect(
+        lambda records: [
+            reader.ids(records, "id"),
+            reader.texts(records, "text"),
+            reader.codes(records, "text", table),
+        ]
+    )
+    assert ids.tolist() == codes.tolist() == list(range(5_000))
+    assert ids.dtype == np.int64
+    assert list(texts) == [f"{number} " * 100 for number in range(5_000)]
+    assert reader.num_records == 5_000
+
+
+def test_ids_that_are_text_stay_text(tmp_path: Path) -> None:
+    path = _written(tmp_path, [{"id": one} for one in ("007", "7", "a/b.png", "é" * 255)])
+    reader = RecordReader(path, "questions")
+    (ids,) = reader.collect(lambda records: [reader.ids(records, "id", str)])
+    assert ids.tolist() == ["007", "7", "a/b.png", "é" * 255]
+
+
+@pytest.mark.parametrize("bad", ["", "a\0", "x" * 256])
+def test_texts_that_cannot_be_ids(tmp_path: Path, bad: str) -> None:
+    path = _written(tmp_path, [{"id": "fine"}, {"id": bad}, {"id": 7}])
+    reader = RecordReader(path, "questions")
+    with pytest.raises(DataError, match=r'record 1 has .* as "id", record 2 has 7 as "id", expected a text'):
+        reader.collect(lambda records: [reader.ids(records, "id", str)])
+
+
+def test_a_file_without_records(tmp_path: Path) -> None:
+    reader = RecordReader(_written(tmp_path, []), "questions")
+    with pytest.raises(DataError, match="holds no questions"):
+        reader.collect(lambda records: [reader.ids(records, "id")])
+
+
+@pytest.mark.parametrize("ids", [np.array([30, 10, 20]), np.array(["b", "aa", "a"])])
+def test_ids_are_looked_up_in_any_order(ids: Any) -> None:
+    wanted = np.concatenate([ids[[2, 0]], ids[:1] * 2 if ids.dtype.kind == "i" else np.array(["bb"])])
+    assert rows_of(wanted, ids).tolist() == [2, 0, -1]
+    assert rows_of(wanted, ids[:0]).tolist() == [-1, -1, -1]
+
+
+def test_ids_that_appear_twice_are_named(tmp_path: Path) -> None:
+    refuse_duplicates(tmp_path, np.array(["a", "A", "a "]), "id")
+    with pytest.raises(DataError, match="id 7, 9 appears more than once"):
+        refuse_duplicates(tmp_path, np.array([9, 7, 8, 7, 9, 9]), "id")

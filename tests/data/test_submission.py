@@ -290,6 +290,5 @@ def test_ids_that_are_text_are_written_and_read_as_text(tmp_path: Path) -> None:
         "1 row with a question_id that is no text: row 1 has 7",
         "2 of 2 questions have no answer: q/1, 7",
     ]
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="2 of 2 questions have no answer"):
         JSON.read(path, CLEVR, _split(ids))
-    assert '{"question_id": str, "answer": str}' in (caught.value.hint or "")

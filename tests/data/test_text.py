@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trarctl.data.text import encode, longest_question, tokenize, tokenize_all
-from trarctl.data.vocabulary import PAD, UNK, Vocabulary
+from trarctl.data.text import PAD, UNK, Vocabulary, encode, longest_question, tokenize, tokenize_all
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VOCABULARY = Vocabulary(("PAD", "UNK", "CLS", "what", "is", "this"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trarctl.data.vocabulary import CLS, PAD, UNK, Vocabulary
+from trarctl.data.text import CLS, PAD, UNK, Vocabulary
 from trarctl.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -13,7 +13,7 @@ import pytest
 import spacy
 from spacy.language import Language
 
-from trarctl.data import glove
+from trarctl.data import word_vectors
 from trarctl.data.word_vectors import installed_vectors, load_vectors
 from trarctl.errors import DataError
 
@@ -134,7 +134,7 @@ def test_text_files_that_are_no_good(tmp_path: Path, content: str | bytes, messa
 
 
 def test_a_file_without_line_ends_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glove, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(word_vectors, "_LONGEST_LINE", 1000)
     with pytest.raises(DataError, match="a line is longer than"):
         load_vectors(str(_text_file(tmp_path, b"\1" * 5000)), WORDS)
 

@@ -168,8 +168,7 @@ def _document(measured: Accuracy, checkpoint: str, split: PreparedSplit, data: P
 
 
 def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> None:
-    from trarctl.data.baselines import commonest_answer, question_prior
-    from trarctl.data.metrics import measure
+    from trarctl.data.metrics import commonest_answer, measure, question_prior
 
     columns = ["accuracy, %"]
     values = [measured]

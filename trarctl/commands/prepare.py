@@ -13,9 +13,8 @@ from trarctl.commands.console import add_row, duration, make_table, say, show_ta
 from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
 
 if TYPE_CHECKING:
-    from trarctl.data.checks import CheckRow
     from trarctl.data.manifest import Manifest
-    from trarctl.data.prepare import PrepareReport
+    from trarctl.data.prepare import CheckRow, PrepareReport
 
 EPILOG = """Examples:
   trarctl prepare easy-vqa
@@ -55,8 +54,8 @@ def prepare(
         option(
             "--extractor",
             FEATURES_PANEL,
-            "resnet101 (needs torchvision), patches, or one that a plugin adds; by default resnet101, for easy-vqa"
-            " patches.",
+            "What makes them: resnet101 (needs torchvision), patches, or one that a plugin adds; by default resnet101,"
+            " for easy-vqa patches.",
             metavar="NAME",
         ),
     ] = None,

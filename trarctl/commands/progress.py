@@ -15,7 +15,7 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from trarctl.commands.console import compact, compact_bytes, duration, note, open_console, printable
-from trarctl.data.progress import Progress
+from trarctl.data import Progress
 from trarctl.engine.callbacks import (
     Callback,
     EpochDone,

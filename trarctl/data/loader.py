@@ -9,15 +9,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trarctl.data.answers import soft_scores
 from trarctl.data.prepared import PreparedData, PreparedSplit
+from trarctl.data.records import Ids
+from trarctl.data.text import soft_scores
 from trarctl.errors import DataError, SettingsError
 
 Loss = Literal["bce", "kld", "ce"]
@@ -29,14 +30,14 @@ class Batch:
     """Arrays of a few questions.
 
     Attributes:
-        question_id: [B], as the data set numbers them.
+        question_id: [B], int64 or text as the data set has them.
         question_tokens: word indices, 0 behind each question, cut to the longest, [B, T] int64.
         features: grid features of the images in the batch, each once, [I, N, W] as stored.
         image: each question's row in ``features``, [B] int64; in order where each question has its own.
         target: soft scores [B, A] float32, or for ``ce`` the answer's index [B] int64; None where there is no answer.
     """
 
-    question_id: NDArray[np.int64]
+    question_id: Ids
     question_tokens: Tensor
     features: Tensor
     image: Tensor
@@ -47,26 +48,23 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device; from pinned memory the copy does not block."""
-        return Batch(
-            self.question_id,
-            self.question_tokens.to(device, non_blocking=True),
-            self.features.to(device, non_blocking=True),
-            self.image.to(device, non_blocking=True),
-            None if self.target is None else self.target.to(device, non_blocking=True),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """The same in page-locked memory, for asynchronous copies to a GPU."""
+        """Copy to page-locked memory, for asynchronous copies to a GPU."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
             self.question_id,
-            self.question_tokens.pin_memory(),
-            self.features.pin_memory(),
-            self.image.pin_memory(),
-            None if self.target is None else self.target.pin_memory(),
+            change(self.question_tokens),
+            change(self.features),
+            change(self.image),
+            None if self.target is None else change(self.target),
         )
 
     def cells(self) -> Tensor:
-        """The features of each question's image, [B, N, W]."""
+        """Give the features of each question's image, [B, N, W]."""
         if len(self.features) == len(self.image):
             return self.features
         return self.features.index_select(0, self.image)
@@ -91,33 +89,30 @@ class Samples:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def batch(self, indices: Rows) -> Batch:
-        """Gather samples.
+    @property
+    def question_id(self) -> Ids:
+        """Ids of all samples, in their order."""
+        return np.concatenate([split.question_id[rows] for split, rows in self._parts])
 
-        Args:
-            indices: positions in this order of samples, [B].
+    def batch(self, indices: Rows) -> Batch:
+        """Gather the samples at ``indices`` [B] of this order.
 
         Raises:
-            DataError: if features cannot be read.
+            DataError: features cannot be read.
         """
         part_of = np.searchsorted(self._starts, indices, side="right") - 1
         chosen = [
             (positions := np.flatnonzero(part_of == part), split, rows[indices[positions] - self._starts[part]])
             for part, (split, rows) in enumerate(self._parts)
         ]
+        back = np.argsort(np.concatenate([positions for positions, *_ in chosen]))
 
-        def gather(field: Callable[[PreparedSplit], NDArray[np.generic]], like: NDArray[np.generic]) -> None:
-            for positions, split, rows in chosen:
-                if len(positions):
-                    like[positions] = field(split)[rows]
+        def gather(field: Callable[[PreparedSplit], NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate([field(split)[rows] for _, split, rows in chosen])[back]
 
-        num_words = self._parts[0][0].question_tokens.shape[1]
-        tokens = np.zeros((len(indices), num_words), dtype=np.int64)
-        question_id = np.empty(len(indices), dtype=np.int64)
-        image = np.empty(len(indices), dtype=np.int64)
-        gather(lambda split: split.question_tokens, tokens)
-        gather(lambda split: split.question_id, question_id)
-        gather(lambda split: split.image, image)
+        tokens = gather(lambda split: split.question_tokens).astype(np.int64)
+        question_id = gather(lambda split: split.question_id)
+        image = gather(lambda split: split.image).astype(np.int64)
         images, image_of = np.unique(image, return_inverse=True)
         if len(images) == len(image):
             images, image_of = image, np.arange(len(image))
@@ -142,7 +137,7 @@ class Samples:
             counts[np.repeat(positions, lengths), answer[flat]] = count[flat]
         if self._loss == "ce":
             if not counts.any(axis=1).all():
-                raise DataError("a training question has no answer in the answer vocabulary", "trarctl prepare again")
+                raise DataError("a training question has no answer in the answer list", "prepare the data again")
             return torch.from_numpy(counts.argmax(axis=1))
         if self._loss == "bce":
             return torch.from_numpy(soft_scores(counts))
@@ -150,15 +145,10 @@ class Samples:
 
 
 def training_samples(data: PreparedData, split: str, loss: Loss) -> Samples:
-    """The samples to train on, in the order of the annotations.
-
-    Args:
-        data: the prepared data.
-        split: names joined by ``+``, as in ``train+val+vg``.
-        loss: decides the targets.
+    """Give the samples to train on, in the order of the annotations; ``split`` may be names joined by ``+``.
 
     Raises:
-        DataError: if a split is missing or has no answers.
+        DataError: a split is missing or has no answers.
     """
     parts = []
     for name in split.split("+"):
@@ -170,20 +160,20 @@ def training_samples(data: PreparedData, split: str, loss: Loss) -> Samples:
 
 
 def scoring_samples(data: PreparedData, split: str) -> Samples:
-    """The questions of one split in file order, without targets."""
+    """Give the questions of one split in file order, without targets."""
     part = data.split(split)
     return Samples(data, [(part, np.arange(len(part), dtype=np.int64))], None)
 
 
 def trimmed_length(tokens: NDArray[np.int64]) -> int:
-    """How many columns of [B, T] tokens hold a word; all T if a question has none (its state is their average)."""
+    """Count the columns of [B, T] tokens that hold a word; all T if a question has none: its state is their mean."""
     if not tokens[:, 0].all():
         return int(tokens.shape[1])
     return int(np.flatnonzero(tokens.any(axis=0))[-1]) + 1
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int, shuffle: bool) -> Rows:
-    """The order of the samples in one epoch: a function of its arguments alone, the same in every process."""
+    """Give the order of the samples in one epoch: a function of its arguments alone, the same in every process."""
     if not shuffle:
         return np.arange(num_samples, dtype=np.int64)
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples).astype(np.int64)
@@ -192,10 +182,10 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int, shuffle: bool) -> Ro
 def training_plan(
     num_samples: int, *, batch_size: int, seed: int, epoch: int, shuffle: bool, first_step: int = 0
 ) -> list[Rows]:
-    """The batches of one epoch from a step on; samples that do not fill the last batch sit this epoch out.
+    """Give the batches of one epoch from a step on; samples that do not fill the last batch are left out of it.
 
     Raises:
-        SettingsError: if there are fewer samples than one batch.
+        SettingsError: there are fewer samples than one batch.
     """
     num_steps = num_samples // batch_size
     if not num_steps:
@@ -208,7 +198,7 @@ def training_plan(
 
 
 def scoring_plan(num_samples: int, *, batch_size: int, rank: int = 0, num_processes: int = 1) -> list[Rows]:
-    """Consecutive batches over all samples, each sample once; processes take turns."""
+    """Give consecutive batches over all samples, each sample once; processes take turns."""
     starts = range(rank * batch_size, num_samples, batch_size * num_processes)
     return [np.arange(start, min(start + batch_size, num_samples), dtype=np.int64) for start in starts]
 
@@ -218,12 +208,9 @@ def load_batches(samples: Samples, plan: Sequence[Rows], *, num_workers: int, pi
 
     Args:
         samples: where they come from.
-        plan: which, [B] indices each.
+        plan: indices of each batch, [B].
         num_workers: threads that read ahead; 0 reads in the calling thread.
         pin: put them in page-locked memory.
-
-    Yields:
-        One batch for each entry of ``plan``.
     """
 
     def assemble(indices: Rows) -> Batch:

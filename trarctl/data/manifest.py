@@ -134,11 +134,6 @@ class Manifest(_Part):
         return self.text.vectors
 
     @property
-    def sources(self) -> dict[str, SourceFile]:
-        """The raw files, by their path in the raw folder."""
-        return self.text.sources
-
-    @property
     def grid_size(self) -> int:
         """Cells S along one side of the image grid."""
         return self.images.grid_size
@@ -152,16 +147,6 @@ class Manifest(_Part):
     def max_words(self) -> int:
         """Words T that are kept of a question."""
         return self.text.max_words
-
-    @property
-    def vocabulary_digest(self) -> str:
-        """Identifies the vocabulary."""
-        return self.text.vocabulary_digest
-
-    @property
-    def answers_digest(self) -> str:
-        """Identifies the answer list."""
-        return self.text.answers_digest
 
 
 def digest_of(lines: Sequence[str]) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.answers import strip_punctuation, strip_words
+from trarctl.data.records import StringTable
+from trarctl.data.text import strip_punctuation, strip_words
 from trarctl.errors import DataError
 
 if TYPE_CHECKING:
@@ -82,16 +83,10 @@ Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
 
 
 def measure(predictions: Sequence[str], data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> Accuracy:
-    """Compare answers with a split's ground truth by the data set's rules.
-
-    Args:
-        predictions: one answer for each question of the split, in file order.
-        data: whose data set decides the rules.
-        split: annotated.
-        evaluator: VQA: current or older evaluator; CLEVR: the correct or the published grouping of question types.
+    """Compare an answer for each question of a split, in file order, with its ground truth by the data set's rules.
 
     Raises:
-        DataError: if the split has no answers.
+        DataError: the split has no answers.
     """
     if not split.is_annotated:
         raise DataError(
@@ -134,7 +129,7 @@ def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Eval
 
     Args:
         predictions: an answer for each question, [Q] in the order of ``truth``.
-        truth: the annotators' answers; left as it is, like ``predictions``.
+        truth: the annotators' answers.
         evaluator: ``official`` is the VQA team's current one; ``upstream`` the older one of the published TRAR numbers,
             which always normalizes the prediction, and of the truth only the punctuation.
 
@@ -143,11 +138,10 @@ def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Eval
     """
     _check(predictions, truth)
     right = _shares(_states(predictions, truth, _RULES[evaluator]))
-    per_type = _by_type(right, truth.answer_type, truth.answer_types)
     type_of, types = _used(truth.answer_type, truth.answer_types)
     return Accuracy(
         overall=_mean_percent(right),
-        per_type=per_type,
+        per_type=_by_type(right, truth.answer_type, truth.answer_types),
         per_question_type=_by_type(right, truth.question_type, truth.question_types),
         counts={},
         questions=len(truth),
@@ -222,30 +216,21 @@ def _check(predictions: Sequence[str], truth: GroundTruth) -> None:
         raise DataError(f"question {row + 1} of {len(truth)} has no annotator's answer to score against")
 
 
-class _Numbers:
-    """Gives equal strings equal numbers, so that arrays of numbers can be compared instead."""
-
-    def __init__(self) -> None:
-        self._number_of: dict[str, int] = {}
-
-    def of(self, rewrite: Callable[[str], str], texts: Iterable[str]) -> npt.NDArray[np.int64]:
-        number_of = self._number_of
-        return np.fromiter((number_of.setdefault(rewrite(text), len(number_of)) for text in texts), dtype=np.int64)
-
-
 def _states(predictions: Sequence[str], truth: GroundTruth, rules: _Rules) -> npt.NDArray[np.int8]:
     """Compare every annotator's answer with the prediction: absent, different or match, [Q, 10].
 
     Each distinct string is rewritten once: real sets repeat few answers over many questions.
     """
-    distinct: dict[str, int] = {}
-    prediction = np.fromiter((distinct.setdefault(text, len(distinct)) for text in predictions), dtype=np.int64)
-    raw, normalized = _Numbers(), _Numbers()
-    raw_truth = raw.of(rules.unanimous_truth, truth.strings)[truth.codes]
-    raw_prediction = raw.of(rules.unanimous_prediction, distinct)[prediction]
-    mixed_truth = normalized.of(rules.mixed_truth, truth.strings)[truth.codes]
-    mixed_prediction = normalized.of(rules.mixed_prediction, distinct)[prediction]
+    distinct, raw, normalized = StringTable(), StringTable(), StringTable()
+    prediction = distinct.codes(predictions)
 
+    def rewritten(table: StringTable, rewrite: Callable[[str], str], texts: Iterable[str]) -> npt.NDArray[np.int32]:
+        return table.codes(list(map(rewrite, texts)))
+
+    raw_truth = rewritten(raw, rules.unanimous_truth, truth.strings)[truth.codes]
+    raw_prediction = rewritten(raw, rules.unanimous_prediction, distinct)[prediction]
+    mixed_truth = rewritten(normalized, rules.mixed_truth, truth.strings)[truth.codes]
+    mixed_prediction = rewritten(normalized, rules.mixed_prediction, distinct)[prediction]
     is_answer = truth.codes >= 0
     questions = np.arange(len(truth))
     first = raw_truth[questions, is_answer.argmax(axis=1)]
@@ -286,3 +271,33 @@ def _by_type(
 ) -> dict[str, float]:
     by_type = {name: shares[type_of_question == position] for position, name in enumerate(names)}
     return {name: _mean_percent(group) for name, group in by_type.items() if len(group)}
+
+
+def commonest_answer(data: PreparedData, split: PreparedSplit) -> list[str]:
+    """Give the commonest answer of the training split to every question of ``split``."""
+    labels, _ = _training_labels(data)
+    return [data.answers[int(np.bincount(labels).argmax())]] * len(split)
+
+
+def question_prior(data: PreparedData, split: PreparedSplit) -> list[str]:
+    """Give the commonest training answer to the same words, or of all, to each question; no image is looked at."""
+    labels, rows = _training_labels(data)
+    train = data.split("train")
+    tokens = np.concatenate([train.question_tokens[rows], split.question_tokens])
+    _, question = np.unique(tokens, axis=0, return_inverse=True)
+    question = question.reshape(-1)
+    pairs, counts = np.unique(np.stack([question[: len(rows)], labels]), axis=1, return_counts=True)
+    best = np.full(question.max() + 1, int(np.bincount(labels).argmax()))
+    order = np.argsort(counts, kind="stable")
+    best[pairs[0, order]] = pairs[1, order]
+    return [data.answers[index] for index in best[question[len(rows) :]]]
+
+
+def _training_labels(data: PreparedData) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The answer most annotators gave to each training question that has one in the vocabulary, and its row."""
+    offsets, answer, count = data.split("train").targets
+    lengths = np.diff(offsets)
+    row_of = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((-count.astype(np.int64), row_of))
+    rows, first = np.unique(row_of[order], return_index=True)
+    return answer[order][first].astype(np.int64), rows

@@ -1,21 +1,32 @@
-"""Raw files to prepared data: one call that checks, reads, looks up every image and writes, or changes nothing."""
+"""Raw files to prepared data: one call that checks, reads, looks up every image and writes, or changes nothing.
+
+Axes: Q questions in file order, A annotations in file order, T words, V vocabulary, E width of the word vectors.
+"""
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 from pydantic import ValidationError
 
 import trarctl
-from trarctl.data.checks import CheckRow, file_rows, folder_rows
+from trarctl.data import Progress, no_progress
+from trarctl.data.datasets.base import DatasetSpec, SplitFiles
+from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
-from trarctl.data.features.images import Ids, feature_folders, picture_table
-from trarctl.data.features.packing import ImagePlan, build_images, plan_images
-from trarctl.data.folder import list_files, refuse_foreign, remove, swap_in, writing
+from trarctl.data.features.images import Folder, feature_folders, picture_table
+from trarctl.data.features.packing import ImageOptions, ImagePlan, Pack, build_images, plan_images
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,
@@ -29,50 +40,146 @@ from trarctl.data.manifest import (
     Manifest,
     SourceFile,
     TextPart,
+    VectorsPart,
+    digest_of,
     read_manifest,
 )
-from trarctl.data.progress import Progress, no_progress
-from trarctl.data.raw_splits import RawData
-from trarctl.data.request import PrepareReport, PrepareRequest, Work, default_out, plan_work
-from trarctl.data.text_stage import build_text, present_splits, vectors_fingerprint
-from trarctl.errors import DataError, SettingsError
-from trarctl.files import file_sha256, write_json
-from trarctl.registry import DATASETS
+from trarctl.data.prepared import write_split
+from trarctl.data.records import RawData, RawSplit
+from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
+from trarctl.data.word_vectors import load_vectors, vectors_fingerprint
+from trarctl.errors import DataError, SettingsError, listed
+from trarctl.files import file_sha256, list_files, refuse_foreign, remove, swap_in, write_array, write_json, writing
+from trarctl.registry import DATASETS, EXTRACTORS
 
-__all__ = ["PrepareReport", "PrepareRequest", "check", "default_out", "prepare", "prepare_share"]
-
+LONGEST_SENSIBLE_QUESTION = 512
+_NUM_EXAMPLES = 10
 _TEXT_DONE = "text.json"
+
+Verdict = Literal["ok", "other count", "missing", "not there, not needed", "damaged"]
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What to prepare, from where, to where.
+
+    Attributes:
+        dataset: name of a registered data set.
+        out: the prepared folder; None: data/DATASET/prepared.
+        raw: folder of the raw files; None: data/DATASET/raw, for easy-VQA the installed package's.
+        features: folder with one folder of feature files per image set; None: ``feats`` beside ``raw``, if it is
+            there. Without features only questions are prepared.
+        without_features: leave features out even if they are there.
+        grid: cells S along one side; None: as the data set has it.
+        vectors: ``none``, ``auto``, a spaCy package or folder, or a GloVe file.
+        min_answer_count: VQA: an answer is learned if it is that of more annotations than this.
+        max_words: words kept of a question; None: 14 for VQA, else the longest question in the data.
+        pack: number type to pack features as; None reads them where they are.
+        check_values: whether to read every number of every feature file; else only shapes and sizes.
+        rebuild: prepare again even if nothing changed.
+        images: VQA, CLEVR: folder with one folder of images per image set, to make features of.
+        extractor: what makes them; None: as the data set has it, else resnet101.
+        weights: file of its weights; None: torchvision's own download.
+        devices: where it runs, such as ``cpu`` or ``cuda:0``, one copy each.
+    """
+
+    dataset: str
+    out: Path | None = None
+    raw: Path | None = None
+    features: Path | None = None
+    without_features: bool = False
+    grid: int | None = None
+    vectors: str = "auto"
+    min_answer_count: int = 8
+    max_words: int | None = None
+    pack: Pack | None = None
+    check_values: bool = True
+    rebuild: bool = False
+    images: Path | None = None
+    extractor: str | None = None
+    weights: Path | None = None
+    devices: tuple[str, ...] = ("cpu",)
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """What one file or folder of the raw data holds, and should hold.
+
+    Attributes:
+        file: relative to the raw folder, or a folder of features.
+        found: records or files in it, None where there are none to count.
+        expected: as published, None where no figure is published.
+        advice: what to do about it; empty if nothing.
+    """
+
+    file: str
+    found: int | None
+    expected: int | None
+    verdict: Verdict
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was prepared, what is odd about it, and whether nothing had to be done."""
+
+    out: Path
+    manifest: Manifest
+    checks: tuple[CheckRow, ...]
+    warnings: tuple[str, ...]
+    was_current: bool
+    seconds: float
+
+
+@dataclass
+class _Work:
+    """One preparation on its way: the request with every default filled in, and what was found so far."""
+
+    spec: DatasetSpec
+    request: PrepareRequest
+    raw: Path
+    out: Path
+    image_options: ImageOptions
+    progress: Progress
+    building: Path = field(default_factory=Path)
+    old: Manifest | None = None
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
     """Prepare a data set, or find that it is prepared.
-
-    Args:
-        request: what to prepare.
-        progress: told what is being done.
-
-    Returns:
-        What was prepared, and what is odd about it.
 
     Raises:
         DataError: raw files or features are missing or damaged, or the output folder cannot be written.
         SettingsError: a value is outside its limits.
     """
     began = time.monotonic()
-    work = plan_work(request, progress)
-    present_splits(work.layout, work.raw)
+    work = _plan(request, progress)
+    _present_splits(work)
     with writing(work.out) as work.building:
         refuse_foreign(work.out, [MANIFEST, FEATURES, *_possible_entries()])
-        work.old = None if work.rebuild else _old_manifest(work.out)
+        work.old = None if request.rebuild else _old_manifest(work.out)
         text, is_text_current = _text(work)
-        named = _named(work, text, is_text_current)
-        plan = plan_images(work.layout, named, work.image_options, work.out, progress)
+        base = work.out if is_text_current else work.building
+        named = {split: np.load(base / split / "image_id.npy", allow_pickle=False) for split in text.splits}
+        plan = plan_images(work.spec, named, work.image_options, work.out, progress)
         has_current_images = work.old is not None and work.old.images.key == plan.key
-        if work.old is not None and is_text_current and has_current_images:
+        was_current = is_text_current and has_current_images and work.old is not None
+        if was_current and work.old is not None:
             shutil.rmtree(work.building)
-            return _report(work, work.old, plan, began, was_current=True)
-        manifest = _finish(work, text, plan, is_text_current=is_text_current, has_current_images=has_current_images)
-    return _report(work, manifest, plan, began, was_current=False)
+            manifest = work.old
+        else:
+            images = work.old.images if work.old is not None and has_current_images else None
+            manifest = _finish(work, text, plan, images, is_text_current=is_text_current)
+    folders = {images.files.name: images.folder for images in plan.table.sets}
+    found = {name: source.records for name, source in manifest.text.sources.items()}
+    return PrepareReport(
+        out=work.out,
+        manifest=manifest,
+        checks=_checks(work, found, {}, folders if any(folders.values()) else None),
+        warnings=manifest.text.warnings + manifest.images.warnings,
+        was_current=was_current,
+        seconds=time.monotonic() - began,
+    )
 
 
 def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> None:
@@ -82,43 +189,136 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         DataError: raw files or images are missing or damaged.
         SettingsError: a value is outside its limits, or there are no images to share.
     """
-    work = plan_work(request, progress)
+    work = _plan(request, progress)
     options = work.image_options
     if options.pictures is None or options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
     data = RawData()
     named = {
-        split.name: work.layout.read_split(work.raw, split, data, progress).image_id
-        for split in present_splits(work.layout, work.raw)
+        split.name: work.spec.read_split(work.raw, split, data, progress).image_id for split in _present_splits(work)
     }
-    sets = picture_table(work.layout, named, options.pictures).sets
+    sets = picture_table(work.spec, named, options.pictures).sets
     extract_files(sets, options.extractor, options.extractor_options, work.out, progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:
     """Read everything that ``prepare`` would and write nothing.
 
-    Returns:
-        File by file, what was found, what was expected and what to do about it.
-
     Raises:
         DataError: there is no raw folder.
         SettingsError: a value is outside its limits.
     """
-    work = plan_work(request, progress)
+    work = _plan(request, progress)
     data = RawData()
     damaged: dict[str, str] = {}
-    for split in work.layout.splits:
+    for split in work.spec.splits:
         if not all((work.raw / name).is_file() for name in split.files):
             continue
         try:
-            work.layout.read_split(work.raw, split, data, progress)
+            work.spec.read_split(work.raw, split, data, progress)
         except DataError as error:
             guilty = next((name for name in split.files if str(work.raw / name) in error.what), split.questions)
             damaged[guilty] = error.what
-    rows = file_rows(work.layout, work.raw, data.num_records, damaged)
     features = work.image_options.features
-    return tuple(rows + (folder_rows(work.layout, feature_folders(work.layout, features)) if features else []))
+    return _checks(work, data.num_records, damaged, feature_folders(work.spec, features) if features else None)
+
+
+def default_out(dataset: str) -> Path:
+    """Give the folder that a data set is prepared to if none is named."""
+    return Path("data") / dataset / "prepared"
+
+
+def _plan(request: PrepareRequest, progress: Progress) -> _Work:
+    """Fill in the defaults of a request, and refuse what contradicts itself."""
+    spec: DatasetSpec = DATASETS[request.dataset]
+    for flag, value, least in (
+        ("--grid", request.grid, 1),
+        ("--max-words", request.max_words, 1),
+        ("--min-answer-count", request.min_answer_count, 0),
+    ):
+        if value is not None and value < least:
+            raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
+    raw = request.raw or spec.default_raw_folder()
+    if not raw.is_dir():
+        raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
+    grid = request.grid or spec.grid_size
+    has_own = spec.extractor is not None
+    if has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None):
+        raise SettingsError(
+            f"{spec.name} makes its own features on a grid of {spec.grid_size}", "leave out --features, --grid, --pack"
+        )
+    if request.images is not None and (has_own or request.features is not None):
+        raise SettingsError(
+            "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
+        )
+    pictures = raw if has_own else request.images
+    extractor = request.extractor or spec.extractor or "resnet101"
+    if pictures is not None and extractor not in EXTRACTORS:
+        raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
+    features, beside = request.features, raw.resolve().parent / "feats"
+    if features is None and pictures is None and beside.is_dir():
+        features = beside
+    options = ImageOptions(
+        features=None if request.without_features else features,
+        pack=request.pack,
+        check_values=request.check_values,
+        extractor_options=ExtractorOptions(grid, request.weights, request.devices),
+        pictures=pictures,
+        extractor=extractor,
+        packs_pictures=has_own,
+    )
+    return _Work(spec, request, raw, request.out or default_out(spec.name), options, progress)
+
+
+def _present_splits(work: _Work) -> list[SplitFiles]:
+    """List the splits whose files are there; refuse if a needed file is missing, or some files of an optional split."""
+    missing: list[str] = []
+    present = []
+    for split in work.spec.splits:
+        absent = [name for name in split.files if not (work.raw / name).is_file()]
+        if not absent:
+            present.append(split)
+        elif split.is_required or len(absent) < len(split.files):
+            missing += absent
+    if missing:
+        noun = "file" if len(missing) == 1 else "files"
+        raise DataError(f"no {noun} {listed(missing, len(missing))} in {work.raw}", work.spec.download_hint)
+    return present
+
+
+def _checks(
+    work: _Work, found: Mapping[str, int], damaged: Mapping[str, str], folders: Mapping[str, Folder | None] | None
+) -> tuple[CheckRow, ...]:
+    """Compare what was found with what was published: records by file, features or images by image set."""
+
+    def counted(name: str, count: int | None, expected: int | None, advice: str) -> CheckRow:
+        is_expected = expected is None or count is None or count == expected
+        return CheckRow(name, count, expected, "ok" if is_expected else "other count", "" if is_expected else advice)
+
+    rows = []
+    for split in work.spec.splits:
+        is_begun = any((work.raw / name).exists() for name in split.files)
+        for name in split.files:
+            if name in damaged:
+                rows.append(CheckRow(name, None, split.num_questions, "damaged", damaged[name]))
+            elif (work.raw / name).exists():
+                rows.append(counted(name, found.get(name), split.num_questions, "is it the whole published file?"))
+            elif split.is_required or is_begun:
+                rows.append(CheckRow(name, None, split.num_questions, "missing", work.spec.download_hint))
+            else:
+                advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
+                rows.append(CheckRow(name, None, split.num_questions, "not there, not needed", advice))
+    for files in work.spec.image_sets if folders is not None else ():
+        folder = folders.get(files.name) if folders is not None else None
+        if folder is not None:
+            row = counted(str(folder.path), len(folder.ids), files.num_images, "are all images there?")
+            odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
+            rows.append(replace(row, advice="; ".join(filter(None, (row.advice, odd)))))
+        elif files.is_required:
+            rows.append(CheckRow(files.name, None, files.num_images, "missing", "needed for training"))
+        else:
+            rows.append(CheckRow(files.name, None, files.num_images, "not there, not needed"))
+    return tuple(rows)
 
 
 def _old_manifest(out: Path) -> Manifest | None:
@@ -127,46 +327,36 @@ def _old_manifest(out: Path) -> Manifest | None:
         manifest = read_manifest(out)
     except DataError:
         return None
-    sizes = list_files(out)
+    sizes = list_files(out, except_for=MANIFEST)
     return manifest if all(sizes.get(name) == size for name, size in manifest.files.items()) else None
 
 
-def _text(work: Work) -> tuple[TextPart, bool]:
-    """Give the text half: the one in place, the one that an interrupted attempt left behind, or a new one.
-
-    Returns:
-        What the manifest says about it, and whether it is the one in place.
-    """
-    if work.old is not None and work.old.dataset == work.layout.dataset and _is_current(work.old.text, work):
+def _text(work: _Work) -> tuple[TextPart, bool]:
+    """Give the text half, and whether it is the one in place; else an interrupted attempt left it, or it is new."""
+    if work.old is not None and work.old.dataset == work.spec.name and _is_current(work.old.text, work):
         return work.old.text, True
-    left_behind = None if work.rebuild else _left_behind(work.building)
-    if left_behind is not None and _is_current(left_behind, work):
+    try:
+        left_behind = TextPart.model_validate(orjson.loads((work.building / _TEXT_DONE).read_bytes()))
+    except (OSError, orjson.JSONDecodeError, ValidationError):
+        left_behind = None
+    if left_behind is not None and not work.request.rebuild and _is_current(left_behind, work):
         return left_behind, False
     shutil.rmtree(work.building)
     work.building.mkdir()
-    text = build_text(work.layout, work.raw, work.text_options, work.building, work.progress)
+    text = build_text(work)
     write_json(work.building / _TEXT_DONE, text.model_dump(mode="json"))
     return text, False
 
 
-def _left_behind(building: Path) -> TextPart | None:
-    try:
-        return TextPart.model_validate(orjson.loads((building / _TEXT_DONE).read_bytes()))
-    except (OSError, orjson.JSONDecodeError, ValidationError):
-        return None
-
-
-def _is_current(text: TextPart, work: Work) -> bool:
-    options = work.text_options
-    has_same_options = (
+def _is_current(text: TextPart, work: _Work) -> bool:
+    """Whether a text half was made from the same files with the same options."""
+    options = work.request
+    names = [name for split in _present_splits(work) for name in split.files]
+    return (
         text.requested_max_words == options.max_words
         and text.min_answer_count == options.min_answer_count
         and text.requested_vectors == options.vectors
         and text.vectors_fingerprint == vectors_fingerprint(options.vectors)
-    )
-    names = [name for split in present_splits(work.layout, work.raw) for name in split.files]
-    return (
-        has_same_options
         and set(names) == set(text.sources)
         and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
     )
@@ -179,35 +369,157 @@ def _is_unchanged(path: Path, source: SourceFile) -> bool:
     return status.st_mtime_ns == source.modified_ns or file_sha256(path) == source.sha256
 
 
-def _named(work: Work, text: TextPart, is_text_current: bool) -> dict[str, Ids]:
-    base = work.out if is_text_current else work.building
-    return {split: np.load(base / split / "image_id.npy", allow_pickle=False) for split in text.splits}
+def build_text(work: _Work) -> TextPart:
+    """Read the raw files and write the text half of a prepared folder into ``work.building``."""
+    spec, request, folder = work.spec, work.request, work.building
+    data, sources = _read_raw(work)
+    work.progress("building the vocabulary", 0, None)
+    vocabulary = Vocabulary.build(split.texts for split in data.splits)
+    answers, answer_index = _answers(spec, data, request.min_answer_count)
+    vectors = _write_vectors(work, vocabulary)
+    max_words = request.max_words or spec.max_words or _longest(data)
+    write_json(folder / VOCABULARY, list(vocabulary.words))
+    write_json(folder / ANSWERS, answers)
+    strings = list(data.answers)
+    parts = {}
+    for number, split in enumerate(data.splits):
+        work.progress("writing questions and answers", number, len(data.splits))
+        _warn_of_empty_questions(split, data)
+        parts[split.name] = write_split(folder / split.name, split, vocabulary, max_words, answer_index, strings)
+    work.progress("writing questions and answers", len(data.splits), len(data.splits))
+    return TextPart(
+        max_words=max_words,
+        requested_max_words=request.max_words,
+        min_answer_count=request.min_answer_count,
+        vocabulary_digest=vocabulary.digest,
+        answers_digest=digest_of(answers),
+        vectors=vectors,
+        requested_vectors=request.vectors,
+        vectors_fingerprint=vectors_fingerprint(request.vectors),
+        sources=sources,
+        splits=parts,
+        warnings=tuple(data.warnings),
+    )
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keep Python from looking for cycles among millions of parsed objects, which have none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
+    """Read the files of every split that is there; a second thread takes their hashes meanwhile."""
+    present = _present_splits(work)
+    data = RawData()
+    with ThreadPoolExecutor(1) as pool, _collection_paused():
+        hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
+        data.splits += [work.spec.read_split(work.raw, split, data, work.progress) for split in present]
+        sources = {
+            name: future.result().model_copy(update={"records": data.num_records[name]})
+            for name, future in hashes.items()
+        }
+    absent = [split.name for split in work.spec.splits if split not in present]
+    if absent:
+        data.warnings.append(
+            f"without the questions of {' and '.join(absent)} the vocabulary lacks their words and their places:"
+            " a published checkpoint will not fit"
+        )
+    return data, sources
+
+
+def _source(path: Path) -> SourceFile:
+    # The status comes first: a file that changes while it is read then looks changed, not current.
+    status = path.stat()
+    return SourceFile(size=status.st_size, modified_ns=status.st_mtime_ns, sha256=file_sha256(path), records=0)
+
+
+def _answers(spec: DatasetSpec, data: RawData, min_count: int) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Choose the answer list, and give the index in it of every string of the table (-1: none), [strings]."""
+    strings = list(data.answers)
+    chosen = [
+        split.annotations.chosen
+        for split in data.splits
+        if split.annotations is not None and split.name in spec.answer_splits
+    ]
+    given = (strings[code] for code in np.concatenate(chosen).tolist())
+    min_count = min_count if spec.drops_rare_answers else 0
+    answers = build_answers(given, normalize=spec.normalize_answer, min_count=min_count)
+    if not answers:
+        raise DataError(
+            f"no answer occurs more than {min_count} times in the annotations", "lower the limit: --min-answer-count 0"
+        )
+    index = {answer: position for position, answer in enumerate(answers)}
+    return answers, np.array([index.get(answer, -1) for answer in map(spec.normalize_answer, strings)], np.int32)
+
+
+def _longest(data: RawData) -> int:
+    longest = max(longest_question(split.texts) for split in data.splits)
+    if longest > LONGEST_SENSIBLE_QUESTION:
+        raise DataError(
+            f"the longest question has {longest:,} words, so that a file is probably damaged",
+            "if it is right, say how many words to keep: --max-words 64",
+        )
+    return max(longest, 1)
+
+
+def _write_vectors(work: _Work, vocabulary: Vocabulary) -> VectorsPart | None:
+    vectors = load_vectors(work.request.vectors, vocabulary.words, work.progress)
+    if vectors is None:
+        return None
+    write_array(work.building / VECTORS, vectors.matrix)
+    return VectorsPart(
+        source=vectors.source,
+        digest=vectors.digest,
+        width=vectors.matrix.shape[1],
+        found=vectors.found,
+        missing=tuple(vectors.missing[:_NUM_EXAMPLES]),
+    )
+
+
+def _warn_of_empty_questions(split: RawSplit, data: RawData) -> None:
+    lengths = np.diff(split.texts.offsets)
+    empty = [row for row in np.flatnonzero(lengths < 8).tolist() if not tokenize(split.texts[row])]
+    if empty:
+        data.warnings.append(
+            f"questions without a word in {split.name}: {listed(split.question_id[empty].tolist(), len(empty))}"
+        )
 
 
 def _finish(
-    work: Work, text: TextPart, plan: ImagePlan, *, is_text_current: bool, has_current_images: bool
+    work: _Work, text: TextPart, plan: ImagePlan, images: ImagesPart | None, *, is_text_current: bool
 ) -> Manifest:
-    """Build what is missing, put it in place and write the manifest."""
+    """Build the images unless they are current, put what is new in place and write the manifest."""
     new = [IMAGES] if is_text_current else [IMAGES, *_text_entries(text)]
     remove(work.building / IMAGES)
     plan.table.write(work.building)
-    if has_current_images and work.old is not None:
-        images = work.old.images
-    else:
+    if images is None:
         images = build_images(plan, work.out, work.building, work.progress)
         new += [BACKBONE] if images.backbone else []
-    keep = {*_text_entries(text), *_image_entries(images)}
-    obsolete = _obsolete(work, keep)
-    swap_in(work.out, work.building, new, obsolete)
-    sizes = list_files(work.out)
+    packed = [f"{FEATURES}/{part.file}" for part in images.image_sets if part.file]
+    keep = {*_text_entries(text), IMAGES, *packed, *([BACKBONE] if images.backbone else [])}
+    features = work.out / FEATURES
+    present = [f"{FEATURES}/{path.name}" for path in features.iterdir()] if features.is_dir() else []
+    obsolete = [name for name in [*_possible_entries(), *present] if name not in keep]
+    swap_in(work.out, work.building, new, obsolete, marker=MANIFEST)
     manifest = Manifest(
         version=FORMAT_VERSION,
         created_by=f"trarctl {trarctl.__version__}",
-        dataset=work.layout.dataset,
+        dataset=work.spec.name,
         text=text,
         images=images,
-        aliases=dict(work.layout.aliases),
-        files={name: size for name, size in sorted(sizes.items()) if _is_part(name, keep)},
+        aliases=dict(work.spec.aliases),
+        files={
+            name: size
+            for name, size in sorted(list_files(work.out, except_for=MANIFEST).items())
+            if name in keep or name.partition("/")[0] in keep
+        },
     )
     write_json(work.out / MANIFEST, manifest.model_dump(mode="json"))
     return manifest
@@ -217,37 +529,7 @@ def _text_entries(text: TextPart) -> list[str]:
     return [VOCABULARY, ANSWERS, *([VECTORS] if text.vectors else []), *text.splits]
 
 
-def _image_entries(images: ImagesPart) -> list[str]:
-    packed = [f"{FEATURES}/{part.file}" for part in images.image_sets if part.file]
-    return [IMAGES, *packed, *([BACKBONE] if images.backbone else [])]
-
-
-def _is_part(name: str, entries: set[str]) -> bool:
-    return name in entries or name.partition("/")[0] in entries
-
-
 def _possible_entries() -> list[str]:
+    """List what a prepared folder of any data set can hold, besides packed features."""
     splits = dict.fromkeys(split.name for name in DATASETS.names() for split in DATASETS[name].splits)
     return [VOCABULARY, ANSWERS, VECTORS, BACKBONE, IMAGES, *splits]
-
-
-def _obsolete(work: Work, keep: set[str]) -> list[str]:
-    """List what an earlier preparation left that nothing refers to any more."""
-    features = work.out / FEATURES
-    packed = [f"{FEATURES}/{path.name}" for path in features.iterdir()] if features.is_dir() else []
-    return [name for name in [*_possible_entries(), *packed] if name not in keep]
-
-
-def _report(work: Work, manifest: Manifest, plan: ImagePlan, began: float, *, was_current: bool) -> PrepareReport:
-    found = {name: source.records for name, source in manifest.text.sources.items()}
-    checks = file_rows(work.layout, work.raw, found, {})
-    folders = {images.files.name: images.folder for images in plan.table.sets}
-    checks += folder_rows(work.layout, folders) if any(folders.values()) else []
-    return PrepareReport(
-        out=work.out,
-        manifest=manifest,
-        checks=tuple(checks),
-        warnings=manifest.text.warnings + manifest.images.warnings,
-        was_current=was_current,
-        seconds=time.monotonic() - began,
-    )

@@ -5,7 +5,8 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import orjson
 
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.grid import FeatureStore
-from trarctl.data.flat_text import FlatText
 from trarctl.data.manifest import (
     ANSWERS,
     IMAGES,
@@ -29,9 +29,10 @@ from trarctl.data.manifest import (
     read_manifest,
 )
 from trarctl.data.metrics import GroundTruth
-from trarctl.data.raw_splits import listed
-from trarctl.data.vocabulary import Vocabulary
-from trarctl.errors import DataError
+from trarctl.data.records import FlatText, Ids, RawAnnotations, RawSplit, flatten
+from trarctl.data.text import Vocabulary, encode
+from trarctl.errors import DataError, listed
+from trarctl.files import write_array
 from trarctl.registry import DATASETS
 
 
@@ -42,7 +43,7 @@ def open_prepared(path: Path) -> PreparedData:
         DataError: there is none, another version wrote it, or files of it are missing or changed.
     """
     manifest = read_manifest(path)
-    wrong = [name for name, size in manifest.files.items() if _size(path / name) != size]
+    wrong = [name for name, size in manifest.files.items() if not _is_whole(path / name, size)]
     if wrong:
         raise DataError(
             f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}",
@@ -51,34 +52,32 @@ def open_prepared(path: Path) -> PreparedData:
     return PreparedData(path, manifest)
 
 
-def _size(path: Path) -> int:
+def _is_whole(path: Path, size: int) -> bool:
     try:
-        return path.stat().st_size
+        return path.stat().st_size == size
     except OSError:
-        return -1
+        return False
 
 
+@dataclass(frozen=True)
 class _Files:
     """Reads the files of a prepared folder."""
 
-    def __init__(self, path: Path, dataset: str) -> None:
-        self._path = path
-        self._dataset = dataset
+    path: Path
+    dataset: str
 
-    def strings(self, name: str) -> list[str]:
-        """Read a list of strings."""
+    def strings(self, name: str) -> tuple[str, ...]:
         try:
-            content = orjson.loads((self._path / name).read_bytes())
+            content = orjson.loads((self.path / name).read_bytes())
         except (OSError, orjson.JSONDecodeError):
             raise self.damaged(name) from None
         if not isinstance(content, list) or not set(map(type, content)) <= {str}:
             raise self.damaged(name)
-        return content
+        return tuple(content)
 
     def array(self, name: str, length: int | None = None) -> npt.NDArray[Any]:
-        """Map an array into memory, and see that it has as many rows as it should."""
         try:
-            array: npt.NDArray[Any] = np.load(self._path / name, mmap_mode="r", allow_pickle=False)
+            array: npt.NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             raise self.damaged(name) from None
         if length is not None and len(array) != length:
@@ -86,21 +85,13 @@ class _Files:
         return array
 
     def damaged(self, name: str) -> DataError:
-        """Say that a file is damaged."""
         return DataError(
-            f"prepared data in {self._path} is damaged: {name}", f"{prepare_command(self._dataset)} --out {self._path}"
+            f"prepared data in {self.path} is damaged: {name}", f"{prepare_command(self.dataset)} --out {self.path}"
         )
 
 
 class PreparedData:
-    """A prepared folder.
-
-    Copies sent to other processes open the folder again instead of carrying its arrays.
-
-    Args:
-        path: the folder.
-        manifest: what it says about itself.
-    """
+    """A prepared folder; copies sent to other processes open it again instead of carrying its arrays."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -109,7 +100,6 @@ class PreparedData:
         self._splits: dict[str, PreparedSplit] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open it again on the other side."""
         return open_prepared, (self.path,)
 
     @property
@@ -131,8 +121,8 @@ class PreparedData:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The words, in index order."""
-        vocabulary = Vocabulary(tuple(self._files.strings(VOCABULARY)))
-        if vocabulary.digest != self.manifest.vocabulary_digest:
+        vocabulary = Vocabulary(self._files.strings(VOCABULARY))
+        if vocabulary.digest != self.manifest.text.vocabulary_digest:
             raise self._files.damaged(VOCABULARY)
         return vocabulary
 
@@ -140,9 +130,9 @@ class PreparedData:
     def answers(self) -> tuple[str, ...]:
         """The answers that a model can give, in index order."""
         answers = self._files.strings(ANSWERS)
-        if digest_of(answers) != self.manifest.answers_digest:
+        if digest_of(answers) != self.manifest.text.answers_digest:
             raise self._files.damaged(ANSWERS)
-        return tuple(answers)
+        return answers
 
     @cached_property
     def vectors(self) -> npt.NDArray[np.float32] | None:
@@ -173,13 +163,7 @@ class PreparedData:
 
 
 class PreparedSplit:
-    """One split, as memory-mapped arrays.
-
-    Args:
-        files: reads the prepared folder.
-        name: the split.
-        part: what the manifest says about it.
-    """
+    """One split, as memory-mapped arrays."""
 
     def __init__(self, files: _Files, name: str, part: SplitPart) -> None:
         self.name = name
@@ -187,7 +171,6 @@ class PreparedSplit:
         self._part = part
 
     def __len__(self) -> int:
-        """Count the questions."""
         return self._part.questions
 
     @property
@@ -196,8 +179,8 @@ class PreparedSplit:
         return self._part.annotated > 0
 
     @cached_property
-    def question_id(self) -> npt.NDArray[np.int64]:
-        """Ids in file order, [Q]."""
+    def question_id(self) -> Ids:
+        """Ids in file order, int64 or text as the data set has them, [Q]."""
         return self._load("question_id", len(self))
 
     @cached_property
@@ -206,7 +189,7 @@ class PreparedSplit:
         return self._load("question_tokens", len(self))
 
     @cached_property
-    def image_id(self) -> npt.NDArray[np.int64]:
+    def image_id(self) -> Ids:
         """Id of each question's image, [Q]."""
         return self._load("image_id", len(self))
 
@@ -217,23 +200,15 @@ class PreparedSplit:
 
     @cached_property
     def training_order(self) -> npt.NDArray[np.int32]:
-        """Question rows in the order of the annotations, [A].
-
-        Raises:
-            DataError: the split has no answers.
-        """
+        """Question rows in the order of the annotations, [A]; a DataError if there are none."""
         self._need_answers()
         return self._load("training_order", self._part.annotated)
 
     @cached_property
     def targets(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """Answers out of the answer list, and how many of ten annotators gave each.
+        """Answers out of the answer list, and how many of ten annotators gave each; a DataError if there are none.
 
-        Returns:
-            ``offsets`` [Q + 1], ``answer`` and ``count``: those of question q are ``[offsets[q]:offsets[q + 1]]``.
-
-        Raises:
-            DataError: the split has no answers.
+        ``offsets`` [Q + 1], ``answer`` and ``count``: those of question q are ``[offsets[q]:offsets[q + 1]]``.
         """
         self._need_answers()
         offsets = self._load("target_offsets", len(self) + 1)
@@ -260,10 +235,6 @@ class PreparedSplit:
         """Give a question as it was asked."""
         return self._questions[row]
 
-    def question_texts(self, rows: Iterable[int]) -> list[str]:
-        """Give questions as they were asked."""
-        return self._questions.take(rows)
-
     @cached_property
     def _questions(self) -> FlatText:
         return self._texts("question_text")
@@ -277,3 +248,84 @@ class PreparedSplit:
     def _need_answers(self) -> None:
         if not self.is_annotated:
             raise DataError(f"the split {self.name!r} has no answers", "use trarctl submit to answer its questions")
+
+
+def write_split(
+    folder: Path,
+    split: RawSplit,
+    vocabulary: Vocabulary,
+    max_words: int,
+    answer_index: npt.NDArray[np.int32],
+    strings: Sequence[str],
+) -> SplitPart:
+    """Write the arrays that ``PreparedSplit`` reads.
+
+    Args:
+        folder: of the split.
+        split: as the raw files have it.
+        vocabulary: of all splits.
+        max_words: words T kept of a question.
+        answer_index: of every answer string its index in the answer list, -1 if it is not there.
+        strings: the answer strings.
+    """
+    folder.mkdir(exist_ok=True)
+    num_questions, annotations = len(split.question_id), split.annotations
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "question_id": split.question_id,
+        "question_tokens": encode(split.texts, vocabulary, max_words),
+        "image_id": split.image_id,
+        "question_text": split.texts.content,
+        "question_text_offsets": split.texts.offsets,
+    }
+    if annotations is not None:
+        rows = annotations.rows
+        used = np.unique(annotations.answers[annotations.answers >= 0])
+        local = np.full(len(strings) + 1, -1, dtype=np.int32)
+        local[used] = np.arange(len(used), dtype=np.int32)
+        truth = flatten([strings[code] for code in used.tolist()])
+        arrays |= _targets(annotations, num_questions, answer_index) | {
+            "training_order": rows,
+            "truth_codes": _by_question(num_questions, rows, local[annotations.answers]),
+            "truth_text": truth.content,
+            "truth_text_offsets": truth.offsets,
+            "answer_type": _by_question(num_questions, rows, annotations.answer_type),
+            "question_type": _by_question(num_questions, rows, annotations.question_type),
+        }
+    for name, array in arrays.items():
+        write_array(folder / f"{name}.npy", array)
+    return SplitPart(
+        questions=num_questions,
+        annotated=0 if annotations is None else len(annotations.rows),
+        images=len(np.unique(split.image_id)),
+        answer_types=() if annotations is None else annotations.answer_types,
+        question_types=() if annotations is None else annotations.question_types,
+    )
+
+
+def _by_question(
+    num_questions: int, rows: npt.NDArray[np.int32], values: npt.NDArray[np.integer]
+) -> npt.NDArray[np.integer]:
+    """Put the values of annotations at their questions' rows, -1 where there is none."""
+    array = np.full((num_questions, *values.shape[1:]), -1, dtype=values.dtype)
+    array[rows] = values
+    return array
+
+
+def _targets(
+    annotations: RawAnnotations, num_questions: int, answer_index: npt.NDArray[np.int32]
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Count how many annotators gave each answer of the answer list, question by question."""
+    size = int(answer_index.max(initial=-1)) + 2
+    indices = np.append(answer_index, -1)[annotations.answers]
+    keys = (annotations.rows.astype(np.int64)[:, None] * size + indices)[indices >= 0]
+    distinct, count = np.unique(keys, return_counts=True)
+    row, answer = np.divmod(distinct, size)
+    if annotations.has_one_answer:
+        count = np.full(len(count), annotations.answers.shape[1])
+    offsets = np.zeros(num_questions + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row, minlength=num_questions), out=offsets[1:])
+    return {
+        "target_offsets": offsets,
+        "target_answer": answer.astype(np.int32),
+        "target_count": count.astype(np.uint8),
+    }

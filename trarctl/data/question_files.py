@@ -8,8 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from trarctl.data.raw_splits import listed
-from trarctl.errors import DataError
+from trarctl.errors import DataError, listed
 
 _COLUMNS = ("image", "question")
 _HINT = (

@@ -1,18 +1,24 @@
-"""Questions: raw text to words, and words to the integers that the model reads."""
+"""The text of questions and answers: words, the vocabulary, normalized answers and the answer list."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice, repeat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice, repeat
 
 import numpy as np
 import numpy.typing as npt
 
+from trarctl.errors import DataError
+
 # Deleted, not spaced: "cat's" is one word. Dashes and slashes part words.
 _CLEANING = str.maketrans(dict.fromkeys(".,'!?\"()*#:;") | {"-": " ", "/": " "})
 
-# Questions that are cleaned in one go: so many that the cost of a call vanishes, so few that their text fits a cache.
+# Questions cleaned in one go: enough for the cost of a call to vanish, few enough for their text to fit a cache.
 _CHUNK = 4096
 
 
@@ -41,15 +47,9 @@ def longest_question(questions: Iterable[str]) -> int:
 
 
 def encode(questions: Iterable[str], vocabulary: Mapping[str, int], max_words: int) -> npt.NDArray[np.int32]:
-    """Turn questions into rows of word indices.
+    """Turn questions into rows of word indices, [Q, T]: of each question the first ``max_words`` T.
 
-    Args:
-        questions: raw text, Q of them.
-        vocabulary: word to index, with the entries ``PAD`` and ``UNK``.
-        max_words: words T that are kept of a question, from its start.
-
-    Returns:
-        Word indices [Q, T] int32: a word that the vocabulary lacks is ``UNK``, the rest of a short question ``PAD``.
+    A word that the vocabulary lacks is ``UNK``, the rest of a short question ``PAD``.
     """
     index = dict(vocabulary)
     unknown, padding = index["UNK"], index["PAD"]
@@ -65,3 +65,140 @@ def encode(questions: Iterable[str], vocabulary: Mapping[str, int], max_words: i
     is_word = np.arange(max_words) < np.array(lengths, dtype=np.int32)[:, None]
     tokens[is_word] = np.array(indices, dtype=np.int32)
     return tokens[row_of_question]
+
+
+PAD, UNK, CLS = 0, 1, 2
+_SPECIAL = ("PAD", "UNK", "CLS")
+
+
+@dataclass(frozen=True)
+class Vocabulary(Mapping[str, int]):
+    """Words in index order; as a mapping, word to index.
+
+    The order is part of a checkpoint: row i of its word embedding belongs to ``words[i]``.
+
+    Raises:
+        DataError: the words do not start with those for padding, unknown words and a sentence, or one appears twice.
+    """
+
+    words: tuple[str, ...]
+    index: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.words[: len(_SPECIAL)] != _SPECIAL:
+            start = ", ".join(self.words[: len(_SPECIAL)]) or "nothing"
+            raise DataError(
+                f"a vocabulary starts with {', '.join(_SPECIAL)}, this one with {start}",
+                "prepare the data again: trarctl prepare --help",
+            )
+        index = {word: position for position, word in enumerate(self.words)}
+        if len(index) != len(self.words):
+            twice = next(word for position, word in enumerate(self.words) if index[word] != position)
+            raise DataError(f"the vocabulary holds {twice!r} twice", "prepare the data again: trarctl prepare --help")
+        object.__setattr__(self, "index", index)
+
+    @classmethod
+    def build(cls, texts: Iterable[Iterable[str]]) -> Vocabulary:
+        """Collect the words of the files' questions, in order of first appearance; a checkpoint fits no other order."""
+        words = dict.fromkeys(_SPECIAL)
+        for questions in texts:
+            words.update(dict.fromkeys(chain.from_iterable(tokenize_all(questions))))
+        return cls(tuple(words))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the words in their order, hexadecimal: equal only for the same words in the same places."""
+        return hashlib.sha256("\n".join(self.words).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def __getitem__(self, word: str) -> int:
+        return self.index[word]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.words)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+# Contractions by their ending. One is recognized where exactly one of its apostrophes is missing, so those that would
+# then be another word are left out: it's, she'd, we'd, we'll, we're, I'll.
+_STEMS = {
+    "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
+    "'ve": "could might must not should they we what where who would you couldn't hadn't mightn't shouldn't wouldn't "
+    "he'd it'd she'd somebody'd someone'd something'd there'd they'd we'd who'd you'd y'all'd",
+    "'d": "he how it someone something there they where who you",
+    "'ll": "how it somebody someone something they what who why you y'all",
+    "'re": "there they what why you",
+    "'s": "he how somebody someone that there what when where who why",
+    "": "ma'am o'clock 'ow's'at 'twas y'all",
+}
+_CONTRACTIONS = [stem + ending for ending, stems in _STEMS.items() for stem in stems.split()]
+
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
+_ARTICLES = frozenset({"a", "an", "the"})
+_PUNCTUATION = frozenset(';/[]"{}()=+\\_-><@`,?!')
+_THOUSANDS = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+# The evaluators hand a regular expression's flag to the parameter that limits the replacements.
+_MOST_PERIODS = int(re.UNICODE)
+
+_SOFT_SCORES = np.array([0.0, 0.3, 0.6, 0.9, 1.0], dtype=np.float32)
+
+
+def _missing_one_apostrophe(contraction: str) -> list[str]:
+    places = [place for place, letter in enumerate(contraction) if letter == "'"]
+    return [contraction[:place] + contraction[place + 1 :] for place in places]
+
+
+# "somebody'd" goes the wrong way in the evaluators, and so here.
+_EXPANDED = {short: full for full in _CONTRACTIONS for short in _missing_one_apostrophe(full)} | {
+    "somebody'd": "somebodyd"
+}
+
+
+def strip_punctuation(text: str) -> str:
+    """Do the punctuation step of the VQA evaluators.
+
+    A mark that touches a space anywhere in the text is deleted everywhere, any other becomes a space; a comma between
+    digits has all marks deleted. Apostrophes and colons stay. Then the first 32 periods that no digit follows go.
+    """
+    marks = _PUNCTUATION.intersection(text)
+    if marks:
+        delete_all = _THOUSANDS.search(text) is not None
+        text = text.translate(
+            {ord(mark): "" if delete_all or f"{mark} " in text or f" {mark}" in text else " " for mark in marks}
+        )
+    return _PERIOD.sub("", text, count=_MOST_PERIODS) if "." in text else text
+
+
+def strip_words(text: str) -> str:
+    """Do the word step of the VQA evaluators: lower-case, number words to digits, no articles, contractions whole."""
+    words = (_DIGITS.get(word, word) for word in text.lower().split())
+    return " ".join(_EXPANDED.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def normalize_answer(text: str) -> str:
+    """Normalize an answer as training targets and the answer vocabulary have it; ``none`` is ``0``, ``a`` is empty."""
+    return strip_words(strip_punctuation(text)).replace(",", "")
+
+
+def build_answers(
+    answers: Iterable[str], *, normalize: Callable[[str], str] = normalize_answer, min_count: int = 0
+) -> list[str]:
+    """Choose the answers that a model can give, in order of first appearance: index i is the model's output i.
+
+    Args:
+        answers: each annotation's answer (VQA: its most common one), train before val, in file order.
+        normalize: how an answer is written in the list.
+        min_count: an answer is kept if it is that of more annotations than this.
+    """
+    counts: Counter[str] = Counter()
+    for answer, count in Counter(answers).items():
+        counts[normalize(answer)] += count
+    return [answer for answer, count in counts.items() if count > min_count]
+
+
+def soft_scores(counts: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Turn the number of annotators who gave an answer into its target: 0, .3, .6, .9, and 1 from four on."""
+    return _SOFT_SCORES[np.minimum(counts, len(_SOFT_SCORES) - 1)]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.glove import read_glove
-from trarctl.data.progress import Progress, no_progress
-from trarctl.data.raw_splits import listed
-from trarctl.errors import DataError
+from trarctl.data import Progress, no_progress
+from trarctl.errors import DataError, listed
 
 NONE, AUTO = "none", "auto"
 
@@ -26,9 +29,7 @@ _PREFERRED_PACKAGES = ("en_vectors_web_lg", "en_core_web_lg", "en_core_web_md")
 _GET_SOME = "python -m spacy download en_core_web_lg, or --vectors none"
 _DOWNLOAD_AGAIN = "download it again, or --vectors none"
 
-_WORDS_BETWEEN_REPORTS = 1 << 10
-
-Matrix = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -39,32 +40,32 @@ class WordVectors:
         matrix: row i belongs to word i, zero where there is none, [V, E] float32.
         source: where they come from, for a person to read.
         digest: SHA-256 of the file's bytes; of a spaCy source, of its name, version, keys and table. Hexadecimal.
-        found: words that have a vector.
         missing: words that have none, in the vocabulary's order.
     """
 
-    matrix: Matrix
+    matrix: npt.NDArray[np.float32]
     source: str
     digest: str
-    found: int
     missing: tuple[str, ...]
+
+    @property
+    def found(self) -> int:
+        """Count the words that have a vector."""
+        return len(self.matrix) - len(self.missing)
 
 
 def load_vectors(source: str, words: Sequence[str], progress: Progress = no_progress) -> WordVectors | None:
-    """Look up the vectors of a vocabulary's words.
+    """Look up the vectors of a vocabulary's words, V in index order; None without a source.
 
     The words that stand for padding, unknown words and a sentence are looked up like any other, as the published
     checkpoints have it.
 
     Args:
         source: ``none``; ``auto`` for what ``installed_vectors`` names; an installed spaCy package; a folder written by
-            ``nlp.to_disk`` or ``nlp.vocab.to_disk``; a GloVe text file or a zip of it, with ``/MEMBER`` behind the
-            zip's name if it holds several.
-        words: V of them, in index order.
+            ``nlp.to_disk`` or ``nlp.vocab.to_disk``; a GloVe text file or a zip of it, as ``ZIP/MEMBER`` if it holds
+            several.
+        words: of the vocabulary.
         progress: told the bytes read, or the words looked up.
-
-    Returns:
-        Vectors as wide as the source has them, or None without a source.
 
     Raises:
         DataError: there is no such source, it cannot be read, rows that are needed are damaged, or no word is found.
@@ -90,16 +91,27 @@ def installed_vectors() -> str:
     return next((name for name in (*_PREFERRED_PACKAGES, *packages) if name in packages), NONE)
 
 
+def vectors_fingerprint(source: str) -> str:
+    """Identify vectors: what ``auto`` finds, or size and time of change of a file or folder; empty for a package."""
+    path = Path(source)
+    if source == AUTO:
+        return installed_vectors()
+    if source == NONE or not path.exists():
+        return ""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return " ".join(f"{status.st_size}:{status.st_mtime_ns}" for status in (file.stat() for file in files))
+
+
 def _load(source: str, words: Sequence[str], progress: Progress) -> WordVectors:
     path = Path(source)
     try:
         if path.is_dir():
             return _load_spacy(path.name, _data_folder(path), words, progress)
         if path.is_file():
-            return _load_file(path, None, words, progress)
+            return _load_glove(path, None, words, progress)
         archive = next((parent for parent in path.parents if parent.is_file()), None)
         if archive is not None:
-            return _load_file(archive, path.relative_to(archive).as_posix(), words, progress)
+            return _load_glove(archive, path.relative_to(archive).as_posix(), words, progress)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the word vectors {source}: {error}", _DOWNLOAD_AGAIN) from error
     packages = _installed_packages()
@@ -112,22 +124,18 @@ def _load(source: str, words: Sequence[str], progress: Progress) -> WordVectors:
     )
 
 
-def _load_file(path: Path, member: str | None, words: Sequence[str], progress: Progress) -> WordVectors:
-    glove = read_glove(path, member, {form for word in words for form in _forms(word)}, progress)
-    matrix = np.zeros((len(words), glove.width), dtype=np.float32)
-    missing = []
+def _look_up(
+    words: Sequence[str], width: int, vector_of: Callable[[str], Vector | None]
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+    """Give the vectors of words, [V, E], and the words that have none."""
+    matrix, missing = np.zeros((len(words), width), dtype=np.float32), []
     for row, word in enumerate(words):
-        vector = next((glove.vectors[form] for form in _forms(word) if form in glove.vectors), None)
+        vector = vector_of(word)
         if vector is None:
             missing.append(word)
         else:
             matrix[row] = vector
-    return WordVectors(matrix, glove.name, glove.digest, found=len(words) - len(missing), missing=tuple(missing))
-
-
-def _forms(word: str) -> tuple[bytes, bytes]:
-    """Spell a word as it is written, and in lower case for files that have nothing else."""
-    return word.encode("utf-8", "surrogatepass"), word.lower().encode("utf-8", "surrogatepass")
+    return matrix, tuple(missing)
 
 
 def _installed_packages() -> dict[str, Path]:
@@ -172,17 +180,14 @@ def _load_spacy(name: str, folder: Path, words: Sequence[str], progress: Progres
             nlp = _open_spacy(folder)
             if not nlp.vocab.vectors.size:
                 raise DataError(f"the spaCy pipeline {name} has no word vectors", _GET_SOME)
-            matrix = np.zeros((len(words), nlp.vocab.vectors.shape[1]), dtype=np.float32)
-            missing = []
-            for row, word in enumerate(words):
+            progress(f"looking up words in {name}", 0, len(words))
+
+            def vector_of(word: str) -> Vector | None:
                 # The average of the word's tokens: "cannot" is two of them.
                 document = nlp.make_doc(word)
-                if document.has_vector:
-                    matrix[row] = document.vector
-                else:
-                    missing.append(word)
-                if row % _WORDS_BETWEEN_REPORTS == 0:
-                    progress(f"looking up words in {name}", row, len(words))
+                return document.vector if document.has_vector else None
+
+            matrix, missing = _look_up(words, nlp.vocab.vectors.shape[1], vector_of)
             digest = _digest_table(nlp)
         except ImportError as error:
             raise DataError(f"spaCy cannot be imported: {error}", "pip install spacy, or --vectors none") from error
@@ -194,7 +199,7 @@ def _load_spacy(name: str, folder: Path, words: Sequence[str], progress: Progres
             raise DataError(f"cannot read the spaCy folder {folder}: {reason}", _DOWNLOAD_AGAIN) from error
     progress(f"looking up words in {name}", len(words), len(words))
     source = f"{name} (spaCy {nlp.meta['lang']}_{nlp.meta['name']} {nlp.meta['version']})"
-    return WordVectors(matrix, source, digest, found=len(words) - len(missing), missing=tuple(missing))
+    return WordVectors(matrix, source, digest, missing)
 
 
 def _open_spacy(folder: Path) -> Any:
@@ -222,3 +227,152 @@ def _digest_table(nlp: Any) -> str:
     digest.update(np.fromiter((rows[key] for key in keys.tolist()), dtype=np.int64, count=len(rows)).tobytes())
     digest.update(np.ascontiguousarray(nlp.vocab.vectors.data).data.cast("B"))
     return digest.hexdigest()
+
+
+_GET_GLOVE = "download glove.840B.300d.zip, or --vectors none"
+
+# Lines that decide how wide the vectors are; a damaged one among them is outvoted.
+_NUM_SAMPLED = 100
+# A line of 300 numbers has about 3 kB; a binary file may have no line end at all.
+_LONGEST_LINE = 1 << 20
+# Wider than any published table; a first line that says so is no header.
+_WIDEST = 10_000
+_ZIP_START = b"PK\x03\x04"
+_LINES_BETWEEN_REPORTS = 1 << 14
+
+
+def _load_glove(path: Path, member: str | None, words: Sequence[str], progress: Progress) -> WordVectors:
+    """Read the vectors of words from a text file, with or without word2vec's first line, or from a zip of one.
+
+    Of a word that stands there twice, the first counts.
+    """
+    wanted = {form for word in words for form in _forms(word)}
+    name, size = path.name, path.stat().st_size
+    progress(f"hashing {name}", 0, size)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        is_zip = file.read(len(_ZIP_START)) == _ZIP_START
+        progress(f"hashing {name}", size, size)
+        if is_zip:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    info = _text_member(archive, path, member)
+                    name = f"{name}/{info.filename}"
+                    with io.BufferedReader(archive.open(info), _LONGEST_LINE) as stream:  # type: ignore[type-var]
+                        width, vectors = _read_text(stream, name, info.file_size, wanted, progress)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                raise DataError(f"cannot unpack {path}: {error}", _DOWNLOAD_AGAIN) from error
+        elif member is not None:
+            raise DataError(f"{path} is no zip file that could hold {member}", _GET_GLOVE)
+        else:
+            file.seek(0)
+            width, vectors = _read_text(file, name, size, wanted, progress)
+
+    def vector_of(word: str) -> Vector | None:
+        return next((vectors[form] for form in _forms(word) if form in vectors), None)
+
+    matrix, missing = _look_up(words, width, vector_of)
+    return WordVectors(matrix, name, digest, missing)
+
+
+def _forms(word: str) -> tuple[bytes, bytes]:
+    """Spell a word as it is written, and in lower case for files that have nothing else."""
+    return word.encode("utf-8", "surrogatepass"), word.lower().encode("utf-8", "surrogatepass")
+
+
+def _text_member(archive: zipfile.ZipFile, path: Path, member: str | None) -> zipfile.ZipInfo:
+    """Choose the text file inside a zip."""
+    texts = [info for info in archive.infolist() if not info.is_dir() and info.filename.endswith((".txt", ".vec"))]
+    chosen = [info for info in texts if member is None or info.filename == member]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = listed((info.filename for info in texts), len(texts)) or "no .txt file"
+    if not texts or member is not None:
+        raise DataError(f"{path} holds {names}" + (f", not {member}" if member else ""), _DOWNLOAD_AGAIN)
+    raise DataError(f"{path} holds several files: {names}", f"name one: --vectors {path}/{texts[-1].filename}")
+
+
+def _read_text(
+    stream: IO[bytes], name: str, size: int, wanted: Collection[bytes], progress: Progress
+) -> tuple[int, dict[bytes, Vector]]:
+    """Give the width E of the rows, and those of the wanted words, [E] each."""
+    lines = _lines(stream, name)
+    sample = list(islice(lines, _NUM_SAMPLED))
+    declared, width = _shape(sample, name)
+    vectors: dict[bytes, Vector] = {}
+    faults: list[str] = []
+    num_bytes, number, line = 0, 0, b""
+    for number, line in enumerate(chain(sample, lines), start=1):
+        num_bytes += len(line)
+        if number % _LINES_BETWEEN_REPORTS == 0:
+            progress(f"reading {name}", num_bytes, size)
+        word = line.partition(b" ")[0].rstrip()
+        if word in wanted and word not in vectors and (declared is None or number > 1):
+            try:
+                vector = _vector(line, width)
+            except ValueError as error:
+                faults.append(f"line {number:,} ({word.decode('utf-8', 'replace')}) {error}")
+                continue
+            if vector is not None:
+                vectors[word] = vector
+    if not line.endswith(b"\n") and line.count(b" ") < width:
+        faults.append(f"its last line ({number:,}) is cut off")
+    if declared is not None and declared != number - 1:
+        faults.append(f"it has {number - 1:,} rows where its first line says {declared:,}")
+    if faults:
+        raise DataError(f"{name} is damaged: {listed(faults, len(faults))}", _DOWNLOAD_AGAIN)
+    progress(f"reading {name}", size, size)
+    return width, vectors
+
+
+def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    is_first = True
+    while line := stream.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise DataError(f"{name} is no text file of word vectors: a line is longer than 1 MB", _GET_GLOVE)
+        yield line.removeprefix(b"\xef\xbb\xbf") if is_first else line
+        is_first = False
+
+
+def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
+    """Tell the number of rows, if the first line states it as word2vec's does, and the width of the vectors."""
+    if not sample:
+        raise DataError(f"{name} is empty", _DOWNLOAD_AGAIN)
+    header = sample[0].split()
+    if len(header) == 2 and all(field.isdigit() and len(field) < 20 for field in header):
+        if 1 < int(header[1]) <= _WIDEST:
+            return int(header[0]), int(header[1])
+        raise DataError(f"{name} is no text file of word vectors", _GET_GLOVE)
+    width = Counter(len(line.split()) - 1 for line in sample).most_common(1)[0][0]
+    for line in sample:
+        try:
+            vector = _vector(line, width) if 1 < width <= _WIDEST else None
+        except ValueError:
+            continue
+        if vector is not None:
+            return None, width
+    raise DataError(f"{name} is no text file of word vectors", _GET_GLOVE)
+
+
+def _vector(line: bytes, width: int) -> Vector | None:
+    """Read a row's numbers; None if what stands before them is several words; a ValueError says what is wrong."""
+    # Some files have spaces inside their words, so the numbers are counted from the end.
+    word, *numbers = line.rstrip().rsplit(b" ", width)
+    if len(numbers) < width:
+        raise ValueError(f"has {len(numbers)} of {width} numbers")
+    try:
+        with np.errstate(over="ignore"):
+            vector = np.array([float(number) for number in numbers], dtype=np.float32)
+    except ValueError:
+        raise ValueError("has something else among its numbers") from None
+    if not np.isfinite(vector).all():
+        raise ValueError("has a number that is not finite")
+    inner = word.split(b" ")[1:]
+    if not inner:
+        return vector
+    try:
+        [float(part) for part in inner]
+    except ValueError:
+        return None
+    raise ValueError(f"has {len(inner) + width} of {width} numbers")

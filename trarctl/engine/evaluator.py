@@ -152,14 +152,12 @@ class Evaluator:
             answers: the model's answers in order, A of them.
             is_exclusive: see ``Scores``.
         """
-        question_id = np.zeros(len(samples), dtype=np.int64)
         kept = len(samples) if self.world.is_main else 0
         scores = np.zeros((kept, len(answers)), dtype=np.float32)
         routes = self._room_for_routes(kept)
         share = np.zeros((self.batch_size, len(answers) + math.prod(routes.shape[1:])), dtype=np.float32)
         for turn, scored in enumerate(self._rounds(samples)):
             if scored is not None:
-                question_id[scored.rows] = scored.question_id
                 flat = torch.cat([scored.scores, scored.routes.flatten(1)], dim=1)
                 share[: len(flat)] = flat.cpu().numpy()
             # Round by round, so that no process but the lead ever holds more than a batch.
@@ -168,7 +166,7 @@ class Evaluator:
                 there = rows[: max(kept - start, 0)]
                 scores[start : start + len(there)] = there[:, : len(answers)]
                 routes[start : start + len(there)] = there[:, len(answers) :].reshape(-1, *routes.shape[1:])
-        return Scores(self.world.all_reduce(question_id), scores, routes, tuple(answers), is_exclusive)
+        return Scores(samples.question_id, scores, routes, tuple(answers), is_exclusive)
 
     def answer(self, samples: Samples) -> Answered:
         """Choose the likeliest answer of each sample, in memory that does not grow with the number of answers."""

@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from trarctl.data import Progress, no_progress
 from trarctl.data.features.base import Extractor, load_images
 from trarctl.data.features.extract import extractor_of
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.data.progress import Progress, no_progress
-from trarctl.data.raw_splits import listed
-from trarctl.data.text import encode, tokenize
-from trarctl.data.vocabulary import UNK
+from trarctl.data.text import UNK, encode, tokenize
 from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.evaluating import Chosen, Request, choose, open_model
 from trarctl.engine.inspecting import Insight, inspect
 from trarctl.engine.loading import Loaded
-from trarctl.errors import DataError
+from trarctl.errors import DataError, listed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

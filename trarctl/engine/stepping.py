@@ -140,7 +140,7 @@ class LossWindow:
     def add(self, result: StepResult, parts: Sequence[Batch]) -> None:
         """Note a step's loss and its questions."""
         self._results.append(result)
-        self._questions.append(tuple(int(number) for part in parts for number in part.question_id))
+        self._questions.append(tuple(number for part in parts for number in part.question_id.tolist()))
 
     def total(self) -> float:
         """Their sum, not finite if one step's loss or gradient is not; waits for the device."""

@@ -165,7 +165,7 @@ def _own_folder(data: PreparedData) -> Path | None:
         folder = data.spec.default_raw_folder()
     except DataError:
         return None
-    for name, source in data.manifest.sources.items():
+    for name, source in data.manifest.text.sources.items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != source.size:
             return None

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from trarctl import __version__
-from trarctl.data.baselines import commonest_answer, question_prior
-from trarctl.data.metrics import Accuracy, measure
+from trarctl.data import Progress, no_progress
+from trarctl.data.metrics import Accuracy, commonest_answer, measure, question_prior
 from trarctl.data.prepared import PreparedData, PreparedSplit
-from trarctl.data.progress import Progress, no_progress
 from trarctl.engine.evaluating import Chosen
 from trarctl.engine.evaluator import Scores
 from trarctl.engine.run import RunFolder

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trarctl.data.datasets.base import FileNaming, ImageSetFiles, feature_namings, numbers_in_names
+from trarctl.data.datasets.base import FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.datasets.clevr import CLEVR
 from trarctl.data.datasets.vqa import VQA
 from trarctl.data.features.images import build_table, feature_folders, fingerprint, refuse_missing, scan_folder
@@ -53,8 +53,8 @@ def test_names_that_are_not(tmp_path: Path) -> None:
         "COCO_val2014_000000000009.jpg.npy.tmp",
         "..",
     ]
-    assert numbers_in_names(odd, naming) == []
-    assert numbers_in_names(["COCO_val2014_123456789012345.jpg.npy"], naming) == [123456789012345]
+    assert naming.ids(odd) == []
+    assert naming.ids(["COCO_val2014_123456789012345.jpg.npy"]) == [123456789012345]
 
 
 def test_folders_that_cannot_be_read(tmp_path: Path) -> None:

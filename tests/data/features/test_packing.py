@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.preparing import prepare_golden, write_clevr, write_features
+from trarctl.data import no_progress
 from trarctl.data.datasets.base import FileNaming
 from trarctl.data.datasets.clevr import CLEVR
 from trarctl.data.features import packing
@@ -17,7 +18,6 @@ from trarctl.data.features.images import ImageSet, scan_folder
 from trarctl.data.features.packing import fill_from_files, pack
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
-from trarctl.data.progress import no_progress
 from trarctl.errors import DataError
 
 

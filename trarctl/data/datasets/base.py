@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trarctl.config.settings import register_recipe
+from trarctl.data import Progress
 from trarctl.data.metrics import Metric, plain_accuracy
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import RawData, RawSplit
+from trarctl.data.records import RawData, RawSplit
 from trarctl.data.submission import AnswerFile, JsonAnswers
 from trarctl.registry import DATASETS
 
@@ -177,11 +176,6 @@ class DatasetSpec:
     recipe: Path | None = None
     published: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)
 
-    @property
-    def dataset(self) -> str:
-        """The name."""
-        return self.name
-
     def default_raw_folder(self) -> Path:
         """Give the raw folder to take if none is named.
 
@@ -206,22 +200,13 @@ class DatasetSpec:
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Make a data set known to every command under its name."""
+    # Imported late, since the settings load plugins, which import this module.
+    from trarctl.config.settings import register_recipe
+
     DATASETS.register(spec.name)(spec)
     if spec.recipe is not None:
         register_recipe(spec.name, spec.recipe)
     return spec
-
-
-Layout = DatasetSpec
-
-
-def layout_of(dataset: str) -> DatasetSpec:
-    """Give the specification of a data set.
-
-    Raises:
-        SettingsError: no such data set.
-    """
-    return DATASETS[dataset]
 
 
 def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:
@@ -237,8 +222,3 @@ def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:
         )
     ]
     return tuple(dict.fromkeys([images.features, *others]))
-
-
-def numbers_in_names(names: Iterable[str], naming: FileNaming) -> list[int] | list[str]:
-    """Pick out the ids of the names that follow ``naming`` to the letter."""
-    return naming.ids(names)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trarctl.data import Progress
 from trarctl.data.datasets.base import (
     DatasetSpec,
     FileNaming,
@@ -15,67 +17,42 @@ from trarctl.data.datasets.base import (
     SplitFiles,
     register_dataset,
 )
-from trarctl.data.flat_text import FlatTextBuilder
 from trarctl.data.metrics import Accuracy, EvaluatorName, GroundTruth, count_right
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import (
-    RawData,
-    RawSplit,
-    RecordReader,
-    StringTable,
-    listed,
-    refuse_duplicates,
-    single_answers,
-)
-from trarctl.data.records import read_records
+from trarctl.data.records import RawData, RawSplit, RecordReader, StringTable, refuse_duplicates, single_answers
 from trarctl.data.submission import LineAnswers
-from trarctl.errors import DataError
+from trarctl.errors import DataError, listed
 
 
 def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split of CLEVR; the type of a question is the last function of its program.
-
-    Args:
-        raw: folder of the raw files.
-        files: the split's files.
-        data: collects answers and record counts.
-        progress: told the bytes read.
+    """Read one split; the type of a question is the last function of its program.
 
     Raises:
         DataError: the file is damaged, or an index appears twice.
     """
     path = raw / files.questions
-    reader = RecordReader(path)
-    texts = FlatTextBuilder()
+    reader = RecordReader(path, "questions", progress)
     functions = StringTable()
-    question_ids, image_ids, answers, types = [], [], [], []
-    for records in read_records(path, "questions", progress=progress):
-        reader.start(records)
-        ids = reader.ids(records, "question_index")
-        images = reader.ids(records, "image_index")
-        questions = reader.column(records, "question", str)
-        given = reader.column(records, "answer", str) if files.has_answers else []
-        last_functions = _last_functions(reader, records) if files.has_answers else []
-        if ids is None or images is None or questions is None or given is None or last_functions is None:
-            continue
-        question_ids.append(np.array(ids, dtype=np.int64))
-        image_ids.append(np.array(images, dtype=np.int64))
-        texts.extend(questions)
-        answers.append(data.answers.codes(given))
-        types.append(functions.codes(last_functions))
-    reader.finish()
-    if reader.num_records == 0:
-        raise DataError(f"{path} holds no questions", "download it again")
-    question_id = np.concatenate(question_ids)
+
+    def take(records: list[Any]) -> list[Any]:
+        columns = [
+            reader.ids(records, "question_index"),
+            reader.ids(records, "image_index"),
+            reader.texts(records, "question"),
+        ]
+        if files.has_answers:
+            last = _last_functions(reader, records)
+            columns.append(reader.codes(records, "answer", data.answers))
+            columns.append(None if last is None else functions.codes(last))
+        return columns
+
+    question_id, image_id, texts, *answers = reader.collect(take)
     refuse_duplicates(path, question_id, "question_index")
     data.num_records[files.questions] = len(question_id)
-    annotations = None
-    if files.has_answers:
-        annotations = single_answers(np.concatenate(answers), np.concatenate(types), tuple(functions))
-    return RawSplit(files.name, question_id, np.concatenate(image_ids), texts.build(), annotations)
+    annotations = single_answers(answers[0], answers[1], functions) if files.has_answers else None
+    return RawSplit(files.name, question_id, image_id, texts, annotations)
 
 
-def _last_functions(reader: RecordReader, records: list[object]) -> list[str] | None:
+def _last_functions(reader: RecordReader, records: list[Any]) -> list[str] | None:
     """Give the last function of each program; some copies call the field ``type``."""
     programs = reader.column(records, "program", list)
     if programs is None:

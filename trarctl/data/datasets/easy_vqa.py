@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trarctl.data import Progress
 from trarctl.data.datasets.base import (
     DatasetSpec,
     FileNaming,
@@ -14,10 +16,13 @@ from trarctl.data.datasets.base import (
     SplitFiles,
     register_dataset,
 )
-from trarctl.data.flat_text import FlatTextBuilder
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import RawData, RawSplit, RecordReader, StringTable, single_answers
-from trarctl.data.records import read_records
+from trarctl.data.records import (
+    RawData,
+    RawSplit,
+    RecordReader,
+    StringTable,
+    single_answers,
+)
 from trarctl.errors import DataError
 
 _DOWNLOAD_HINT = 'pip install "trarctl[demo]"'
@@ -55,46 +60,28 @@ def question_type(answer: str) -> str:
 def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
     """Read one split; questions are numbered from 0 in file order.
 
-    Args:
-        raw: folder with ``train`` and ``test``, as in the package.
-        files: the split's files.
-        data: collects answers and record counts.
-        progress: told the bytes read.
-
     Raises:
         DataError: the file is damaged.
     """
-    path = raw / files.questions
-    reader = RecordReader(path)
-    texts = FlatTextBuilder()
+    reader = RecordReader(raw / files.questions, None, progress)
     types = StringTable()
-    image_ids, answers, question_types = [], [], []
-    for rows in read_records(path, None, progress=progress):
+
+    def take(rows: list[Any]) -> list[Any]:
         records = [
             dict(zip(_FIELDS, row, strict=True)) if isinstance(row, list) and len(row) == len(_FIELDS) else row
             for row in rows
         ]
-        reader.start(records)
-        images = reader.ids(records, "image_id")
-        questions = reader.column(records, "question", str)
-        given = reader.column(records, "answer", str)
-        if images is None or questions is None or given is None:
-            continue
-        image_ids.append(np.array(images, dtype=np.int64))
-        texts.extend(questions)
-        answers.append(data.answers.codes(given))
-        question_types.append(types.codes([question_type(answer) for answer in given]))
-    reader.finish()
-    if reader.num_records == 0:
-        raise DataError(f"{path} holds no questions", _DOWNLOAD_HINT)
+        images, texts = reader.ids(records, "image_id"), reader.texts(records, "question")
+        answers = reader.column(records, "answer", str)
+        if answers is None:
+            return [None]
+        kinds = types.codes([question_type(answer) for answer in answers])
+        return [images, texts, data.answers.codes(answers), kinds]
+
+    image_id, texts, answers, kinds = reader.collect(take)
     data.num_records[files.questions] = reader.num_records
-    return RawSplit(
-        files.name,
-        np.arange(reader.num_records, dtype=np.int64),
-        np.concatenate(image_ids),
-        texts.build(),
-        single_answers(np.concatenate(answers), np.concatenate(question_types), tuple(types)),
-    )
+    question_id = np.arange(reader.num_records, dtype=np.int64)
+    return RawSplit(files.name, question_id, image_id, texts, single_answers(answers, kinds, types))
 
 
 def _images(name: str, num_images: int) -> ImageSetFiles:

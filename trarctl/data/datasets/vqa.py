@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.answers import normalize_answer
+from trarctl.data import Progress
 from trarctl.data.datasets.base import (
     DatasetSpec,
     FileNaming,
@@ -17,22 +18,20 @@ from trarctl.data.datasets.base import (
     SplitFiles,
     register_dataset,
 )
-from trarctl.data.flat_text import FlatTextBuilder
 from trarctl.data.metrics import vqa_accuracy
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import (
+from trarctl.data.records import (
     NUM_ANNOTATORS,
+    Ids,
     RawAnnotations,
     RawData,
     RawSplit,
     RecordReader,
     StringTable,
-    listed,
     refuse_duplicates,
     rows_of,
 )
-from trarctl.data.records import read_records
-from trarctl.errors import DataError
+from trarctl.data.text import normalize_answer
+from trarctl.errors import DataError, listed
 
 _DOWNLOAD_BOTH = "download both files of the same version again"
 
@@ -40,130 +39,80 @@ _DOWNLOAD_BOTH = "download both files of the same version again"
 def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
     """Read one split of VQA v2.
 
-    Args:
-        raw: folder of the raw files.
-        files: the split's files.
-        data: collects answers, warnings and record counts.
-        progress: told the bytes read.
-
     Raises:
         DataError: a file is damaged, an id appears twice, or annotations and questions do not belong together.
     """
-    split = _read_questions(raw / files.questions, files.name, progress)
-    data.num_records[files.questions] = len(split.question_id)
-    if files.annotations is None:
-        return split
-    path = raw / files.annotations
-    question_id, image_id, annotations = _read_annotations(path, data.answers, progress)
-    data.num_records[files.annotations] = len(question_id)
+    path = raw / files.questions
+    reader = RecordReader(path, "questions", progress)
+    question_id, image_id, texts = reader.collect(
+        lambda records: [
+            reader.ids(records, "question_id"),
+            reader.ids(records, "image_id"),
+            reader.texts(records, "question"),
+        ]
+    )
     refuse_duplicates(path, question_id, "question_id")
-    rows = rows_of(question_id, split.question_id)
+    data.num_records[files.questions] = len(question_id)
+    if files.annotations is None:
+        return RawSplit(files.name, question_id, image_id, texts, None)
+    path = raw / files.annotations
+    annotated_id, annotated_image, annotations = _read_annotations(path, data.answers, progress)
+    data.num_records[files.annotations] = len(annotated_id)
+    refuse_duplicates(path, annotated_id, "question_id")
+    rows = rows_of(annotated_id, question_id)
     if (rows < 0).any():
-        unknown = question_id[rows < 0]
+        unknown = annotated_id[rows < 0]
         raise DataError(
             f"{path} annotates questions that {files.questions} does not hold: {listed(unknown, len(unknown))}",
             _DOWNLOAD_BOTH,
         )
-    _check_coverage(path, files, split, rows, data)
-    return replace(
-        split,
-        image_id=_reconciled_images(path, split, rows, image_id, data),
-        annotations=replace(annotations, rows=rows.astype(np.int32)),
-    )
-
-
-def _check_coverage(path: Path, files: SplitFiles, split: RawSplit, rows: npt.NDArray[np.int64], data: RawData) -> None:
-    is_missing = np.ones(len(split.question_id), dtype=bool)
+    is_missing = np.ones(len(question_id), dtype=bool)
     is_missing[rows] = False
-    missing = split.question_id[is_missing]
-    if not len(missing):
-        return
-    what = f"{path} has no annotation of the questions {listed(missing, len(missing))}"
-    if files.name == "val":
-        raise DataError(what, _DOWNLOAD_BOTH)
-    data.warnings.append(f"{what}: they are not trained on")
-
-
-def _reconciled_images(
-    path: Path, split: RawSplit, rows: npt.NDArray[np.int64], image_id: npt.NDArray[np.int64], data: RawData
-) -> npt.NDArray[np.int64]:
-    """Follow the annotations where they name another image than the question does, as the original program does."""
-    differs = split.image_id[rows] != image_id
+    if is_missing.any():
+        missing = question_id[is_missing]
+        what = f"{path} has no annotation of the questions {listed(missing, len(missing))}"
+        if files.name == "val":
+            raise DataError(what, _DOWNLOAD_BOTH)
+        data.warnings.append(f"{what}: they are not trained on")
+    # Where the files name different images the annotation's counts, as in the original program.
+    differs = image_id[rows] != annotated_image
     if differs.any():
-        questions = split.question_id[rows[differs]]
+        questions = question_id[rows[differs]]
         data.warnings.append(
             f"{path} names another image than the questions file for the questions"
             f" {listed(questions, len(questions))}: the annotation's is used"
         )
-    merged = split.image_id.copy()
-    merged[rows] = image_id
-    return merged
+        image_id[rows] = annotated_image
+    return RawSplit(files.name, question_id, image_id, texts, replace(annotations, rows=rows.astype(np.int32)))
 
 
-def _read_questions(path: Path, name: str, progress: Progress) -> RawSplit:
-    reader = RecordReader(path)
-    texts = FlatTextBuilder()
-    question_ids: list[npt.NDArray[np.int64]] = []
-    image_ids: list[npt.NDArray[np.int64]] = []
-    for records in read_records(path, "questions", progress=progress):
-        reader.start(records)
-        ids = reader.ids(records, "question_id")
-        images = reader.ids(records, "image_id")
-        questions = reader.column(records, "question", str)
-        if ids is not None and images is not None and questions is not None:
-            question_ids.append(np.array(ids, dtype=np.int64))
-            image_ids.append(np.array(images, dtype=np.int64))
-            texts.extend(questions)
-    reader.finish()
-    if reader.num_records == 0:
-        raise DataError(f"{path} holds no questions", "download it again")
-    question_id = np.concatenate(question_ids)
-    refuse_duplicates(path, question_id, "question_id")
-    return RawSplit(name, question_id, np.concatenate(image_ids), texts.build(), None)
-
-
-def _read_annotations(
-    path: Path, answers: StringTable, progress: Progress
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], RawAnnotations]:
+def _read_annotations(path: Path, answers: StringTable, progress: Progress) -> tuple[Ids, Ids, RawAnnotations]:
     """Read question ids [A], image ids [A] and annotations whose ``rows`` are still to be filled in."""
-    reader = RecordReader(path)
+    reader = RecordReader(path, "annotations", progress)
     answer_types, question_types = StringTable(), StringTable()
-    question_ids, image_ids = [], []
-    codes, chosen, answer_type, question_type = [], [], [], []
-    for records in read_records(path, "annotations", progress=progress):
-        reader.start(records)
-        ids = reader.ids(records, "question_id")
-        images = reader.ids(records, "image_id")
-        given = _answer_codes(reader, records, answers)
-        best = reader.column(records, "multiple_choice_answer", str, default="")
-        answer_kinds = reader.column(records, "answer_type", str, default="")
-        question_kinds = reader.column(records, "question_type", str, default="")
-        if ids is None or images is None or given is None:
-            continue
-        if best is None or answer_kinds is None or question_kinds is None:
-            continue
-        question_ids.append(np.array(ids, dtype=np.int64))
-        image_ids.append(np.array(images, dtype=np.int64))
-        codes.append(given)
-        chosen.append(answers.codes(best))
-        answer_type.append(answer_types.codes(answer_kinds))
-        question_type.append(question_types.codes(question_kinds))
-    reader.finish()
-    if reader.num_records == 0:
-        raise DataError(f"{path} holds no annotations", "download it again")
+    question_id, image_id, given, chosen, answer_type, question_type = reader.collect(
+        lambda records: [
+            reader.ids(records, "question_id"),
+            reader.ids(records, "image_id"),
+            _answer_codes(reader, records, answers),
+            reader.codes(records, "multiple_choice_answer", answers, default=""),
+            reader.codes(records, "answer_type", answer_types, default=""),
+            reader.codes(records, "question_type", question_types, default=""),
+        ]
+    )
     annotations = RawAnnotations(
         rows=np.empty(0, dtype=np.int32),
-        answers=np.concatenate(codes),
-        chosen=np.concatenate(chosen),
-        answer_type=np.concatenate(answer_type).astype(np.int16),
+        answers=given,
+        chosen=chosen,
+        answer_type=answer_type.astype(np.int16),
         answer_types=tuple(answer_types),
-        question_type=np.concatenate(question_type).astype(np.int16),
+        question_type=question_type.astype(np.int16),
         question_types=tuple(question_types),
     )
-    return np.concatenate(question_ids), np.concatenate(image_ids), annotations
+    return question_id, image_id, annotations
 
 
-def _answer_codes(reader: RecordReader, records: list[object], table: StringTable) -> npt.NDArray[np.int32] | None:
+def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) -> npt.NDArray[np.int32] | None:
     """Number the annotators' answers, [records, 10], -1 where there are fewer than ten."""
     groups = reader.column(records, "answers", list)
     if groups is None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trarctl.data import Progress
 from trarctl.data.features.base import (
     Extractor,
     ExtractorOptions,
@@ -27,7 +28,6 @@ from trarctl.data.features.base import (
 from trarctl.data.features.grid import FeatureFileError, Floats, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
 from trarctl.data.manifest import BACKBONE, key_of
-from trarctl.data.progress import Progress
 from trarctl.errors import DataError
 from trarctl.files import write_json
 from trarctl.registry import EXTRACTORS

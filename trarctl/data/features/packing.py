@@ -19,6 +19,7 @@ import numpy as np
 import numpy.lib.format as npy
 import orjson
 
+from trarctl.data import Progress
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.base import Extractor, ExtractorOptions
 from trarctl.data.features.extract import extract_files, fill_from_pictures, training_images
@@ -43,9 +44,7 @@ from trarctl.data.features.images import (
     refuse_problems,
 )
 from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, NamingPart, StoredType, key_of
-from trarctl.data.progress import Progress
-from trarctl.data.raw_splits import listed
-from trarctl.errors import DataError
+from trarctl.errors import DataError, listed
 from trarctl.files import sync_folder, write_bytes, write_json
 from trarctl.registry import EXTRACTORS
 

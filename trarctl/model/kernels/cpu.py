@@ -1,8 +1,7 @@
 """What the CPU computes faster than plain torch: routed attention, dropout and the norm.
 
-Each function here does what its plain form does (``trarctl.model.attention``, ``torch.nn.functional.dropout``,
-``trarctl.model.layers.SampleNorm``), and is tested against it. What it costs and gains is told by
-``benchmarks/attention.py`` and ``benchmarks/step.py``:
+Each has a plain form, to which ``trarctl.model.kernels`` falls back; ``benchmarks/attention.py`` and
+``benchmarks/step.py`` show what it gains:
 
 - Attention works on blocks of scores that stay in the cache, with one exponential for all spans. Nothing that grows
   with the square of the cells outlives a block: the backward pass computes the scores again.
@@ -188,11 +187,12 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs = _Inputs(ctx.saved_tensors, ctx.dropout, ctx.seed)
+        kept, ctx.kept = ctx.kept, None  # freed here, not with the whole graph
         gradient = inputs.flat(gradient)
         found = [torch.empty_like(states) for states in inputs.states]
         with torch.autocast("cpu", enabled=False):
             for number, items in enumerate(inputs.blocks()):
-                exponentials = inputs.exponentials(items) if ctx.kept is None else ctx.kept[number]
+                exponentials = inputs.exponentials(items) if kept is None else kept[number]
                 parts = _gradients(inputs, items, exponentials, gradient[items])
                 for whole, part in zip(found, parts, strict=True):
                     whole[items] = part

@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trarctl.engine.memory import reuse_freed_memory
-from trarctl.model.attention import attention, routed_attention
+from trarctl.model.kernels import attend
 from trarctl.model.spans import Spans
 
 HEADS, WIDTH = 8, 64
@@ -66,7 +67,10 @@ class Variants:
         num_cells = size.grid**2
         self.spans = Spans(size.spans, size.grid)
         self.dropout = dropout
-        self.hidden = torch.stack([~self.spans.visible(span) for span in range(len(size.spans))])
+        cell = torch.arange(num_cells)
+        row, column = cell // size.grid, cell % size.grid
+        distance = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
+        self.hidden = torch.stack([distance > (radius or size.grid) for radius in size.spans])
         flat = torch.randn(4, size.batch, num_cells, HEADS * WIDTH)
         heads = [states.view(size.batch, num_cells, HEADS, WIDTH).transpose(1, 2) for states in flat]
         self.query, self.key, self.value = (states.requires_grad_() for states in heads[:3])
@@ -80,18 +84,25 @@ class Variants:
         return blended.sum(dim=1) @ self.value
 
     def routed(self) -> Tensor:
-        tensors = (self.query, self.key, self.value, self.weights)
-        return routed_attention(*tensors, self.spans, is_padding=None, dropout=self.dropout)
+        return self._attend(span_weights=self.weights, spans=self.spans)
+
+    def reference(self) -> Tensor:
+        return self._attend(span_weights=self.weights, spans=self.spans, kernel="reference")
 
     def plain(self) -> Tensor:
-        return attention(self.query, self.key, self.value, is_padding=None, dropout=self.dropout)
+        return self._attend()
+
+    def _attend(self, **arguments: Any) -> Tensor:
+        return attend(self.query, self.key, self.value, is_padding=None, dropout=self.dropout, **arguments)
 
     def plain_torch(self) -> Tensor:
         return functional.scaled_dot_product_attention(self.query, self.key, self.value, dropout_p=self.dropout)
 
     def step(self, variant: str) -> Step:
         """A forward and a backward pass of the variant of that name."""
-        inputs = [self.query, self.key, self.value] + ([self.weights] if variant in ("k_maps", "routed") else [])
+        inputs = [self.query, self.key, self.value] + (
+            [self.weights] if variant in ("k_maps", "reference", "routed") else []
+        )
         attend: Callable[[], Tensor] = getattr(self, variant)
 
         def run() -> None:
@@ -131,10 +142,10 @@ def peak_bytes(size: Size, dropout: float, variant: str, threads: int) -> int:
 
 
 def measure(size: Size, *, dropout: float, repeats: int, threads: int) -> list[Row]:
-    """The rows of one size. K maps of the largest grid are left out: they would need many gigabytes."""
+    """The rows of one size. Whole maps of the largest grid are left out: they would need many gigabytes."""
     variants = ["routed", "plain", "plain_torch"]
     if size.grid < 32:
-        variants.insert(0, "k_maps")
+        variants = ["k_maps", "reference", *variants]
     reuse_freed_memory()  # as training does
     cores = Variants(size, dropout)
     seconds = median_times({name: cores.step(name) for name in variants}, repeats)

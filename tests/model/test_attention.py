@@ -1,46 +1,65 @@
-"""Attention cores against the plain definition, one map a span, in float64."""
+"""Attention kernels against the plain definition: one map a span, in float64, and torch's own gradients of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn import functional
 
 from tests.model import reference
-from trarctl.model.attention import attention, chosen_span_attention, routed_attention, routed_attention_map
-from trarctl.model.kernels import blocks as attention_blocks
-from trarctl.model.kernels import cpu as attention_kernel
-from trarctl.model.kernels import windows as attention_windows
+from trarctl.model import kernels
+from trarctl.model.attention import blended_map
+from trarctl.model.kernels import cpu
 from trarctl.model.spans import Spans
+from trarctl.registry import SPAN_SHAPES
 
 HEADS, WIDTH = 2, 4
-Setting = tuple[list[int], int]  # spans and grid size
-SETTINGS: list[Setting] = [([0, 1, 2, 3], 8), ([0, 1, 3], 5), ([2, 1, 1], 5), ([1], 4), ([0, 9], 3), ([9, 1, 0], 4)]
+Setting = tuple[list[int | str], int]  # spans and grid size
+SETTINGS: list[Setting] = [
+    ([0, 1, 2, 3], 8),
+    ([0, 1, 3], 5),
+    ([2, 1, 1], 5),
+    ([1], 4),
+    ([0, 9], 3),
+    ([0, 0], 17),
+    ([0, 1], 1),
+    (["cross:2", 0], 4),
+    (["cross:3", "ring:2", 1], 6),
+    (["ring:2"], 3),
+    (["dilated:2", "diagonal:3", "ring:1", "cross:1", 2], 7),
+    (["diagonal:1", "dilated:3"], 9),
+]
 
 
-@pytest.fixture(params=["plain", "kept", "small blocks", "shifted", "as on other devices"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every way through the kernel: exponentials kept, whole examples or few rows in a block, scores shifted or not."""
-    if request.param == "kept":
-        monkeypatch.setattr(attention_kernel, "keeps_exponentials", lambda _: True)
-    if request.param == "small blocks":
-        monkeypatch.setitem(attention_blocks.BLOCK_NUMBERS, "cpu", 80)
-    if request.param == "as on other devices":
-        monkeypatch.setattr(attention_blocks, "WIDENING_DEVICES", set())
-    if request.param in ("shifted", "as on other devices"):
-        monkeypatch.setattr(attention_kernel, "is_safe", lambda _: False)
-    return str(request.param)
+@pytest.fixture(autouse=True)
+def shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shapes of the definition, registered as a plugin does."""
+    monkeypatch.setattr(SPAN_SHAPES, "_items", dict(SPAN_SHAPES._items))
+    for name, shape in reference.SHAPES.items():
+        if name != "window":
+            SPAN_SHAPES.register(name)(shape)
 
 
-def draw(orders: list[int], grid_size: int, batch: int, *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+@pytest.fixture(params=["reference", "cpu", "cpu, small blocks", "cpu, every block through autograd"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every kernel, and every way through it."""
+    if request.param == "cpu, small blocks":
+        monkeypatch.setattr(cpu, "BLOCK_NUMBERS", 80)
+    if request.param == "cpu, every block through autograd":
+        monkeypatch.setattr(cpu, "SAFE_SCORE", -1.0)
+    return str(request.param).split(",")[0]
+
+
+def draw(setting: Setting, batch: int, *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Query, key and value as the model makes them (views of [B, N, H * d]), and span weights."""
-    num_cells = grid_size**2
+    num_cells = setting[1] ** 2
     flat = torch.randn(3, batch, num_cells, HEADS * WIDTH, dtype=dtype)
     heads = [states.view(batch, num_cells, HEADS, WIDTH).transpose(1, 2) for states in flat]
-    return [*heads, torch.randn(batch, len(orders), dtype=dtype).softmax(dim=-1)]
+    return [*heads, torch.randn(batch, len(setting[0]), dtype=dtype).softmax(dim=-1)]
 
 
 def draw_padding(batch: int, num_cells: int) -> Tensor:
@@ -48,6 +67,13 @@ def draw_padding(batch: int, num_cells: int) -> Tensor:
     is_padding = torch.rand(batch, num_cells) < 0.7
     is_padding[0], is_padding[-1] = True, False
     return is_padding
+
+
+def attend(tensors: list[Tensor], spans: Spans | None, **arguments: Any) -> Tensor:
+    query, key, value, *weights = tensors
+    return kernels.attend(
+        query, key, value, span_weights=weights[0] if weights else None, spans=spans, **{"is_padding": None} | arguments
+    )
 
 
 def run(function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -58,179 +84,203 @@ def run(function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtyp
     return [result.detach(), *torch.autograd.grad((result * weights).sum(), leaves)]
 
 
-def assert_as_defined(
-    inputs: list[Tensor], setting: Setting, is_padding: Tensor | None, *, tolerance: float = 1e-5
-) -> None:
+def defined(setting: Setting, is_padding: Tensor | None, mask: Tensor | None = None) -> Callable[..., Tensor]:
+    """The attention by its definition; its map is multiplied by a mask, if there is one."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, weights: Tensor) -> Tensor:
+        blended = reference.blended_map(query, key, weights, *setting, is_padding)
+        return (blended if mask is None else blended * mask) @ value
+
+    return attend
+
+
+def assert_near(ours: list[Tensor], exact: list[Tensor], tolerance: float = 1e-5) -> None:
+    for mine, wanted in zip(ours, exact, strict=True):
+        largest = max(1.0, float(wanted.abs().max()))
+        torch.testing.assert_close(mine.double(), wanted.double(), rtol=tolerance, atol=tolerance * largest)
+
+
+def assert_as_defined(kernel: str, inputs: list[Tensor], setting: Setting, is_padding: Tensor | None) -> None:
     spans = Spans(*setting)
-    ours = run(lambda *tensors: routed_attention(*tensors, spans, is_padding=is_padding), inputs, torch.float32)
-    defined = run(
-        lambda *tensors: reference.routed_attention(*tensors, *setting, is_padding=is_padding), inputs, torch.float64
-    )
-    for mine, exact in zip(ours, defined, strict=True):
-        largest = max(1.0, float(exact.abs().max()))
-        torch.testing.assert_close(mine.double(), exact, rtol=tolerance, atol=tolerance * largest)
+    ours = run(lambda *given: attend([*given], spans, is_padding=is_padding, kernel=kernel), inputs, torch.float32)
+    assert_near(ours, run(defined(setting, is_padding), inputs, torch.float64))
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("has_padding", [False, True])
-def test_routed_attention_is_the_blend_of_k_maps(setting: Setting, has_padding: bool) -> None:
+def test_is_the_blend_of_k_maps(kernel: str, setting: Setting, has_padding: bool) -> None:
     is_padding = draw_padding(3, setting[1] ** 2) if has_padding else None
-    assert_as_defined(draw(*setting, batch=3), setting, is_padding)
+    assert_as_defined(kernel, draw(setting, batch=3), setting, is_padding)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("number", range(12))
+def test_random_spans_of_any_shape(kernel: str, number: int) -> None:
+    generator = torch.Generator().manual_seed(number)
+
+    def choose(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    grid_size, num_spans = choose(1, 7), choose(1, 5)
+    spans: list[int | str] = []
+    for _ in range(num_spans):
+        table = torch.rand(2 * grid_size - 1, 2 * grid_size - 1, generator=generator) < 0.4
+        table |= table.flip(0, 1)
+        table[grid_size - 1, grid_size - 1] = True
+        name = f"random{len(spans)}"
+
+        def shape(down: int, right: int, _size: int, table: Tensor = table, middle: int = grid_size - 1) -> bool:
+            return bool(table[down + middle, right + middle])
+
+        SPAN_SHAPES.register(name)(shape)
+        reference.SHAPES[name] = shape
+        spans.append(f"{name}:1")
+    setting = spans, grid_size
+    is_padding = draw_padding(3, grid_size**2) if number % 2 else None
+    assert_as_defined(kernel, draw(setting, batch=3), setting, is_padding)
+
+
 @pytest.mark.parametrize("gap", [100.0, 500.0, 5000.0])
-def test_windows_with_scores_far_below_others_stay_exact(gap: float) -> None:
-    setting = ([0, 1, 2], 6)
-    query, key, value, weights = draw(*setting, batch=2)
+@pytest.mark.parametrize("spans", [[0, 1, 2], ["cross:2", "dilated:2", "ring:3"]], ids=str)
+def test_spans_with_scores_far_below_others_stay_exact(kernel: str, gap: float, spans: list[int | str]) -> None:
+    setting = (spans, 6)
+    query, key, value, weights = draw(setting, batch=2)
     query[..., 0] = 2.0  # scale 1/2: the score gains what is added to the key
     far = torch.arange(36) >= 24
     key[:, :, far, 0] += gap
     key[:, :, :6, 0] -= gap
-    assert_as_defined([query, key, value, weights], setting, None)
+    # At scores of 5000, those of float32 themselves are 5e-4 off.
+    ours = run(
+        lambda *given: attend([*given], Spans(*setting), kernel=kernel), [query, key, value, weights], torch.float32
+    )
+    exact = run(defined(setting, None), [query, key, value, weights], torch.float64)
+    assert_near(ours, exact, tolerance=max(1e-5, gap * 1e-6))
 
 
-@pytest.mark.usefixtures("way")
-def test_extreme_span_weights_stay_exact() -> None:
-    setting = ([0, 1, 2], 4)
-    *heads, _ = draw(*setting, batch=4)
+def test_extreme_span_weights_stay_exact(kernel: str) -> None:
+    setting: Setting = ([0, 1, 2], 4)
+    *heads, _ = draw(setting, batch=4)
     weights = torch.tensor([[0.0, 1.0, 0.0], [1e-30, 0.5, 0.5], [0.0, 0.0, 1e-30], [0.0, 0.0, 0.0]])
-    assert_as_defined([*heads, weights], setting, None)
-    assert_as_defined([10.0 * heads[0], 10.0 * heads[1], heads[2], weights], setting, draw_padding(4, 16))
+    assert_as_defined(kernel, [*heads, weights], setting, None)
+    assert_as_defined(kernel, [3.0 * heads[0], 3.0 * heads[1], heads[2], weights], setting, draw_padding(4, 16))
 
 
-def test_single_example_and_single_cell() -> None:
-    assert_as_defined(draw([0, 1], 1, batch=1), ([0, 1], 1), None)
-    assert_as_defined(draw([0, 1], 1, batch=1), ([0, 1], 1), torch.tensor([[True]]))
+def test_a_single_example_of_a_single_cell(kernel: str) -> None:
+    setting: Setting = ([0, 1], 1)
+    assert_as_defined(kernel, draw(setting, batch=1), setting, None)
+    assert_as_defined(kernel, draw(setting, batch=1), setting, torch.tensor([[True]]))
 
 
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("setting", [([0, 1, 2], 3), ([1, 1], 3)], ids=str)
-def test_gradients_hold_with_dropout_and_padding(setting: Setting) -> None:
-    spans = Spans(*setting)
-    is_padding = draw_padding(2, 9)
-
-    def attend(*tensors: Tensor) -> Tensor:
-        torch.manual_seed(4)
-        return routed_attention(*tensors, spans, is_padding=is_padding, dropout=0.3)
-
-    inputs = [tensor.detach().requires_grad_() for tensor in draw(*setting, batch=2, dtype=torch.float64)]
-    assert torch.autograd.gradcheck(attend, inputs)
-
-
-@pytest.mark.usefixtures("way")
-def test_plain_attention_has_its_own_lengths_and_hides_padding() -> None:
+def test_plain_attention_is_torchs_own(kernel: str) -> None:
     query, key, value = (torch.randn(3, HEADS, length, WIDTH, dtype=torch.float64) for length in (5, 7, 7))
     is_padding = draw_padding(3, 7)
-
-    def defined(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scores = (query @ key.mT / WIDTH**0.5).masked_fill(is_padding[:, None, None], -1e9)
-        return scores.softmax(dim=-1) @ value
-
-    exact = run(defined, [query, key, value], torch.float64)
-    for dropout in (0.0, 1e-9):  # torch's kernel and ours
-        ours = run(
-            lambda *heads: attention(*heads, is_padding=is_padding, dropout=dropout),  # noqa: B023
-            [query, key, value],
-            torch.float64,
-        )
-        for mine, wanted in zip(ours, exact, strict=True):
-            torch.testing.assert_close(mine, wanted)
-    assert attention(query, key, value, is_padding=None).shape == query.shape
+    is_padding[:, 2] = False  # torch gives no number where all is hidden
+    exact = run(
+        lambda *heads: functional.scaled_dot_product_attention(*heads, attn_mask=~is_padding[:, None, None]),
+        [query, key, value],
+        torch.float64,
+    )
+    ours = run(
+        lambda *heads: attend([*heads], None, is_padding=is_padding, kernel=kernel), [query, key, value], torch.float64
+    )
+    assert_near(ours, exact, tolerance=1e-9)
+    nothing = attend([query, key, value], None, is_padding=torch.ones(3, 7, dtype=torch.bool), kernel=kernel)
+    torch.testing.assert_close(nothing, value.mean(dim=2, keepdim=True).expand(nothing.shape))
 
 
-def test_plain_attention_gradients_hold_with_dropout() -> None:
-    def attend(*heads: Tensor) -> Tensor:
-        torch.manual_seed(1)
-        return attention(*heads, is_padding=torch.tensor([[False, True, False]]), dropout=0.4)
-
-    inputs = [torch.randn(1, HEADS, 3, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(attend, inputs)
+def test_spans_that_see_everything_are_plain_attention(kernel: str) -> None:
+    query, key, value, weights = draw(([0, 3], 4), batch=2)
+    routed = attend([query, key, value, weights], Spans([0, 3], 4), kernel=kernel)
+    torch.testing.assert_close(routed, functional.scaled_dot_product_attention(query, key, value))
+    assert_as_defined(kernel, [query, key, value, torch.tensor([[0.2, 0.3], [0.5, 0.7]])], ([0, 3], 4), None)
 
 
-def test_global_spans_only_are_plain_attention() -> None:
-    query, key, value, _ = draw([0], 4, batch=2)
-    one = torch.ones(2, 1)
-    routed = routed_attention(query, key, value, one, Spans([0], 4), is_padding=None)
-    torch.testing.assert_close(routed, attention(query, key, value, is_padding=None), rtol=0.0, atol=0.0)
-    assert_as_defined([query, key, value, torch.tensor([[0.2, 0.3], [0.5, 0.7]])], ([0, 3], 4), None)
+def mask_of(kernel: str, tensors: list[Tensor], spans: Spans, is_padding: Tensor | None, dropout: float) -> Tensor:
+    """What dropout multiplies the map by: read off a map that is nowhere 0, with the identity as values."""
+    batch, heads, num_cells, _ = tensors[0].shape
+    identity = torch.eye(num_cells, dtype=torch.float64).expand(batch, heads, num_cells, num_cells)
+    tensors = [tensors[0].double() * 0, tensors[1].double(), identity, torch.ones_like(tensors[3]).double()]
+    torch.manual_seed(4)
+    whole = Spans([0] * tensors[3].shape[1], int(num_cells**0.5))
+    whole.pair_class = None if spans.pair_class is None else torch.zeros_like(spans.pair_class)
+    found = attend(tensors, whole, is_padding=is_padding, dropout=dropout, kernel=kernel)
+    plain = attend(tensors, whole, is_padding=is_padding, kernel=kernel)
+    return torch.where(plain == 0.0, 0.0, found / plain)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("setting", [([0, 1, 2], 4), ([1, 1], 3), (["cross:1", "ring:2"], 3), ([0], 4)], ids=str)
 @pytest.mark.parametrize("has_padding", [False, True])
-def test_chosen_span_is_that_span_alone(setting: Setting, has_padding: bool) -> None:
-    query, key, value, _ = draw(*setting, batch=4)
-    is_padding = draw_padding(4, setting[1] ** 2) if has_padding else None
-    chosen = torch.randint(len(setting[0]), (4,))
-    one_hot = torch.nn.functional.one_hot(chosen, len(setting[0])).double()
-    defined = reference.routed_attention(
-        query.double(), key.double(), value.double(), one_hot, *setting, is_padding=is_padding
+def test_dropout_has_one_mask_in_both_passes(kernel: str, setting: Setting, has_padding: bool) -> None:
+    inputs, spans = draw(setting, batch=3), Spans(*setting)
+    is_padding = draw_padding(3, setting[1] ** 2) if has_padding else None
+    mask = mask_of(kernel, inputs, spans, None, 0.3)
+    assert 0.1 < float((mask == 0).double().mean()) < 0.5
+
+    def dropped(*given: Tensor) -> Tensor:
+        torch.manual_seed(4)
+        return attend([*given], spans, is_padding=is_padding, dropout=0.3, kernel=kernel)
+
+    assert_near(
+        run(dropped, inputs, torch.float64), run(defined(setting, is_padding, mask), inputs, torch.float64), 1e-9
     )
-    ours = chosen_span_attention(query, key, value, chosen, Spans(*setting), is_padding=is_padding)
-    torch.testing.assert_close(ours.double(), defined, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_map_is_the_blend_and_sums_to_one(setting: Setting) -> None:
-    query, key, _, weights = draw(*setting, batch=3)
-    is_padding = draw_padding(3, setting[1] ** 2)
-    seen = routed_attention_map(query.requires_grad_(), key, weights, Spans(*setting), is_padding=is_padding)
-    maps = reference.span_maps(query.double(), key.double(), *setting, is_padding)
-    torch.testing.assert_close(
-        seen.double(), (weights.double()[:, :, None, None, None] * maps).sum(dim=1), rtol=1e-5, atol=1e-6
-    )
-    torch.testing.assert_close(seen.sum(dim=-1), torch.ones(seen.shape[:3]))
-    assert seen.dtype == torch.float32
-    assert not seen.requires_grad
+def test_gradients_hold_with_dropout_and_padding(kernel: str) -> None:
+    setting: Setting = ([0, "cross:1", 1], 3)
+    spans, is_padding = Spans(*setting), draw_padding(2, 9)
+
+    def dropped(*given: Tensor) -> Tensor:
+        torch.manual_seed(4)
+        return attend([*given], spans, is_padding=is_padding, dropout=0.3, kernel=kernel)
+
+    inputs = [tensor.detach().requires_grad_() for tensor in draw(setting, batch=2, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(dropped, inputs)
 
 
-def test_dropout_drops_the_given_share_and_keeps_the_mean() -> None:
+def test_dropout_drops_the_given_share_independently(kernel: str) -> None:
     torch.manual_seed(0)
-    setting = ([0, 1, 2], 8)
-    query, key, _, weights = draw(*setting, batch=16)
-    identity = torch.eye(64).expand(16, HEADS, 64, 64)
-    spans = Spans(*setting)
-    whole = routed_attention(query, key, identity, weights, spans, is_padding=None)
-    dropped = routed_attention(query, key, identity, weights, spans, is_padding=None, dropout=0.25)
-    is_kept = dropped != 0.0
-    assert float(is_kept.float().mean()) == pytest.approx(0.75, abs=0.01)
-    torch.testing.assert_close(dropped[is_kept], whole[is_kept] / 0.75, rtol=1e-5, atol=0.0)
-    for axis in (0, 2, 3):
-        rates = is_kept.float().transpose(0, axis).flatten(1).mean(dim=1)
-        five_deviations = 5 * (0.75 * 0.25 / (is_kept.numel() / len(rates))) ** 0.5
-        assert float((rates - 0.75).abs().max()) < five_deviations
+    setting: Setting = ([0, 1, 2], 8)
+    inputs = draw(setting, batch=16)
+    mask = mask_of(kernel, inputs, Spans(*setting), None, 0.1)
+    torch.testing.assert_close(mask[mask != 0], torch.full_like(mask[mask != 0], 1 / 0.9), rtol=1e-4, atol=0.0)
+    is_kept = (mask != 0).double()
+    assert float((is_kept.mean() - 0.9).abs()) < 4 * (0.09 / is_kept.numel()) ** 0.5
+    for axis in range(4):
+        rates = is_kept.transpose(0, axis).flatten(1).mean(dim=1)
+        assert float((rates - 0.9).abs().max()) < 5 * (0.09 * len(rates) / is_kept.numel()) ** 0.5
+    flat = is_kept.flatten() - 0.9
+    for lag in (1, 2, 3, 4, 8, 64, 4096, 8192):
+        correlation = float((flat[lag:] * flat[:-lag]).mean()) / 0.09
+        assert abs(correlation) < 5 / len(flat) ** 0.5, lag
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
-def test_dropout_follows_the_seed(dropout: float) -> None:
-    inputs = draw([0, 1], 4, batch=2)
-    spans = Spans([0, 1], 4)
+def test_dropout_follows_the_seed(kernel: str, dropout: float) -> None:
+    inputs, spans = draw(([0, 1], 4), batch=2), Spans([0, 1], 4)
 
-    def attend(seed: int) -> Tensor:
+    def dropped(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return routed_attention(*inputs, spans, is_padding=None, dropout=dropout)
+        return attend(inputs, spans, dropout=dropout, kernel=kernel)
 
-    assert torch.equal(attend(1), attend(1))
-    assert torch.equal(attend(1), attend(2)) is (dropout != 0.5)
-    assert (float(attend(1).abs().max()) == 0.0) is (dropout == 1.0)
+    assert torch.equal(dropped(1), dropped(1))
+    assert torch.equal(dropped(1), dropped(2)) is (dropout != 0.5)
+    assert (float(dropped(1).abs().max()) == 0.0) is (dropout == 1.0)
 
 
-def test_without_dropout_no_random_number_is_drawn() -> None:
-    inputs, spans = draw([0, 1], 3, batch=1), Spans([0, 1], 3)
+def test_without_dropout_no_random_number_is_drawn(kernel: str) -> None:
+    inputs = draw(([0, 1], 3), batch=1)
     state = torch.get_rng_state()
-    routed_attention(*inputs, spans, is_padding=None)
+    attend(inputs, Spans([0, 1], 3), kernel=kernel)
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_bfloat16_under_autocast_keeps_statistics_in_float32() -> None:
-    setting = ([0, 1, 2], 6)
-    query, key, value, weights = draw(*setting, batch=2)
+def test_bfloat16_under_autocast_keeps_statistics_in_float32(kernel: str) -> None:
+    setting: Setting = ([0, 1, 2], 6)
+    query, key, value, weights = draw(setting, batch=2)
     low = [tensor.bfloat16() for tensor in (query, key, value)]
-    exact = run(lambda *tensors: reference.routed_attention(*tensors, *setting), [*low, weights], torch.float64)
+    exact = run(defined(setting, None), [*low, weights], torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         leaves = [tensor.detach().requires_grad_() for tensor in (*low, weights)]
-        result = routed_attention(*leaves, Spans(*setting), is_padding=None)
+        result = attend(leaves, Spans(*setting), kernel=kernel)
     assert result.dtype == torch.bfloat16
     signs = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).sin().view(result.shape)
     gradients = torch.autograd.grad((result.double() * signs).sum(), leaves)
@@ -239,102 +289,55 @@ def test_bfloat16_under_autocast_keeps_statistics_in_float32() -> None:
         torch.testing.assert_close(mine.double(), wanted, rtol=2e-2, atol=2e-2)
 
 
-def test_shifting_in_float32_equals_not_shifting() -> None:
-    windows = attention_windows.RowWindows(Spans([1, 2, 3], 5).pair_class, Spans([1, 2, 3], 5).contains, torch.float32)
-    scores = torch.randn(3, 25, 25) * 5
-    is_hidden = torch.rand(3, 1, 25) < 0.8
-    weights = torch.rand(3, 3)
-    blends = []
-    for is_safe in (True, False):
-        exponentials = scores.clone()
-        shares = attention_windows.exponentiate_(exponentials, windows, is_hidden, is_safe=is_safe)
-        assert shares.is_empty is not None
-        assert shares.is_empty.any()
-        blends.append(exponentials * shares.blend(weights))
-    torch.testing.assert_close(blends[0], blends[1], rtol=1e-5, atol=1e-6)
-
-
-class Largest(TorchDispatchMode):
-    """Watches the size of the largest tensor that any operation makes."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(tensor, Tensor):
-                self.numbers = max(self.numbers, tensor.numel())
-        return result
-
-
-def test_memory_grows_with_the_cells_not_their_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(attention_blocks.BLOCK_NUMBERS, "cpu", 2**13)
-    tensors, spans = draw([0, 1, 2], 24, batch=2), Spans([0, 1, 2], 24)
-    inputs = attention_blocks.Inputs(*tensors, spans.pair_class, spans.contains, None, 0.1)
-    with Largest() as largest:
-        attention_kernel.forward_pass(inputs, torch.tensor(3), None)
-        attention_kernel.backward_pass(inputs, torch.tensor(3), None, torch.ones_like(tensors[0]))
-    assert largest.numbers < 2**15  # one example's map has 2 * 24**4 numbers, twenty times as many
-
+def test_memory_of_the_cpu_kernel_grows_with_the_cells_not_their_square() -> None:
+    setting: Setting = ([0, 1, 2], 24)
+    tensors, spans = [tensor.requires_grad_() for tensor in draw(setting, batch=2)], Spans(*setting)
     saved = []
-    leaves = [tensor.requires_grad_() for tensor in tensors]
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda kept: kept):
-        routed_attention(*leaves, spans, is_padding=None, dropout=0.1)
+        attend(tensors, spans, dropout=0.1, kernel="cpu")
+    assert spans.pair_class is not None
     kept = {tensor.data_ptr(): tensor.numel() for tensor in saved if tensor.data_ptr() != spans.pair_class.data_ptr()}
-    assert 0 < sum(kept.values()) < 2**15
+    assert 0 < sum(kept.values()) < 2**15  # one example's map has 2 * 24**4 numbers, twenty times as many
 
 
-@pytest.mark.parametrize(
-    ("gap", "dtype"), [(1.0, torch.float32), (90.0, torch.float32), (1.0, torch.float64), (3e3, torch.float64)]
-)
-def test_exponentials_are_kept_where_they_are_few(
-    gap: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spans = Spans([0, 1], 3)
-    tensors = [*torch.randn(3, 3, HEADS, 9, 16, dtype=dtype), torch.rand(3, 2, dtype=dtype)]
-    tensors[0][1] *= gap  # the scores of one example are beyond the reach of their exponentials
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-    saved: list[tuple[int, ...]] = []
-
-    def gradients() -> tuple[Tensor, ...]:
-        torch.manual_seed(4)
-        with torch.autograd.graph.saved_tensors_hooks(lambda it: saved.append(it.shape) or it, lambda it: it):
-            attended = routed_attention(*leaves, spans, is_padding=None, dropout=0.3)
-        return torch.autograd.grad(attended.square().sum(), leaves)
-
-    monkeypatch.setitem(attention_blocks.BLOCK_NUMBERS, "cpu", HEADS * 9 * 9)
-    found = gradients()
-    assert (3, HEADS, 9, 9) in saved
-    saved.clear()
-    monkeypatch.setattr(attention_kernel, "keeps_exponentials", lambda _: False)
-    torch.testing.assert_close(found, gradients())
-    assert (3, HEADS, 9, 9) not in saved
+def test_a_second_backward_pass_finds_the_same(kernel: str) -> None:
+    tensors = [tensor.requires_grad_() for tensor in draw(([0, 1], 2), batch=2)]  # as many cells as a head is wide
+    total = attend(tensors, Spans([0, 1], 2), kernel=kernel).square().sum()
+    first = torch.autograd.grad(total, tensors, retain_graph=True)
+    assert all(torch.equal(one, other) for one, other in zip(first, torch.autograd.grad(total, tensors), strict=True))
 
 
-def test_nothing_is_kept_without_a_backward_pass() -> None:
-    spans, tensors = Spans([0, 1], 2), draw([0, 1], 2, batch=1)  # as many cells as a head is wide
-    arguments = (*tensors, spans.pair_class, spans.contains, None, 0.0, torch.tensor(1))
-    assert torch.ops.trarctl.blended_attention(*arguments, True)[1].shape == (1, HEADS, 4, 4)
-    assert torch.ops.trarctl.blended_attention(*arguments, False)[1].numel() == 0
+@pytest.fixture
+def meta() -> Iterator[None]:
+    with torch.device("meta"):
+        yield
 
 
-@pytest.mark.usefixtures("way")
-def test_registered_with_torch_as_its_checks_want() -> None:
-    spans = Spans([0, 1], 3)
-    arguments = [
-        *(tensor.requires_grad_() for tensor in draw([0, 1], 3, batch=2)),
-        *(spans.pair_class, spans.contains, draw_padding(2, 9), 0.2, torch.tensor(5), True),
-    ]
-    torch.library.opcheck(torch.ops.trarctl.blended_attention.default, tuple(arguments))
+@pytest.mark.usefixtures("meta")
+def test_the_reference_reads_no_number_off_the_device() -> None:
+    setting: Setting = (["cross:1", 0, 2], 4)
+    inputs = [tensor.requires_grad_() for tensor in draw(setting, batch=2)]
+    is_padding = torch.zeros(2, 16, dtype=torch.bool)
+    attended = attend(inputs, Spans(*setting), is_padding=is_padding, dropout=0.1, kernel="auto")
+    assert attended.device.type == "meta"
+    attended.sum().backward()
+    assert blended_map(*inputs[:2], inputs[3], None, torch.ones(3, 1, dtype=torch.bool), None).shape == (
+        2,
+        HEADS,
+        16,
+        16,
+    )
 
 
-def test_compiles() -> None:
-    spans = Spans([0, 1, 2], 4)
-    inputs = draw([0, 1, 2], 4, batch=2)
+@pytest.mark.parametrize("has_padding", [False, True])
+def test_the_reference_compiles_in_one_piece(has_padding: bool) -> None:
+    setting: Setting = ([0, 1, "cross:2"], 4)
+    inputs, spans = draw(setting, batch=2), Spans(*setting)
+    is_padding = draw_padding(2, 16) if has_padding else None
 
-    def attend(*tensors: Tensor) -> Tensor:
-        return routed_attention(*tensors, spans, is_padding=None) * 2.0
+    def doubled(*given: Tensor) -> Tensor:
+        return attend([*given], spans, is_padding=is_padding) * 2.0
 
-    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
-    for ours, eager in zip(run(compiled, inputs, torch.float32), run(attend, inputs, torch.float32), strict=True):
-        torch.testing.assert_close(ours, eager)
+    compiled = torch.compile(doubled, backend="aot_eager", fullgraph=True)
+    exact = run(lambda *given: 2.0 * defined(setting, is_padding)(*given), inputs, torch.float64)
+    assert_near(run(compiled, inputs, torch.float32), exact)

@@ -1,83 +1,101 @@
+"""Dropout against its rule: each element is kept with probability 1 - p, independently, and scaled by 1 / (1 - p)."""
+
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
-from trarctl.model.kernels import dropout
-from trarctl.model.kernels.dropout import KeepMask, draw_seed, relu_dropout
+from trarctl.model import kernels
+from trarctl.model.kernels import cpu
 
-
-def drawn(probability: float, *shape: int) -> torch.Tensor:
-    """A mask of that shape."""
-    mask = KeepMask(probability, draw_seed(), torch.device("cpu")).draw(torch.empty(shape))
-    assert mask is not None
-    return mask
+Dropout = Callable[[Tensor, float], Tensor]
+both = pytest.mark.parametrize("function", [kernels.dropout, kernels.relu_dropout])
 
 
-@pytest.mark.parametrize("probability", [0.1, 0.5])
-def test_share_and_scale(probability: float) -> None:
+def kept_of(function: Dropout, probability: float, *shape: int, seed: int = 0) -> Tensor:
+    """Where ones are kept, with the values that they then have."""
+    torch.manual_seed(seed)
+    return function(torch.ones(shape), probability)
+
+
+@both
+@pytest.mark.parametrize("probability", [0.1, 0.25, 0.5])
+def test_rate_and_scale(function: Dropout, probability: float) -> None:
+    dropped = kept_of(function, probability, 1000, 1500)
+    is_kept = dropped != 0
+    deviation = (probability * (1 - probability) / dropped.numel()) ** 0.5
+    assert abs(float(is_kept.double().mean()) - (1 - probability)) < 4 * deviation
+    scales = dropped[is_kept].unique()
+    assert scales.numel() == 1
+    assert abs(float(scales) - 1 / (1 - probability)) < 1e-4
+
+
+@both
+def test_elements_are_dropped_independently(function: Dropout) -> None:
+    centered = (kept_of(function, 0.3, 2**21) != 0).double() - 0.7
+    for lag in (1, 2, 3, 4, 5, 7, 8, 64, 512, 2**16, 2**19, 2**20):
+        correlation = float((centered[lag:] * centered[:-lag]).mean()) / 0.21
+        assert abs(correlation) < 5 / (len(centered) - lag) ** 0.5, lag
+
+
+@both
+@pytest.mark.parametrize("shape", [(1,), (3,), (5,), (9,), (17,), (1001,), (3, 5, 7)])
+def test_every_element_of_every_size_has_its_chance(function: Dropout, shape: tuple[int, ...]) -> None:
+    rates = torch.stack([kept_of(function, 0.5, *shape, seed=seed) != 0 for seed in range(200)]).double().mean(dim=0)
+    assert float(rates.min()) > 0.25
+    assert float(rates.max()) < 0.75
+
+
+@both
+@pytest.mark.parametrize("block", [8, 256, 2**20])
+def test_values_and_gradient_have_one_mask(function: Dropout, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "BLOCK_NUMBERS", block)
+    mask = kept_of(function, 0.2, 50, 9).double()
+    assert 0.05 < float((mask == 0).double().mean()) < 0.35
+    states = torch.randn(50, 9, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(0)
-    mask = drawn(probability, 500, 400)
-    six_deviations = 6 * (probability * (1 - probability) / mask.numel()) ** 0.5
-    assert abs(float(mask.mean()) - (1 - probability)) < six_deviations
-    assert mask.unique().tolist() == [0, 1]
-    assert abs(KeepMask(probability, draw_seed(), mask.device).scale - 1 / (1 - probability)) < 1e-4
+    dropped = function(states, 0.2)
+    passes = mask if function is kernels.dropout else mask * (states > 0)
+    torch.testing.assert_close(dropped, passes * states, rtol=1e-6, atol=1e-6)
+    weight = torch.randn(50, 9, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((dropped * weight).sum(), states)
+    torch.testing.assert_close(gradient, passes * weight, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 9, 17, 1001])
-def test_masks_of_every_size(size: int) -> None:
-    torch.manual_seed(2)
-    assert 0.2 < float(torch.stack([drawn(0.5, size) for _ in range(200)]).mean()) < 0.8
+@both
+def test_gradient_by_finite_differences(function: Dropout) -> None:
+    def seeded(states: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        return function(states, 0.4)
+
+    states = torch.randn(4, 6, dtype=torch.float64)
+    states = torch.where(states.abs() < 0.1, 0.5, states).requires_grad_()  # away from the ReLU's corner
+    assert torch.autograd.gradcheck(seeded, states)
 
 
-def test_elements_are_dropped_independently() -> None:
-    torch.manual_seed(1)
-    kept = drawn(0.5, 4096, 64)
-    correlation = torch.corrcoef(kept.T) - torch.eye(64)
-    assert float(correlation.abs().max()) < 0.1
-    # The two elements that share random bits lie half a mask apart, or half and one.
-    flat = kept.view(2, -1)
-    for shift in (0, 1):
-        pair = torch.stack([flat[0].roll(-shift), flat[1]])
-        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.02
-
-
-def test_relu_dropout_has_the_values_and_gradient_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dropout, "BLOCK_NUMBERS", 128)
-    states = torch.randn(50, 9, requires_grad=True)
-    torch.manual_seed(3)
-    both = relu_dropout(states * 1, 0.2, training=True)
-    torch.manual_seed(3)
-    keep = KeepMask(0.2, draw_seed(), states.device)
-    mask = torch.cat([keep.draw(torch.empty(len(part))) for part in states.detach().view(-1).split(128)])  # type: ignore[misc]
-    apart = torch.relu(states) * mask.view(50, 9) * keep.scale
-    torch.testing.assert_close(both, apart)
-    assert 0.05 < float((mask == 0).float().mean()) < 0.35
-    weight = torch.randn(50, 9)
-    (ours,) = torch.autograd.grad((both * weight).sum(), states)
-    (theirs,) = torch.autograd.grad((apart * weight).sum(), states)
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_the_seed_decides() -> None:
+@both
+def test_the_seed_decides(function: Dropout) -> None:
     torch.manual_seed(0)
-    first = relu_dropout(torch.ones(100, 100), 0.5, training=True)
-    second = relu_dropout(torch.ones(100, 100), 0.5, training=True)
-    torch.manual_seed(0)
-    assert torch.equal(relu_dropout(torch.ones(100, 100), 0.5, training=True), first)
+    first, second = function(torch.ones(100, 100), 0.5), function(torch.ones(100, 100), 0.5)
+    assert torch.equal(kept_of(function, 0.5, 100, 100), first)
     assert not torch.equal(first, second)
 
 
-def test_nothing_is_dropped_in_evaluation() -> None:
-    states = torch.randn(3, 3)
-    assert torch.equal(relu_dropout(states.clone(), 0.5, training=False), states.relu())
-    assert torch.equal(relu_dropout(states.clone(), 0.0, training=True), states.relu())
+def test_without_dropout_nothing_changes_and_no_random_number_is_drawn() -> None:
+    states, before = torch.randn(3, 3), torch.get_rng_state()
+    assert torch.equal(kernels.dropout(states, 0.0), states)
+    assert torch.equal(kernels.relu_dropout(states, 0.0), states.relu())
+    assert torch.equal(before, torch.get_rng_state())
 
 
+@both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_types_and_layouts(dtype: torch.dtype) -> None:
+def test_other_types_and_layouts(function: Dropout, dtype: torch.dtype) -> None:
     states = torch.ones(3, 5, 1, dtype=dtype, requires_grad=True)
-    dropped = relu_dropout(states.transpose(0, 1) * 1, 0.5, training=True)
+    dropped = function(states.transpose(0, 1) * 1, 0.5)
     assert dropped.dtype == dtype
     assert set(dropped.unique().tolist()) <= {0.0, 2.0}
     dropped.sum().backward()

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trarctl.model.routing import Router, build_pool, gumbel_like
+from trarctl.model.routing import Router, gumbel_like
 
 
 def router(pooling: str, *, is_hard: bool, size: int = 8, num_spans: int = 3) -> Router:
     torch.manual_seed(1)
-    return Router(size, num_spans, pool=build_pool(pooling, size), is_hard=is_hard)  # type: ignore[arg-type]
+    return Router(size, num_spans, pooling=pooling, is_hard=is_hard)
 
 
 @pytest.mark.parametrize("pooling", ["avg", "attention", "fc"])

@@ -14,11 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trarctl.engine.ensemble import probabilities
-from trarctl.model.attention import routed_attention_map
-from trarctl.model.layers import split_heads
 from trarctl.model.trar import TRAR
 
 
@@ -57,10 +54,7 @@ def inspect(
     with torch.inference_mode(), _recording(model) as (layer_inputs, pool_inputs):
         scores, routes = model(question_tokens.to(device), features.to(device), temperature=temperature)
         pooled = _pool_weights(model, *pool_inputs[0])
-        maps = [
-            _attention_map(layer.route, cells, is_padding, routes[:, number])
-            for number, (layer, (cells, is_padding)) in enumerate(zip(model.visual_layers, layer_inputs, strict=True))
-        ]
+        maps = _layer_maps(model, layer_inputs, routes)
         looked_at = torch.stack([torch.einsum("bn,bhnm->bm", pooled, one) / one.shape[1] for one in maps], dim=1)
     return Insight(
         probabilities(scores.cpu().numpy(), is_exclusive=is_exclusive),
@@ -75,10 +69,7 @@ def attention_maps(model: TRAR, question_tokens: Tensor, features: Tensor, *, te
     device = model.head.weight.device
     with torch.inference_mode(), _recording(model) as (layer_inputs, _):
         _, routes = model(question_tokens.to(device), features.to(device), temperature=temperature)
-        maps = [
-            _attention_map(layer.route, cells, is_padding, routes[:, number])
-            for number, (layer, (cells, is_padding)) in enumerate(zip(model.visual_layers, layer_inputs, strict=True))
-        ]
+        maps = _layer_maps(model, layer_inputs, routes)
     return torch.stack(maps, dim=1).cpu().numpy()
 
 
@@ -107,13 +98,13 @@ def _recording(model: TRAR) -> Iterator[tuple[Inputs, Inputs]]:
             handle.remove()
 
 
-def _attention_map(route: Any, cells: Tensor, is_padding: Tensor, weights: Tensor) -> Tensor:
-    """The map that a layer blended, [B, H, N, N]."""
-    if route.binarize:
-        weights = functional.one_hot(weights.argmax(dim=-1), weights.shape[-1]).to(weights.dtype)
-    query = split_heads(route.query(cells), route.num_heads).float()
-    key = split_heads(route.key(cells), route.num_heads).float()
-    return routed_attention_map(query, key, weights, route.spans, is_padding=is_padding)
+def _layer_maps(model: TRAR, layer_inputs: Inputs, routes: Tensor) -> list[Tensor]:
+    """The map that each layer blended, [B, H, N, N]."""
+    layers: list[Any] = list(model.visual_layers)
+    return [
+        layer.route.attention_map(cells, is_padding, routes[:, number])
+        for number, (layer, (cells, is_padding)) in enumerate(zip(layers, layer_inputs, strict=True))
+    ]
 
 
 def _pool_weights(model: TRAR, cells: Tensor, is_padding: Tensor) -> Tensor:

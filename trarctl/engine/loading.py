@@ -75,7 +75,7 @@ def load_model(
         state = model_tensors(tensors)
         epoch, heat = description.progress.epoch, description.temperature
     _check_sizes(path, state, data)
-    model = TRAR(settings.model, model_sizes(data))
+    model = TRAR(settings.model, model_sizes(data), attention=settings.run.attention)
     load_weights(model, state, path)
     return Loaded(model.to(world.device).eval(), settings, heat, epoch, path, description)
 

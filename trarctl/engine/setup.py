@@ -68,4 +68,4 @@ def build_model(settings: Settings, data: PreparedData) -> TRAR:
     """A model with start weights: a function of the seed, and of the data's word vectors if it has any."""
     torch.manual_seed(settings.train.seed)
     vectors = None if data.vectors is None else torch.from_numpy(data.vectors.astype("float32"))
-    return TRAR(settings.model, model_sizes(data), vectors)
+    return TRAR(settings.model, model_sizes(data), vectors, attention=settings.run.attention)

@@ -1,9 +1,30 @@
-"""Attention cores: plain, and routed through several spans at once.
+"""TRAR's routed attention: the paper's equations, in plain torch on any device.
 
-Axes: B batch, H heads, T queries, M keys, N cells, d width of a head, K spans.
+Each span k lets a cell attend to a part of the grid. The map of an image is the blend of the spans' maps,
 
-Padding keeps the meaning it had when TRAR's published weights were trained, where hidden scores were -1e9: a row with
-nothing to see is uniform over all its keys.
+    map[m] = sum over k of  alpha_k * softmax over span k (s)[m],
+
+with one score matrix s for all spans. To do it in one pass, sort the keys of a query into classes: two keys are of one
+class if the same spans hold both. Classes do not overlap, and a span is a union of classes. So its softmax is a
+product: the softmax of the score within its class, times that of the class among the classes of the span. Only the
+second factor depends on k, and it has one number a class, not one a key:
+
+    lse_c   = log-sum-exp of the scores in class c
+    share_c = sum over the spans k that hold c of  alpha_k * exp(lse_c - lse_k),   lse_k = log-sum-exp of their lse_c
+    map[m]  = exp(s[m] - lse_c) * share_c,   c the class of key m.
+
+No exponent is above 0, so all is finite however far the scores of two spans lie apart. This is ``exp(s + w_c)`` with
+w_c = log(share_c) - lse_c, without the logarithm of an alpha that may be 0. Attention without spans has one class.
+
+Padding keeps the meaning it had when the published weights were trained: hidden scores were -1e9, so the softmax of a
+span that shows nothing but padding to a query is uniform over all keys.
+
+Dropout, on every device: it is applied once, to the blended map. Each element is kept with probability 1 - p,
+independently of the others, and scaled by 1 / (1 - p). The random numbers come from torch's generator, or from a seed
+that it draws; on the CPU p is rounded to a multiple of 2**-16. The same rule holds in the feed-forward layers and the
+residual connections.
+
+Source: TRAR (ICCV 2021), section 3.
 """
 
 from __future__ import annotations
@@ -12,123 +33,83 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trarctl.model.kernels.cpu import blended_attention
-from trarctl.model.spans import Spans
+from trarctl.registry import KERNELS
+
+HIDDEN = -1e9  # the score of what is not to be seen; far below any other, yet finite, and so are all gradients
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *, is_padding: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Plain multi-head attention.
-
-    Args:
-        query: [B, H, T, d].
-        key: [B, H, M, d].
-        value: [B, H, M, d].
-        is_padding: keys not to look at, [B, M] bool; None looks at all.
-        dropout: probability, applied to the attention map.
+def blended_map(
+    query: Tensor,
+    key: Tensor,
+    span_weights: Tensor,
+    pair_class: Tensor | None,
+    contains: Tensor,
+    is_padding: Tensor | None,
+) -> Tensor:
+    """Blend the attention maps of K spans; arguments as for ``reference_attention``.
 
     Returns:
-        [B, H, T, d]; examples whose keys are all padding get the plain average of the values.
+        [B, H, T, M], float32 (float64 for float64 queries). Rows add up to the sum of the span weights.
     """
-    if dropout == 0.0 or query.is_cuda:
-        is_hidden = None if is_padding is None else is_padding[:, None, None, :]
-        return _masked_attention(query, key, value, is_hidden, dropout=dropout)
-    return blended_attention(
-        query,
-        key,
-        value,
-        torch.ones(query.shape[0], 1, device=query.device),
-        pair_class=None,
-        contains=torch.ones(1, 1, dtype=torch.bool, device=query.device),
-        is_padding=is_padding,
-        dropout=dropout,
-    )
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT  # [B, H, T, M]
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if is_padding is not None:
+        scores = scores.masked_fill(is_padding[:, None, None, :], HIDDEN)
+    num_classes = contains.shape[1]
+    if pair_class is None:
+        in_class = torch.ones(1, 1, 1, dtype=torch.bool, device=scores.device)
+    else:
+        in_class = pair_class == torch.arange(num_classes, device=scores.device)[:, None, None]  # [C, T, M]
+
+    def per_key(per_class: Tensor) -> Tensor:  # [B, H, T, C] -> [B, H, T, M]
+        result = per_class[..., :1]
+        for number in range(1, num_classes):
+            result = torch.where(in_class[number], per_class[..., number : number + 1], result)
+        return result
+
+    # Log-sum-exp of each class: the scores less the largest of their class, then one exponential serves all spans.
+    largest = torch.stack([scores.masked_fill(~keys, HIDDEN).amax(dim=-1) for keys in in_class], dim=-1).detach()
+    exponentials = torch.exp(scores - per_key(largest))
+    sums = torch.stack([torch.where(keys, exponentials, 0.0).sum(dim=-1) for keys in in_class], dim=-1)
+    sums = sums.clamp_min(1.0)  # what only a class without keys is below
+    lse = largest + sums.log()  # [B, H, T, C]
+
+    # The share of each class: its softmax among the classes of a span, blended over the spans.
+    of_span = lse[..., None, :].masked_fill(~contains, 2 * HIDDEN)  # [B, H, T, K, C]
+    is_empty = of_span.detach().amax(dim=-1) < HIDDEN / 2  # [B, H, T, K]
+    weights = span_weights.to(scores.dtype)[:, None, None, :]  # [B, 1, 1, K]
+    share = (weights.masked_fill(is_empty, 0.0)[..., None] * of_span.softmax(dim=-1)).sum(dim=-2)  # [B, H, T, C]
+    uniform = (weights * is_empty).sum(dim=-1, keepdim=True) / key.shape[-2]  # [B, H, T, 1]
+    return exponentials * per_key(share / sums) + uniform
 
 
-def routed_attention(
+@KERNELS.register("reference")
+def reference_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     span_weights: Tensor,
-    spans: Spans,
-    *,
+    pair_class: Tensor | None,
+    contains: Tensor,
     is_padding: Tensor | None,
-    dropout: float = 0.0,
+    dropout: float,
 ) -> Tensor:
-    """Attention over the cells of a grid, blended from K spans for each example.
+    """Attend through a blend of K spans. Every attention kernel has these arguments and this result.
 
-    The attention map is the sum over the spans of ``span_weights`` times the softmax of the scores inside that span;
-    it is never held as a whole.
+    Axes: B batch, H heads, T queries, M keys, d width of a head, K spans, C classes.
 
     Args:
-        query: [B, H, N, d].
-        key: [B, H, N, d].
-        value: [B, H, N, d].
-        span_weights: how much of each span, [B, K].
-        spans: the K windows over the N cells.
-        is_padding: cells not to look at, [B, N] bool; None looks at all.
-        dropout: probability, applied to the blended map.
+        query: [B, H, T, d].
+        key: [B, H, M, d].
+        value: [B, H, M, d], or of another width.
+        span_weights: alpha, how much of each span, [B, K].
+        pair_class: class of each query and key, [T, M]; None if all are of class 0.
+        contains: whether span k holds class c, [K, C] bool; a class that no span holds is outside all of them.
+        is_padding: keys not to look at, [B, M] bool; None looks at all.
+        dropout: probability of dropping an element of the blended map.
 
     Returns:
-        [B, H, N, d]. Where a row of a span has only padding to see, that span's part is uniform over all N cells.
-
-    Source: TRAR (ICCV 2021), section 3.
+        [B, H, T, d], as wide as the value.
     """
-    if spans.is_global:
-        attended = attention(query, key, value, is_padding=is_padding, dropout=dropout)
-        return attended * span_weights.sum(dim=-1).to(attended.dtype)[:, None, None, None]
-    return blended_attention(
-        query,
-        key,
-        value,
-        span_weights,
-        pair_class=spans.pair_class,
-        contains=spans.contains,
-        is_padding=is_padding,
-        dropout=dropout,
-    )
-
-
-@torch.no_grad()
-def routed_attention_map(
-    query: Tensor, key: Tensor, span_weights: Tensor, spans: Spans, *, is_padding: Tensor | None
-) -> Tensor:
-    """The map of ``routed_attention`` without dropout, to look at: [B, H, N, N] float32, no gradient."""
-    batch, heads, num_cells, _ = query.shape
-    identity = torch.eye(num_cells, device=query.device).expand(batch, heads, num_cells, num_cells)
-    return routed_attention(query.float(), key.float(), identity, span_weights, spans, is_padding=is_padding)
-
-
-def chosen_span_attention(
-    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, spans: Spans, *, is_padding: Tensor | None
-) -> Tensor:
-    """``routed_attention`` where each example uses one span and the others are not computed.
-
-    Args:
-        query: [B, H, N, d].
-        key: [B, H, N, d].
-        value: [B, H, N, d].
-        chosen: index of the span of each example, [B].
-        spans: the K windows over the N cells.
-        is_padding: cells not to look at, [B, N] bool; None looks at all.
-
-    Returns:
-        [B, H, N, d].
-    """
-    if spans.is_global:
-        return attention(query, key, value, is_padding=is_padding)
-    is_hidden = spans.pair_class >= spans.contains.sum(dim=-1)[chosen][:, None, None]
-    if is_padding is not None:
-        is_hidden = is_hidden | is_padding[:, None, :]
-    return _masked_attention(query, key, value, is_hidden.unsqueeze(1))
-
-
-def _masked_attention(
-    query: Tensor, key: Tensor, value: Tensor, is_hidden: Tensor | None, *, dropout: float = 0.0
-) -> Tensor:
-    """Attention with a mask [B, 1, T or 1, M]; rows where everything is hidden become uniform over all keys."""
-    if is_hidden is None:
-        return functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    is_blind = is_hidden.all(dim=-1, keepdim=True)
-    return functional.scaled_dot_product_attention(
-        query.masked_fill(is_blind, 0.0), key, value, attn_mask=~is_hidden | is_blind, dropout_p=dropout
-    )
+    blended = blended_map(query, key, span_weights, pair_class, contains, is_padding)
+    return functional.dropout(blended, dropout).to(value.dtype) @ value

@@ -1,15 +1,48 @@
-"""Layers that language and image share: the feed-forward, multi-head attention, attention pooling.
+"""Layers that language and image share: the norm, the feed-forward, multi-head attention, attention pooling.
 
 Axes: B batch, T tokens or N cells, M keys, H heads, D hidden width, G glimpses.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from trarctl.model.attention import attention
-from trarctl.model.kernels.dropout import relu_dropout
+from trarctl.model import kernels
+
+
+class SampleNorm(nn.Module):
+    """Layer norm with the sample standard deviation, as TRAR's weights were trained with.
+
+    Unlike ``torch.nn.LayerNorm`` it divides by the unbiased standard deviation plus ``eps`` (not by the root of the
+    variance plus ``eps``). Statistics are float32 whatever the input is.
+
+    Source: the encoder norm of MCAN (CVPR 2019), as published TRAR weights expect it.
+    """
+
+    def __init__(self, size: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Normalize the last axis: [..., D] -> [..., D]."""
+        return kernels.sample_norm(states, self.gain, self.bias, self.eps)
+
+
+class ResidualNorm(SampleNorm):
+    """``norm(states + dropout(change))``: what follows each sublayer."""
+
+    def __init__(self, size: int, *, dropout: float) -> None:
+        super().__init__(size)
+        self.dropout = dropout
+
+    def forward(self, states: Tensor, change: Tensor) -> Tensor:  # type: ignore[override]
+        """Add a sublayer's result to what it started from, and normalize: twice [..., D] -> [..., D]."""
+        return super().forward(states + kernels.dropout(change, self.dropout if self.training else 0.0))
 
 
 class FeedForward(nn.Module):
@@ -23,13 +56,20 @@ class FeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [..., D] to [..., out]."""
-        return self.contract(relu_dropout(self.expand(states), self.dropout, training=self.training))
+        return self.contract(kernels.relu_dropout(self.expand(states), self.dropout if self.training else 0.0))
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention with H heads; q, k, v and output linears all have a bias."""
+    """Attention with H heads; q, k, v and output linears all have a bias.
 
-    def __init__(self, size: int, num_heads: int, *, dropout: float) -> None:
+    Args:
+        size: width D.
+        num_heads: H.
+        dropout: probability, of the attention map.
+        kernel: what computes the attention, see ``trarctl.model.kernels``.
+    """
+
+    def __init__(self, size: int, num_heads: int, *, dropout: float, kernel: str = "auto") -> None:
         super().__init__()
         self.query = nn.Linear(size, size)
         self.key = nn.Linear(size, size)
@@ -37,6 +77,7 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(size, size)
         self.num_heads = num_heads
         self.dropout = dropout
+        self.kernel = kernel
 
     def forward(self, queries: Tensor, keys: Tensor, is_padding: Tensor) -> Tensor:
         """Attend from ``queries`` [B, T, D] to ``keys`` [B, M, D]; ``is_padding`` [B, M] is True where not to look.
@@ -44,14 +85,19 @@ class MultiHeadAttention(nn.Module):
         Returns:
             [B, T, D]; a row whose keys are all padding gets their plain average.
         """
-        attended = attention(
+        return self._attend(queries, keys, is_padding=is_padding)
+
+    def _attend(self, queries: Tensor, keys: Tensor, **arguments: Any) -> Tensor:
+        attended = kernels.attend(
             split_heads(self.query(queries), self.num_heads),
             split_heads(self.key(keys), self.num_heads),
             split_heads(self.value(keys), self.num_heads),
-            is_padding=is_padding,
             dropout=self.dropout if self.training else 0.0,
+            kernel=self.kernel,
+            **arguments,
         )
-        return self.output(join_heads(attended))
+        projected: Tensor = self.output(join_heads(attended))
+        return projected
 
 
 class AttentionPooling(nn.Module):

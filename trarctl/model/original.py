@@ -49,7 +49,7 @@ RENAMES = (
 
 
 def translate_name(name: str) -> str:
-    """The name here of the original's parameter ``name``."""
+    """Translate one parameter's name of the original."""
     name = name.removeprefix("module.")
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
@@ -65,8 +65,7 @@ def shape_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read off the model settings that the shapes of a (translated) state fix.
 
     Returns:
-        Keys of ``ModelSettings``; the spans' number is under ``num_spans``. Heads, dropout, the spans themselves, the
-        grid and the routing leave no trace in the shapes.
+        Keys of ``ModelSettings``, and ``num_spans``. Heads, dropout, spans, grid and routing leave no trace in shapes.
 
     Raises:
         KeyError: for a state that lacks a part of the model.

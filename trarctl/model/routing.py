@@ -5,29 +5,34 @@ Axes: B batch, N cells, D hidden width, K spans.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trarctl.model.kernels.norms import SampleNorm
-from trarctl.model.layers import AttentionPooling
+from trarctl.model.layers import AttentionPooling, SampleNorm
+from trarctl.registry import POOLINGS
 
-Pooling = Literal["avg", "attention", "fc"]
 ATTENTION_POOLING_DROPOUT = 0.1  # fixed by the published model, whatever dropout the rest has
 
 
+# A pooling is a module made from the width D of the cells, which sums up an image: [B, N, D] -> [B, D].
+
+
+@POOLINGS.register("avg")
 class AveragePool(nn.Module):
-    """The mean over all cells, padding included: [B, N, D] -> [B, D]."""
+    """The mean over all cells, padding included."""
+
+    def __init__(self, _size: int) -> None:
+        super().__init__()
 
     def forward(self, cells: Tensor) -> Tensor:
         """Average over the cells."""
         return cells.mean(dim=1)
 
 
+@POOLINGS.register("attention")
 class AttentionPool(nn.Module):
-    """An attention pooling with its own output norm: [B, N, D] -> [B, D]."""
+    """An attention pooling with its own output norm; padding is weighed too, as in the published model."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -35,12 +40,13 @@ class AttentionPool(nn.Module):
         self.norm = SampleNorm(size)
 
     def forward(self, cells: Tensor) -> Tensor:
-        """Weigh, sum up and norm; padding is weighed too, as in the published model."""
+        """Weigh, sum up and norm."""
         return self.norm(self.flat(cells, None))
 
 
+@POOLINGS.register("fc")
 class LinearPool(nn.Module):
-    """A sum weighted by the softmax of one linear score a cell (``fc``): [B, N, D] -> [B, D]."""
+    """A sum weighted by the softmax of one linear score a cell."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -52,28 +58,21 @@ class LinearPool(nn.Module):
         return torch.matmul(weights.transpose(1, 2), cells).squeeze(1)
 
 
-def build_pool(pooling: Pooling, size: int) -> nn.Module:
-    """The pool of that name for cells of width ``size``."""
-    if pooling == "avg":
-        return AveragePool()
-    return AttentionPool(size) if pooling == "attention" else LinearPool(size)
-
-
 class Router(nn.Module):
     """Weigh the attention spans for each image.
 
     Args:
         size: width D of the cells.
         num_spans: K.
-        pool: sums up [B, N, D] to [B, D].
+        pooling: name in POOLINGS of what sums up the image.
         is_hard: sample towards a single span with Gumbel noise while training; the noise is fresh in each forward.
 
     Source: TRAR (ICCV 2021), section 3.2; Gumbel softmax: Jang et al. (ICLR 2017).
     """
 
-    def __init__(self, size: int, num_spans: int, *, pool: nn.Module, is_hard: bool) -> None:
+    def __init__(self, size: int, num_spans: int, *, pooling: str, is_hard: bool) -> None:
         super().__init__()
-        self.pool = pool
+        self.pool = POOLINGS[pooling](size)
         self.squeeze = nn.Linear(size, size // 2, bias=False)
         self.score = nn.Linear(size // 2, num_spans)
         self.is_hard = is_hard

@@ -1,59 +1,83 @@
 """Attention spans: which cells of a grid a cell may look at.
 
-Axes: K spans, S grid size, N = S * S cells in row-major order, C distance classes.
+Axes: K spans, S grid size, N = S * S cells in row-major order, C classes of pairs.
 
-A span is a window, and windows around one cell are nested. So what a pair of cells belongs to depends only on its
-distance class: class 0 is what the smallest window holds, class 1 what the next one adds, and so on.
+A span is a set of relative offsets (rows down, columns right), the same for every cell and symmetric: what a cell
+sees, sees it too. Pairs of cells that the same spans hold are one class. The class depends on the offset alone, so a
+table of (2S - 1) x (2S - 1) offsets says everything, whatever the shapes are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from trarctl.registry import SPAN_SHAPES
+
+Shape = Callable[[int, int, int], bool]  # (rows down, columns right, size) -> whether the span holds this offset
+
+
+@SPAN_SHAPES.register("window")
+def window(down: int, right: int, size: int) -> bool:
+    """Hold the square of cells at Chebyshev distance <= ``size``; 0 is the whole grid."""
+    return size == 0 or max(abs(down), abs(right)) <= size
+
+
+def parse_span(span: int | str) -> tuple[Shape, int]:
+    """Find the shape and size of a span: 2 and ``window:2`` are the same.
+
+    Raises:
+        ValueError: for an unknown shape, or a size that is no number >= 0.
+    """
+    name, _, size = str(span).rpartition(":")
+    if not size.isdecimal() or (name == "" and str(span) != size):
+        raise ValueError(f"got span {span!r}, expected a size >= 0 or SHAPE:SIZE")
+    if name and name not in SPAN_SHAPES:
+        raise ValueError(f"got span {span!r}, expected a shape out of {', '.join(SPAN_SHAPES.names())}")
+    return SPAN_SHAPES[name or "window"], int(size)
+
 
 class Spans(nn.Module):
-    """The windows of a routed attention layer, built once; nothing of it is learned or saved.
+    """The spans of a routed attention layer on its grid, built once; nothing of it is learned or saved.
 
     Args:
-        spans: one order a span: 0 sees the whole grid, r > 0 the cells at Chebyshev distance <= r.
+        spans: one a span: r for a window (0 the whole grid), or ``SHAPE:SIZE``.
         grid_size: side S of the grid, in cells.
 
     Attributes:
-        num_spans: K.
         num_cells: N.
-        num_classes: C, the number of different windows on this grid.
-        is_global: whether every span sees the whole grid, which makes the attention a plain one.
-        pair_class: distance class of each query (row) and key (column), C outside every span, [N, N] uint8.
-        contains: whether span k holds distance class c, [K, C] bool.
+        pair_class: class of each query (row) and key (column), [N, N] int16; None if there is but one.
+        contains: whether span k holds class c, [K, C] bool; pairs outside all spans are a class too.
 
     Raises:
-        ValueError: for no span, a negative order or an empty grid.
+        ValueError: for no span, an unknown, empty or asymmetric one, or an empty grid.
     """
 
-    pair_class: Tensor
+    pair_class: Tensor | None
     contains: Tensor
 
-    def __init__(self, spans: Sequence[int], grid_size: int) -> None:
+    def __init__(self, spans: Sequence[int | str], grid_size: int) -> None:
         super().__init__()
-        if not spans or min(spans) < 0 or grid_size < 1:
-            raise ValueError(f"got spans {list(spans)} on a {grid_size}x{grid_size} grid, expected orders >= 0")
-        farthest = grid_size - 1
-        reach = [farthest if order == 0 else min(order, farthest) for order in spans]
-        limits = torch.tensor(sorted(set(reach)))
-        row, column = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
-        cells = torch.stack([row.flatten(), column.flatten()], dim=-1)
-        distance = (cells[:, None] - cells[None, :]).abs().amax(dim=-1)
-        self.num_spans = len(reach)
-        self.num_cells = grid_size * grid_size
-        self.num_classes = len(limits)
-        self.is_global = min(reach) == farthest
-        pair_class = (distance.unsqueeze(-1) > limits).sum(dim=-1)
-        self.register_buffer("pair_class", pair_class.to(torch.uint8), persistent=False)
-        self.register_buffer("contains", limits <= torch.tensor(reach).unsqueeze(-1), persistent=False)
-
-    def visible(self, span: int) -> Tensor:
-        """Whether a query (row) sees a key (column) in span number ``span``, [N, N] bool."""
-        return self.pair_class < self.contains[span].sum()
+        if not spans or grid_size < 1:
+            raise ValueError(f"got {len(spans)} spans on a {grid_size}x{grid_size} grid, expected at least one on 1x1")
+        shapes = [parse_span(span) for span in spans]
+        reach = range(1 - grid_size, grid_size)
+        # For each offset, which spans hold it.
+        holders = [tuple(bool(shape(y, x, size)) for shape, size in shapes) for y in reach for x in reach]
+        for span, holds in zip(spans, zip(*holders, strict=True), strict=True):
+            if holds != holds[::-1]:
+                raise ValueError(f"span {span!r} is not symmetric: it must hold (-y, -x) where it holds (y, x)")
+            if not any(holds):
+                raise ValueError(f"span {span!r} shows nothing on a {grid_size}x{grid_size} grid")
+        classes = sorted(set(holders), reverse=True)
+        class_of = {held: number for number, held in enumerate(classes)}
+        table = torch.tensor([class_of[held] for held in holders], dtype=torch.int16)
+        cell = torch.arange(grid_size**2)
+        row, column = cell // grid_size, cell % grid_size
+        down, right = (axis[None, :] - axis[:, None] + grid_size - 1 for axis in (row, column))
+        self.num_cells = grid_size**2
+        pair_class = None if len(classes) == 1 else table[down * len(reach) + right]
+        self.register_buffer("pair_class", pair_class, persistent=False)
+        self.register_buffer("contains", torch.tensor(classes).t().contiguous(), persistent=False)

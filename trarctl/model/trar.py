@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from trarctl.config.settings import ModelSettings
-from trarctl.model.attention import chosen_span_attention, routed_attention
-from trarctl.model.kernels.norms import ResidualNorm, SampleNorm
+from trarctl.model.attention import blended_map
 from trarctl.model.layers import (
     AttentionPooling,
     FeedForward,
     MultiHeadAttention,
-    join_heads,
+    ResidualNorm,
+    SampleNorm,
     split_heads,
 )
-from trarctl.model.routing import Router, build_pool
+from trarctl.model.routing import Router
 from trarctl.model.spans import Spans
 
 PAD = 0
@@ -44,10 +44,10 @@ class ModelSizes:
 class LanguageLayer(nn.Module):
     """Self-attention over the words, then feed-forward; both post-norm."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, kernel: str) -> None:
         super().__init__()
         size, probability = settings.hidden_size, settings.dropout
-        self.attend = MultiHeadAttention(size, settings.num_heads, dropout=probability)
+        self.attend = MultiHeadAttention(size, settings.num_heads, dropout=probability, kernel=kernel)
         self.feed = FeedForward(size, settings.feed_forward_size, dropout=probability)
         self.attend_norm = ResidualNorm(size, dropout=probability)
         self.feed_norm = ResidualNorm(size, dropout=probability)
@@ -58,28 +58,19 @@ class LanguageLayer(nn.Module):
         return self.feed_norm(words, self.feed(words))
 
 
-class RoutedAttention(nn.Module):
+class RoutedAttention(MultiHeadAttention):
     """Self-attention over the cells whose span a router blends for each image."""
 
-    def __init__(self, settings: ModelSettings, spans: Spans) -> None:
-        super().__init__()
-        size = settings.hidden_size
-        self.query = nn.Linear(size, size)
-        self.key = nn.Linear(size, size)
-        self.value = nn.Linear(size, size)
-        self.output = nn.Linear(size, size)
-        self.router = Router(
-            size,
-            len(settings.spans),
-            pool=build_pool(settings.pooling, size),  # type: ignore[arg-type]
-            is_hard=settings.routing == "hard",
-        )
+    def __init__(self, settings: ModelSettings, spans: Spans, kernel: str) -> None:
+        super().__init__(settings.hidden_size, settings.num_heads, dropout=settings.dropout, kernel=kernel)
+        is_hard = settings.routing == "hard"
+        self.router = Router(settings.hidden_size, len(settings.spans), pooling=settings.pooling, is_hard=is_hard)
         self.spans = spans
-        self.num_heads = settings.num_heads
-        self.dropout = settings.dropout
         self.binarize = settings.binarize
 
-    def forward(self, cells: Tensor, is_padding: Tensor, *, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, cells: Tensor, is_padding: Tensor, *, temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Attend over the cells.
 
         Args:
@@ -91,44 +82,44 @@ class RoutedAttention(nn.Module):
             New states [B, N, D], and the weights of the spans before binarizing [B, K].
         """
         weights = self.router(cells, temperature=temperature)
-        query = split_heads(self.query(cells), self.num_heads)
-        key = split_heads(self.key(cells), self.num_heads)
-        value = split_heads(self.value(cells), self.num_heads)
-        if self.binarize and not self.training:
-            chosen = weights.argmax(dim=-1)
-            attended = chosen_span_attention(query, key, value, chosen, self.spans, is_padding=is_padding)
-        else:
-            dropout = self.dropout if self.training else 0.0
-            attended = routed_attention(query, key, value, weights, self.spans, is_padding=is_padding, dropout=dropout)
-        return self.output(join_heads(attended)), weights
+        used = self._used(weights)
+        return self._attend(cells, cells, is_padding=is_padding, span_weights=used, spans=self.spans), weights
+
+    def attention_map(self, cells: Tensor, is_padding: Tensor, weights: Tensor) -> Tensor:
+        """Show where cells [B, N, D] look, given the weights of the spans [B, K]: [B, H, N, N] float32."""
+        query = split_heads(self.query(cells), self.num_heads).float()
+        key = split_heads(self.key(cells), self.num_heads).float()
+        return blended_map(
+            query, key, self._used(weights), self.spans.pair_class, self.spans.contains, is_padding=is_padding
+        )
+
+    def _used(self, weights: Tensor) -> Tensor:
+        """The weights [B, K] as they are, or 1 for the largest of each image where it is alone to count."""
+        if not self.binarize or self.training:
+            return weights
+        return torch.zeros_like(weights).scatter(-1, weights.argmax(dim=-1, keepdim=True), 1.0)
 
 
 class VisualLayer(nn.Module):
     """Routed self-attention over the cells, attention to the words, feed-forward; all post-norm."""
 
-    def __init__(self, settings: ModelSettings, spans: Spans) -> None:
+    def __init__(self, settings: ModelSettings, spans: Spans, kernel: str) -> None:
         super().__init__()
         size, probability = settings.hidden_size, settings.dropout
-        self.route = RoutedAttention(settings, spans)
-        self.guide = MultiHeadAttention(size, settings.num_heads, dropout=probability)
+        self.route = RoutedAttention(settings, spans, kernel)
+        self.guide = MultiHeadAttention(size, settings.num_heads, dropout=probability, kernel=kernel)
         self.feed = FeedForward(size, settings.feed_forward_size, dropout=probability)
         self.route_norm = ResidualNorm(size, dropout=probability)
         self.guide_norm = ResidualNorm(size, dropout=probability)
         self.feed_norm = ResidualNorm(size, dropout=probability)
 
     def forward(
-        self,
-        cells: Tensor,
-        words: Tensor,
-        is_cell_padding: Tensor,
-        is_word_padding: Tensor,
-        *,
-        temperature: float | Tensor,
+        self, cells: Tensor, words: Tensor, padded_cells: Tensor, padded_words: Tensor, *, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Map cell states [B, N, D] to [B, N, D], looking at words [B, T, D]; also the span weights [B, K]."""
-        routed, weights = self.route(cells, is_cell_padding, temperature=temperature)
+        routed, weights = self.route(cells, padded_cells, temperature=temperature)
         cells = self.route_norm(cells, routed)
-        cells = self.guide_norm(cells, self.guide(cells, words, is_word_padding))
+        cells = self.guide_norm(cells, self.guide(cells, words, padded_words))
         return self.feed_norm(cells, self.feed(cells)), weights
 
 
@@ -141,15 +132,18 @@ class TRAR(nn.Module):
         settings: the model's shape.
         sizes: what the data fixes.
         word_vectors: start values of the word embedding [V, E]; None draws them at random.
+        attention: what computes the attention: ``auto``, or a name in KERNELS.
 
     Raises:
-        ValueError: if ``word_vectors`` is not [V, E].
+        ValueError: if ``word_vectors`` is not [V, E], or for spans that are none.
     """
 
-    def __init__(self, settings: ModelSettings, sizes: ModelSizes, word_vectors: Tensor | None = None) -> None:
+    def __init__(
+        self, settings: ModelSettings, sizes: ModelSizes, word_vectors: Tensor | None = None, attention: str = "auto"
+    ) -> None:
         super().__init__()
         size = settings.hidden_size
-        spans = Spans(settings.spans, settings.grid_size)  # type: ignore[arg-type]
+        spans = Spans(settings.spans, settings.grid_size)
         self.settings = settings
         self.sizes = sizes
         self.embedding = nn.Embedding(sizes.vocabulary, settings.word_embedding_size)
@@ -161,22 +155,17 @@ class TRAR(nn.Module):
                 self.embedding.weight.copy_(word_vectors)
         self.reader = nn.LSTM(settings.word_embedding_size, size, batch_first=True)
         self.adapter = nn.Linear(sizes.feature_width, size)
-        self.language_layers = nn.ModuleList(LanguageLayer(settings) for _ in range(settings.num_layers))
-        self.visual_layers = nn.ModuleList(VisualLayer(settings, spans) for _ in range(settings.num_layers))
-        self.image_pool = self._pool(settings)
-        self.question_pool = self._pool(settings)
+        self.language_layers = nn.ModuleList(LanguageLayer(settings, attention) for _ in range(settings.num_layers))
+        self.visual_layers = nn.ModuleList(VisualLayer(settings, spans, attention) for _ in range(settings.num_layers))
+        num_glimpses, out_size = settings.flat_glimpses, settings.flat_out_size
+        self.image_pool, self.question_pool = (
+            AttentionPooling(
+                size, settings.flat_mlp_size, num_glimpses=num_glimpses, out_size=out_size, dropout=settings.dropout
+            )
+            for _ in range(2)
+        )
         self.head_norm = SampleNorm(settings.flat_out_size)
         self.head = nn.Linear(settings.flat_out_size, sizes.answers)
-
-    @staticmethod
-    def _pool(settings: ModelSettings) -> AttentionPooling:
-        return AttentionPooling(
-            settings.hidden_size,
-            settings.flat_mlp_size,
-            num_glimpses=settings.flat_glimpses,
-            out_size=settings.flat_out_size,
-            dropout=settings.dropout,
-        )
 
     def forward(
         self, question_tokens: Tensor, features: Tensor, *, temperature: float | Tensor = 1.0

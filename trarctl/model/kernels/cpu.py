@@ -1,347 +1,330 @@
-"""Attention blended from nested windows, forward and backward, without ever holding a whole map.
+"""What the CPU computes faster than plain torch: routed attention, dropout and the norm.
 
-Axes: B batch, H heads, T queries, M keys, d width of a head, K spans, C distance classes; inside a block: R of the
-queries, I examples times heads.
+Each has a plain form, to which ``trarctl.model.kernels`` falls back; ``benchmarks/attention.py`` and
+``benchmarks/step.py`` show what it gains:
 
-Let s be the scores of one query and Z_k the sum of exp(s) over what span k shows it. The blended map is
+- Attention works on blocks of scores that stay in the cache, with one exponential for all spans. Nothing that grows
+  with the square of the cells outlives a block: the backward pass computes the scores again.
+- Masks of dropout come from numpy's fastest generator, 16 bits an element: a tenth of the time that torch takes. They
+  are drawn again in the backward pass, from their seed, instead of being kept.
+- The norm has a formula of its own for the gradient, since torch's ``std_mean`` is ten times as slow as its layer norm.
 
-    map[m] = exp(s[m]) * factor[m],    factor[m] = sum of weight_k / Z_k over the spans k that show key m,
-
-so one exponential serves all spans: only sums over the spans' windows and factors for them depend on K. With t_k the
-average of the map's gradient under span k's softmax, the gradient of weight_k is t_k summed over the queries, and that
-of the scores is
-
-    exp(s[m]) * (factor[m] * gradient[m] - sum of weight_k * t_k / Z_k over the spans that show key m).
-
-Scores beyond the reach of exp in float32 are rare and need more digits than float32 has: on a CPU such a block is
-computed in float64, and beyond the reach of exp in float64 each distance class is shifted by its own maximum. Other
-devices shift always, since deciding would stop them.
-
-Nothing that grows faster than the states is kept for the backward pass: the scores are computed again and the dropout
-mask is drawn again from its seed, so memory grows with T and M, not with their product. Only where there are no more
-keys than a head is wide are the exponentials kept, since they then take no more room than the queries.
-
-The same blocks serve every device. FlexAttention could hold the blend as a bias on CUDA, but in torch 2.13 it has no
-backward pass on a CPU, where all of this is tested.
+Axes: I examples times heads, T queries, M keys, d width of a head, K spans, C classes; R rows, D hidden width.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from trarctl.model.kernels.blocks import Block, Buffer, Inputs, Scratch, cut, num_rows_in_block
-from trarctl.model.kernels.dropout import KeepMask, draw_seed
-from trarctl.model.kernels.windows import Shares, exponentiate_, is_safe, share
+from trarctl.model.attention import blended_map
+from trarctl.registry import KERNELS
 
-NOT_KEPT = torch.nan  # instead of the exponentials of a block whose scores are beyond their reach
+BLOCK_NUMBERS = 2**20  # float32 numbers in a block: the few blocks in use at a time then stay in the cache
+LEVELS = 2**16  # probabilities of dropout are rounded to multiples of 1 / LEVELS, and so is their scale
+SAFE_SCORE = 85.0  # in units of log 2: sums and products of powers of 2 up to here are far from float32's limits
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A block with its scores.
+def draw_seed() -> int:
+    """Draw a seed for masks from the generator that ``torch.manual_seed`` sets."""
+    return int(torch.randint(2**62, ()))
+
+
+class KeepMask:
+    """Masks of dropout, the same ones in the same order for the same seed.
 
     Attributes:
-        block: perhaps one of more digits than it was cut with.
-        query: the block's queries, [I, R, d].
-        key: [I, M, d].
-        exponentials: of the scores, [I, R, M].
-        shares: what makes softmaxes of them.
+        scale: what keeps the expected value.
     """
 
-    block: Block
-    query: Tensor
-    key: Tensor
-    exponentials: Tensor
-    shares: Shares
+    def __init__(self, probability: float, seed: int) -> None:
+        self._num_dropped = round(probability * LEVELS)
+        self._bits = np.random.SFC64(seed)
+        self._mask = torch.empty(0)
+        self.scale = LEVELS / (LEVELS - self._num_dropped) if self._num_dropped < LEVELS else 0.0
 
-    def uniform(self, keep: KeepMask) -> Tensor | None:
-        """What empty spans put on every key of a row, dropout's scale included, [I, R, 1]; None if none is empty."""
-        if self.shares.is_empty is None:
-            return None
-        part = (self.block.weights * self.shares.is_empty).sum(dim=1).t().unsqueeze(-1)
-        return part * (keep.scale / self.block.shape[2])
+    def draw(self, out: Tensor) -> Tensor:
+        """Fill ``out``, contiguous, with 1 where an element is kept and 0 where it is dropped."""
+        bits = torch.from_numpy(self._bits.random_raw(-(-out.numel() // 4)).view(np.int16))
+        # In place, since a comparison that writes another type than it reads is many times slower.
+        out.view(-1).copy_(bits.ge_(self._num_dropped - LEVELS // 2)[: out.numel()])
+        return out
+
+    def drop_(self, states: Tensor) -> Tensor:
+        """Set elements of contiguous states to 0, and scale up the others, in place."""
+        for part in states.view(-1).split(BLOCK_NUMBERS // 2):
+            if len(self._mask) < len(part) or self._mask.dtype != part.dtype:
+                self._mask = torch.empty_like(part)
+            part.mul_(self.draw(self._mask[: len(part)])).mul_(self.scale)
+        return states
 
 
-def score(block: Block, inputs: Inputs, scratch: Scratch, kept: Tensor | None) -> Scored:
-    """Compare the block's queries with the keys.
+class _Dropout(torch.autograd.Function):
+    """``torch.nn.functional.dropout``, given a probability and a seed."""
 
-    Args:
-        block: which queries.
-        inputs: whose.
-        scratch: memory.
-        kept: where exponentials are kept for the backward pass, [B, H, T, M]; None if nowhere.
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, *arguments: Any) -> Tensor:
+        ctx.arguments = arguments
+        return KeepMask(*arguments).drop_(states.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        dropped = KeepMask(*ctx.arguments).drop_(gradient.clone(memory_format=torch.contiguous_format))
+        return dropped, None, None
+
+
+class _ReluDropout(torch.autograd.Function):
+    """``dropout(relu(states))``, keeping its result alone: it is positive just where an element passed both."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, probability: float, seed: int) -> Tensor:
+        keep = KeepMask(probability, seed)
+        result = keep.drop_(functional.relu(states.contiguous()))
+        ctx.scale = keep.scale
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (result,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, result, 0).mul_(ctx.scale), None, None
+
+
+class _SampleNorm(torch.autograd.Function):
+    """Torch's layer norm, whose rows are then scaled from the root of the variance to the sample deviation + eps.
+
+    For a gradient g of the fraction y, and with q = 1 / (deviation + eps), that of the states is
+    q * (g - mean(g)) - y * sum(y * g) / ((D - 1) * deviation).
     """
-    query = block.take_rows(inputs.query, scratch["query"])
-    key = block.take_keys(inputs.key, scratch["key"])
-    out = scratch["scores"].get(block.shape, block.dtype) if kept is None else kept[block.examples].flatten(0, 1)
-    scores = multiply(query, key.mT, out, inputs.score_scale * math.log2(math.e))
-    is_small = is_safe(scores)
-    if not is_small and kept is not None:
-        scores.fill_(NOT_KEPT)
-        return score(block, inputs, scratch, None)
-    if not is_small and block.dtype == torch.float32 and scores.device.type == "cpu":
-        return score(block.widened(), inputs, scratch, None)
-    return Scored(block, query, key, scores, exponentiate_(scores, block.windows, block.is_hidden, is_safe=is_small))
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
+        size = states.shape[-1]
+        wide = states.to(torch.promote_types(states.dtype, torch.float32))
+        # The addend keeps a constant row finite, and is lost in any other variance.
+        normed, _, inverse = torch.native_layer_norm(wide, [size], None, None, 1e-30)
+        deviation = inverse.reciprocal() * math.sqrt(size / (size - 1))
+        quotient = (deviation + eps).reciprocal()
+        normed.mul_(quotient / inverse)
+        ctx.save_for_backward(normed, deviation, quotient, gain)
+        ctx.dtype = states.dtype
+        return torch.addcmul(bias, normed, gain)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        normed, deviation, quotient, gain = ctx.saved_tensors
+        size = normed.shape[-1]
+        along = gradient * normed
+        slope = (along @ gain).unsqueeze(-1) / (deviation * (1 - size))
+        offset = (gradient @ gain).unsqueeze(-1) * (quotient / -size)
+        of_gain, of_bias = (rows.reshape(-1, size).sum(dim=0) for rows in (along, gradient))
+        of_states = torch.mul(gradient, gain, out=along).mul_(quotient).addcmul_(normed, slope).add_(offset)
+        return of_states.to(ctx.dtype), of_gain, of_bias, None
 
 
-def recall(block: Block, inputs: Inputs, scratch: Scratch, kept: Tensor | None) -> Scored:
-    """What ``score`` found in the forward pass, out of what it kept; computed again if it kept nothing."""
-    exponentials = None if kept is None else kept[block.examples].flatten(0, 1)
-    if exponentials is None or bool(exponentials[0, 0, 0].isnan()):
-        return score(block, inputs, scratch, None)
-    query = block.take_rows(inputs.query, scratch["query"])
-    key = block.take_keys(inputs.key, scratch["key"])
-    return Scored(block, query, key, exponentials, share(exponentials, block.windows, block.is_hidden))
-
-
-def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1.0, *, adds: bool = False) -> Tensor:
-    """Write the products of many matrices, times a factor, to ``out``, or add them to it."""
-    if left.dtype == right.dtype == out.dtype:
-        return out.baddbmm_(left, right, beta=int(adds), alpha=factor)
-    product = torch.bmm(left.to(right.dtype), right)
-    return out.add_(product, alpha=factor) if adds else out.copy_(product).mul_(factor)
-
-
-def keeps_exponentials(inputs: Inputs) -> bool:
-    """Whether the forward pass keeps them for the backward pass: where they take no more room than the queries."""
-    _, _, num_queries, width = inputs.query.shape
-    is_small = inputs.key.shape[2] <= width and num_rows_in_block(inputs) == num_queries
-    return is_small and inputs.query.device.type == "cpu"
-
-
-def forward_pass(inputs: Inputs, seed: Tensor, kept: Tensor | None) -> Tensor:
-    """Attend, [B, H, T, d], laid out as [B, T, H, d]; ``kept`` is filled, [B, H, T, M], unless it is None."""
-    out = empty_heads(inputs.query, inputs.value, inputs.value.dtype)
-    keep = KeepMask(inputs.dropout, seed, out.device)
-    scratch = Scratch(out.device)
-    for candidate in cut(inputs):
-        scored = score(candidate, inputs, scratch, kept)
-        block = scored.block
-        blended = scratch["blended"].get(block.shape, block.dtype) if kept is not None else scored.exponentials
-        torch.mul(scored.exponentials, scored.shares.blend(block.weights * keep.scale), out=blended)
-        uniform = scored.uniform(keep)
-        if uniform is not None:
-            blended.add_(uniform)
-        mask = keep.draw(scratch["mask"].get(block.shape, block.dtype))
-        if mask is not None:
-            blended.mul_(mask)
-        value = block.take_keys(inputs.value, scratch["value"])
-        block.put_rows(multiply(blended, value, scratch["out"].get(block.rows_shape(value), block.dtype)), out)
-    return out
-
-
-def backward_pass(
-    inputs: Inputs, seed: Tensor, kept: Tensor | None, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and span weights from that of the output."""
-    heads = inputs.query.shape[1]
-    query_gradient = empty_heads(inputs.query, inputs.query, inputs.query.dtype)
-    key_gradient = empty_sums(inputs, inputs.key)
-    value_gradient = empty_sums(inputs, inputs.value)
-    weight_gradient = torch.zeros_like(inputs.span_weights, dtype=inputs.dtype)
-    keep = KeepMask(inputs.dropout, seed, gradient.device)
-    scratch = Scratch(gradient.device)
-    for candidate in cut(inputs):
-        scored = recall(candidate, inputs, scratch, kept)
-        block = scored.block
-        output_gradient = block.take_rows(gradient, scratch["gradient"])
-        value = block.take_keys(inputs.value, scratch["value"])
-        inner = multiply(output_gradient, value.mT, scratch["inner"].get(block.shape, block.dtype))
-        blended, score_gradient, averages = map_gradients(scored, inner, keep, scratch)
-        of_query = scratch["out"].get(block.rows_shape(scored.key), block.dtype)
-        block.put_rows(multiply(score_gradient, scored.key, of_query, inputs.score_scale), query_gradient)
-        sums = (score_gradient.mT, scored.query, inputs.score_scale), (blended.mT, output_gradient, 1.0)
-        for total, (weights, states, factor) in zip((key_gradient, value_gradient), sums, strict=True):
-            add_to_keys(block, weights, states, factor, total, scratch["sum"])
-        weight_gradient[block.examples] += averages.sum(dim=0).unflatten(1, (-1, heads)).sum(dim=-1).t()
-    return (
-        query_gradient,
-        side_by_side(key_gradient.to(inputs.key.dtype)),
-        side_by_side(value_gradient.to(inputs.value.dtype)),
-        weight_gradient.to(inputs.span_weights.dtype),
-    )
-
-
-def empty_sums(inputs: Inputs, keys: Tensor) -> Tensor:
-    """Uninitialized [B, H, M, d] of the keys' shape, laid out for the sums over queries that ``add_to_keys`` takes."""
-    if num_rows_in_block(inputs) < inputs.query.shape[2]:
-        return torch.empty(keys.shape, dtype=inputs.dtype, device=keys.device)
-    return empty_heads(keys, keys, inputs.dtype)
-
-
-def add_to_keys(block: Block, weights: Tensor, states: Tensor, factor: float, total: Tensor, buffer: Buffer) -> None:
-    """Add sums over the block's rows, [I, M, R] by [I, R, d], to its examples of ``total``; the first overwrite it."""
-    target = total[block.examples]
-    if target.is_contiguous():
-        multiply(weights, states, target.flatten(0, 1), factor, adds=block.rows.start > 0)
-    else:  # all rows are in one block
-        product = multiply(weights, states, buffer.get(target.shape, block.dtype).flatten(0, 1), factor)
-        target.copy_(product.view(target.shape))
-
-
-def map_gradients(scored: Scored, inner: Tensor, keep: KeepMask, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
-    """The map of a block after dropout, and gradients from that of the map after dropout.
-
-    Args:
-        scored: the block.
-        inner: gradient of the map after dropout, [I, R, M]; overwritten.
-        keep: dropout.
-        scratch: memory.
-
-    Returns:
-        The map after dropout and the gradient of the scores, [I, R, M], and of the span weights for each row [R, K, I].
-    """
-    block, exponentials, shares = scored.block, scored.exponentials, scored.shares
-    factors = shares.blend(block.weights * keep.scale)
-    mask = keep.draw(scratch["mask"].get(block.shape, block.dtype))
-    uniform = scored.uniform(keep)
-    if uniform is not None:
-        uniform_average = (inner if mask is None else inner * mask).mean(dim=-1).t().unsqueeze(1)
-        uniform = uniform if mask is None else uniform * mask
-    kept = exponentials if mask is None else mask.mul_(exponentials)
-    inner.mul_(kept)
-    averages = shares.averages(inner).mul_(keep.scale)
-    pull = shares.blend(averages * block.weights)
-    score_gradient = inner.mul_(factors).addcmul_(exponentials, pull, value=-1.0)
-    blended = kept.mul_(factors)
-    if uniform is not None and shares.is_empty is not None:
-        blended.add_(uniform)
-        averages = averages + uniform_average * shares.is_empty * keep.scale
-    return blended, score_gradient, averages
-
-
-def empty_heads(rows: Tensor, width: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialized [B, H, T, d] with the rows of one tensor and the width of another.
-
-    The heads lie side by side, so that joining them copies nothing.
-    """
-    batch, heads, num_rows, _ = rows.shape
-    empty = torch.empty(batch, num_rows, heads, width.shape[-1], dtype=dtype, device=rows.device)
-    return empty.transpose(1, 2)
-
-
-def side_by_side(states: Tensor) -> Tensor:
-    """The same [B, H, T, d] laid out as ``empty_heads`` does."""
-    return states.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def blended_attention(
+@KERNELS.register("cpu")
+def cpu_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     span_weights: Tensor,
-    *,
     pair_class: Tensor | None,
     contains: Tensor,
     is_padding: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """Attention whose map is blended from K nested windows.
-
-    Args:
-        query: [B, H, T, d].
-        key: [B, H, M, d].
-        value: [B, H, M, d], or of another width.
-        span_weights: how much of each span, [B, K].
-        pair_class: distance class of each query and key, C outside all spans, [T, M]; None if all are of class 0.
-        contains: whether span k holds class c, [K, C] bool.
-        is_padding: keys not to look at, [B, M] bool, or None.
-        dropout: probability, applied to the blended map; the mask comes from the generator of ``torch.manual_seed``.
-
-    Returns:
-        [B, H, T, d], as wide as the value.
-    """
-    seed = draw_seed() if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
-    # Products of many small matrices are half as fast again where each lies in one piece, which pays for the copies.
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    inputs = (query, key, value, span_weights, pair_class, contains, is_padding)
-    keeps = torch.is_grad_enabled() and query.requires_grad
-    attended: Tensor = _attend(*inputs, dropout, seed, keeps)[0]
+    """Attend as ``reference_attention`` does."""
+    if pair_class is None:  # every span shows everything: together they are one
+        span_weights, contains = span_weights.sum(dim=-1, keepdim=True), contains[:1]
+    seed = draw_seed() if dropout > 0.0 else None
+    attended: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
+        query, key, value, span_weights, pair_class, contains, is_padding, dropout, seed
+    )
     return attended
 
 
-# Opaque to the compiler, which could neither trace the decisions on the data nor keep the drawing of masks in order.
-@torch.library.custom_op("trarctl::blended_attention", mutates_args=())
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    span_weights: Tensor,
-    pair_class: Tensor | None,
-    contains: Tensor,
-    is_padding: Tensor | None,
-    dropout: float,
-    seed: Tensor,
-    keeps: bool,
-) -> tuple[Tensor, Tensor]:
-    """The result and the exponentials kept for the backward pass, without elements if none are."""
-    inputs = Inputs(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
-    kept = _empty_kept(inputs, keeps)
-    with torch.autocast(query.device.type, enabled=False):
-        return forward_pass(inputs, seed, kept if kept.numel() else None), kept
+class _Attention(torch.autograd.Function):
+    """Attention blended from K spans, block after block.
+
+    Let Z_k be the sum of exp(s) over what span k shows a query. The blended map is
+
+        map[m] = exp(s[m]) * factor[m],    factor[m] = sum of weight_k / Z_k over the spans k that hold key m,
+
+    so only sums over the spans and factors for them depend on K. With t_k the average of the map's gradient under span
+    k's softmax, the gradient of weight_k is t_k summed over the queries, and that of the scores is
+
+        exp(s[m]) * (factor[m] * gradient[m] - sum of weight_k * t_k / Z_k over the spans that hold key m).
+
+    A block whose scores are beyond the reach of exp is rare; it goes through ``blended_map``, and through autograd.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, ctx.dropout, ctx.seed = arguments
+        ctx.save_for_backward(*tensors)
+        query, _, value, *_ = tensors
+        inputs = _Inputs(tensors, ctx.dropout, ctx.seed)
+        # The backward pass computes the exponentials again, unless they are no larger than the queries.
+        ctx.kept = [] if any(ctx.needs_input_grad) and inputs.key.shape[1] <= inputs.key.shape[2] else None
+        out = inputs.value.new_empty(*inputs.query.shape[:2], inputs.value.shape[2])
+        with torch.autocast("cpu", enabled=False):
+            for items in inputs.blocks():
+                exponentials = inputs.exponentials(items)
+                if ctx.kept is not None:
+                    ctx.kept.append(exponentials)
+                blended = _blend(inputs, items, exponentials)
+                if inputs.keep is not None:
+                    blended.mul_(inputs.keep.draw(torch.empty_like(blended)))
+                torch.bmm(blended, inputs.value[items], out=out[items])
+        return out.unflatten(0, query.shape[:2]).to(value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = _Inputs(ctx.saved_tensors, ctx.dropout, ctx.seed)
+        kept, ctx.kept = ctx.kept, None  # freed here, not with the whole graph
+        gradient = inputs.flat(gradient)
+        found = [torch.empty_like(states) for states in inputs.states]
+        with torch.autocast("cpu", enabled=False):
+            for number, items in enumerate(inputs.blocks()):
+                exponentials = inputs.exponentials(items) if kept is None else kept[number]
+                parts = _gradients(inputs, items, exponentials, gradient[items])
+                for whole, part in zip(found, parts, strict=True):
+                    whole[items] = part
+        *states, weights = (whole.unflatten(0, ctx.saved_tensors[0].shape[:2]) for whole in found)
+        found = [*states, weights.sum(dim=1)]
+        return *(one.to(like.dtype) for one, like in zip(found, ctx.saved_tensors, strict=False)), *(None,) * 5
 
 
-def _empty_kept(inputs: Inputs, keeps: bool) -> Tensor:
-    batch, heads, num_queries, _ = inputs.query.shape
-    shape = (batch, heads, num_queries, inputs.key.shape[2]) if keeps and keeps_exponentials(inputs) else (0,)
-    return torch.empty(shape, dtype=inputs.dtype, device=inputs.query.device)
+class _Inputs:
+    """What an attention is given, in float32 at least, with examples times heads as one axis.
+
+    Attributes:
+        states: query [I, T, d], key [I, M, d], value [I, M, d] and span weights [I, K].
+        members: 1 where a span shows a query a key, [T, K, M]; None if there is one span that shows all.
+        is_padding: [I, M], or None.
+        keep: dropout of the map, or None.
+    """
+
+    def __init__(self, tensors: Sequence[Any], dropout: float, seed: int | None) -> None:
+        query, key, value, span_weights, pair_class, contains, is_padding = tensors
+        self.dtype = torch.promote_types(query.dtype, torch.float32)
+        heads = query.shape[1]
+        self.query, self.key, self.value = (self.flat(states) for states in (query, key, value))
+        self.weights = span_weights.to(self.dtype).repeat_interleave(heads, dim=0)
+        self.states = (self.query, self.key, self.value, self.weights)
+        self.pair_class, self.contains = pair_class, contains
+        self.members = None
+        if pair_class is not None:
+            self.members = contains.to(self.dtype)[:, pair_class.int()].transpose(0, 1).contiguous()
+        self.is_padding = None
+        if is_padding is not None and is_padding.any():
+            self.is_padding = is_padding.repeat_interleave(heads, dim=0)
+        self.keep = None if seed is None else KeepMask(dropout, seed)
+        self.scale = 1.0 if self.keep is None else self.keep.scale
+        self.score_scale = query.shape[-1] ** -0.5
+
+    def flat(self, states: Tensor) -> Tensor:
+        """[B, H, T, d] -> [I, T, d], each matrix in one piece: that speeds up the products by more than it takes."""
+        return states.to(self.dtype).contiguous().flatten(0, 1)
+
+    def blocks(self) -> Iterator[slice]:
+        """Some examples and heads after the other, in an order that depends on shapes only."""
+        num_items, num_queries, _ = self.query.shape
+        step = max(1, BLOCK_NUMBERS // (num_queries * self.key.shape[1]))
+        return (slice(first, min(first + step, num_items)) for first in range(0, num_items, step))
+
+    def sums(self, numbers: Tensor) -> Tensor:
+        """Add up over what each span shows: [I, T, M] -> [T, K, I]."""
+        if self.members is None:
+            return numbers.sum(dim=-1).t().unsqueeze(1)
+        # The members come first: as the second factor they would be a third as fast.
+        return torch.bmm(self.members, numbers.permute(1, 2, 0))
+
+    def spread(self, factors: Tensor) -> Tensor:
+        """Give each key the sum of the factors of the spans that show it: [T, K, I] -> [I, T, M], or [I, T, 1]."""
+        if self.members is None:
+            return factors.permute(2, 0, 1)
+        return torch.bmm(factors.transpose(1, 2), self.members).transpose(0, 1)
+
+    def exponentials(self, items: slice) -> Tensor | None:
+        """exp(s), [I, T, M], 0 where a key is padding; None if a score is beyond its reach."""
+        scores = self.query.new_empty(items.stop - items.start, self.query.shape[1], self.key.shape[1])
+        # Powers of 2 take two thirds of the time of powers of e.
+        factor = self.score_scale * math.log2(math.e)
+        scores.baddbmm_(self.query[items], self.key[items].mT, beta=0, alpha=factor)
+        lowest, highest = torch.aminmax(scores)
+        if not (lowest >= -SAFE_SCORE and highest <= SAFE_SCORE):
+            return None
+        scores.exp2_()
+        if self.is_padding is not None:
+            scores.mul_(~self.is_padding[items].unsqueeze(1))
+        return scores
+
+    def reference_map(self, items: slice, query: Tensor, key: Tensor, weights: Tensor) -> Tensor:
+        """The blended map of a block, [I, T, M], with torch's own gradient."""
+        is_padding = None if self.is_padding is None else self.is_padding[items]
+        return blended_map(
+            query.unsqueeze(1), key.unsqueeze(1), weights, self.pair_class, self.contains, is_padding
+        ).squeeze(1)
 
 
-@torch.library.custom_op("trarctl::blended_attention_backward", mutates_args=())
-def _attend_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    span_weights: Tensor,
-    pair_class: Tensor | None,
-    contains: Tensor,
-    is_padding: Tensor | None,
-    dropout: float,
-    seed: Tensor,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = Inputs(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
-    with torch.autocast(query.device.type, enabled=False):
-        return backward_pass(inputs, seed, kept if kept.numel() else None, gradient)
+def _blend(inputs: _Inputs, items: slice, exponentials: Tensor | None) -> Tensor:
+    """The map of a block before dropout, times dropout's scale."""
+    query, key, _, weights = (states[items] for states in inputs.states)
+    if exponentials is None:
+        return inputs.reference_map(items, query, key, weights).mul_(inputs.scale)
+    weights = weights.t() * inputs.scale
+    sums = inputs.sums(exponentials)
+    is_empty = sums == 0.0
+    blended = exponentials * inputs.spread(sums.reciprocal().masked_fill_(is_empty, 0.0).mul_(weights))
+    if is_empty.any():
+        blended.add_((weights * is_empty).sum(dim=1).t().unsqueeze(-1), alpha=1 / blended.shape[-1])
+    return blended
 
 
-@_attend.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *given, _seed, keeps = arguments
-    inputs = Inputs(*given)
-    return empty_heads(inputs.query, inputs.value, inputs.value.dtype), _empty_kept(inputs, keeps)
-
-
-@_attend_backward.register_fake
-def _(
-    _gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, span_weights: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _gradients(inputs: _Inputs, items: slice, exponentials: Tensor | None, gradient: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a block's query, key, value and span weights from that of its result."""
+    parts = [states[items] for states in inputs.states]
+    query, key, value, weights = parts
+    mask = None
+    if inputs.keep is not None:
+        mask = inputs.keep.draw(query.new_empty(len(query), query.shape[1], key.shape[1]))
+    if exponentials is None:
+        with torch.enable_grad():
+            parts = [part.detach().requires_grad_() for part in parts]
+            query, key, value, weights = parts
+            blended = inputs.reference_map(items, query, key, weights)
+            attended = (blended if mask is None else blended * mask.mul_(inputs.scale)) @ value
+        return torch.autograd.grad(attended, parts, gradient)
+    weights = weights.t() * inputs.scale
+    sums = inputs.sums(exponentials)
+    is_empty = sums == 0.0
+    inverse = sums.reciprocal_().masked_fill_(is_empty, 0.0)
+    factors = inputs.spread(inverse * weights)
+    inner = torch.bmm(gradient, value.mT)  # gradient of the map after dropout
+    has_empty = bool(is_empty.any())
+    if has_empty:
+        uniform = (weights * is_empty).sum(dim=1).t().unsqueeze(-1) / inner.shape[-1]
+        uniform_average = (inner if mask is None else inner * mask).mean(dim=-1).t().unsqueeze(1) * is_empty
+        uniform = uniform if mask is None else uniform * mask
+    kept = exponentials if mask is None else mask.mul_(exponentials)
+    inner.mul_(kept)
+    averages = inputs.sums(inner).mul_(inverse)
+    pull = inputs.spread(averages * inverse * weights)
+    of_scores = inner.mul_(factors).addcmul_(exponentials, pull, value=-1.0)
+    blended = kept * factors
+    if has_empty:
+        blended.add_(uniform)
+        averages += uniform_average
     return (
-        empty_heads(query, query, query.dtype),
-        empty_heads(key, key, key.dtype),
-        empty_heads(value, value, value.dtype),
-        torch.empty_like(span_weights),
+        torch.bmm(of_scores, key).mul_(inputs.score_scale),
+        torch.bmm(of_scores.mT, query).mul_(inputs.score_scale),
+        torch.bmm(blended.mT, gradient),
+        averages.sum(dim=0).t() * inputs.scale,
     )
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.dropout, seed, _ = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, seed, output[1])
-
-
-def _differentiate(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if gradient is None:
-        return (None,) * 10
-    *tensors, seed, kept = ctx.saved_tensors
-    return (*_attend_backward(gradient, *tensors, ctx.dropout, seed, kept), *(None,) * 6)
-
-
-_attend.register_autograd(_differentiate, setup_context=_remember)

@@ -20,6 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from trarctl.engine.lifecycle import wrap_network
+from trarctl.engine.setup import model_sizes
+from trarctl.engine.stepping import Stepper
 
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
@@ -28,9 +31,6 @@ from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.checkpoint import load_upstream
 from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of
-from trarctl.engine.lifecycle import wrap_network
-from trarctl.engine.setup import model_sizes
-from trarctl.engine.stepping import Stepper
 from trarctl.model.trar import TRAR, ModelSizes
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"

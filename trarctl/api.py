@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from trarctl.data.metrics import Accuracy, EvaluatorName
     from trarctl.data.prepared import PreparedData
     from trarctl.engine.callbacks import Callback
-    from trarctl.engine.evaluating import Request
-    from trarctl.engine.evaluator import Scores
-    from trarctl.engine.inspecting import Insight
+    from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded
-    from trarctl.engine.predictor import Predictor
+    from trarctl.engine.predictor import Insight, Predictor
 
 
 def open_data(path: str | Path) -> PreparedData:
@@ -66,11 +64,11 @@ def load_model(
 
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.distributed import joined, plan_placement
-    from trarctl.engine.evaluating import choose, open_model
+    from trarctl.engine.evaluator import choose
 
     chosen = choose(_request(ckpt, data, "", config, gpus, runs))
     with joined(plan_placement(gpus, os.environ), timeout_seconds=60.0) as world:
-        return open_model(chosen, open_prepared(chosen.data), world)
+        return chosen.open_model(open_prepared(chosen.data), world)
 
 
 def score(
@@ -95,7 +93,7 @@ def score(
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
     """
-    from trarctl.engine.evaluating import score_split
+    from trarctl.engine.evaluator import score_split
 
     return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
 
@@ -138,15 +136,13 @@ def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[i
     import numpy as np
     import torch
 
-    from trarctl.engine.inspecting import inspect
+    from trarctl.engine.predictor import inspect
 
     part, places = data.split(split), np.asarray(rows, dtype=np.int64)
     return inspect(
-        loaded.model,
+        loaded,
         torch.from_numpy(part.question_tokens[places].astype(np.int64)),
         torch.from_numpy(data.features.read(part.image[places]).astype(np.float32)),
-        temperature=loaded.temperature,
-        is_exclusive=loaded.settings.train.loss != "bce",
     )
 
 
@@ -183,7 +179,7 @@ def _request(
     gpus: str | None,
     runs: str | Path,
 ) -> Request:
-    from trarctl.engine.evaluating import Request
+    from trarctl.engine.evaluator import Request
 
     return Request(
         ckpt,

@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from tests.engine.running import Killed, kill_after, resume, tiny_settings, train
 from trarctl.config.settings import DataSettings, Settings, TrainSettings
-from trarctl.engine.callbacks import EpochDone, RunFinished, StepDone, Validated
-from trarctl.engine.loggers import numbers_of
+from trarctl.engine.callbacks import EpochDone, RunFinished, StepDone, Validated, numbers_of
 from trarctl.engine.run import RunFolder
 from trarctl.errors import SettingsError
 

@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import resource, sys
 import numpy as np
-from trarctl.engine.memory import reuse_freed_memory
+from trarctl.engine.distributed import reuse_freed_memory
 if sys.argv[1] == "reuse" and not reuse_freed_memory():
     sys.exit(9)
 def turn():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trarctl.data.datasets.base import Published
     from trarctl.data.metrics import Accuracy, EvaluatorName
     from trarctl.engine.callbacks import Callback
-    from trarctl.engine.evaluating import Chosen
+    from trarctl.engine.evaluator import Chosen
 
     Row = tuple[str, Accuracy, Published | None]
 
@@ -50,7 +50,7 @@ def compare_checkpoints(
     """
     from trarctl.data.metrics import measure
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluating import Request, score_split
+    from trarctl.engine.evaluator import Request, score_split
 
     rows: list[Row] = []
     for ckpt in ckpts:

@@ -102,7 +102,7 @@ def evaluate(
     from trarctl.commands.watching import watch_run
     from trarctl.data.metrics import measure
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluating import Request, score_split
+    from trarctl.engine.evaluator import Request, score_split
     from trarctl.errors import SettingsError
     from trarctl.report.page import ReportRequest, prepare_folder
 

@@ -90,7 +90,7 @@ def predict(
     """Answer a question about a picture, and show which way it went through the model."""
     from trarctl.commands.console import note, say, write_json
     from trarctl.commands.progress import progress
-    from trarctl.engine.evaluating import Request
+    from trarctl.engine.evaluator import Request
     from trarctl.engine.predictor import open_predictor
 
     paths, questions = _wanted(image, question, batch, save)
@@ -180,7 +180,7 @@ def _show_one(asked: Prediction, predictor: Predictor) -> None:
     for number, weights in enumerate(asked.routes, start=1):
         add_row(routes, f"layer {number}", *(f"{100 * weight:.1f}" for weight in weights))
     show_table(routes)
-    if predictor.is_hard:
+    if predictor.binarize:
         note("of each layer only the heaviest span is used (model.binarize)")
 
 

@@ -60,7 +60,8 @@ def resume(
     from trarctl.commands.console import note, say
     from trarctl.commands.watching import watch_run
     from trarctl.config.resolve import amend, resolve
-    from trarctl.engine.jobs import plan_resume, run_job
+    from trarctl.engine.jobs import plan_resume
+    from trarctl.engine.launch import run_job
     from trarctl.engine.run import find_run, read_settings
 
     folder: Path = resolve(sets=[text for text in sets or [] if text.startswith("run.folder")]).settings.run.folder

@@ -24,8 +24,7 @@ from trarctl.commands.options import (
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData
-    from trarctl.engine.evaluating import Request
-    from trarctl.engine.evaluator import Scores
+    from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.launch import Watch
 
 EPILOG = (
@@ -69,7 +68,7 @@ def submit(
     from trarctl.commands.console import note, say
     from trarctl.commands.watching import watch_run
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluating import Request
+    from trarctl.engine.evaluator import Request
     from trarctl.errors import SettingsError
 
     wanted = split or "test"
@@ -98,8 +97,7 @@ def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Pat
     """Scores of each checkpoint or saved file, the data they answer, and a name for the result."""
     from trarctl.commands.console import note
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.ensemble import load_scores
-    from trarctl.engine.evaluating import score_split
+    from trarctl.engine.evaluator import load_scores, score_split
     from trarctl.errors import SettingsError
 
     parts = []
@@ -122,7 +120,7 @@ def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Pat
 
 
 def _write(target: Path, parts: list[Scores], data: PreparedData, split: str) -> int:
-    from trarctl.engine.ensemble import combine, sayable_answers
+    from trarctl.engine.evaluator import combine, sayable_answers
 
     part = data.split(split)
     if len(parts) == 1:

@@ -187,7 +187,8 @@ def train(
         note(f"no data set named: taking {resolved.settings.data.dataset}")
 
     from trarctl.commands.watching import watch_run
-    from trarctl.engine.jobs import plan_start, run_job
+    from trarctl.engine.jobs import plan_start
+    from trarctl.engine.launch import run_job
 
     job, notes = plan_start(resolved.settings, resolved.origin, init=init)
     for text in notes:

@@ -1,4 +1,4 @@
-"""A checkpoint of either kind, and data: do they fit, and the model ready to score."""
+"""Settings, prepared data and checkpoints of either kind: do they fit together, and the model that they make."""
 
 from __future__ import annotations
 
@@ -7,18 +7,83 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trarctl.config.settings import ModelSettings, Settings
 from trarctl.data.prepared import PreparedData
-from trarctl.engine.checkpoint import Description, load_checkpoint, load_description, load_upstream
+from trarctl.engine.checkpoint import Description, load_checkpoint, load_description, load_upstream, model_tensors
 from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
-from trarctl.engine.setup import model_sizes
-from trarctl.engine.state import model_tensors
-from trarctl.errors import CheckpointError
+from trarctl.errors import CheckpointError, DataError, SettingsError
 from trarctl.model.original import shape_settings
-from trarctl.model.trar import TRAR
+from trarctl.model.trar import TRAR, ModelSizes
+
+
+def prepared_folder(settings: Settings) -> Path:
+    """Where the settings look for prepared data."""
+    return settings.data.path or Path("data") / settings.data.dataset / "prepared"
+
+
+def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """Take from the data what the settings leave open: the grid and the width of the word vectors.
+
+    Returns:
+        Settings that fit, and notes on what changed.
+
+    Raises:
+        SettingsError: if a value that the user gave does not fit the data.
+        DataError: if the data has no features.
+    """
+    if settings.data.dataset != data.dataset:
+        raise SettingsError(
+            f"{data.path} holds {data.dataset} data, the settings are for {settings.data.dataset}",
+            f"trarctl train {data.dataset} --data {data.path}",
+        )
+    if not data.features.num_images or not data.features.width:
+        raise DataError(f"{data.path} has no grid features", f"trarctl prepare {data.dataset} --features DIR")
+    wanted: dict[str, Any] = {"grid_size": data.manifest.grid_size}
+    if data.vectors is not None:
+        wanted["word_embedding_size"] = int(data.vectors.shape[1])
+    changes: dict[str, Any] = {}
+    notes = []
+    for key, value in wanted.items():
+        given = getattr(settings.model, key)
+        if given == value:
+            continue
+        if _is_users_choice(origin, f"model.{key}"):
+            what = "its grid has" if key == "grid_size" else "its word vectors have width"
+            raise SettingsError(
+                f"model.{key} = {given} ({origin[f'model.{key}']}) does not fit {data.path}: {what} {value}",
+                f"--set model.{key}={value}, or prepare the data again",
+            )
+        changes[key] = value
+        notes.append(f"model.{key} = {value}, as the prepared data has it (recipe: {given})")
+    if changes:
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
+    return settings, notes
+
+
+def _is_users_choice(origin: Mapping[str, str], key: str) -> bool:
+    """Whether a value must hold; otherwise it yields to what the data or a checkpoint fixes."""
+    return not origin.get(key, "recipe").startswith("recipe")
+
+
+def model_sizes(data: PreparedData) -> ModelSizes:
+    """The sizes that the data gives the model."""
+    return ModelSizes(vocabulary=len(data.vocabulary), answers=len(data.answers), feature_width=data.features.width)
+
+
+def build_model(settings: Settings, data: PreparedData) -> TRAR:
+    """A model with start weights: a function of the seed, and of the data's word vectors if it has any."""
+    torch.manual_seed(settings.train.seed)
+    vectors = None if data.vectors is None else torch.from_numpy(data.vectors.astype("float32"))
+    return _new_model(settings, data, vectors)
+
+
+def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
+    """The one place where a command's model is built."""
+    return TRAR(settings.model, model_sizes(data), word_vectors)
 
 
 @dataclass(frozen=True)
@@ -41,6 +106,16 @@ class Loaded:
     source: Path
     description: Description | None
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether probabilities are a softmax over the answers; otherwise a sigmoid of each."""
+        return self.settings.train.loss != "bce"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.head.weight.device
+
 
 def is_upstream(path: Path) -> bool:
     """Whether the file is a checkpoint of the original program, by its name."""
@@ -58,7 +133,7 @@ def load_model(
         settings: for our own checkpoint those it holds (with what the user changed); for the original's what the
             shapes do not say.
         origin: where each dotted key of ``settings`` came from.
-        world: device to put the model on.
+        world: whose device the model is put on.
 
     Raises:
         CheckpointError: if the file is missing or damaged, or does not fit the data or the settings.
@@ -67,16 +142,16 @@ def load_model(
         state, epoch = load_upstream(path)
         description = None
         settings = _with_shape(path, state, settings, origin, data)
-        heat = temperature(settings.train, epoch=max(epoch - 1, 0))
+        last_temperature = temperature(settings.train, epoch=max(epoch - 1, 0))
     else:
         tensors, description = load_checkpoint(path)
         check_words(path, description, data)
         state = model_tensors(tensors)
-        epoch, heat = description.progress.epoch, description.temperature
+        epoch, last_temperature = description.progress.epoch, description.temperature
     _check_sizes(path, state, data)
-    model = TRAR(settings.model, model_sizes(data))
+    model = _new_model(settings, data)
     load_weights(model, state, path)
-    return Loaded(model.to(world.device).eval(), settings, heat, epoch, path, description)
+    return Loaded(model.to(world.device).eval(), settings, last_temperature, epoch, path, description)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -182,7 +257,7 @@ def _with_shape(
         )
     for key, value in (shapes | {"grid_size": data.manifest.grid_size}).items():
         given = getattr(model, key)
-        if given != value and not origin.get(f"model.{key}", "recipe").startswith("recipe"):
+        if given != value and _is_users_choice(origin, f"model.{key}"):
             holder = data.path if key == "grid_size" else path
             raise CheckpointError(
                 f"{holder} has {key} {value}, the settings say {given} ({origin[f'model.{key}']})",

@@ -1,18 +1,22 @@
-"""Questions about any picture: through the backbone that made the features a model was trained on.
+"""Questions about any picture, through the backbone of the model's data, and a look inside while it answers.
 
-Axes: B questions, N cells, W feature width.
+Axes: B questions, T words, N cells, W feature width, A answers, L layers, K spans, H heads.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
 
 from trarctl.data.features.patches import Backbone, load_images
 from trarctl.data.features.picture_extractor import picture_backbone
@@ -21,16 +25,118 @@ from trarctl.data.progress import Progress, no_progress
 from trarctl.data.raw_splits import listed
 from trarctl.data.text import encode, tokenize
 from trarctl.data.vocabulary import UNK
-from trarctl.engine.distributed import joined, plan_placement
-from trarctl.engine.evaluating import Chosen, Request, choose, open_model
-from trarctl.engine.inspecting import Insight, inspect
+from trarctl.engine.distributed import World, joined, plan_placement, use_threads
+from trarctl.engine.evaluator import Chosen, Evaluator, Request, choose, probabilities
 from trarctl.engine.loading import Loaded
 from trarctl.errors import DataError
+from trarctl.model.attention import routed_attention_map
+from trarctl.model.layers import split_heads
+from trarctl.model.trar import TRAR
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 QUESTIONS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What a model says to a few questions, and how it came to say so; everything on the CPU.
+
+    Attributes:
+        probabilities: of each answer, [B, A].
+        routes: span weights before binarizing, [B, L, K].
+        answer_attention: share of each cell in the picture's summary that the answer is read from; mean over the
+            glimpses, [B, N].
+        layer_attention: for each layer, share of each cell in what was looked at; mean over the heads, and over the
+            looking cells weighted by ``answer_attention``; [B, L, N].
+    """
+
+    probabilities: NDArray[np.float32]
+    routes: NDArray[np.float32]
+    answer_attention: NDArray[np.float32]
+    layer_attention: NDArray[np.float32]
+
+
+def inspect(loaded: Loaded, question_tokens: Tensor, features: Tensor) -> Insight:
+    """Answer questions and tell where the model looked.
+
+    Args:
+        loaded: the model, in evaluation mode.
+        question_tokens: word indices, 0 is padding, [B, T].
+        features: grid features of each question's picture, [B, N, W].
+    """
+    scores, routes, pooled, maps = look(loaded, question_tokens, features)
+    with torch.inference_mode():
+        looked_at = torch.stack([torch.einsum("bn,bhnm->bm", pooled, one) / one.shape[1] for one in maps], dim=1)
+    return Insight(
+        probabilities(scores.float().cpu().numpy(), is_exclusive=loaded.is_exclusive),
+        routes.float().cpu().numpy(),
+        pooled.cpu().numpy(),
+        looked_at.cpu().numpy(),
+    )
+
+
+def look(loaded: Loaded, question_tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """What ``inspect`` sums up, on the device; the same arguments.
+
+    Returns:
+        Scores [B, A], routes [B, L, K], weights of the cells in the picture's summary [B, N], and the blended
+        attention map of each visual layer [B, H, N, N].
+    """
+    model = loaded.model
+    evaluator = Evaluator(model, loaded.settings, loaded.temperature, World(0, 1, loaded.device))
+    with (
+        use_threads(loaded.settings.run.num_threads),
+        evaluator.inference(),
+        _recording(model) as (layer_inputs, pool_inputs),
+    ):
+        scores, routes = evaluator.forward(question_tokens, features)
+        maps = [
+            _attention_map(layer.route, cells, is_padding, routes[:, number])
+            for number, (layer, (cells, is_padding)) in enumerate(zip(model.visual_layers, layer_inputs, strict=True))
+        ]
+        return scores, routes, _pool_weights(model, *pool_inputs[0]), maps
+
+
+Inputs = list[tuple[Tensor, Tensor]]
+
+
+@contextmanager
+def _recording(model: TRAR) -> Iterator[tuple[Inputs, Inputs]]:
+    """While this lasts, what the routed layers and the pooling of the picture are given is kept."""
+    layer_inputs: Inputs = []
+    pool_inputs: Inputs = []
+
+    def note(inputs: Inputs) -> Any:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            inputs.append((arguments[0], arguments[1]))
+
+        return hook
+
+    routes: list[Any] = [layer.route for layer in model.visual_layers]
+    handles = [route.register_forward_pre_hook(note(layer_inputs)) for route in routes]
+    handles.append(model.image_pool.register_forward_pre_hook(note(pool_inputs)))
+    try:
+        yield layer_inputs, pool_inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _attention_map(route: Any, cells: Tensor, is_padding: Tensor, weights: Tensor) -> Tensor:
+    """The map that a layer blended, [B, H, N, N]."""
+    if route.binarize:
+        weights = functional.one_hot(weights.argmax(dim=-1), weights.shape[-1]).to(weights.dtype)
+    query = split_heads(route.query(cells), route.num_heads).float()
+    key = split_heads(route.key(cells), route.num_heads).float()
+    return routed_attention_map(query, key, weights, route.spans, is_padding=is_padding)
+
+
+def _pool_weights(model: TRAR, cells: Tensor, is_padding: Tensor) -> Tensor:
+    """How much of each cell goes into the summary of the picture, mean over the glimpses, [B, N]."""
+    scores = model.image_pool.scorer(cells).float().masked_fill(is_padding.unsqueeze(-1), -1e9)
+    return scores.softmax(dim=1).mean(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -41,7 +147,7 @@ class Prediction:
         question: as it was asked.
         answers: the likeliest first, with their probabilities.
         routes: share of each span in each layer, L lists of K.
-        answer_attention: see ``trarctl.engine.inspecting.Insight``, N numbers in row-major order.
+        answer_attention: see ``Insight``, N numbers in row-major order.
         layer_attention: L lists of N.
         unknown_words: those of the question that the model never saw.
     """
@@ -79,8 +185,8 @@ class Predictor:
         return self._loaded.model.settings.grid_size
 
     @property
-    def is_hard(self) -> bool:
-        """Whether the evaluation uses the heaviest span of a layer alone."""
+    def binarize(self) -> bool:
+        """Whether each layer uses its heaviest span alone."""
         return self._loaded.model.settings.binarize
 
     @property
@@ -148,7 +254,8 @@ class Predictor:
     def _ask(self, images: Sequence[Image], questions: Sequence[str], top: int) -> list[Prediction]:
         vocabulary, answers = self._data.vocabulary, self._data.answers
         tokens = encode(questions, vocabulary.index, self._data.manifest.max_words)
-        insight = self._look(tokens, self._backbone.extract(images))
+        features = torch.from_numpy(self._backbone.extract(images))
+        insight = inspect(self._loaded, torch.from_numpy(tokens.astype(np.int64)), features)
         best = np.argsort(-insight.probabilities, axis=1, kind="stable")[:, :top]
         return [
             Prediction(
@@ -161,15 +268,6 @@ class Predictor:
             )
             for row, question in enumerate(questions)
         ]
-
-    def _look(self, tokens: np.ndarray, features: np.ndarray) -> Insight:
-        return inspect(
-            self._loaded.model,
-            torch.from_numpy(tokens.astype(np.int64)),
-            torch.from_numpy(features),
-            temperature=self._loaded.temperature,
-            is_exclusive=self._loaded.settings.train.loss != "bce",
-        )
 
 
 def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predictor, Chosen]:
@@ -186,7 +284,7 @@ def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predi
     chosen = choose(request)
     data = open_prepared(chosen.data)
     with joined(plan_placement(request.gpus or "cpu", os.environ), timeout_seconds=60.0) as world:
-        loaded = open_model(chosen, data, world)
+        loaded = chosen.open_model(data, world)
     backbone = picture_backbone(data, weights)
     if backbone.width != data.features.width or backbone.grid_size != data.manifest.grid_size:
         raise DataError(

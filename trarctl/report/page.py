@@ -16,8 +16,7 @@ from trarctl.data.baselines import commonest_answer, question_prior
 from trarctl.data.metrics import Accuracy, measure
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.data.progress import Progress, no_progress
-from trarctl.engine.evaluating import Chosen
-from trarctl.engine.evaluator import Scores
+from trarctl.engine.evaluator import Chosen, Scores
 from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
 from trarctl.report.charts import Line, calibration_chart, line_chart, share_chart

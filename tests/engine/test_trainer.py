@@ -20,6 +20,7 @@ from trarctl.engine.distributed import Placement, World, joined
 from trarctl.engine.evaluator import Evaluator, Scores
 from trarctl.engine.jobs import plan_start
 from trarctl.engine.loading import build_model
+from trarctl.engine.run import RunFolder
 from trarctl.engine.trainer import Fault, Trainer, describe_faults
 
 NUM_STEPS = 20 if os.environ.get("FAULTS") else 4
@@ -112,6 +113,25 @@ def test_the_gradient_is_that_of_the_whole_batch(
         assert size.min() > 1e-3
         assert (np.linalg.norm(parts - whole, axis=1) / size).max() < 1e-6
         assert (np.linalg.norm(processes - whole, axis=1) / size).max() < 1e-6
+
+
+def test_the_norm_of_the_gradient_is_logged(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    for clip in (None, 1e-3):
+        changes = {} if clip is None else {"train": {"gradient_clip": clip}}
+        settings = settings_of("vqa", golden_data["vqa"], tmp_path, f"clip-{clip}", 2)
+        settings = Settings.model_validate(merged(settings.model_dump(), changes | {"run": {"log_every": 3}}))
+        found = np.linalg.norm(gradients(settings, ALONE), axis=1)
+        steps = [entry for entry in RunFolder(tmp_path / "runs" / f"clip-{clip}").metrics() if entry["event"] == "step"]
+        assert [entry["step"] for entry in steps[:1]] == [3]
+        if clip is None:
+            assert steps[0]["gradient_norm"] == pytest.approx(found[2], rel=1e-6)
+        else:
+            assert found[2] == pytest.approx(clip, rel=1e-3)
+            assert steps[0]["gradient_norm"] > 10 * clip
+
+
+def merged(values: dict[str, dict[str, object]], changes: dict[str, dict[str, object]]) -> dict[str, object]:
+    return {name: part | changes.get(name, {}) for name, part in values.items()}
 
 
 def test_each_question_is_scored_once_by_one_of_the_processes(

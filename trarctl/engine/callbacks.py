@@ -36,18 +36,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step; what can be None is there only on the steps that are logged.
-
-    Attributes:
-        epoch: from 1.
-        step: done in all.
-        rate: learning rate.
-        samples_per_second: over the epoch so far.
-        loss: mean per sample since the last logged step.
-        routes: mean span weights of the last part of the batch, one list of K per layer.
-        memory_bytes: peak memory of the device in this process.
-        gradient_norm: of the whole batch's gradient at this step, before it was clipped.
-    """
+    """One optimizer step, counted from 1 like its epoch; what can be None is there only on logged steps."""
 
     epoch: int
     step_in_epoch: int
@@ -55,11 +44,11 @@ class StepDone:
     step: int
     rate: float
     temperature: float
-    samples_per_second: float
-    loss: float | None = None
-    routes: list[list[float]] | None = None
-    memory_bytes: int | None = None
-    gradient_norm: float | None = None
+    samples_per_second: float  # over the epoch so far
+    loss: float | None = None  # mean per sample since the last logged step
+    routes: list[list[float]] | None = None  # mean span weights of the batch's last part, one list of K per layer
+    memory_bytes: int | None = None  # peak of the device in this process
+    gradient_norm: float | None = None  # of the whole batch's gradient, before it was clipped
 
 
 @dataclass(frozen=True)
@@ -135,16 +124,6 @@ def no_callback(event: Event) -> None:
     """The callback that does nothing."""
 
 
-def combine_callbacks(*callbacks: Callback) -> Callback:
-    """A callback that passes each event on to all of them, in order."""
-
-    def callback(event: Event) -> None:
-        for one in callbacks:
-            one(event)
-
-    return callback
-
-
 # The lines of ``metrics.jsonl``: epochs count from 1, steps from the start of the run; losses are means per sample,
 # accuracies percent.
 _STEP_NUMBERS = "epoch step loss gradient_norm rate temperature routes samples_per_second memory_bytes"
@@ -200,28 +179,30 @@ Write = Callable[[Numbers, int], None]  # numbers by name, and the step that the
 
 
 def check_loggers(settings: Settings) -> None:
-    """Refuse loggers that are not installed.
-
-    Raises:
-        SettingsError: with the command that installs the first missing one.
-    """
+    """Refuse loggers that are not installed; the SettingsError names the command that installs the first one."""
     for name in settings.run.loggers:
         if importlib.util.find_spec(name) is None:
             raise SettingsError(f"run.loggers: {name} is not installed", f"pip install 'trarctl[{name}]'")
 
 
 @contextmanager
-def open_loggers(run: RunFolder, settings: Settings, *, first_step: int) -> Iterator[Callback]:
-    """A callback that passes numbers on to the loggers that ``run.loggers`` names; ``first_step`` steps were done."""
+def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_step: int) -> Iterator[Callback]:
+    """A callback that keeps the journal, calls ``callback``, and feeds the loggers that ``run.loggers`` names.
+
+    Curves of the loggers go on after ``first_step``; the loggers are closed at the end.
+    """
+    keep = journal(run)
     with ExitStack() as stack:
         writers = [stack.enter_context(_LOGGERS[name](run, settings, first_step)) for name in settings.run.loggers]
 
-        def callback(event: Event) -> None:
+        def call_all(event: Event) -> None:
+            keep(event)
+            callback(event)
             if writers and (measured := numbers_of(event)):
                 for write in writers:
                     write(*measured)
 
-        yield callback
+        yield call_all
 
 
 def numbers_of(event: Event) -> tuple[Numbers, int] | None:

@@ -123,11 +123,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
 
 
 def load_description(path: Path) -> Description:
-    """Read a checkpoint's description without its tensors.
-
-    Raises:
-        CheckpointError: if the file is missing, cut off, or not one of ours.
-    """
+    """Read a checkpoint's description without its tensors; CheckpointError if it is not whole or not one of ours."""
     with _opened(path) as file:
         return _describe(path, file.metadata())
 

@@ -58,11 +58,10 @@ class World:
 
     def all_reduce_max(self, flag: int) -> int:
         """The largest of all processes' ``flag``; does not wait for a GPU."""
-        if self.size == 1:
-            return flag
-        shared = torch.tensor([flag], dtype=torch.int64)
-        with collective():
-            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        shared = torch.tensor([flag])
+        if self.size > 1:
+            with collective():
+                dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return int(shared)
 
     def all_reduce(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -85,7 +84,7 @@ class World:
         """The main process's value, in every process; it is pickled, so small and our own."""
         if self.size == 1:
             return value
-        box = [value if self.is_main else None]
+        box = [value]
         with collective():
             dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -187,18 +186,11 @@ def _average_in_order(num_processes: int, bucket: GradBucket) -> torch.futures.F
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the processes of a command compute.
+    """Where the processes of a command compute; ``rank`` and ``size`` are those of a group that exists already."""
 
-    Attributes:
-        devices: one name a process on this machine, ``cpu`` or ``cuda:INDEX``.
-        rank: of this process in a group that exists already; None where there is none.
-        local_rank: of this process among those on its machine, in such a group.
-        size: processes in that group, over all machines.
-    """
-
-    devices: tuple[str, ...]
+    devices: tuple[str, ...]  # one name a process on this machine, ``cpu`` or ``cuda:INDEX``
     rank: int | None = None
-    local_rank: int = 0
+    local_rank: int = 0  # among the processes on this machine
     size: int = 1
 
     @property
@@ -293,19 +285,16 @@ def use_threads(num_threads: int | None) -> Iterator[None]:
 
 
 def reuse_freed_memory() -> bool:
-    """Let the C library reuse large blocks, which a training step frees and takes over and over.
+    """Let the C library reuse large blocks, which training takes and frees over and over; whether it is glibc.
 
     By default each goes back to the system, which fills it with zeros again.
-
-    Returns:
-        Whether the C library is one that can be told (glibc).
     """
     return _set_malloc(_MALLOC_REUSING)
 
 
 @contextmanager
 def reused_memory() -> Iterator[None]:
-    """Let the C library reuse large blocks while the block runs; afterwards it has its defaults again."""
+    """``reuse_freed_memory`` while the block runs; afterwards the C library has its defaults again."""
     reuse_freed_memory()
     try:
         yield
@@ -327,12 +316,10 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
 @contextmanager
 def tf32_allowed(device: torch.device, precision: Precision) -> Iterator[None]:
     """Allow or forbid TF32 in matrix products on NVIDIA GPUs while the block runs; for what runs backward, too."""
-    if device.type != "cuda":
-        yield
-        return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    if device.type == "cuda":
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:

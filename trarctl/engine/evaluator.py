@@ -9,7 +9,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
 from trarctl.engine.checkpoint import load_description
 from trarctl.engine.distributed import World, precision_of, use_threads
 from trarctl.engine.launch import Job, Watch, run_job
-from trarctl.engine.loading import Loaded, is_upstream, load_model, prepared_folder
+from trarctl.engine.loading import Loaded, is_exclusive, is_upstream, load_model, prepared_folder
 from trarctl.engine.run import find_checkpoint
 from trarctl.errors import CheckpointError, DataError
 from trarctl.files import whole_file
@@ -38,32 +38,20 @@ ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says to the questions of a split, in file order.
+    """What a model says to the questions of a split, in file order."""
 
-    Attributes:
-        question_id: in the data set's own type, int64 or text, [Q].
-        scores: answer logits, [Q, A] float32.
-        routes: span weights before binarizing, [Q, L, K] float32.
-        answers: the answer of each index, A of them.
-        is_exclusive: probabilities are a softmax over the answers; otherwise a sigmoid of each.
-    """
-
-    question_id: NDArray[Any]
-    scores: NDArray[np.float32]
-    routes: NDArray[np.float32]
-    answers: tuple[str, ...]
-    is_exclusive: bool
+    question_id: NDArray[Any]  # int64 or text, as in the data, [Q]
+    scores: NDArray[np.float32]  # answer logits, [Q, A]
+    routes: NDArray[np.float32]  # span weights before binarizing, [Q, L, K]
+    answers: tuple[str, ...]  # of each index, A of them
+    is_exclusive: bool  # probabilities are a softmax over the answers; otherwise a sigmoid of each
 
     def predictions(self) -> list[str]:
         """The answer with the highest score, for each question."""
         return [self.answers[index] for index in self.scores.argmax(axis=1)]
 
     def save(self, path: Path) -> None:
-        """Write all of it as an ``.npz`` file, whole or not at all.
-
-        Raises:
-            DataError: if it cannot be written.
-        """
+        """Write all of it as an ``.npz`` file, whole or not at all; DataError if it cannot be written."""
         try:
             with whole_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(
@@ -85,35 +73,23 @@ class Scores:
 class Evaluator:
     """A model, and how to run it without dropout or noise.
 
-    Attributes:
-        model: on ``world.device``; left in the mode it came in.
-        settings: that it was trained with; they give precision, threads and batch size.
-        temperature: of hard routing: that of the last epoch trained.
-        world: its processes take turns at the batches.
-        callback: told how far it is, as ``task``.
-        check: called after each round of batches, in all processes alike; may raise to end the work.
-        batch_size: questions scored at once by one process; by default as many as a part of a training batch has,
-            whatever the number of processes, so that this number cannot change the scores.
+    One process scores as many questions at once as a part of a training batch has, whatever the number of processes, so
+    that this number cannot change the scores.
     """
 
-    model: TRAR
-    settings: Settings
-    temperature: float
-    world: World
-    callback: Callback = no_callback
+    model: TRAR  # on ``world.device``; left in the mode that it came in
+    settings: Settings  # that it was trained with; they give precision, threads and batch size
+    temperature: float  # of hard routing: that of the last epoch trained
+    world: World  # its processes take turns at the batches
+    callback: Callback = no_callback  # told how far it is, as ``task``
     task: str = "scoring"
-    check: Callable[[], None] | None = None
-    batch_size: int = field(default=0)
+    check: Callable[[], None] | None = None  # called after each round, in all processes alike; may raise
+    batch_size: int = 0
 
     def __post_init__(self) -> None:
         train = self.settings.train
         default = max(train.batch_size // train.accumulation, FEWEST_AT_ONCE)
         object.__setattr__(self, "batch_size", self.batch_size or default)
-
-    @property
-    def is_exclusive(self) -> bool:
-        """Whether probabilities are a softmax over the answers; otherwise a sigmoid of each."""
-        return self.settings.train.loss != "bce"
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -122,11 +98,7 @@ class Evaluator:
             yield
 
     def forward(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the model, which is in evaluation mode.
-
-        Returns:
-            Scores [B, A] and routes [B, L, K], on the device.
-        """
+        """Run the model, which is in evaluation mode: scores [B, A] and routes [B, L, K], on the device."""
         device = self.world.device
         with self.inference():
             return self.model(question_tokens.to(device), cells.to(device), temperature=self.temperature)
@@ -148,7 +120,8 @@ class Evaluator:
                 there = rows[: max(kept - start, 0)]
                 scores[start : start + len(there)] = there[:, :num_answers]
                 routes[start : start + len(there)] = there[:, num_answers:].reshape(-1, *routes.shape[1:])
-        return Scores(np.asarray(part.question_id[:kept]), scores, routes, tuple(data.answers), self.is_exclusive)
+        ids = np.asarray(part.question_id[:kept])
+        return Scores(ids, scores, routes, tuple(data.answers), is_exclusive(self.settings))
 
     def answer(self, data: PreparedData, split: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Choose the likeliest answer of each question, in memory that does not grow with the number of answers.
@@ -195,37 +168,19 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Request:
-    """What to score with what, as a user says it.
+    """What to score with what, as a user says it."""
 
-    Attributes:
-        ckpt: ``RUN``, ``RUN@EPOCH`` or ``FILE``; None for the latest run.
-        data: prepared folder; None for the one that the checkpoint was trained on.
-        split: of the data.
-        config: settings that belong to a checkpoint of the original program.
-        sets: ``KEY=VALUE`` settings.
-        gpus: devices; None for a GPU where there is one.
-    """
-
-    ckpt: str | None
-    data: Path | None
+    ckpt: str | None  # ``RUN``, ``RUN@EPOCH`` or ``FILE``; None for the latest run
+    data: Path | None  # prepared folder; None for the one that the checkpoint was trained on
     split: str
-    config: Path | None = None
-    sets: tuple[str, ...] = ()
-    gpus: str | None = None
+    config: Path | None = None  # settings that belong to a checkpoint of the original program
+    sets: tuple[str, ...] = ()  # ``KEY=VALUE`` settings
+    gpus: str | None = None  # None for a GPU where there is one
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A request with its gaps filled.
-
-    Attributes:
-        checkpoint: the file.
-        how: how it was chosen, in words.
-        data: prepared folder.
-        settings: of the model and of the run.
-        origin: where each dotted key came from.
-        notes: what the user should know.
-    """
+    """A request with its gaps filled; ``how`` says in words how the checkpoint was chosen."""
 
     checkpoint: Path
     how: str
@@ -240,13 +195,7 @@ class Chosen:
 
 
 def choose(request: Request) -> Chosen:
-    """Find the checkpoint, its settings and its data.
-
-    Raises:
-        CheckpointError: if there is no such checkpoint.
-        DataError: if its data is gone.
-        SettingsError: for settings that are unknown or out of their limits.
-    """
+    """Find the checkpoint, its settings and its data, or raise the TrarError that says what is missing."""
     folder_sets = [text for text in request.sets if text.startswith("run.folder")]
     path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
     if is_upstream(path):
@@ -302,14 +251,7 @@ _ARRAYS = ("question_id", "scores", "routes")
 
 
 def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
-    """Score a split with a checkpoint, in as many processes as there are devices.
-
-    Args:
-        request: what to score with what.
-        watch: see ``trarctl.engine.launch.run_job``.
-
-    Returns:
-        The scores in file order, and what was chosen.
+    """Score a split with a checkpoint, in as many processes as there are devices; and what was chosen for that.
 
     Raises:
         TrarError: if checkpoint, data and settings are missing or do not fit together.
@@ -324,17 +266,12 @@ def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
         if scores is None:
             # The arrays stay on the disk, also once their files have no name any more.
             ids, logits, routes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-            scores = Scores(ids, logits, routes, tuple(data.answers), chosen.settings.train.loss != "bce")
+            scores = Scores(ids, logits, routes, tuple(data.answers), is_exclusive(chosen.settings))
     return scores, chosen
 
 
 def probabilities(scores: NDArray[np.float32], *, is_exclusive: bool) -> NDArray[np.float32]:
-    """Turn answer logits into probabilities.
-
-    Args:
-        scores: logits, [Q, A].
-        is_exclusive: one answer holds (softmax, from ``ce`` and ``kld``); otherwise each on its own (sigmoid, ``bce``).
-    """
+    """Turn answer logits [Q, A] into probabilities: a softmax over exclusive answers, otherwise a sigmoid of each."""
     if not is_exclusive:
         return np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * scores))
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -344,14 +281,8 @@ def probabilities(scores: NDArray[np.float32], *, is_exclusive: bool) -> NDArray
 def combine(parts: Sequence[Scores]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Average the probabilities that several models give to each answer; one a model does not know counts as 0.
 
-    Args:
-        parts: scores for the same questions.
-
     Returns:
         Mean probabilities [Q, A], and the answers in the order of their first appearance.
-
-    Raises:
-        CheckpointError: if the parts answer different questions.
     """
     first = parts[0]
     answers = tuple(dict.fromkeys(answer for part in parts for answer in part.answers))
@@ -381,15 +312,7 @@ def sayable_answers(scores: NDArray[np.float32], answers: Sequence[str]) -> list
 
 
 def load_scores(path: Path, *, is_exclusive: bool) -> Scores:
-    """Read what ``--save-scores`` wrote.
-
-    Args:
-        path: an ``.npz`` file.
-        is_exclusive: what its scores are if the file does not say.
-
-    Raises:
-        DataError: if it cannot be read or lacks an array.
-    """
+    """Read what ``--save-scores`` wrote; ``is_exclusive`` holds if the file does not say."""
     try:
         with np.load(path, allow_pickle=False) as file:
             question_id, scores = file["question_id"], file["scores"]

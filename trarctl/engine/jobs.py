@@ -16,15 +16,8 @@ from torch import Tensor
 from trarctl.config.settings import Settings
 from trarctl.data.loader import training_samples
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.callbacks import (
-    Callback,
-    Note,
-    check_loggers,
-    combine_callbacks,
-    journal,
-    no_callback,
-    open_loggers,
-)
+from trarctl.engine import callbacks
+from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint
 from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
 from trarctl.engine.launch import Job
@@ -37,21 +30,13 @@ from trarctl.errors import CheckpointError, SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob(Job):
-    """A run to start or to resume.
-
-    Attributes:
-        kind: ``start`` makes a new run, ``resume`` continues one.
-        settings: resolved and fitted to the data, ``run.name`` included.
-        data: the prepared folder.
-        epoch: finished epochs to resume from; None for the latest checkpoint.
-        init: checkpoint to take the start weights of a new run from; None draws them.
-    """
+    """A run to start or to resume; its settings are resolved and fitted to the data, ``run.name`` included."""
 
     kind: Literal["start", "resume"]
     settings: Settings
-    data: Path
-    epoch: int | None = None
-    init: Path | None = None
+    data: Path  # prepared folder
+    epoch: int | None = None  # finished epochs to resume from; None for the latest checkpoint
+    init: Path | None = None  # checkpoint to take the start weights of a new run from; None draws them
 
     @classmethod
     def of(cls, settings: Settings, **fields: Any) -> TrainJob:
@@ -79,10 +64,7 @@ class TrainJob(Job):
             The state at the end; None if a restart finds nothing left to do.
 
         Raises:
-            CheckpointError: if there is no usable checkpoint, or it does not fit the data.
-            DataError: if the run folder cannot be written.
-            SettingsError: if the run has done all its epochs.
-            Stopped: after a signal.
+            TrarError: whatever ends the training early.
         """
         settings = _named(self.settings, world.broadcast(self.settings.run.name))
         run, data = _run_folder(settings), open_prepared(self.data)
@@ -99,23 +81,17 @@ class TrainJob(Job):
             else:
                 epoch = None if is_restarted else self.epoch
                 tensors, state = _resume(run, settings, data, epoch, callback)
-            callback = combine_callbacks(journal(run), callback)
         tensors, state = world.broadcast_tensors(tensors), world.broadcast(state)
-        loggers = open_loggers(run, settings, first_step=state.step) if world.is_main else nullcontext(no_callback)
-        with use_threads(settings.run.num_threads), stop_requests() as stop, loggers as log:
-            callback = combine_callbacks(callback, log)
+        recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
+        log = recorded if world.is_main else nullcontext(callback)
+        with use_threads(settings.run.num_threads), stop_requests() as stop, log as callback:
             trainer = Trainer(settings, data, run, world, callback=callback, stop=stop, tensors=tensors, state=state)
             del tensors
             return trainer.fit()
 
 
 def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | None) -> tuple[TrainJob, list[str]]:
-    """Plan a new run.
-
-    Args:
-        settings: as resolved.
-        origin: where each dotted key came from.
-        init: checkpoint whose weights to start with, as a user names it.
+    """Plan a new run; ``init`` names a checkpoint whose weights to start with.
 
     Returns:
         The job, and notes on what was chosen for the user.
@@ -145,16 +121,13 @@ def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | Non
 def plan_resume(
     run: RunFolder, settings: Settings, *, named: str | None, epoch: int | None
 ) -> tuple[TrainJob, list[str]]:
-    """Plan to resume a run.
+    """Plan to resume a run; result as for ``plan_start``.
 
     Args:
         run: the run.
         settings: its settings, with what the user changed.
         named: how the user named it; a checkpoint's file decides the epoch.
         epoch: finished epochs to resume from; None for the latest checkpoint.
-
-    Raises:
-        TrarError: if settings, data and devices do not fit together.
     """
     notes = []
     match = CHECKPOINT.match(Path(named).name) if named is not None and Path(named).is_file() else None
@@ -188,7 +161,7 @@ def _new_name(dataset: str) -> str:
 
 def _check(settings: Settings, data: PreparedData) -> None:
     """See that the loggers are installed, and that each batch divides among parts and processes and can be filled."""
-    check_loggers(settings)
+    callbacks.check_loggers(settings)
     train = settings.train
     num_processes = plan_placement(settings.run.gpus, os.environ).num_processes
     share = train.accumulation * num_processes

@@ -24,16 +24,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from trarctl import errors
+from trarctl.engine import distributed
 from trarctl.engine.callbacks import Callback, no_callback
-from trarctl.engine.distributed import (
-    GRACE_SECONDS,
-    LostProcess,
-    Placement,
-    World,
-    joined,
-    plan_placement,
-    reused_memory,
-)
+from trarctl.engine.distributed import GRACE_SECONDS, LostProcess, Placement, World, plan_placement
 from trarctl.engine.signals import asked_to_stop, forwarded_signals
 from trarctl.errors import DeviceError, Stopped, TrarError
 from trarctl.files import write_bytes
@@ -44,19 +37,12 @@ SHUTDOWN_SECONDS = 30  # for processes that hang once another is lost
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Work for one process or several, as plain values that can be sent to another process.
+    """Work for one process or several, as plain values that can be sent to another process."""
 
-    Attributes:
-        title: what to call it in messages: ``run tiny``.
-        cure: the command that continues after it was stopped or lost.
-        gpus: devices, see ``plan_placement``.
-        timeout_seconds: after which a process that waits for a lost one gives up.
-    """
-
-    title: str
-    cure: str
-    gpus: str | None
-    timeout_seconds: float = 600.0
+    title: str  # in messages: ``run tiny``
+    cure: str  # the command that continues after it was stopped or lost
+    gpus: str | None  # devices, see ``plan_placement``
+    timeout_seconds: float = 600.0  # after which a process that waits for a lost one gives up
     max_restarts: int = 0
 
     def work(self, world: World, callback: Callback) -> Any:
@@ -72,7 +58,7 @@ def run_job(job: Job, watch: Watch) -> Any:
         watch: makes the callback, in the process of rank 0; a function of a module, so that it can be sent there.
 
     Returns:
-        What the process of rank 0 returned; small, where processes are started for it.
+        What ``job.work`` returned in the process of rank 0; small, where processes are started for it.
 
     Raises:
         TrarError: whatever ended the work early.
@@ -94,8 +80,8 @@ def _process(job: Job, placement: Placement, watch: Watch) -> Iterator[tuple[Wor
     # The callback outlives the group: what it shows last must not wait for other processes.
     with (
         nullcontext(no_callback) if placement.rank else watch() as callback,
-        joined(placement, timeout_seconds=job.timeout_seconds) as world,
-        reused_memory(),
+        distributed.joined(placement, timeout_seconds=job.timeout_seconds) as world,
+        distributed.reused_memory(),
     ):
         try:
             yield world, callback
@@ -193,9 +179,7 @@ def _stopped_early(job: Job, signal_number: int) -> Stopped:
 
 def _write_report(folder: Path, error: TrarError) -> None:
     """Keep what ended this process: its class, hint and signal too, which torch's ``record`` would lose."""
-    report = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
-    if isinstance(error, Stopped):
-        report["signal"] = str(error.signal_number)
+    report = vars(error) | {"kind": type(error).__name__}
     write_bytes(folder / f"{os.getpid()}.json", orjson.dumps(report))
 
 
@@ -205,7 +189,5 @@ def _read_report(folder: Path) -> TrarError | None:
     if not reports:
         return None
     report = orjson.loads(reports[0].read_bytes())
-    if "signal" in report:
-        return Stopped(report["what"], int(report["signal"]), report["hint"])
-    kind: type[TrarError] = getattr(errors, report["kind"], TrarError)
-    return kind(report["what"], report["hint"])
+    kind: Callable[..., TrarError] = getattr(errors, report.pop("kind"), TrarError)
+    return kind(**report)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from trarctl.data.features.patches import Backbone, load_images
@@ -27,7 +27,7 @@ from trarctl.data.text import encode, tokenize
 from trarctl.data.vocabulary import UNK
 from trarctl.engine.distributed import World, joined, plan_placement, use_threads
 from trarctl.engine.evaluator import Chosen, Evaluator, Request, choose, probabilities
-from trarctl.engine.loading import Loaded
+from trarctl.engine.loading import Loaded, is_exclusive
 from trarctl.errors import DataError
 from trarctl.model.attention import routed_attention_map
 from trarctl.model.layers import split_heads
@@ -43,34 +43,24 @@ QUESTIONS_AT_ONCE = 64
 class Insight:
     """What a model says to a few questions, and how it came to say so; everything on the CPU.
 
-    Attributes:
-        probabilities: of each answer, [B, A].
-        routes: span weights before binarizing, [B, L, K].
-        answer_attention: share of each cell in the picture's summary that the answer is read from; mean over the
-            glimpses, [B, N].
-        layer_attention: for each layer, share of each cell in what was looked at; mean over the heads, and over the
-            looking cells weighted by ``answer_attention``; [B, L, N].
+    ``answer_attention`` is the share of each cell in the picture's summary that the answer is read from, mean over the
+    glimpses; ``layer_attention`` that of each cell in what a layer looked at, mean over the heads, and over the looking
+    cells weighted by ``answer_attention``.
     """
 
-    probabilities: NDArray[np.float32]
-    routes: NDArray[np.float32]
-    answer_attention: NDArray[np.float32]
-    layer_attention: NDArray[np.float32]
+    probabilities: NDArray[np.float32]  # of each answer, [B, A]
+    routes: NDArray[np.float32]  # span weights before binarizing, [B, L, K]
+    answer_attention: NDArray[np.float32]  # [B, N]
+    layer_attention: NDArray[np.float32]  # [B, L, N]
 
 
 def inspect(loaded: Loaded, question_tokens: Tensor, features: Tensor) -> Insight:
-    """Answer questions and tell where the model looked.
-
-    Args:
-        loaded: the model, in evaluation mode.
-        question_tokens: word indices, 0 is padding, [B, T].
-        features: grid features of each question's picture, [B, N, W].
-    """
+    """Answer questions [B, T] about pictures with features [B, N, W], and tell where the model looked."""
     scores, routes, pooled, maps = look(loaded, question_tokens, features)
     with torch.inference_mode():
         looked_at = torch.stack([torch.einsum("bn,bhnm->bm", pooled, one) / one.shape[1] for one in maps], dim=1)
     return Insight(
-        probabilities(scores.float().cpu().numpy(), is_exclusive=loaded.is_exclusive),
+        probabilities(scores.float().cpu().numpy(), is_exclusive=is_exclusive(loaded.settings)),
         routes.float().cpu().numpy(),
         pooled.cpu().numpy(),
         looked_at.cpu().numpy(),
@@ -92,10 +82,8 @@ def look(loaded: Loaded, question_tokens: Tensor, features: Tensor) -> tuple[Ten
         _recording(model) as (layer_inputs, pool_inputs),
     ):
         scores, routes = evaluator.forward(question_tokens, features)
-        maps = [
-            _attention_map(layer.route, cells, is_padding, routes[:, number])
-            for number, (layer, (cells, is_padding)) in enumerate(zip(model.visual_layers, layer_inputs, strict=True))
-        ]
+        layers = zip(model.visual_layers, layer_inputs, routes.unbind(dim=1), strict=True)
+        maps = [_attention_map(layer.route, *inputs, weights) for layer, inputs, weights in layers]
         return scores, routes, _pool_weights(model, *pool_inputs[0]), maps
 
 
@@ -104,19 +92,16 @@ Inputs = list[tuple[Tensor, Tensor]]
 
 @contextmanager
 def _recording(model: TRAR) -> Iterator[tuple[Inputs, Inputs]]:
-    """While this lasts, what the routed layers and the pooling of the picture are given is kept."""
+    """Keep what the routed layers and the pooling of the picture are given while the block runs."""
     layer_inputs: Inputs = []
     pool_inputs: Inputs = []
 
-    def note(inputs: Inputs) -> Any:
-        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            inputs.append((arguments[0], arguments[1]))
-
-        return hook
+    def keep(inputs: Inputs) -> Any:
+        return lambda _module, arguments: inputs.append((arguments[0], arguments[1]))
 
     routes: list[Any] = [layer.route for layer in model.visual_layers]
-    handles = [route.register_forward_pre_hook(note(layer_inputs)) for route in routes]
-    handles.append(model.image_pool.register_forward_pre_hook(note(pool_inputs)))
+    handles = [route.register_forward_pre_hook(keep(layer_inputs)) for route in routes]
+    handles.append(model.image_pool.register_forward_pre_hook(keep(pool_inputs)))
     try:
         yield layer_inputs, pool_inputs
     finally:
@@ -141,38 +126,21 @@ def _pool_weights(model: TRAR, cells: Tensor, is_padding: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answers to one question about one picture.
-
-    Attributes:
-        question: as it was asked.
-        answers: the likeliest first, with their probabilities.
-        routes: share of each span in each layer, L lists of K.
-        answer_attention: see ``Insight``, N numbers in row-major order.
-        layer_attention: L lists of N.
-        unknown_words: those of the question that the model never saw.
-    """
+    """The answers to one question about one picture."""
 
     question: str
-    answers: tuple[tuple[str, float], ...]
-    routes: list[list[float]]
-    answer_attention: list[float]
-    layer_attention: list[list[float]]
-    unknown_words: tuple[str, ...]
+    answers: tuple[tuple[str, float], ...]  # the likeliest first, with their probabilities
+    routes: list[list[float]]  # share of each span in each layer, L lists of K
+    answer_attention: list[float]  # see ``Insight``; N numbers in row-major order
+    layer_attention: list[list[float]]  # L lists of N
+    unknown_words: tuple[str, ...]  # those of the question that the model never saw
 
 
 class Predictor:
-    """A trained model that takes pictures and questions.
-
-    Args:
-        loaded: the model.
-        data: that it was trained on.
-        backbone: describes pictures as those of the data were.
-    """
+    """A trained model that takes pictures and questions; ``backbone`` describes pictures as those of the data were."""
 
     def __init__(self, loaded: Loaded, data: PreparedData, backbone: Backbone) -> None:
-        self._loaded = loaded
-        self._data = data
-        self._backbone = backbone
+        self._loaded, self._data, self._backbone = loaded, data, backbone
 
     @property
     def spans(self) -> tuple[int, ...]:
@@ -189,11 +157,6 @@ class Predictor:
         """Whether each layer uses its heaviest span alone."""
         return self._loaded.model.settings.binarize
 
-    @property
-    def num_answers(self) -> int:
-        """Answers that the model can give."""
-        return len(self._data.answers)
-
     def trained_on(self) -> str:
         """What the model was trained on and what it can answer, in one sentence."""
         answers = self._data.answers
@@ -202,12 +165,7 @@ class Predictor:
         return f"trained on {self._data.spec.title}; it can only answer {few}{more}"
 
     def ask(self, images: Sequence[Image], questions: Sequence[str], *, top: int = 5) -> list[Prediction]:
-        """Answer a question about each picture.
-
-        Args:
-            images: of any size and mode, B of them.
-            questions: B of them.
-            top: how many answers to give to each.
+        """Answer a question about each picture, of any size and mode, with the ``top`` likeliest answers.
 
         Raises:
             DataError: for a question without a word.
@@ -226,12 +184,6 @@ class Predictor:
     ) -> list[Prediction]:
         """Answer a question about each picture file, a few files at a time.
 
-        Args:
-            paths: image files, B of them.
-            questions: B of them.
-            top: how many answers to give to each.
-            progress: told how many questions are answered.
-
         Raises:
             DataError: for unusable files, all of them, or a question without a word.
         """
@@ -246,9 +198,7 @@ class Predictor:
             progress("answering", min(start + QUESTIONS_AT_ONCE, len(paths)), len(paths))
         if problems:
             distinct = list(dict.fromkeys(problems))
-            raise DataError(
-                listed(distinct, len(distinct)), "give image files that can be opened, such as .jpg or .png"
-            )
+            raise DataError(listed(distinct, len(distinct)), "give image files that open, such as .jpg or .png")
         return asked
 
     def _ask(self, images: Sequence[Image], questions: Sequence[str], top: int) -> list[Prediction]:
@@ -271,11 +221,7 @@ class Predictor:
 
 
 def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predictor, Chosen]:
-    """Load a checkpoint for asking, in this process.
-
-    Args:
-        request: which checkpoint; its split is not looked at.
-        weights: file of the backbone's weights, if ``prepare`` was given one.
+    """Load a checkpoint for asking, in this process; ``weights`` are the backbone's, if ``prepare`` was given a file.
 
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
@@ -286,11 +232,11 @@ def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predi
     with joined(plan_placement(request.gpus or "cpu", os.environ), timeout_seconds=60.0) as world:
         loaded = chosen.open_model(data, world)
     backbone = picture_backbone(data, weights)
-    if backbone.width != data.features.width or backbone.grid_size != data.manifest.grid_size:
+    made, kept = (backbone.grid_size, backbone.width), (data.manifest.grid_size, data.features.width)
+    if made != kept:
         raise DataError(
-            f"the backbone in {data.path} gives {backbone.grid_size} x {backbone.grid_size} cells of {backbone.width}"
-            f" numbers, the features there are {data.manifest.grid_size} x {data.manifest.grid_size} of"
-            f" {data.features.width}",
+            f"the backbone in {data.path} gives {made[0]} x {made[0]} cells of {made[1]} numbers, "
+            f"the features there are {kept[0]} x {kept[0]} of {kept[1]}",
             "prepare the data again",
         )
     return Predictor(loaded, data, backbone), chosen

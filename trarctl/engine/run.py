@@ -45,11 +45,7 @@ class RunFolder:
         return sorted(found)
 
     def create(self) -> None:
-        """Make the folder.
-
-        Raises:
-            DataError: if it cannot be written.
-        """
+        """Make the folder; DataError if it cannot be written."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -204,11 +200,7 @@ def write_settings(run: RunFolder, settings: Settings, data: Path) -> None:
 
 
 def read_settings(run: RunFolder) -> Settings:
-    """The settings of a run, under the name and in the folder that it has now.
-
-    Raises:
-        CheckpointError: if the file cannot be read.
-    """
+    """The settings of a run, under the name and in the folder that it has now; CheckpointError if they are damaged."""
     try:
         settings = Settings.model_validate(orjson.loads(run.settings_file.read_bytes()))
     except (OSError, orjson.JSONDecodeError, ValidationError) as error:

@@ -24,11 +24,7 @@ class StopRequest:
         self._asked_at = 0.0
 
     def handle(self, signal_number: int, _frame: FrameType | None) -> None:
-        """Take note; a second SIGINT stops at once.
-
-        Raises:
-            KeyboardInterrupt: at the second SIGINT.
-        """
+        """Take note; a second SIGINT raises KeyboardInterrupt."""
         again = self.signal_number and time.monotonic() - self._asked_at > SAME_PRESS_SECONDS
         if signal_number == signal.SIGINT and again:
             raise KeyboardInterrupt

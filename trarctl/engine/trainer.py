@@ -1,13 +1,10 @@
 """The training of a run: ``Trainer.fit`` -> ``train_epoch`` -> ``train_step`` -> ``forward_backward``.
 
-What happens goes to a callback as events; what must survive goes to the run's checkpoints.
-
 Axes: B batch, A answers, L layers, K spans.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,32 +25,10 @@ from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, Loss, Rows, Samples, load_batches, training_plan, training_samples
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
-from trarctl.engine.callbacks import (
-    Callback,
-    CheckpointSaved,
-    EpochDone,
-    RunFinished,
-    RunStarted,
-    StepDone,
-    Validated,
-)
-from trarctl.engine.checkpoint import (
-    Description,
-    TrainState,
-    model_tensors,
-    restore_optimizer,
-    save_checkpoint,
-    state_tensors,
-)
-from trarctl.engine.distributed import (
-    World,
-    collective,
-    peak_memory_bytes,
-    precision_of,
-    seed_step,
-    share_gradients,
-    tf32_allowed,
-)
+from trarctl.engine import checkpoint, distributed
+from trarctl.engine.callbacks import Callback, CheckpointSaved, EpochDone, RunFinished, RunStarted, StepDone, Validated
+from trarctl.engine.checkpoint import Description, TrainState
+from trarctl.engine.distributed import World
 from trarctl.engine.evaluator import Evaluator
 from trarctl.engine.loading import build_model, load_weights
 from trarctl.engine.run import RunFolder
@@ -65,20 +40,13 @@ from trarctl.model.trar import count_parameters
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind; the tensors are on the device and may not be computed yet.
-
-    Attributes:
-        question_id: of the questions that this process computed.
-        loss: of this process, summed over its samples.
-        gradient_norm: of the whole batch's gradient before clipping; where it is not finite, nothing was updated.
-        routes: mean span weights of this process's last part, [L, K].
-    """
+    """What a step leaves behind; the tensors are on the device and may not be computed yet."""
 
     step: int
-    question_id: NDArray[Any]
-    loss: Tensor
-    gradient_norm: Tensor
-    routes: Tensor
+    question_id: NDArray[Any]  # of the questions that this process computed
+    loss: Tensor  # of this process, summed over its samples
+    gradient_norm: Tensor  # of the whole batch, before clipping; where it is not finite, nothing was updated
+    routes: Tensor  # mean span weights of this process's last part, [L, K]
 
 
 class Trainer:
@@ -107,14 +75,14 @@ class Trainer:
         self.callback, self.stop, self.state = callback, stop, state
         self.model = build_model(settings, data)
         if tensors:
-            load_weights(self.model, model_tensors(tensors), run.path)
+            load_weights(self.model, checkpoint.model_tensors(tensors), run.path)
         self.model.to(world.device)
         train = settings.train
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
         )
-        restore_optimizer(self.model, self.optimizer, tensors)
-        self.network = share_gradients(self.model, world)
+        checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
+        self.network = distributed.share_gradients(self.model, world)
         if settings.run.compile:
             self.network.compile()
         self._samples: dict[str, Samples] = {}
@@ -135,7 +103,7 @@ class Trainer:
         where = self.state.epoch, self.state.step_in_epoch
         device = str(self.world.device)
         self.callback(RunStarted(run.name, run.path, device, size, num_parameters, num_samples, steps, epochs, *where))
-        with tf32_allowed(self.world.device, self.settings.run.precision):
+        with distributed.tf32_allowed(self.world.device, self.settings.run.precision):
             while self.state.epoch < epochs:
                 self.train_epoch()
         best = self.state.best_epoch, self.state.best_overall
@@ -155,7 +123,7 @@ class Trainer:
     def train_step(self, parts: Sequence[Batch], *, learning_rate: float) -> StepResult:
         """Learn from one batch, of which this process computes ``parts``."""
         train, step = self.settings.train, self.state.step + 1
-        seed_step(train.seed, step=step, rank=self.world.rank)
+        distributed.seed_step(train.seed, step=step, rank=self.world.rank)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -188,10 +156,10 @@ class Trainer:
             scale /= train.batch_size * (1 if train.loss == "ce" else len(self.data.answers))
         waits = isinstance(self.network, DistributedDataParallel) and not is_last
         with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            with precision_of(self.world.device, self.settings.run.precision):
+            with distributed.precision_of(self.world.device, self.settings.run.precision):
                 scores, routes = self.network(part.question_tokens, part.cells(), temperature=self.temperature)
             loss = answer_loss(scores, part.target, loss=train.loss).sum()
-            with collective():
+            with distributed.collective():
                 (loss * scale).backward()
         return loss.detach(), routes.detach().mean(dim=0)
 
@@ -308,26 +276,18 @@ class Trainer:
         return time.monotonic() - self._saved_at >= 60 * int(every.rstrip("min"))
 
     def _report_step(self, result: StepResult, *, is_logged: bool) -> None:
-        state = self.state
-        event = StepDone(
-            epoch=state.epoch + 1,
-            step_in_epoch=state.step_in_epoch,
-            steps_per_epoch=self.steps_per_epoch,
-            step=state.step,
-            rate=self._learning_rate(state.step),
-            temperature=self.temperature,
-            samples_per_second=self._samples_per_second(),
-        )
+        state, logged = self.state, {}
         if is_logged:
-            event = dataclasses.replace(
-                event,
-                loss=state.window_loss_sum / max(state.window_samples, 1),
-                gradient_norm=float(result.gradient_norm),
-                routes=result.routes.double().cpu().numpy().round(4).tolist(),
-                memory_bytes=peak_memory_bytes(self.world.device),
-            )
+            logged = {
+                "loss": state.window_loss_sum / max(state.window_samples, 1),
+                "gradient_norm": float(result.gradient_norm),
+                "routes": result.routes.double().cpu().numpy().round(4).tolist(),
+                "memory_bytes": distributed.peak_memory_bytes(self.world.device),
+            }
             self._update_state(window_loss_sum=0.0, window_samples=0)
-        self.callback(event)
+        where = state.epoch + 1, state.step_in_epoch, self.steps_per_epoch, state.step
+        schedule = self._learning_rate(state.step), self.temperature
+        self.callback(StepDone(*where, *schedule, self._samples_per_second(), **logged))
 
     def _samples_per_second(self) -> float:
         """Over the epoch, as far as this process has computed it."""
@@ -380,9 +340,8 @@ class Trainer:
         every, finished = self.settings.run.validate_every, self.state.epoch + 1
         if not every or (finished % every and finished != self.settings.train.epochs):
             return False
-        if "val" in self.split.split("+") or "val" not in self.data.split_names:
-            return False
-        return self.data.split("val").is_annotated
+        has_val = "val" in self.data.split_names and "val" not in self.split.split("+")
+        return has_val and self.data.split("val").is_annotated
 
     def _validate(self) -> Validated:
         started, world = time.monotonic(), self.world
@@ -404,29 +363,23 @@ class Trainer:
         )
 
     def _save(self, schedule: tuple[float, float] | None = None, accuracy: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint, and remove those that it makes superfluous; all processes take part.
+        """Write a checkpoint, and remove those that it makes superfluous; all processes take part, and fail together.
 
-        Args:
-            schedule: learning rate and temperature of the last step, where its epoch is over.
-            accuracy: of that epoch, if it was validated.
-
-        Raises:
-            DataError: in all processes, if it cannot be written.
+        ``schedule`` is the learning rate and temperature of the last step, where its epoch is over.
         """
         run, state = self.run, self.state
-        path = run.epoch_checkpoint(state.epoch)
-        if state.step_in_epoch:
-            path = run.step_checkpoint(state.epoch, state.step_in_epoch)
+        at, is_end = (state.epoch, state.step_in_epoch), not state.step_in_epoch
+        path = run.epoch_checkpoint(state.epoch) if is_end else run.step_checkpoint(*at)
         problem: tuple[str, str | None] | None = None
         if self.world.is_main:
             started = time.monotonic()
             description = self._describe(schedule or (self._learning_rate(state.step), self.temperature), accuracy)
             try:
-                save_checkpoint(path, state_tensors(self.model, self.optimizer), description)
+                checkpoint.save_checkpoint(path, checkpoint.state_tensors(self.model, self.optimizer), description)
             except DataError as error:
                 problem = error.what, error.hint
             else:
-                self.callback(CheckpointSaved(path, state.epoch, state.step_in_epoch, time.monotonic() - started))
+                self.callback(CheckpointSaved(path, *at, time.monotonic() - started))
                 run.prune(epoch=state.epoch, best_epoch=state.best_epoch, keep=self.settings.run.keep)
         self._saved_at = time.monotonic()
         problem = self.world.broadcast(problem)
@@ -459,10 +412,7 @@ class Trainer:
 def answer_loss(scores: Tensor, target: Tensor, *, loss: Loss) -> Tensor:
     """The loss of each sample, summed over the answers, [B].
 
-    Args:
-        scores: answer logits, [B, A], float32.
-        target: soft scores [B, A] for ``bce`` and ``kld``, answer indices [B] for ``ce``.
-        loss: which.
+    ``target`` holds soft scores [B, A] for ``bce`` and ``kld``, answer indices [B] for ``ce``.
     """
     if loss == "ce":
         return functional.cross_entropy(scores, target, reduction="none")

@@ -20,8 +20,8 @@ from trarctl.commands.console import (
     warn,
     write_json,
 )
-from trarctl.config.keys import FIELDS
 from trarctl.config.resolve import resolve
+from trarctl.config.settings import FIELDS
 from trarctl.errors import DataError
 
 

@@ -58,7 +58,7 @@ def test_every_golden_file_reads_as_it_is(file: Path) -> None:
 
 def test_the_keys_of_all_golden_files_have_an_origin() -> None:
     file = CASES[0]
-    origins = set(resolve(dataset_of(file), file, environ={}).origin.values())
+    origins = {origin.text for origin in resolve(dataset_of(file), file, environ={}).origins.values()}
     taken = {f"{file.name} ({key})" for key in yaml.safe_load(file.read_text())} - {
         f"{file.name} ({key})" for key in ("MODEL_USE", "OPT", "OPT_PARAMS", "USE_BBOX_FEAT")
     }

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trarctl.config.keys import FIELDS, nested
-from trarctl.config.resolve import ALL_SETTINGS, amend, from_dict, resolve, to_dict, to_toml
-from trarctl.config.settings import Settings
+from trarctl.config.resolve import ALL_SETTINGS, Origin, Resolved, Source, amend, from_dict, resolve
+from trarctl.config.settings import FIELDS, Settings, nested
 from trarctl.errors import SettingsError
+from trarctl.registry import SPAN_SHAPES
+
+
+@pytest.fixture(autouse=True)
+def cross(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span shape beside the built-in ones."""
+    monkeypatch.setitem(SPAN_SHAPES._items, "cross", object())
 
 
 def settle(**given: Any) -> Settings:
@@ -37,25 +45,36 @@ def toml(tmp_path: Path, text: str) -> Path:
 def test_without_anything_the_vqa_recipe_holds() -> None:
     result = resolve(environ={})
     assert result.settings.data.dataset == "vqa"
-    assert result.origin["data.dataset"] == "default"
-    assert result.origin["train.epochs"] == "recipe vqa"
-    assert result.origin["model.hidden_size"] == "default"
-    assert set(result.origin) == set(FIELDS)
+    assert result.origins["data.dataset"] == Origin(Source.DEFAULT, "default")
+    assert result.origins["train.epochs"] == Origin(Source.RECIPE, "recipe vqa")
+    assert result.origins["model.hidden_size"] == Origin(Source.DEFAULT, "default")
+    assert set(result.origins) == set(FIELDS)
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
-    steps: list[tuple[dict[str, Any], int, str]] = [
-        ({"dataset": "clevr"}, 16, "recipe clevr"),
-        ({"config": toml(tmp_path, "[train]\nepochs = 21\n")}, 21, "my.toml"),
-        ({"environ": {"TRARCTL_TRAIN_EPOCHS": "22"}}, 22, "TRARCTL_TRAIN_EPOCHS"),
-        ({"options": {"train.epochs": (23, "--epochs")}}, 23, "--epochs"),
-        ({"sets": ["train.epochs=24"]}, 24, "--set"),
+    steps: list[tuple[dict[str, Any], int, Source, str]] = [
+        ({"dataset": "clevr"}, 16, Source.RECIPE, "recipe clevr"),
+        ({"config": toml(tmp_path, "[train]\nepochs = 21\n")}, 21, Source.FILE, "my.toml"),
+        ({"environ": {"TRARCTL_TRAIN_EPOCHS": "22"}}, 22, Source.ENVIRONMENT, "TRARCTL_TRAIN_EPOCHS"),
+        ({"options": {"train.epochs": (23, "--epochs")}}, 23, Source.OPTION, "--epochs"),
+        ({"sets": ["train.epochs=24"]}, 24, Source.SET, "--set"),
     ]
     given: dict[str, Any] = {"environ": {}}
-    for change, epochs, origin in steps:
+    for change, epochs, source, text in steps:
         given |= change
         result = resolve(**given)
-        assert (result.settings.train.epochs, result.origin["train.epochs"]) == (epochs, origin)
+        assert result.settings.train.epochs == epochs
+        assert result.origins["train.epochs"] == Origin(source, text)
+        assert result.origins["train.epochs"].is_users_choice == (source is not Source.RECIPE)
+
+
+@pytest.mark.parametrize("name", ["recipe-x.toml", "default.toml", "recipe.yml"])
+def test_a_file_is_a_file_whatever_its_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("IMG_SCALE: 3\n" if name.endswith("yml") else "[model]\ngrid_size = 3\n")
+    origin = resolve(config=file, environ={}).origins["model.grid_size"]
+    assert origin.is_users_choice
+    assert origin.text.startswith(name)
 
 
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,16 +133,40 @@ def test_soft_routing_silences_the_binarize_of_a_recipe() -> None:
     result = resolve("clevr", environ={}, sets=["model.routing=soft"])
     assert not result.settings.model.binarize
     assert result.notes == ["recipe clevr (model.binarize = true): without effect, since routing is soft"]
-    assert result.origin["model.binarize"] == "recipe clevr, off with soft routing"
+    assert result.origins["model.binarize"].text == "recipe clevr, off with soft routing"
 
 
-def test_rows_show_every_setting() -> None:
-    rows = {row.key: (row.value, row.origin) for row in resolve("clevr", environ={}).rows()}
-    assert list(rows) == list(FIELDS)
-    assert rows["model.spans"] == ("[0, 1, 3]", "recipe clevr")
-    assert rows["model.binarize"] == ("true", "recipe clevr")
-    assert rows["run.name"] == ("none", "default")
-    assert rows["data.dataset"] == ("clevr", "DATASET")
+def test_the_toml_shows_every_setting_and_its_origin() -> None:
+    lines = resolve("clevr", environ={}).to_toml().splitlines()
+    assert [line.split(" = ")[0] for line in lines] == list(FIELDS)
+    assert "model.spans = [0, 1, 3]  # recipe clevr" in lines
+    assert "model.binarize = true  # recipe clevr" in lines
+    assert 'run.name = "none"  # default' in lines
+    assert 'data.dataset = "clevr"  # DATASET' in lines
+
+
+def test_spans_of_another_shape(tmp_path: Path) -> None:
+    assert settle(sets=["model.spans=0,cross:2"]).model.spans == (0, "cross:2")
+    assert settle(sets=['model.spans=[0, "cross:2"]']).model.spans == (0, "cross:2")
+    assert settle(config=toml(tmp_path, '[model]\nspans = ["cross:2", 1, "window:3"]\n')).model.spans == (
+        "cross:2",
+        1,
+        "window:3",
+    )
+
+
+def test_the_variable_of_plugins_is_no_setting() -> None:
+    assert settle(environ={"TRARCTL_PLUGINS": "some_module"}) == settle()
+
+
+def test_values_are_validated_without_torch() -> None:
+    code = (
+        "import sys; from trarctl.config.resolve import resolve;"
+        " resolve('clevr', sets=['model.pooling=avg', 'run.attention=cpu', 'model.spans=0,window:2']);"
+        " print([name for name in ('torch', 'numpy', 'spacy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 # Messages
@@ -139,6 +182,28 @@ def test_rows_show_every_setting() -> None:
         ({"sets": ["model.routing=softt"]}, "--set model.routing=softt: model.routing must be 'soft' or 'hard'"),
         ({"sets": ["model.spans=0,x"]}, "--set model.spans=0,x: model.spans[1] must be a whole number"),
         ({"sets": ["model.spans=-1"]}, "--set model.spans=-1: model.spans[0] must be 0 or more"),
+        (
+            {"sets": ["model.spans=0,cros:2"]},
+            "--set model.spans=0,cros:2: model.spans[1] must be SHAPE:SIZE with a shape of 'window' or 'cross'",
+        ),
+        (
+            {"sets": ["model.spans=cross:0"]},
+            "--set model.spans=cross:0: model.spans[0] must be SHAPE:SIZE with a size of 1 or more",
+        ),
+        (
+            {"sets": ["model.spans=cross:x"]},
+            "--set model.spans=cross:x: model.spans[0] must be SHAPE:SIZE with a size of 1 or more",
+        ),
+        ({"sets": ["data.dataset=vqa2"]}, "--set data.dataset=vqa2: data.dataset must be 'vqa', 'clevr' or 'easy-vqa'"),
+        ({"sets": ["model.pooling=max"]}, "--set model.pooling=max: model.pooling must be 'avg', 'attention' or 'fc'"),
+        (
+            {"sets": ["run.attention=gpu"]},
+            "--set run.attention=gpu: run.attention must be 'auto', 'reference' or 'cpu'",
+        ),
+        (
+            {"sets": ["run.save_every=0"]},
+            "--set run.save_every=0: run.save_every must be a number of steps, such as 500, or of minutes, such as 10m",
+        ),
         ({"sets": ["model.spans="]}, "--set model.spans=: model.spans must have 1 or more values"),
         ({"sets": ["model.dropout=1"]}, "--set model.dropout=1: model.dropout must be less than 1"),
         (
@@ -306,7 +371,7 @@ def some_settings(draw: st.DrawFn) -> Settings:
         "data.path": draw(st.none() | text.map(lambda part: Path(f"p{part}"))),
         "model.num_heads": heads,
         "model.hidden_size": 2 * heads * draw(st.integers(1, 9)),
-        "model.spans": draw(st.lists(st.integers(0, 9), min_size=1).map(tuple)),
+        "model.spans": draw(st.lists(st.integers(0, 9) | st.just("window:2"), min_size=1).map(tuple)),
         "model.dropout": draw(st.floats(0, 0.999)),
         "train.batch_size": batch * parts,
         "train.accumulation": parts,
@@ -322,20 +387,20 @@ def some_settings(draw: st.DrawFn) -> Settings:
 
 @given(some_settings())
 def test_json_round_trip(settings: Settings) -> None:
-    assert from_dict(json.loads(json.dumps(to_dict(settings))), "settings.json") == settings
+    assert from_dict(json.loads(json.dumps(settings.model_dump(mode="json"))), "settings.json") == settings
 
 
 @given(settings=some_settings())
 def test_toml_round_trip(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> None:
     file = tmp_path_factory.mktemp("toml") / "settings.toml"
-    file.write_text(to_toml(settings), encoding="utf-8")
+    file.write_text(Resolved(settings, dict.fromkeys(FIELDS, Origin(Source.SET, "--set")), []).to_toml(), "utf-8")
     assert settle(config=file) == settings
 
 
 def test_settings_of_a_run_serve_as_config(tmp_path: Path) -> None:
     settings = settle(dataset="clevr", sets=["train.epochs=3"])
     file = tmp_path / "settings.json"
-    file.write_text(json.dumps(to_dict(settings)))
+    file.write_text(json.dumps(settings.model_dump(mode="json")))
     assert settle(config=file) == settings
 
 
@@ -353,6 +418,7 @@ def test_amend_changes_some_settings_of_a_run() -> None:
     result = amend(settings, "run x", options={"train.epochs": (20, "--epochs")}, sets=["run.keep=1"])
     assert (result.settings.train.epochs, result.settings.run.keep) == (20, 1)
     assert result.settings.model == settings.model
-    assert (result.origin["train.epochs"], result.origin["model.spans"]) == ("--epochs", "run x")
+    assert result.origins["train.epochs"] == Origin(Source.OPTION, "--epochs")
+    assert result.origins["model.spans"] == Origin(Source.RUN, "run x")
     with pytest.raises(SettingsError, match="--epochs 0: train.epochs must be greater than 0"):
         amend(settings, "run x", options={"train.epochs": (0, "--epochs")})

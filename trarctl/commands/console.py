@@ -125,12 +125,15 @@ def show_table(table: Table) -> None:
 def show_settings(resolved: Resolved) -> None:
     """Print all settings with their origin: a table on a terminal, otherwise TOML that ``--config`` reads."""
     if not sys.stdout.isatty():
-        for row in resolved.rows():
-            say(f"{row.toml}  # {row.origin}")
+        say(resolved.to_toml())
         return
+    from trarctl.config.resolve import Source
+    from trarctl.config.settings import flat, to_text
+
     table = make_table("setting", "value", "from")
-    for row in resolved.rows():
-        add_row(table, row.key, row.value, row.origin, style="dim" if row.origin == "default" else None)
+    for key, value in flat(resolved.settings).items():
+        origin = resolved.origins[key]
+        add_row(table, key, to_text(value), origin.text, style="dim" if origin.source is Source.DEFAULT else None)
     show_table(table)
 
 

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from trarctl.commands.options import PANELS, SettingOption, build_parameters
+
 GENERAL_PANEL = "General"
 
 
@@ -49,7 +51,28 @@ def heading(text: str) -> str:
 
 
 class Command(TyperCommand):
-    """A command with grouped options."""
+    """A command with grouped options, those of its settings included."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List the parameters by panel; options of settings are made when they are first needed."""
+        if self._setting_options and not self._are_built:
+            self._are_built = True
+            parameters = [*build_parameters(self._setting_options), *self.params]
+            panels = [None, *PANELS]
+            self.params = sorted(parameters, key=lambda one: panels.index(getattr(one, "rich_help_panel", None)))
+        return super().get_params(ctx)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what was given for settings is in ``ctx.obj``."""
+        if self._setting_options:
+            ctx.obj = {option.key: (ctx.params.pop(option.name), option.flag) for option in self._setting_options}
+        return super().invoke(ctx)
+
+    _are_built = False
+
+    @property
+    def _setting_options(self) -> tuple[SettingOption, ...]:
+        return getattr(self.callback, "setting_options", ())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options."""

@@ -47,7 +47,7 @@ class LiveView:
     """
 
     def __init__(
-        self, spans: Sequence[int] = (), *, is_hard: bool = False, clock: Callable[[], float] = time.monotonic
+        self, spans: Sequence[int | str] = (), *, is_hard: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._spans = span_names(spans)
         self._is_hard = is_hard

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from trarctl.commands.options import (
+    DATA,
     DATA_PANEL,
-    TRAINING_PANEL,
-    DataOption,
-    EpochsOption,
-    GpusOption,
+    EPOCHS,
+    GPUS,
+    MAX_RESTARTS,
     QuietOption,
     SetOption,
+    takes_settings,
 )
 
 EPILOG = (
@@ -24,7 +25,9 @@ EPILOG = (
 )
 
 
+@takes_settings(DATA, EPOCHS, GPUS, MAX_RESTARTS)
 def resume(
+    context: typer.Context,
     run: Annotated[
         str | None,
         typer.Argument(metavar="RUN", help="A run's name, folder, or one of its checkpoints; by default the latest."),
@@ -40,20 +43,7 @@ def resume(
             show_default=False,
         ),
     ] = None,
-    data: DataOption = None,
-    epochs: EpochsOption = None,
-    gpus: GpusOption = None,
     sets: SetOption = None,
-    max_restarts: Annotated[
-        int | None,
-        typer.Option(
-            "--max-restarts",
-            metavar="N",
-            help="Times that a lost process is started again.",
-            rich_help_panel=TRAINING_PANEL,
-            show_default=False,
-        ),
-    ] = None,
     is_quiet: QuietOption = False,
 ) -> None:
     """Go on with a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
@@ -68,14 +58,8 @@ def resume(
     found = find_run(run, folder)
     if run is None:
         note(f"no run named: taking the latest, {found.name}")
-    options = {
-        "data.path": (data, "--data"),
-        "train.epochs": (epochs, "--epochs"),
-        "run.gpus": (gpus, "--gpus"),
-        "run.max_restarts": (max_restarts, "--max-restarts"),
-    }
     changes = [text for text in sets or [] if not text.startswith("run.folder")]
-    resolved = amend(read_settings(found), f"run {found.name}", options=options, sets=changes)
+    resolved = amend(read_settings(found), f"run {found.name}", options=context.obj, sets=changes)
     job, notes = plan_resume(found, resolved.settings, named=run, epoch=epoch)
     for text in notes:
         note(text)

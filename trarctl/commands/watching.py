@@ -35,7 +35,9 @@ PAUSES_PER_RUN = 40
 
 
 @contextmanager
-def watch_run(*, is_quiet: bool = False, spans: tuple[int, ...] = (), is_hard: bool = False) -> Iterator[Callback]:
+def watch_run(
+    *, is_quiet: bool = False, spans: tuple[int | str, ...] = (), is_hard: bool = False
+) -> Iterator[Callback]:
     """An observer that shows a run on stderr.
 
     Args:

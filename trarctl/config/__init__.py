@@ -1,1 +1,1 @@
-"""Validated settings, the recipes, and the places that settings come from."""
+"""Validated settings, where each value came from, and the recipes."""

@@ -2,183 +2,160 @@
 
 from __future__ import annotations
 
+import json
 import os
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
-from pydantic import ValidationError
+import yaml
 
-from trarctl.config.files import FileValues, read_file
-from trarctl.config.keys import FIELDS, TABLES, flat, from_text, nearest_key, nested, to_text, to_toml_value
-from trarctl.config.messages import blame_all
-from trarctl.config.recipes import DEFAULT_DATASET, RECIPES
-from trarctl.config.settings import Dataset, Settings
+from trarctl.config.original_yaml import translate
+from trarctl.config.settings import (
+    ALL_SETTINGS,
+    DEFAULT_DATASET,
+    FIELDS,
+    Settings,
+    dataset_names,
+    flat,
+    from_dict,
+    from_file,
+    from_text,
+    nearest_key,
+    nested,
+    recipe_of,
+    to_text,
+    to_toml_value,
+    unknown,
+    values_of_tables,
+)
 from trarctl.errors import SettingsError
+from trarctl.registry import PLUGINS_VARIABLE
 
 PREFIX = "TRARCTL_"
-ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
+
+
+class Source(Enum):
+    """What kind of source a value came from."""
+
+    DEFAULT = auto()
+    RECIPE = auto()
+    FILE = auto()
+    ORIGINAL_FILE = auto()
+    ENVIRONMENT = auto()
+    OPTION = auto()
+    SET = auto()
+    RUN = auto()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from: the kind for programs, the text (``my.toml``, ``--epochs``) for people."""
+
+    source: Source
+    text: str
+
+    @property
+    def is_users_choice(self) -> bool:
+        """Whether somebody asked for the value; if not, it yields to what data or a checkpoint fixes."""
+        return self.source not in (Source.DEFAULT, Source.RECIPE)
+
+
+DEFAULT = Origin(Source.DEFAULT, "default")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One value and where it came from.
-
-    ``origin`` is for the table of ``--dry-run``, ``blame`` begins an error message. An entry that ``yields`` came with
-    a recipe, and gives way where the user's choices leave it without meaning.
-    """
+    """One value of a layer; ``blame`` begins an error message about it."""
 
     value: object
-    origin: str
+    origin: Origin
     blame: str
-    yields: bool = False
 
 
 Layer = dict[str, Entry]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table of ``--dry-run``; ``toml`` is the same as a file for ``--config`` has it."""
-
-    key: str
-    value: str
-    origin: str
-    toml: str
+Options = Mapping[str, tuple[object, str]]  # dotted key -> (value, or None if it was not given; flag)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Valid settings, where each value came from, and what the user should know."""
+    """Valid settings, where each value came from by dotted key, and what the user should know."""
 
     settings: Settings
-    origin: dict[str, str]
+    origins: dict[str, Origin]
     notes: list[str]
 
-    def rows(self) -> Iterator[Row]:
-        """All settings in their order, for the table of ``--dry-run``."""
-        for key, value in flat(self.settings).items():
-            yield Row(key, to_text(value), self.origin[key], f"{key} = {to_toml_value(value)}")
+    def to_toml(self) -> str:
+        """All settings as a file for ``--config``, each with where it came from."""
+        values = flat(self.settings).items()
+        return "\n".join(f"{key} = {to_toml_value(value)}  # {self.origins[key].text}" for key, value in values)
 
 
 def resolve(
     dataset: str | None = None,
     config: Path | None = None,
     environ: Mapping[str, str] | None = None,
-    options: Mapping[str, tuple[object, str]] | None = None,
+    options: Options | None = None,
     sets: Sequence[str] = (),
 ) -> Resolved:
     """Find the settings that hold.
 
     Args:
-        dataset: the data set that the user named, or that the data is of; None: whatever the other sources say.
-        config: a TOML file, an upstream YAML file, or the ``settings.json`` of a run.
-        environ: the environment; None: that of the process.
-        options: dotted key -> (value, flag); a value of None means that the flag was not given.
-        sets: ``KEY=VALUE`` as given with ``--set``.
+        dataset: the data set that the user named, or that the data is of.
+        config: a TOML file, the original's YAML file, or the ``settings.json`` of a run.
+        environ: by default that of the process.
+        options: what was given by flags.
+        sets: ``KEY=VALUE``.
 
     Raises:
         SettingsError: for unknown keys, for values outside their limits, and for a file that cannot be read.
     """
-    file = read_file(config) if config else FileValues()
-    given = [
-        {key: Entry(value, *file.origins[key]) for key, value in file.values.items()},
-        _environment_layer(os.environ if environ is None else environ),
-        {"data.dataset": Entry(dataset, "DATASET", f"DATASET {dataset}")} if dataset else {},
-        _option_layer(options or {}),
-        _set_layer(sets),
-    ]
+    file, notes = _read_file(config) if config else ({}, [])
+    named = {"data.dataset": Entry(dataset, Origin(Source.OPTION, "DATASET"), f"DATASET {dataset}")} if dataset else {}
+    environment = _environment_layer(os.environ if environ is None else environ)
+    given = [file, environment, named, _option_layer(options or {}), _set_layer(sets)]
     chosen = next((layer["data.dataset"].value for layer in reversed(given) if "data.dataset" in layer), None)
-    recipe = str(chosen) if chosen in get_args(Dataset) else DEFAULT_DATASET
-    return _build([_recipe_layer(recipe), *given], file.notes)
+    known = str(chosen) if chosen in dataset_names() else DEFAULT_DATASET
+    recipe = _layer(recipe_of(known).values, Origin(Source.RECIPE, f"recipe {known}"))
+    return _build([{"data.dataset": Entry(known, DEFAULT, "its default")}, recipe, *given], notes)
 
 
-def amend(
-    settings: Settings,
-    source: str,
-    options: Mapping[str, tuple[object, str]] | None = None,
-    sets: Sequence[str] = (),
-) -> Resolved:
-    """Change some of a run's settings.
-
-    Args:
-        settings: what the run was started with.
-        source: the run, for the table and for messages.
-        options: as for ``resolve``.
-        sets: as for ``resolve``.
-
-    Raises:
-        SettingsError: as for ``resolve``.
-    """
-    base = {key: Entry(value, source, f"{source} ({key} = {to_text(value)})") for key, value in flat(settings).items()}
+def amend(settings: Settings, source: str, options: Options | None = None, sets: Sequence[str] = ()) -> Resolved:
+    """Change some settings of a run or checkpoint, which ``source`` names; otherwise as ``resolve``."""
+    base = _layer(flat(settings), Origin(Source.RUN, source))
     return _build([base, _option_layer(options or {}), _set_layer(sets)], [])
 
 
-def to_dict(settings: Settings) -> dict[str, dict[str, object]]:
-    """The settings as JSON holds them, by table."""
-    return settings.model_dump(mode="json")
-
-
-def from_dict(tables: Mapping[str, object], source: str) -> Settings:
-    """The settings that ``to_dict`` wrote.
-
-    Raises:
-        SettingsError: naming ``source``, if they are none.
-    """
-    try:
-        return Settings.model_validate(tables)
-    except ValidationError as error:
-        raise blame_all(error, {}, source, ALL_SETTINGS) from None
-
-
-def to_toml(settings: Settings) -> str:
-    """The settings as a file for ``--config``, each with its meaning."""
-    lines: list[str] = []
-    for table, values in nested(flat(settings)).items():
-        lines += ["", f"[{table}]"] if lines else [f"[{table}]"]
-        for name, value in values.items():
-            lines += [f"# {FIELDS[f'{table}.{name}'].description}", f"{name} = {to_toml_value(value)}"]
-    return "\n".join(lines) + "\n"
-
-
 def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
-    merged: dict[str, tuple[int, Entry]] = {}
-    for rank, layer in enumerate(layers):
-        merged.update({key: (rank, entry) for key, entry in layer.items()})
+    merged = {key: entry for layer in layers for key, entry in layer.items()}
     notes = [*notes, *_drop_binarize(merged)]
-    entries = {key: entry for key, (_, entry) in merged.items()}
-    try:
-        settings = Settings.model_validate(nested({key: entry.value for key, entry in entries.items()}))
-    except ValidationError as error:
-        ranked = sorted(merged, key=lambda key: -merged[key][0])
-        raise blame_all(error, {key: entries[key].blame for key in ranked}, "settings", ALL_SETTINGS) from None
-    origin = {key: entries[key].origin if key in entries else "default" for key in FIELDS}
-    return Resolved(settings, origin, list(notes))
+    rank_of = {key: rank for rank, layer in enumerate(layers) for key in layer}
+    blames = {key: merged[key].blame for key in sorted(merged, key=lambda key: -rank_of[key])}
+    settings = from_dict(nested({key: entry.value for key, entry in merged.items()}), "settings", blames)
+    return Resolved(settings, {key: merged[key].origin if key in merged else DEFAULT for key in FIELDS}, notes)
 
 
-def _drop_binarize(merged: dict[str, tuple[int, Entry]]) -> list[str]:
-    """Soft routing has nothing to binarize: a recipe's wish to do so falls silent once the user asks for soft."""
-    rank, binarize = merged.get("model.binarize", (0, Entry(False, "default", "")))
-    _, routing = merged.get("model.routing", (0, Entry("soft", "default", "")))
-    if not binarize.yields or binarize.value in (False, "False", "false") or routing.value != "soft":
+def _drop_binarize(merged: Layer) -> list[str]:
+    """Soft routing has nothing to binarize: there a recipe's wish is dropped, and the original ignores its own."""
+    binarize, routing = merged.get("model.binarize"), merged.get("model.routing")
+    if binarize is None or binarize.origin.source not in (Source.RECIPE, Source.ORIGINAL_FILE):
         return []
-    origin = f"{binarize.origin}, off with soft routing"
-    merged["model.binarize"] = (rank, replace(binarize, value=False, origin=origin))
+    if binarize.value in (False, "False", "false") or (routing is not None and routing.value != "soft"):
+        return []
+    origin = replace(binarize.origin, text=f"{binarize.origin.text}, off with soft routing")
+    merged["model.binarize"] = replace(binarize, value=False, origin=origin)
     return [f"{binarize.blame}: without effect, since routing is soft"]
 
 
-def _recipe_layer(dataset: str) -> Layer:
-    name = f"recipe {dataset}"
-    layer = {
-        key: Entry(value, name, f"{name} ({key} = {to_text(value)})", yields=key == "model.binarize")
-        for key, value in RECIPES[dataset].items()
-    }
-    return {"data.dataset": Entry(dataset, "default", "its default"), **layer}
+def _layer(values: Mapping[str, object], origin: Origin) -> Layer:
+    return {key: Entry(value, origin, f"{origin.text} ({key} = {to_text(value)})") for key, value in values.items()}
 
 
-def _option_layer(options: Mapping[str, tuple[object, str]]) -> Layer:
+def _option_layer(options: Options) -> Layer:
     layer = {}
     for key, (value, flag) in options.items():
         if value is None:
@@ -186,7 +163,7 @@ def _option_layer(options: Mapping[str, tuple[object, str]]) -> Layer:
         if key not in FIELDS:
             raise KeyError(f"{flag} sets {key}, which is no setting")
         read = from_text(key, value) if isinstance(value, str) else value
-        layer[key] = Entry(read, flag, f"{flag} {to_text(value)}")
+        layer[key] = Entry(read, Origin(Source.OPTION, flag), f"{flag} {to_text(value)}")
     return layer
 
 
@@ -198,45 +175,63 @@ def _set_layer(sets: Sequence[str]) -> Layer:
         if not equals:
             raise SettingsError(f"--set {text}: must be KEY=VALUE", "for example --set model.hidden_size=256")
         if key not in FIELDS:
-            raise SettingsError(f"--set {text}: unknown setting {key}", _unknown_hint(key))
-        layer[key] = Entry(from_text(key, value), "--set", f"--set {key}={value}")
+            raise unknown(f"--set {text}", key)
+        layer[key] = Entry(from_text(key, value), Origin(Source.SET, "--set"), f"--set {key}={value}")
     return layer
 
 
-def _unknown_hint(key: str) -> str:
-    near = nearest_key(key)
-    if near:
-        return f"did you mean {near}?"
-    return f"settings are in the tables {', '.join(TABLES)}; {ALL_SETTINGS}"
-
-
-def _variable_hint(variable: str) -> str:
-    name = variable.removeprefix(PREFIX).lower()
-    for table in TABLES:
-        if name.startswith(f"{table}_"):
-            name = f"{table}.{name.removeprefix(table).lstrip('_')}"
-    near = nearest_key(name)
-    if near:
-        return f"did you mean {PREFIX}{near.upper().replace('.', '_')}?"
-    return f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
-
-
 def _environment_layer(environ: Mapping[str, str]) -> Layer:
-    names = {}
-    for key in FIELDS:
-        table, _, name = key.upper().partition(".")
-        names[f"{PREFIX}{table}__{name}"] = names[f"{PREFIX}{table}_{name}"] = key
+    names = {f"{PREFIX}{key.upper().replace('.', joint)}": key for key in FIELDS for joint in ("_", "__")}
     layer: Layer = {}
-    for variable in sorted(name for name in environ if name.startswith(PREFIX)):
+    for variable in sorted(name for name in environ if name.startswith(PREFIX) and name != PLUGINS_VARIABLE):
         if variable not in names:
-            raise SettingsError(f"unknown environment variable {variable}", _variable_hint(variable))
+            near = nearest_key(variable.removeprefix(PREFIX).lower().replace("_", ".", 1))
+            hint = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
+            if near:
+                hint = f"did you mean {PREFIX}{near.upper().replace('.', '_')}?"
+            raise SettingsError(f"unknown environment variable {variable}", hint)
         key, text = names[variable], environ[variable]
         if not text.strip():
             continue
         if key in layer and layer[key].value != from_text(key, text):
-            raise SettingsError(
-                f"{layer[key].origin} and {variable} are the same setting, {key}, with different values",
-                f"unset {variable}",
-            )
-        layer[key] = Entry(from_text(key, text), variable, f"{variable}={reprlib.repr(text)[1:-1]}")
+            what = f"{layer[key].origin.text} and {variable} are the same setting, {key}, with different values"
+            raise SettingsError(what, f"unset {variable}")
+        blame = f"{variable}={reprlib.repr(text)[1:-1]}"
+        layer[key] = Entry(from_text(key, text), Origin(Source.ENVIRONMENT, variable), blame)
     return layer
+
+
+def _read_file(path: Path) -> tuple[Layer, list[str]]:
+    """Read a file of settings, its kind told by its ending; return also what the user should know."""
+    readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
+    readers |= dict.fromkeys((".yml", ".yaml"), yaml.safe_load)
+    suffix = path.suffix.casefold()
+    if suffix not in readers:
+        what = f"settings are read from .toml, .yml, .yaml or .json files, not {suffix or 'one without ending'}"
+        hint = "--config FILE.toml for trarctl's own keys, --config FILE.yml for the original's"
+        raise SettingsError(f"{path}: {what}", hint)
+    try:
+        document = readers[suffix](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror or error}", "--config FILE") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: is not UTF-8 text", "--config FILE") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: is nested too deeply", "settings are one table of values deep") from None
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path}: {reason}", f"correct the file; it must be valid {suffix[1:].upper()}") from None
+    if not isinstance(document := {} if document is None else document, Mapping):
+        raise SettingsError(f"{path}: holds no settings", "a file of settings is a table of keys and values")
+    layer: Layer = {}
+    if suffix in (".yml", ".yaml"):
+        values, notes = translate(document, str(path))
+        for key, (value, name) in values.items():
+            origin = Origin(Source.ORIGINAL_FILE, f"{path.name} ({name})")
+            layer[key] = Entry(from_file(key, value), origin, f"{path} ({name}: {reprlib.repr(value)})")
+        return layer, notes
+    for key, value in values_of_tables(document, str(path)).items():
+        shown = to_text(value) if isinstance(value, bool) else reprlib.repr(value)
+        blame = f"{path} ({key.partition('.')[2]} = {shown})"
+        layer[key] = Entry(value, Origin(Source.FILE, path.name), blame)
+    return layer, []

@@ -1,37 +1,141 @@
-"""The settings and their limits: four small frozen classes, one per concern.
+"""The settings and their limits, the recipe of each data set, and settings as text.
 
-Every field says what it is, its unit and its limits; an unknown key is refused.
+A dotted key (``train.batch_size``) names a field in files, in the environment and on the command line.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import reprlib
+import tomllib
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from trarctl.errors import SettingsError
+from trarctl.registry import KERNELS, POOLINGS, SPAN_SHAPES, load_plugins
+
+ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a data set trains with: values by dotted key, and what ``train.loss`` and ``data.split`` may be."""
+
+    path: Path
+    values: Mapping[str, object]
+    losses: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+DEFAULT_DATASET = "vqa"
+_RECIPES = {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in ("vqa", "clevr", "easy-vqa")}
+
+
+def register_recipe(dataset: str, path: Path) -> None:
+    """Make a data set known to the settings; its recipe is read when it is first used."""
+    _RECIPES[dataset] = Path(path)
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Every data set that has a recipe, those of plugins included."""
+    load_plugins()
+    return tuple(_RECIPES)
+
+
+def recipe_of(dataset: str) -> Recipe:
+    """Get the recipe of a data set that ``dataset_names`` lists.
+
+    Raises:
+        SettingsError: naming the file, if it cannot be read or its settings are not valid.
+    """
+    recipe = _read_recipe(_RECIPES[dataset])
+    from_dict(nested({**recipe.values, "data.dataset": dataset}), str(recipe.path))
+    return recipe
+
+
+@functools.cache
+def _read_recipe(path: Path) -> Recipe:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"cannot read the recipe {path}: {reason}", "a recipe is a TOML file") from None
+    losses, splits = document.pop("losses", None), document.pop("splits", None)
+    for names in (losses, splits):
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+            raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
+    return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits))
+
+
+def _either(names: Iterable[object], word: str = "or") -> str:
+    """Names as a message lists them: ``a, b or c``."""
+    *others, last = map(str, names)
+    return f"{', '.join(others)} {word} {last}" if others else last
+
+
+def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """Require a name; plugins, which may add some, are not loaded for one that is built in."""
+
+    def check(value: str) -> str:
+        if value not in built_in and value not in (known := tuple(names())):
+            raise PydanticKnownError("literal_error", {"expected": _either(f"'{name}'" for name in known)})
+        return value
+
+    return AfterValidator(check)
+
+
+def _shaped(span: str) -> str:
+    shape, _, size = span.partition(":")
+    if shape not in SPAN_SHAPES:
+        shapes = _either(f"'{name}'" for name in SPAN_SHAPES.names())
+        raise PydanticCustomError("span", "must be SHAPE:SIZE with a shape of {shapes}", {"shapes": shapes})
+    if not (size.isascii() and size.isdigit() and size.strip("0")):
+        raise PydanticCustomError("span", "must be SHAPE:SIZE with a size of 1 or more")
+    return span
+
+
+Dataset = Annotated[str, _one_of(_RECIPES, dataset_names)]
+Pooling = Annotated[str, _one_of(POOLINGS, POOLINGS.names)]
+Attention = Annotated[str, _one_of(("auto",), lambda: ("auto", *KERNELS.names()))]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Dataset = Literal["vqa", "clevr", "easy-vqa"]
-SPLITS: dict[str, tuple[str, ...]] = {
-    "vqa": ("train", "train+val", "train+val+vg"),
-    "clevr": ("train", "train+val"),
-    "easy-vqa": ("train", "train+val"),
-}
+Span = Annotated[
+    Annotated[NonNegativeInt, Tag("window")] | Annotated[str, AfterValidator(_shaped), Tag("shape")],
+    Discriminator(lambda span: "shape" if isinstance(span, str) and ":" in span else "window"),
+]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+INTERVAL = r"^[1-9][0-9]*(m|min)?$"
+
+
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field with its meaning, which help and messages show."""
+    return Field(default, description=meaning, **limits)
 
 
 def contradiction(message: str, *keys: str) -> PydanticCustomError:
-    """An error between several settings; ``keys`` let ``sources`` find out which flag or file to blame."""
+    """An error between several settings; ``keys`` let ``from_dict`` find out which flag or file to blame."""
     return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
 
 
@@ -54,49 +158,42 @@ class Frozen(BaseModel):
 class DataSettings(Frozen):
     """Which prepared data to read, and which of it to train on."""
 
-    dataset: Dataset = Field("vqa", description="data set whose recipe and metrics apply")
-    path: Path | None = Field(None, description="prepared folder; default: data/DATASET/prepared")
-    split: str = Field("train", description="splits to train on, joined by +: train, train+val, train+val+vg")
-    later_split: str | None = Field(None, description="splits to train on from later_split_epoch on, as split")
-    later_split_epoch: PositiveInt | None = Field(None, description="epoch index, from 0, that later_split begins at")
-    num_workers: int = Field(2, ge=0, le=64, description="threads per process that assemble batches; 0: none")
+    dataset: Dataset = setting(DEFAULT_DATASET, "data set, which decides recipe and metric")
+    path: Path | None = setting(None, "prepared folder; by default data/DATASET/prepared")
+    split: str = setting("train", "splits to train on, joined by +, such as train+val")
+    later_split: str | None = setting(None, "splits to train on from epoch later_split_epoch on, as split")
+    later_split_epoch: PositiveInt | None = setting(None, "epoch index, from 0, at which later_split begins")
+    num_workers: int = setting(2, "threads per process that assemble batches; 0: none", ge=0, le=64)
 
 
 class ModelSettings(Frozen):
-    """The shape of TRAR; what the data fixes (vocabulary, answers, feature width) is not here.
+    """The shape of TRAR (ICCV 2021, section 3), sizes as published; what the data fixes is not here."""
 
-    Source: TRAR (ICCV 2021), section 3; sizes as published.
-    """
-
-    num_layers: PositiveInt = Field(6, le=64, description="language layers, and as many visual layers")
-    hidden_size: PositiveInt = Field(512, description="width D of every layer; a multiple of num_heads, even")
-    num_heads: PositiveInt = Field(8, description="attention heads H")
-    feed_forward_size: PositiveInt = Field(2048, description="inner width of the feed-forward layers")
-    dropout: Fraction = Field(0.1, description="probability of dropping an element, 0 <= p < 1")
-    word_embedding_size: PositiveInt = Field(300, description="width E of the word embedding; that of the vectors")
-    flat_mlp_size: PositiveInt = Field(512, description="inner width of the attention pooling in the head")
-    flat_glimpses: PositiveInt = Field(1, description="glimpses of the attention pooling in the head")
-    flat_out_size: PositiveInt = Field(1024, description="width of the pooled image and question")
-    spans: tuple[NonNegativeInt, ...] = Field(
-        (0, 1, 2, 3), min_length=1, description="attention spans: 0 sees the whole grid, r > 0 the cells within r"
+    num_layers: PositiveInt = setting(6, "language layers, and as many visual layers", le=64)
+    hidden_size: PositiveInt = setting(512, "width D of every layer; a multiple of num_heads, even")
+    num_heads: PositiveInt = setting(8, "attention heads H")
+    feed_forward_size: PositiveInt = setting(2048, "inner width of the feed-forward layers")
+    dropout: Fraction = setting(0.1, "probability of dropping an element, 0 <= p < 1")
+    word_embedding_size: PositiveInt = setting(300, "width E of the word embedding; that of the vectors")
+    flat_mlp_size: PositiveInt = setting(512, "inner width of the attention pooling in the head")
+    flat_glimpses: PositiveInt = setting(1, "glimpses of the attention pooling in the head")
+    flat_out_size: PositiveInt = setting(1024, "width of the pooled image and question")
+    spans: tuple[Span, ...] = setting(
+        (0, 1, 2, 3), "spans: 0 sees the whole grid, r > 0 the cells within r, SHAPE:SIZE another shape", min_length=1
     )
-    grid_size: PositiveInt = Field(8, description="cells S along one side of the image grid; N = S * S")
-    routing: Literal["soft", "hard"] = Field("soft", description="blend the spans, or choose by Gumbel softmax")
-    pooling: Literal["avg", "attention", "fc"] = Field("avg", description="how a router sums up the image")
-    binarize: bool = Field(False, description="use only the heaviest span in evaluation; hard routing only")
+    grid_size: PositiveInt = setting(8, "cells S along one side of the image grid; N = S * S")
+    routing: Literal["soft", "hard"] = setting("soft", "blend the spans, or choose by Gumbel softmax")
+    pooling: Pooling = setting("avg", "how a router sums up the image")
+    binarize: bool = setting(False, "use only the heaviest span in evaluation; hard routing only")
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
         if self.hidden_size % self.num_heads:
-            raise contradiction(
-                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}",
-                "model.hidden_size",
-                "model.num_heads",
-            )
+            message = f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}"
+            raise contradiction(message, "model.hidden_size", "model.num_heads")
         if self.hidden_size % 2:
-            raise contradiction(
-                f"hidden_size {self.hidden_size} must be even: the router halves it", "model.hidden_size"
-            )
+            message = f"hidden_size {self.hidden_size} must be even: the router halves it"
+            raise contradiction(message, "model.hidden_size")
         if self.binarize and self.routing != "hard":
             raise contradiction("binarize needs hard routing, got routing 'soft'", "model.binarize", "model.routing")
         return self
@@ -105,74 +202,68 @@ class ModelSettings(Frozen):
 class TrainSettings(Frozen):
     """How the weights are learned."""
 
-    epochs: PositiveInt = Field(13, description="passes over the training split")
-    batch_size: PositiveInt = Field(64, description="samples of one optimizer step, over all GPUs and parts")
-    accumulation: PositiveInt = Field(1, description="parts that a batch is split into; must divide batch_size")
-    learning_rate: PositiveFloat = Field(1e-4, description="base rate of Adam")
-    warmup_epochs: int = Field(3, ge=0, description="the rate rises in four stages over the first warmup_epochs + 1")
-    decay_epochs: tuple[NonNegativeInt, ...] = Field(
-        (10, 12), description="epoch indices, from 0, at whose start the rate falls"
-    )
-    decay_factor: PositiveFloat = Field(0.2, le=1, description="what the rate is multiplied by at each of them")
-    adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.98), description="decay rates of Adam's two averages")
-    adam_epsilon: PositiveFloat = Field(1e-9, description="term in Adam's denominator")
-    gradient_clip: PositiveFloat | None = Field(None, description="largest norm of the whole gradient; none: no limit")
-    loss: Literal["bce", "kld", "ce"] = Field(
-        "bce", description="binary cross entropy (VQA), Kullback-Leibler divergence (VQA) or cross entropy (CLEVR)"
-    )
-    loss_reduction: Literal["sum", "mean"] = Field(
-        "sum", description="over a batch; mean averages over its elements as torch does"
-    )
-    temperature_policy: Literal[0, 1, 2] = Field(1, description="hard routing: 0 slow, 1 fast, 2 finetune")
-    temperature_max: PositiveFloat = Field(10.0, description="temperature of the first epoch")
-    temperature_min: PositiveFloat = Field(0.1, description="temperature that no epoch goes below")
-    shuffle: bool = Field(True, description="a new order of samples in each epoch; false: the order of the files")
-    seed: int = Field(0, ge=0, lt=2**31, description="of start weights, dropout, noise and the order of samples")
+    epochs: PositiveInt = setting(13, "passes over the training split")
+    batch_size: PositiveInt = setting(64, "samples of one optimizer step, over all GPUs and parts")
+    accumulation: PositiveInt = setting(1, "parts that a batch is computed in, to save memory; must divide its size")
+    learning_rate: PositiveFloat = setting(1e-4, "base rate of Adam")
+    warmup_epochs: int = setting(3, "the rate rises in four stages over the first warmup_epochs + 1", ge=0)
+    decay_epochs: tuple[NonNegativeInt, ...] = setting((10, 12), "epoch indices, from 0, at whose start the rate falls")
+    decay_factor: PositiveFloat = setting(0.2, "what the rate is multiplied by at each of them", le=1)
+    adam_betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), "decay rates of Adam's two averages")
+    adam_epsilon: PositiveFloat = setting(1e-9, "term in Adam's denominator")
+    gradient_clip: PositiveFloat | None = setting(None, "largest norm of the whole gradient; none: no limit")
+    loss: Literal["bce", "kld", "ce"] = setting("bce", "binary cross entropy, KL divergence or cross entropy")
+    loss_reduction: Literal["sum", "mean"] = setting("sum", "over a batch; mean is over its elements, as in torch")
+    temperature_policy: Literal[0, 1, 2] = setting(1, "hard routing: 0 slow, 1 fast, 2 finetune")
+    temperature_max: PositiveFloat = setting(10.0, "temperature of the first epoch")
+    temperature_min: PositiveFloat = setting(0.1, "temperature that no epoch goes below")
+    shuffle: bool = setting(True, "a new order of samples in each epoch; false: the order of the files")
+    seed: int = setting(0, "seed of the start weights, dropout, noise and the order of samples", ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if self.batch_size % self.accumulation:
-            raise contradiction(
-                f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}"
-                f" (nearest that do: {nearest_divisors(self.batch_size, self.accumulation)})",
-                "train.accumulation",
-                "train.batch_size",
+        batch, parts = self.batch_size, self.accumulation
+        if batch % parts:
+            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+            near = [n for n in divisors if n < parts][-1:] + [n for n in divisors if n > parts][:1]
+            message = (
+                f"accumulation {parts} does not divide batch_size {batch} (nearest that do: {_either(near, 'and')})"
             )
+            raise contradiction(message, "train.accumulation", "train.batch_size")
         if self.temperature_min > self.temperature_max:
-            raise contradiction(
-                f"temperature_min {self.temperature_min} is above temperature_max {self.temperature_max}",
-                "train.temperature_min",
-                "train.temperature_max",
-            )
+            message = f"temperature_min {self.temperature_min} is above temperature_max {self.temperature_max}"
+            raise contradiction(message, "train.temperature_min", "train.temperature_max")
         return self
 
 
 class RunSettings(Frozen):
     """Where a run lives and on what it runs."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
-    folder: Path = Field(Path("runs"), description="folder that holds the runs")
-    gpus: str | None = Field(None, description="GPU indices joined by commas, or cpu; default: a GPU if there is one")
-    num_threads: PositiveInt | None = Field(
-        None, le=1024, description="CPU threads of a process; none: its share of the cores. Small models want 1"
+    name: str | None = setting(None, "name of the run's folder; by default data set and time", pattern=RUN_NAME)
+    folder: Path = setting(Path("runs"), "folder that holds the runs")
+    gpus: str | None = setting(None, "GPU indices, or cpu; by default a GPU if there is one", examples=["0,1", "cpu"])
+    num_threads: PositiveInt | None = setting(
+        None, "CPU threads of a process; none: its share of the cores. Small models want 1", le=1024
     )
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="of matrix products; weights, optimizer, softmax and loss stay float32"
+    precision: Literal["fp32", "tf32", "bf16"] = setting(
+        "fp32", "precision of matrix products; weights, optimizer, softmax and loss stay float32"
     )
-    compile: bool = Field(False, description="compile the model with torch.compile; for GPUs, slower on a CPU")
-    max_restarts: int = Field(0, ge=0, le=100, description="times that lost processes are started again")
-    timeout_seconds: PositiveFloat = Field(600.0, description="seconds after which waiting for a lost process ends")
-    save_every: str | None = Field(
+    attention: Attention = setting("auto", "attention backend: auto, reference or cpu")
+    compile: bool = setting(
+        False, "compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps slower"
+    )
+    max_restarts: int = setting(0, "times that lost processes are restarted, from the latest checkpoint", ge=0, le=100)
+    timeout_seconds: PositiveFloat = setting(600.0, "seconds to wait for a process before it counts as lost")
+    save_every: str | None = setting(
         None,
-        pattern=r"^[1-9]\d*(m|min)?$",
-        description="checkpoints within an epoch: every so many steps (500) or minutes (10m)",
+        "also save within an epoch: every 500 steps, or every 10m (minutes)",
+        pattern=INTERVAL,
+        examples=["500", "10m"],
     )
-    validate_every: int = Field(1, ge=0, description="epochs between validations; 0: never")
-    log_every: PositiveInt = Field(50, description="optimizer steps between two lines of metrics.jsonl")
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        (), description="where to send curves beside metrics.jsonl; each is an extra to install"
-    )
-    keep: int = Field(0, ge=0, description="latest epochs to keep checkpoints of, beside the best; 0: all")
+    validate_every: int = setting(1, "epochs between validations; 0: never", ge=0)
+    log_every: PositiveInt = setting(50, "optimizer steps between two lines of metrics.jsonl")
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = setting((), "where else to send curves; each is an extra")
+    keep: int = setting(0, "keep the checkpoints of the latest N epochs and of the best; 0: of all", ge=0)
 
 
 class Settings(Frozen):
@@ -184,48 +275,200 @@ class Settings(Frozen):
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
-    def _loss_fits(self) -> Self:
-        allowed = ("bce", "kld") if self.data.dataset == "vqa" else ("ce",)
-        if self.train.loss not in allowed:
-            raise contradiction(
-                f"loss {self.train.loss!r} does not fit {self.data.dataset}: use {' or '.join(allowed)}",
-                "train.loss",
-                "data.dataset",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _split_fits(self) -> Self:
-        splits = SPLITS[self.data.dataset]
-        for key in ("split", "later_split"):
-            split = getattr(self.data, key)
-            if split not in (*splits, None):
-                raise contradiction(
-                    f"{key} {split!r} is none that {self.data.dataset} trains on: use {' or '.join(splits)}",
-                    f"data.{key}",
-                    "data.dataset",
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _later_split_begins(self) -> Self:
-        split, epoch = self.data.later_split, self.data.later_split_epoch
+    def _fits_together(self) -> Self:
+        dataset, loss = self.data.dataset, self.train.loss
+        recipe = _read_recipe(_RECIPES[dataset])
+        if loss not in recipe.losses:
+            message = f"loss {loss!r} does not fit {dataset}: use {_either(recipe.losses)}"
+            raise contradiction(message, "train.loss", "data.dataset")
+        for key, split in (("split", self.data.split), ("later_split", self.data.later_split)):
+            if split not in (*recipe.splits, None):
+                message = f"{key} {split!r} is none that {dataset} trains on: use {_either(recipe.splits)}"
+                raise contradiction(message, f"data.{key}", "data.dataset")
+        split, epoch, epochs = self.data.later_split, self.data.later_split_epoch, self.train.epochs
         if (split is None) != (epoch is None):
             given, lacking = ("later_split", "later_split_epoch")[:: 1 if epoch is None else -1]
             raise contradiction(f"{given} needs {lacking}", f"data.{given}", f"data.{lacking}")
-        if epoch is not None and epoch >= self.train.epochs:
-            raise contradiction(
-                f"later_split_epoch {epoch} is not reached in {self.train.epochs} epochs: the last has index "
-                f"{self.train.epochs - 1}",
-                "data.later_split_epoch",
-                "train.epochs",
-            )
+        if epoch is not None and epoch >= epochs:
+            message = f"later_split_epoch {epoch} is not reached in {epochs} epochs: the last has index {epochs - 1}"
+            raise contradiction(message, "data.later_split_epoch", "train.epochs")
         return self
 
 
-def nearest_divisors(whole: int, part: int) -> str:
-    """Name the divisors of ``whole`` next below and above ``part``, for error messages."""
-    divisors = [n for n in range(1, whole + 1) if whole % n == 0]
-    below = [n for n in divisors if n < part][-1:]
-    above = [n for n in divisors if n > part][:1]
-    return " and ".join(map(str, below + above))
+# Dotted keys, and values as text
+
+TABLES: dict[str, type[BaseModel]] = {name: type(field.default) for name, field in Settings.model_fields.items()}
+FIELDS: dict[str, FieldInfo] = {
+    f"{table}.{name}": field for table, model in TABLES.items() for name, field in model.model_fields.items()
+}
+
+
+def kinds_of(key: str) -> tuple[object, ...]:
+    """The types that a setting's value may have; ``tuple`` for a list, ``Literal`` for a choice."""
+    annotation = FIELDS[key].annotation
+    return (annotation, get_origin(annotation), *get_args(annotation))
+
+
+def nearest_key(wrong: str, known: Iterable[str] = FIELDS) -> str | None:
+    """The known name that a wrong one most likely means, also if it is in the wrong table or lacks one; or None."""
+    folded = {candidate.casefold(): candidate for candidate in known}
+    by_last = {candidate.rpartition(".")[2]: original for candidate, original in folded.items()}
+    last = wrong.casefold().rpartition(".")[2]
+    for cutoff in (1.0, 0.6):
+        for name, names in ((wrong.casefold(), folded), (last, by_last)):
+            if near := get_close_matches(name, names, n=1, cutoff=cutoff):
+                return names[near[0]]
+    return None
+
+
+def unknown(source: str, key: str, *, is_table: bool = False) -> SettingsError:
+    """The error that ``source`` names a setting or table that is none."""
+    near = nearest_key(key, TABLES if is_table else FIELDS)
+    hint = f"settings are in the tables {', '.join(TABLES)}; {ALL_SETTINGS}"
+    if near:
+        hint = f"did you mean [{near}]?" if is_table else f"did you mean {near}?"
+    return SettingsError(f"{source}: unknown {'table' if is_table else 'setting'} {key}", hint)
+
+
+def from_text(key: str, text: str) -> object:
+    """Read a value from the environment or the command line.
+
+    Lists are TOML or JSON (``[0, 1]``) or simply ``0,1``; ``none`` empties an optional setting. What cannot be read is
+    handed on as text, and validation says what is wrong with it.
+    """
+    value = from_file(key, text.strip())
+    if not isinstance(value, str):
+        return value
+    read = _toml_value(value)
+    is_free_text = str in kinds_of(key) or Path in kinds_of(key)
+    return read if isinstance(read, str if is_free_text else bool | int | float | str) else value
+
+
+def from_file(key: str, value: object) -> object:
+    """Read a value from a parsed TOML, JSON or YAML file: ``none`` and ``"0,1"`` mean there what they mean in text."""
+    if not isinstance(value, str):
+        return value
+    kinds = kinds_of(key)
+    if NoneType in kinds and value.strip().casefold() == "none":
+        return None
+    return _list_from_text(value.strip()) if tuple in kinds else value
+
+
+def to_toml_value(value: object) -> str:
+    """Write a value as TOML; ``none``, which TOML has not, becomes a string."""
+    text = json.dumps("none" if value is None else value, default=str, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")
+
+
+def to_text(value: object) -> str:
+    """Write a value for people, the way that ``from_text`` reads it."""
+    return str(value) if isinstance(value, str | Path) else to_toml_value(value).strip('"')
+
+
+def values_of_tables(document: Mapping[str, object], source: str) -> dict[str, object]:
+    """Values by dotted key of a parsed file; an unknown table or key is an error that names ``source``."""
+    values: dict[str, object] = {}
+    for table, content in document.items():
+        if table not in TABLES or not isinstance(content, Mapping):
+            raise unknown(source, table, is_table=isinstance(content, Mapping))
+        for name, value in content.items():
+            if (key := f"{table}.{name}") not in FIELDS:
+                raise unknown(source, key)
+            values[key] = from_file(key, value)
+    return values
+
+
+def nested(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Sort values by dotted key into tables."""
+    return {
+        table: {key.partition(".")[2]: value for key, value in values.items() if key.partition(".")[0] == table}
+        for table in TABLES
+    }
+
+
+def flat(settings: Settings) -> dict[str, object]:
+    """All values of the settings by dotted key."""
+    return {f"{table}.{name}": value for table, values in settings for name, value in values}
+
+
+def _toml_value(text: str) -> object:
+    """The TOML value that the text is; None if it is none."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return None
+    return document["value"] if list(document) == ["value"] else None
+
+
+def _list_from_text(text: str) -> object:
+    if text.startswith("["):
+        value = _toml_value(text)
+        return value if isinstance(value, list) else text
+    parts = [part.strip() for part in text.removeprefix("(").removesuffix(")").split(",")]
+    return parts if parts[-1] else parts[:-1]
+
+
+# What is wrong, in the user's words
+
+_PROBLEMS = {
+    RUN_NAME: "may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+    INTERVAL: "must be a number of steps, such as 500, or of minutes, such as 10m",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than_equal": "must be {le:g} or less",
+    "int_parsing_size": "must be a smaller number",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be true or false",
+    "string": "must be text",
+    "path": "must be a path",
+    "tuple": "must be a list, such as 0,1,2",
+    "model": "must be a table",
+    "too_short": "must have {min_length} or more values",
+    "too_long": "must have {max_length} values at most",
+    "missing": "lacks a value",
+    "extra": "is no setting",
+}
+
+
+def from_dict(tables: Mapping[str, object], source: str, blames: Mapping[str, str] | None = None) -> Settings:
+    """Validate settings by table, as JSON holds them.
+
+    Args:
+        tables: table -> name -> value.
+        source: begins a message about a key that ``blames`` does not have.
+        blames: dotted key -> beginning of the message; those that win over others first.
+
+    Raises:
+        SettingsError: with a line for each wrong setting, in the user's words.
+    """
+    blames = blames or {}
+    try:
+        return Settings.model_validate(tables)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    lines: dict[str, str] = {}
+    hints = []
+    for found in problems:
+        context: dict[str, Any] = found.get("ctx", {})
+        hint = ALL_SETTINGS
+        if found["type"] == "contradiction":
+            keys, text = context["keys"], context["message"]
+            key = next((key for key in blames if key in keys), keys[0])
+            if blames and len(keys) > 1:
+                origins = ", ".join(f"{key} from {blames.get(key, 'its default')}" for key in keys)
+                hint = f"change one: {origins.replace(' from', ' comes from', 1)}"
+        else:
+            key = ".".join(str(part) for part in found["loc"][:2])
+            index = "".join(f"[{part}]" for part in found["loc"][2:] if isinstance(part, int))
+            kinds = (context.get("pattern"), found["type"], found["type"].partition("_")[0])
+            kind = next((kind for kind in kinds if kind in _PROBLEMS), "")
+            problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
+            got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
+            text = f"{key}{index} {problem}{got}"
+            if key in FIELDS:
+                hint = f"{key}: {FIELDS[key].description}; {ALL_SETTINGS}"
+            elif near := nearest_key(key):
+                hint = f"did you mean {near}?"
+        lines.setdefault(key, f"{blames.get(key, source)}: {text}")
+        hints.append(hint)
+    raise SettingsError("\n".join(lines.values()), hints[0] if len(lines) == 1 else ALL_SETTINGS)

@@ -205,11 +205,11 @@ class Placement:
 
 
 def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
-    """Decide where to compute.
+    """Decide where to compute; the environment says whether ``torchrun`` or Slurm has started several processes.
 
     Args:
         gpus: GPU indices joined by commas, ``cpu``, ``cpu:COUNT``, or None for a GPU where there is one.
-        environ: says whether ``torchrun`` or Slurm has started this process as one of several.
+        environ: the environment.
 
     Raises:
         DeviceError: if there is no such GPU, or the text cannot be read.
@@ -231,11 +231,7 @@ def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
 
 @contextmanager
 def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
-    """Join the group of processes, and leave it when the block ends.
-
-    Raises:
-        DeviceError: if the others cannot be reached in time.
-    """
+    """Join the group of processes, and leave it when the block ends; DeviceError if the others cannot be reached."""
     rank = placement.rank or 0
     device = torch.device(placement.devices[placement.local_rank])
     if device.type == "cuda":

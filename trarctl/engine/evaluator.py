@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trarctl.config.resolve import amend, from_dict, resolve
-from trarctl.config.settings import Settings
+from trarctl.config.resolve import Origin, amend, resolve
+from trarctl.config.settings import Settings, from_dict
 from trarctl.data.loader import Rows, load_batches, scoring_plan, scoring_samples
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
@@ -186,7 +186,7 @@ class Chosen:
     how: str
     data: Path
     settings: Settings
-    origin: dict[str, str]
+    origin: dict[str, Origin]
     notes: tuple[str, ...]
 
     def open_model(self, data: PreparedData, world: World) -> Loaded:
@@ -202,7 +202,7 @@ def choose(request: Request) -> Chosen:
         data = request.data or prepared_folder(resolve(dataset="vqa").settings)
         dataset = open_prepared(data).dataset
         resolved = resolve(dataset=dataset, config=request.config, sets=request.sets)
-        return Chosen(path, how, data, resolved.settings, resolved.origin, tuple(resolved.notes))
+        return Chosen(path, how, data, resolved.settings, resolved.origins, tuple(resolved.notes))
     if request.config is not None:
         raise CheckpointError(
             f"{path} holds its own settings, --config {request.config} is for checkpoints of the original program",
@@ -211,7 +211,7 @@ def choose(request: Request) -> Chosen:
     description = load_description(path)
     resolved = amend(from_dict(description.settings, str(path)), f"checkpoint {path.name}", sets=request.sets)
     data = request.data or Path(description.data)
-    return Chosen(path, how, data, resolved.settings, resolved.origin, ())
+    return Chosen(path, how, data, resolved.settings, resolved.origins, ())
 
 
 @dataclass(frozen=True, kw_only=True)

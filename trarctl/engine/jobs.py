@@ -13,6 +13,7 @@ from typing import Any, Literal
 import orjson
 from torch import Tensor
 
+from trarctl.config.resolve import Origin
 from trarctl.config.settings import Settings
 from trarctl.data.loader import training_samples
 from trarctl.data.prepared import PreparedData, open_prepared
@@ -90,7 +91,7 @@ class TrainJob(Job):
             return trainer.fit()
 
 
-def plan_start(settings: Settings, origin: Mapping[str, str], *, init: str | None) -> tuple[TrainJob, list[str]]:
+def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[TrainJob, list[str]]:
     """Plan a new run; ``init`` names a checkpoint whose weights to start with.
 
     Returns:

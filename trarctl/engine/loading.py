@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trarctl.config.resolve import Origin, Source
 from trarctl.config.settings import ModelSettings, Settings
 from trarctl.data.prepared import PreparedData
 from trarctl.engine.checkpoint import Description, load_checkpoint, load_upstream, model_tensors
@@ -25,7 +26,7 @@ def prepared_folder(settings: Settings) -> Path:
     return settings.data.path or Path("data") / settings.data.dataset / "prepared"
 
 
-def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, str]) -> tuple[Settings, list[str]]:
+def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Origin]) -> tuple[Settings, list[str]]:
     """Take from the data what the settings leave open: the grid and the width of the word vectors.
 
     Returns:
@@ -51,22 +52,21 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, str
         given = getattr(settings.model, key)
         if given == value:
             continue
-        if _is_users_choice(origin, f"model.{key}"):
+        source = origin.get(f"model.{key}", _NOBODY)
+        if source.is_users_choice:
             what = "its grid has" if key == "grid_size" else "its word vectors have width"
             raise SettingsError(
-                f"model.{key} = {given} ({origin[f'model.{key}']}) does not fit {data.path}: {what} {value}",
+                f"model.{key} = {given} ({source.text}) does not fit {data.path}: {what} {value}",
                 f"--set model.{key}={value}, or prepare the data again",
             )
         changes[key] = value
-        notes.append(f"model.{key} = {value}, as the prepared data has it (recipe: {given})")
+        notes.append(f"model.{key} = {value}, as the prepared data has it ({source.text}: {given})")
     if changes:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
     return settings, notes
 
 
-def _is_users_choice(origin: Mapping[str, str], key: str) -> bool:
-    """Whether a value must hold; otherwise it yields to what the data or a checkpoint fixes."""
-    return not origin.get(key, "recipe").startswith("recipe")
+_NOBODY = Origin(Source.RECIPE, "recipe")  # of a value whose origin is not known
 
 
 def model_sizes(data: PreparedData) -> ModelSizes:
@@ -114,7 +114,7 @@ def is_upstream(path: Path) -> bool:
 
 
 def load_model(
-    path: Path, data: PreparedData, settings: Settings, *, origin: Mapping[str, str], world: World
+    path: Path, data: PreparedData, settings: Settings, *, origin: Mapping[str, Origin], world: World
 ) -> Loaded:
     """Load a checkpoint of ours, or a ``.pkl`` of the original program, for scoring ``data`` on this process's device.
 
@@ -135,7 +135,7 @@ def load_model(
     return Loaded(model.to(world.device).eval(), settings, last_temperature, epoch, path, description)
 
 
-def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, str], data: PreparedData) -> Settings:
+def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], data: PreparedData) -> Settings:
     """Settings for a run that starts from the weights of a checkpoint: what its shapes say, the rest as given.
 
     Raises:
@@ -209,7 +209,7 @@ def check_words(path: Path, description: Description, data: PreparedData) -> Non
 
 
 def _with_shape(
-    path: Path, state: Mapping[str, Tensor], settings: Settings, origin: Mapping[str, str], data: PreparedData
+    path: Path, state: Mapping[str, Tensor], settings: Settings, origin: Mapping[str, Origin], data: PreparedData
 ) -> Settings:
     """Settings with what a checkpoint's shapes say; what the user asked for must agree."""
     model = settings.model
@@ -227,11 +227,11 @@ def _with_shape(
         )
     fixed: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}
     for key, value in fixed.items():
-        given = getattr(model, key)
-        if given != value and _is_users_choice(origin, f"model.{key}"):
+        given, source = getattr(model, key), origin.get(f"model.{key}", _NOBODY)
+        if given != value and source.is_users_choice:
             holder = data.path if key == "grid_size" else path
             raise CheckpointError(
-                f"{holder} has {key} {value}, the settings say {given} ({origin[f'model.{key}']})",
+                f"{holder} has {key} {value}, the settings say {given} ({source.text})",
                 "give settings, checkpoint and data that belong together: --config FILE, --ckpt FILE, --data DIR",
             )
     adopted = ModelSettings.model_validate(model.model_dump() | fixed)

@@ -143,7 +143,7 @@ class Predictor:
         self._loaded, self._data, self._backbone = loaded, data, backbone
 
     @property
-    def spans(self) -> tuple[int, ...]:
+    def spans(self) -> tuple[int | str, ...]:
         """The order of each span; 0 sees the whole picture, r the cells within r."""
         return self._loaded.model.settings.spans
 

@@ -45,10 +45,8 @@ def stop_requests() -> Iterator[StopRequest]:
 def forwarded_signals(folder: Path) -> Iterator[StopRequest]:
     """Pass SIGINT, SIGTERM and SIGUSR1 on to the processes that this one has started, while the block runs.
 
-    A second SIGINT kills them and stops at once. Processes that start later find the signal with ``asked_to_stop``.
-
-    Args:
-        folder: shared with those processes.
+    A second SIGINT kills them and stops at once. Processes that share ``folder`` and start later can ask
+    ``asked_to_stop``.
     """
     request = StopRequest()
 

@@ -71,7 +71,7 @@ class RoutedAttention(nn.Module):
         self.router = Router(
             size,
             len(settings.spans),
-            pool=build_pool(settings.pooling, size),
+            pool=build_pool(settings.pooling, size),  # type: ignore[arg-type]
             is_hard=settings.routing == "hard",
         )
         self.spans = spans
@@ -149,7 +149,7 @@ class TRAR(nn.Module):
     def __init__(self, settings: ModelSettings, sizes: ModelSizes, word_vectors: Tensor | None = None) -> None:
         super().__init__()
         size = settings.hidden_size
-        spans = Spans(settings.spans, settings.grid_size)
+        spans = Spans(settings.spans, settings.grid_size)  # type: ignore[arg-type]
         self.settings = settings
         self.sizes = sizes
         self.embedding = nn.Embedding(sizes.vocabulary, settings.word_embedding_size)

@@ -13,12 +13,14 @@ def span_color(index: int) -> str:
     return SPAN_COLOURS[index % len(SPAN_COLOURS)]
 
 
-def span_name(order: int) -> str:
-    """A span in words: ``whole`` for the whole picture, otherwise its window, such as ``3x3``."""
+def span_name(order: int | str) -> str:
+    """A span in words: ``whole`` for the whole picture, its window, such as ``3x3``, or its shape as set."""
+    if isinstance(order, str):
+        return order
     return "whole" if order == 0 else f"{2 * order + 1}x{2 * order + 1}"
 
 
-def span_names(orders: Sequence[int]) -> list[str]:
+def span_names(orders: Sequence[int | str]) -> list[str]:
     """The names of a model's spans, in their order; a number tells equal ones apart."""
     names = [span_name(order) for order in orders]
     return [

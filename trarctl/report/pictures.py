@@ -25,7 +25,7 @@ _SHADE = (0.06, 0.08, 0.1)
 _BAR_ROOM = 0.12  # below each picture, in lengths of its longer side
 
 
-def picture_of(asked: Prediction, image: Image, *, grid_size: int, spans: Sequence[int]) -> Figure:
+def picture_of(asked: Prediction, image: Image, *, grid_size: int, spans: Sequence[int | str]) -> Figure:
     """Draw a question's answers, and the attention of each layer laid over the picture.
 
     Args:
@@ -124,7 +124,7 @@ def _route_bar(axes: Any, extent: tuple[float, float], weights: Sequence[float])
         left += part
 
 
-def _legend(figure: Figure, spans: Sequence[int]) -> None:
+def _legend(figure: Figure, spans: Sequence[int | str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color="none", label="share of each span:")]

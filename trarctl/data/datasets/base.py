@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trarctl.config.settings import register_recipe
 from trarctl.data.metrics import Metric, plain_accuracy
 from trarctl.data.progress import Progress
 from trarctl.data.raw_splits import RawData, RawSplit
@@ -206,6 +207,8 @@ class DatasetSpec:
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Make a data set known to every command under its name."""
     DATASETS.register(spec.name)(spec)
+    if spec.recipe is not None:
+        register_recipe(spec.name, spec.recipe)
     return spec
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from trarctl.config.keys import FIELDS, from_file, from_text, nearest_key, to_text, to_toml_value
+from trarctl.config.settings import FIELDS, from_file, from_text, nearest_key, to_text, to_toml_value
 
 
 def test_every_setting_says_what_it_is() -> None:

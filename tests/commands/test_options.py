@@ -1,0 +1,109 @@
+"""Options of settings: type, limits and help are those of the field, and what was given reaches the settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import typer
+import typer.main
+
+from trarctl import cli
+from trarctl.commands.help import Command
+from trarctl.commands.options import SettingOption, build_parameters, takes_settings
+from trarctl.config.settings import FIELDS
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def commands() -> list[tuple[str, tuple[SettingOption, ...]]]:
+    """The commands that have options of settings."""
+    registered = [(str(one.name), getattr(one.callback, "setting_options", ())) for one in cli.app.registered_commands]
+    return [(name, options) for name, options in registered if options]
+
+
+def test_train_and_resume_have_options_of_settings() -> None:
+    assert [name for name, _ in commands()] == ["train", "resume"]
+
+
+@pytest.mark.parametrize(("name", "options"), commands())
+def test_every_option_shows_the_meaning_of_its_setting(
+    name: str, options: tuple[SettingOption, ...], trarctl: Run
+) -> None:
+    _, out, _ = trarctl(name, "--help")
+    text = " ".join(out.split())
+    for option in options:
+        description = str(FIELDS[option.key].description)
+        assert f"{description[0].upper()}{description[1:]}." in text
+        assert f" {option.flag} " in text
+
+
+def test_help_has_metavar_choices_and_limits(trarctl: Run) -> None:
+    text = " ".join(trarctl("train", "--help")[1].split())
+    assert "--data DIR " in text
+    assert "--gpus 0,1|cpu " in text
+    assert "--precision fp32|tf32|bf16 " in text
+    assert "--compile Compile the model" in text
+    assert "--epochs N Passes over the training split. [N > 0]" in text
+    assert "[N >= 0, N <= 100]" in text
+
+
+def test_panels_have_one_order(trarctl: Run) -> None:
+    out = trarctl("train", "--help")[1]
+    panels = [line.rstrip(":") for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert panels == ["Arguments", "Data", "Settings", "Training", "Devices", "Output", "General"]
+
+
+def test_what_was_given_reaches_the_command() -> None:
+    given: list[object] = []
+    app = typer.Typer()
+
+    @takes_settings(
+        SettingOption("train.epochs", "--epochs", "Training"), SettingOption("run.compile", "--fast", "Output")
+    )
+    def command(context: typer.Context, name: str = "x") -> None:
+        given.append((context.obj, name))
+
+    app.command(cls=Command)(command)
+    app(["--epochs", "3", "--name", "y"], standalone_mode=False)
+    app(["--fast"], standalone_mode=False)
+    assert given == [
+        ({"train.epochs": (3, "--epochs"), "run.compile": (None, "--fast")}, "y"),
+        ({"train.epochs": (None, "--epochs"), "run.compile": (True, "--fast")}, "x"),
+    ]
+
+
+def test_every_setting_can_be_an_option() -> None:
+    options = [SettingOption(key, f"--{key.replace('.', '-').replace('_', '-')}", "Data") for key in FIELDS]
+    assert [parameter.name for parameter in build_parameters(options)] == [option.name for option in options]
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "message"),
+    [("x", 2, "Invalid value for '--epochs'"), ("0", 3, "--epochs 0: train.epochs must be greater than 0")],
+)
+def test_wrong_values(value: str, code: int, message: str, trarctl: Run) -> None:
+    ended, _, err = trarctl("train", "vqa", "--epochs", value, "--dry-run")
+    assert ended == code
+    assert message in err
+
+
+def test_completion_knows_the_options() -> None:
+    environment = os.environ | {
+        "_TRARCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "trarctl train --ba",
+        "COMP_CWORD": "2",
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "trarctl"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["--batch-size"]
+
+
+def test_the_help_of_the_program_does_without_the_settings() -> None:
+    code = "import sys; from trarctl.cli import run; run(['--help']); print('pydantic' in sys.modules, file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == "False\n"

@@ -30,7 +30,7 @@ from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.callbacks import no_callback
 from trarctl.engine.checkpoint import TrainState, load_upstream
-from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of
+from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of, tf32_allowed
 from trarctl.engine.loading import model_sizes
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
@@ -155,15 +155,16 @@ def _step_time(device: torch.device, size: Size, precision: Precision, *, num_st
         torch.rand(size.batch, 3_129).round(),
     ).to(device)
     trainer.network.train()
-    for _ in range(2):
-        trainer.train_step([batch], learning_rate=1e-4)
-    _wait(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    started = time.perf_counter()
-    for _ in range(num_steps):
-        result = trainer.train_step([batch], learning_rate=1e-4)
-    _wait(device)
+    with tf32_allowed(device, precision):
+        for _ in range(2):
+            trainer.train_step([batch], learning_rate=1e-4)
+        _wait(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        started = time.perf_counter()
+        for _ in range(num_steps):
+            result = trainer.train_step([batch], learning_rate=1e-4)
+        _wait(device)
     seconds = (time.perf_counter() - started) / num_steps
     is_fine = bool(result.loss.isfinite()) and bool(result.gradient_norm.isfinite())
     memory = peak_memory_bytes(device) / 2**30

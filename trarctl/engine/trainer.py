@@ -54,7 +54,6 @@ class Trainer:
 
     Args:
         settings: resolved and fitted to the data.
-        callback: told what happens, in the main process.
         tensors: of a checkpoint to start from, as in its file; empty for new weights.
         state: how far that checkpoint had come.
     """

@@ -2,7 +2,7 @@
 
     python examples/look_into_a_run.py RUN [--runs FOLDER] [--picture FILE]
 
-Prints the accuracy and the routes by type of question, the surest mistakes, and what the model says to a question
+Prints the accuracy and the routes by type of question, the surest mistakes, and what the model answers to a question
 about a picture.
 """
 
@@ -40,8 +40,8 @@ def main() -> None:
     wrong = np.flatnonzero(predictions != np.array([truth.strings[code] for code in truth.codes[:, 0]]))
     surest = wrong[np.argsort(-scores.scores[wrong].max(axis=1))][:3]
     insight = api.look_inside(loaded, data, "val", surest.tolist()) if len(surest) else None
-    for place, row in enumerate(surest.tolist()):
-        cell = int(insight.answer_attention[place].argmax())
+    for index, row in enumerate(surest.tolist()):
+        cell = int(insight.answer_attention[index].argmax())
         print(f"wrong: {split.question_text(row)!r}: {predictions[row]}, read mostly from cell {cell}")
 
     if options.picture:

@@ -129,11 +129,11 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (TrarError("it broke", "mend it"), 1),
-        (SettingsError("it broke", "mend it"), 3),
-        (DataError("it broke", "mend it"), 4),
-        (CheckpointError("it broke", "mend it"), 5),
-        (DeviceError("it broke", "mend it"), 6),
+        (TrarError("it broke", "fix it"), 1),
+        (SettingsError("it broke", "fix it"), 3),
+        (DataError("it broke", "fix it"), 4),
+        (CheckpointError("it broke", "fix it"), 5),
+        (DeviceError("it broke", "fix it"), 6),
     ],
 )
 def test_an_error_is_a_message_a_hint_and_a_code(
@@ -141,7 +141,7 @@ def test_an_error_is_a_message_a_hint_and_a_code(
 ) -> None:
     assert failing_with(error, monkeypatch) == code
     captured = capsys.readouterr()
-    assert captured.err == "error: it broke\nhint:  mend it\n"
+    assert captured.err == "error: it broke\nhint:  fix it\n"
     assert captured.out == ""
 
 
@@ -186,7 +186,7 @@ def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ),
         (
             PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out/x"),
-            "error: cannot use out/x: Permission denied\nhint:  mend its permissions, or choose another place\n",
+            "error: cannot use out/x: Permission denied\nhint:  fix its permissions, or choose another path\n",
         ),
         (
             FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "in/x"),
@@ -205,6 +205,49 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
     for fault in (ValueError("a bug"), OSError("a bug without a file")):
         with pytest.raises(type(fault), match="a bug"):
             failing_with(fault, monkeypatch)
+
+
+# Plugins
+
+
+def with_plugin(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in a folder that holds the plugin ``birds``."""
+    (folder / "birds.py").write_text(text)
+    environment = os.environ | {"TRARCTL_PLUGINS": "birds"}
+    return subprocess.run(
+        [*PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["prepare", "birds"], ["train", "birds"], ["runs"], ["eval"]])
+def test_a_plugin_that_fails_is_one_message(arguments: list[str], tmp_path: Path) -> None:
+    result = with_plugin(tmp_path, "1 / 0", *arguments)
+    assert result.returncode == SettingsError.exit_code
+    assert result.stderr == (
+        "error: cannot import the plugin birds: ZeroDivisionError: division by zero\n"
+        "hint:  correct the module, or leave it out of TRARCTL_PLUGINS\n"
+    )
+    assert result.stdout == ""
+
+
+def test_a_plugins_data_set_can_be_named(tmp_path: Path) -> None:
+    text = """
+import dataclasses
+from trarctl.data.datasets.base import register_dataset
+from trarctl.data.datasets.clevr import CLEVR
+
+register_dataset(dataclasses.replace(CLEVR, name="birds"))
+"""
+    result = with_plugin(tmp_path, text, "prepare", "birds")
+    assert result.stderr.startswith("error: no folder of raw files data/birds/raw\n")
+    result = with_plugin(tmp_path, text, "prepare", "fish")
+    assert result.returncode == 2
+    assert "'fish' is not one of 'vqa', 'clevr', 'easy-vqa', 'birds'" in result.stderr
+
+
+def test_help_loads_no_plugin(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["train", "--help"]):
+        assert with_plugin(tmp_path, "1 / 0", *arguments).returncode == 0
 
 
 # As a program

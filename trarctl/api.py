@@ -1,4 +1,4 @@
-"""A few functions for notebooks and scripts: open data, load a checkpoint, score, measure, look inside, ask.
+"""A few functions for notebooks and scripts: open data, load a checkpoint, score, measure, look inside, predict.
 
     from trarctl import api
 
@@ -6,14 +6,20 @@
     scores = api.score("demo", split="val")
     print(api.accuracy(scores, data, "val").per_type)
 
-Importing this module is cheap; each function imports what it needs. A checkpoint is named as on the command line:
-``RUN``, ``RUN@EPOCH`` or a file, None for the latest run. All errors are ``trarctl.errors.TrarError``.
+Importing this module is cheap; each function imports what it needs. All errors are ``trarctl.errors.TrarError``.
+The functions that take a checkpoint share their arguments:
+
+    ckpt: ``RUN``, ``RUN@EPOCH`` or a file, as on the command line; None for the latest run.
+    data: prepared folder; None for the one that the checkpoint was trained on.
+    config: settings that belong to a checkpoint of the original program.
+    gpus: devices as on the command line; None for a GPU if there is one.
+    runs: folder of the runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +29,11 @@ if TYPE_CHECKING:
 
     from trarctl.data.metrics import Accuracy, EvaluatorName
     from trarctl.data.prepared import PreparedData
-    from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded
     from trarctl.engine.predictor import Insight, Predictor
+
+__all__ = ["accuracy", "load_model", "look_inside", "open_data", "open_predictor", "routes_by_type", "score"]
 
 
 def open_data(path: str | Path) -> PreparedData:
@@ -49,13 +56,6 @@ def load_model(
     runs: str | Path = "runs",
 ) -> Loaded:
     """Load a checkpoint; ``.model`` is the torch module, in evaluation mode.
-
-    Args:
-        ckpt: ``RUN``, ``RUN@EPOCH`` or a file.
-        data: prepared folder; None for the one that it was trained on.
-        config: settings that belong to a checkpoint of the original program.
-        gpus: a device as on the command line; None for a GPU where there is one.
-        runs: folder of the runs.
 
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
@@ -82,20 +82,13 @@ def score(
 ) -> Scores:
     """Score every question of a split: answer logits [Q, A] and routes [Q, L, K], in file order.
 
-    Args:
-        ckpt: ``RUN``, ``RUN@EPOCH`` or a file.
-        split: of the data.
-        data: prepared folder; None for the one that it was trained on.
-        config: settings that belong to a checkpoint of the original program.
-        gpus: devices as on the command line; None for a GPU where there is one.
-        runs: folder of the runs.
-
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
     """
+    from trarctl.engine.callbacks import no_callback
     from trarctl.engine.evaluator import score_split
 
-    return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
+    return score_split(_request(ckpt, data, split, config, gpus, runs), lambda: nullcontext(no_callback))[0]
 
 
 def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: EvaluatorName = "official") -> Accuracy:
@@ -110,18 +103,15 @@ def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: Evalu
 
 
 def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, NDArray[np.float64]]:
-    """Mean share of each span in each layer, [L, K], by type of question.
+    """Average the share of each span in each layer, [L, K], by type of question.
 
     Raises:
         DataError: if the split has no answers.
     """
-    from trarctl.data.metrics import measure
-    from trarctl.report.outcomes import outcome_of
-    from trarctl.report.outcomes import routes_by_type as means
+    from trarctl.report import outcomes
 
-    part = data.split(split)
-    outcome = outcome_of(scores, part, measure(scores.predictions(), data, part, "official"))
-    return dict(zip(outcome.types, means(outcome, scores.routes), strict=True))
+    outcome = outcomes.outcome_of(scores, data.split(split), accuracy(scores, data, split))
+    return dict(zip(outcome.types, outcomes.routes_by_type(outcome, scores.routes), strict=True))
 
 
 def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[int]) -> Insight:
@@ -129,20 +119,20 @@ def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[i
 
     Args:
         loaded: from ``load_model``.
-        data: that it fits.
+        data: data that the model fits.
         split: of the data.
-        rows: places of the questions in the split, B of them.
+        rows: indices of the questions in the split, B of them.
     """
     import numpy as np
     import torch
 
     from trarctl.engine.predictor import inspect
 
-    part, places = data.split(split), np.asarray(rows, dtype=np.int64)
+    part, index = data.split(split), np.asarray(rows, dtype=np.int64)
     return inspect(
         loaded,
-        torch.from_numpy(part.question_tokens[places].astype(np.int64)),
-        torch.from_numpy(data.features.read(part.image[places]).astype(np.float32)),
+        torch.from_numpy(part.question_tokens[index].astype(np.int64)),
+        torch.from_numpy(data.features.read(part.image[index]).astype(np.float32)),
     )
 
 
@@ -156,19 +146,15 @@ def open_predictor(
 ) -> Predictor:
     """Load a checkpoint for questions about any picture: ``predictor.ask([image], ["what is it?"])`` takes PIL images.
 
-    Args:
-        ckpt: ``RUN``, ``RUN@EPOCH`` or a file.
-        data: prepared folder; None for the one that it was trained on.
-        config: settings that belong to a checkpoint of the original program.
-        gpus: a device as on the command line.
-        runs: folder of the runs.
-
     Raises:
-        DataError: if the features of the data were not made from pictures here.
+        DataError: if the features of the data were not extracted from pictures by trarctl.
     """
     from trarctl.engine import predictor
 
     return predictor.open_predictor(_request(ckpt, data, "", config, gpus, runs))[0]
+
+
+open_asker = open_predictor  # its name in version 0.1
 
 
 def _request(
@@ -180,18 +166,8 @@ def _request(
     runs: str | Path,
 ) -> Request:
     from trarctl.engine.evaluator import Request
+    from trarctl.registry import load_plugins
 
-    return Request(
-        ckpt,
-        None if data is None else Path(data),
-        split,
-        None if config is None else Path(config),
-        (f"run.folder={runs}",),
-        gpus,
-    )
-
-
-def _unwatched() -> AbstractContextManager[Callback]:
-    from trarctl.engine.callbacks import no_callback
-
-    return nullcontext(no_callback)
+    load_plugins()
+    data, config = (None if path is None else Path(path) for path in (data, config))
+    return Request(ckpt, data, split, config, (f"run.folder={runs}",), gpus)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -14,12 +14,12 @@ from trarctl import __version__
 from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
 from trarctl.commands.console import show_error
-from trarctl.commands.help import Command, Group
+from trarctl.commands.options import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
 
 EXIT_CODES = (
     (0, "done"),
-    (1, "a fault of trarctl itself"),
+    (1, "a bug in trarctl"),
     (2, "usage"),
     (SettingsError.exit_code, "settings"),
     (DataError.exit_code, "data, or a folder that cannot be written"),
@@ -27,13 +27,8 @@ EXIT_CODES = (
     (DeviceError.exit_code, "device"),
 )
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
-EPILOG = "\n".join(
-    [
-        "\b",
-        "Exit codes:",
-        *(f"  {code:<8}{meaning}" for code, meaning in EXIT_CODES),
-        f"  {'128 + n':<8}stopped by signal n, after saving",
-    ]
+EPILOG = "\b\nExit codes:\n" + "\n".join(
+    f"  {code:<8}{meaning}" for code, meaning in (*EXIT_CODES, ("128 + n", "stopped by signal n, after saving"))
 )
 
 app = typer.Typer(
@@ -62,57 +57,46 @@ def trarctl(
     """Train, evaluate and submit TRAR: visual question answering with routed attention spans."""
 
 
-def _register(name: str, command: Callable[..., None], epilog: str) -> None:
+# In the order in which a newcomer needs them.
+for name, command, epilog in (
+    ("prepare", prepare.prepare, prepare.EPILOG),
+    ("train", train.train, train.EPILOG),
+    ("resume", resume.resume, resume.EPILOG),
+    ("eval", evaluation.evaluate, evaluation.EPILOG),
+    ("submit", submit.submit, submit.EPILOG),
+    ("predict", predict.predict, predict.EPILOG),
+    ("runs", runs.runs, runs.EPILOG),
+):
     app.command(name, cls=Command, epilog=f"\b\n{epilog}")(command)
 
 
-# In the order in which a newcomer needs them.
-_register("prepare", prepare.prepare, prepare.EPILOG)
-_register("train", train.train, train.EPILOG)
-_register("resume", resume.resume, resume.EPILOG)
-_register("eval", evaluation.evaluate, evaluation.EPILOG)
-_register("submit", submit.submit, submit.EPILOG)
-_register("predict", predict.predict, predict.EPILOG)
-_register("runs", runs.runs, runs.EPILOG)
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: what stands behind ``trarctl``; None: those of the process.
-
-    Returns:
-        The exit code, documented in the program's help.
-    """
+    """Run one command with the arguments after ``trarctl``, None for those of the process; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # A file name that is no valid text must not end a run.
+        # A file name that is not valid text must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         return _exit_code_of(arguments)
-    except Stopped as stopped:
-        show_error(stopped.what, stopped.hint, label="stopped")
-        return stopped.code
     except TrarError as error:
-        show_error(error.what, error.hint)
-        return error.exit_code
+        failure = error
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:
             raise
-        show_error(*_explain(error))
-        return DataError.exit_code
+        failure = _explained(error)
+    show_error(failure.what, failure.hint, label="stopped" if isinstance(failure, Stopped) else "error")
+    return failure.exit_code
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     code = run()
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more on its way out.
+        # The reader of our output has closed it; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
@@ -130,11 +114,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def _explain(error: OSError) -> tuple[str, str]:
-    """Message and hint for a failure of the file system that nobody below has put into words."""
+def _explained(error: OSError) -> TrarError:
+    """Put a failure of the file system into words, where nothing below has."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         where = f"cannot write {error.filename}" if error.filename else "cannot write"
-        return f"{where}: {reason}", "free some space there, or choose another folder"
-    hint = "mend its permissions, or choose another place" if error.errno in _FORBIDDEN else "check the path"
-    return f"cannot use {error.filename}: {reason}", hint
+        return DataError(f"{where}: {reason}", "free some space there, or choose another folder")
+    hint = "fix its permissions, or choose another path" if error.errno in _FORBIDDEN else "check the path"
+    return DataError(f"cannot use {error.filename}: {reason}", hint)

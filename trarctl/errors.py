@@ -1,19 +1,17 @@
-"""What can go wrong for a user: one message, one cure, one documented exit code."""
+"""What can go wrong for a user: one message, one fix, one documented exit code."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class TrarError(Exception):
-    """A failure that the user can mend; rendered once, by ``trarctl.cli``, without a traceback.
+    """A failure that the user can fix; rendered once, by ``trarctl.cli``, without a traceback.
 
     Args:
-        what: what is wrong and where, one sentence without a final stop.
-        hint: the command or the change that mends it.
+        what: what is wrong and where, one sentence without a final period.
+        hint: the command or the change that fixes it.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, what: str, hint: str | None = None) -> None:
         super().__init__(what)
@@ -49,16 +47,12 @@ class Stopped(TrarError):
     """A run that a signal ended after its state was saved.
 
     Args:
-        what: which run was stopped, and where it stands.
-        signal_number: the signal; the exit code is 128 + that number, as shells have it.
-        hint: the command that goes on.
+        what: which run was stopped, and after how many epochs and steps.
+        signal_number: the signal; the exit code is 128 + that number, as in shells.
+        hint: the command that continues the run.
     """
 
     def __init__(self, what: str, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint)
         self.signal_number = signal_number
-
-    @property
-    def code(self) -> int:
-        """The exit code: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1."""
-        return 128 + self.signal_number
+        self.exit_code = self.code = 128 + signal_number

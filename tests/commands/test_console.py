@@ -10,13 +10,16 @@ import pytest
 
 from trarctl.commands.console import (
     add_row,
+    compact,
+    compact_bytes,
+    duration,
     make_table,
     note,
+    open_console,
     printable,
     say,
     show_settings,
     show_table,
-    stdout_console,
     warn,
     write_json,
 )
@@ -67,11 +70,11 @@ def test_nothing_is_wrapped_or_colored_in_a_pipe(capsys: pytest.CaptureFixture[s
 
 def test_a_terminal_has_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_a_terminal(monkeypatch)
-    stdout_console().print("x", style="red")
+    open_console().print("x", style="red")
     assert "\x1b[31m" in terminal.getvalue()
     monkeypatch.setenv("NO_COLOR", "1")
     terminal.truncate(0)
-    stdout_console().print("x", style="red")
+    open_console().print("x", style="red")
     assert "\x1b[31m" not in terminal.getvalue()
 
 
@@ -130,3 +133,41 @@ def test_one_process_of_a_group_speaks(
     say("result")
     captured = capsys.readouterr()
     assert (captured.err.count("\n"), captured.out) == ((2, "result\n") if speaks else (0, ""))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (12000, "3 h 20 min"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (2.5, "2.5"),
+        (7, "7"),
+        (4000, "4,000"),
+        (99_999, "99,999"),
+        (443_757, "444k"),
+        (1_888_770, "1.9M"),
+        (107e9, "107G"),
+    ],
+)
+def test_compact(number: float, text: str) -> None:
+    assert compact(number) == text
+
+
+def test_sizes_for_people() -> None:
+    sizes = [0, 999, 1000, 7_640_000, 763_000_000, 1_200_000_000, 2.5e12]
+    texts = ["0 B", "999 B", "1.0 kB", "7.6 MB", "763 MB", "1.2 GB", "2.5 TB"]
+    assert [compact_bytes(size) for size in sizes] == texts

@@ -85,8 +85,8 @@ def test_accuracy_is_that_of_the_command(run: SmallRun, tmp_path: Path, capsys: 
 def test_pictures_that_are_not_at_hand_are_named(
     run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no pictures: --images DIR names their folder." in report(run, tmp_path)
-    assert "note:  no pictures: --images DIR names their folder\n" in capsys.readouterr().err
+    assert "no pictures: give their folder with --images DIR." in report(run, tmp_path)
+    assert "note:  no pictures: give their folder with --images DIR\n" in capsys.readouterr().err
     text = report(run, tmp_path, "--images", str(tmp_path))
     assert f"no pictures of this split in {tmp_path}." in text
     assert 'class="photo"' not in text
@@ -122,7 +122,7 @@ def test_what_stands_in_the_way(
     assert f"error: cannot write the report to {tmp_path / 'file'}: File exists\n" in capsys.readouterr().err
     answers = ["--answers", "x.json", "--data", str(run.prepared), "--report", str(tmp_path)]
     assert cli.run(["eval", *answers]) == 3
-    assert "error: --report shows how a checkpoint answers, --answers has none\n" in capsys.readouterr().err
+    assert "error: --report needs a checkpoint, --answers has none\n" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert cli.run([*arguments, "--report", str(tmp_path)]) == 4
     assert 'error: reports need jinja2, which is not installed\nhint:  pip install "trarctl[report]"\n' in (

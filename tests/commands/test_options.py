@@ -12,8 +12,7 @@ import typer
 import typer.main
 
 from trarctl import cli
-from trarctl.commands.help import Command
-from trarctl.commands.options import SettingOption, build_parameters, takes_settings
+from trarctl.commands.options import Command, SettingOption, build_parameters, takes_settings
 from trarctl.config.settings import FIELDS
 
 Run = Callable[..., tuple[int, str, str]]

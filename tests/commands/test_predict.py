@@ -39,7 +39,7 @@ def test_answers_with_probabilities_and_routes(run: SmallRun, capsys: pytest.Cap
     assert [line[:2] for line in lines[8:]] == [["layer", "1"], ["layer", "2"]]
     assert sum(float(share) for share in lines[8][2:]) == pytest.approx(100, abs=0.3)
     assert "trained on easy-VQA: 64 x 64 pictures of one colored shape each; it can only answer " in captured.err
-    assert "of each layer only the heaviest span is used" in captured.err
+    assert "only the heaviest span of each layer is used" in captured.err
 
 
 def test_json_holds_everything_and_nothing_else_goes_to_stdout(

@@ -40,7 +40,7 @@ def test_a_second_time_nothing_is_done(tmp_path: Path, capsys: pytest.CaptureFix
 def test_without_features_the_next_step_is_to_get_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*MINI, "--without-features", "--out", str(tmp_path / "prepared")]) == 0
     text = capsys.readouterr().out
-    assert "  features: none yet; nothing can be trained without\n" in text
+    assert "  features: none yet; training needs them\n" in text
     assert text.endswith("next: trarctl prepare vqa --features DIR\n")
 
 

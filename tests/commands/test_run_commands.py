@@ -74,7 +74,7 @@ def test_eval_without_arguments_takes_the_best_epoch_of_the_latest_run(there: Pa
     assert code == 0
     document = json.loads(out)
     assert "the latest run, its best epoch" in err
-    assert "no split named: taking val" in err
+    assert "no split given: using val" in err
     assert document["split"] == "val"
     logged = [json.loads(line) for line in (there / "runs/first/metrics.jsonl").read_text().splitlines()]
     assert document["overall"] == max(entry["overall"] for entry in logged if entry["event"] == "validation")

@@ -9,7 +9,6 @@ import pytest
 
 from tests.small_runs import SmallRun, make_run
 from trarctl import cli
-from trarctl.commands.progress import compact_bytes
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +81,3 @@ def test_a_narrow_terminal_leaves_the_model_out(
     assert "soft" not in out
     assert len(rows(out)) == 1
     assert max(map(len, out.splitlines())) <= 60
-
-
-def test_sizes_for_people() -> None:
-    sizes = [0, 999, 1000, 7_640_000, 763_000_000, 1_200_000_000, 2.5e12]
-    texts = ["0 B", "999 B", "1.0 kB", "7.6 MB", "763 MB", "1.2 GB", "2.5 TB"]
-    assert [compact_bytes(size) for size in sizes] == texts

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
-from PIL import Image
 
 from tests.report.test_outcomes import made
-from trarctl.report.gallery import choose_rows, overlay, truth_in_words
+from trarctl.report.gallery import choose_rows, truth_in_words
 
 
 def test_examples_of_each_type_right_and_wrong() -> None:
@@ -29,17 +25,6 @@ def test_examples_of_each_type_right_and_wrong() -> None:
 
 def test_few_questions_give_few_examples() -> None:
     assert choose_rows(made([1, 1], [0.5, 0.5])).tolist() in ([0, 1], [1, 0])
-
-
-def test_an_overlay_is_clear_where_the_most_is_looked_at() -> None:
-    uri = overlay(np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32))
-    kind, _, content = uri.partition(",")
-    assert kind == "data:image/png;base64"
-    with Image.open(io.BytesIO(base64.b64decode(content))) as image:
-        opacity = np.asarray(image)[..., 3]
-    assert opacity.shape == (2, 2)
-    assert opacity[1, 1] == 0
-    assert (np.diff(opacity.reshape(-1).astype(int)) < 0).all()
 
 
 def test_what_the_annotators_said() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from trarctl.commands.console import add_row, make_table, note, say, show_table, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -16,6 +15,7 @@ from trarctl.commands.options import (
     GpusOption,
     JsonOption,
     SetOption,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -24,72 +24,37 @@ if TYPE_CHECKING:
 EPILOG = (
     "Example: trarctl predict --image photo.jpg --question 'what color is the cat?' --save attention.png"
     "\n\nMany at once: trarctl predict --batch questions.csv --json - ; the file has the columns image and question,"
-    " its paths are relative to it; .jsonl has them as keys."
+    " its paths are relative to it. A .jsonl file has them as keys."
 )
-
-ImageOption = Annotated[
-    Path | None,
-    typer.Option("--image", metavar="FILE", help="The picture.", rich_help_panel=DATA_PANEL, show_default=False),
-]
-QuestionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--question", metavar="TEXT", help="What to ask about it.", rich_help_panel=DATA_PANEL, show_default=False
-    ),
-]
-BatchOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--batch",
-        metavar="FILE",
-        help="A .csv or .jsonl file of pictures and questions instead.",
-        rich_help_panel=DATA_PANEL,
-        show_default=False,
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="Weights of the backbone, if prepare was given a file of them.",
-        rich_help_panel=DATA_PANEL,
-        show_default=False,
-    ),
-]
-TopOption = Annotated[
-    int,
-    typer.Option("--top", metavar="N", min=1, help="Answers to show.", rich_help_panel=OUTPUT_PANEL),
-]
-SaveOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--save",
-        metavar="FILE.png",
-        help="Draw the attention of each layer over the picture.",
-        rich_help_panel=OUTPUT_PANEL,
-        show_default=False,
-    ),
-]
 
 
 def predict(
-    image: ImageOption = None,
-    question: QuestionOption = None,
-    batch: BatchOption = None,
+    image: Annotated[Path | None, option("--image", DATA_PANEL, "The picture.", metavar="FILE")] = None,
+    question: Annotated[str | None, option("--question", DATA_PANEL, "What to ask about it.", metavar="TEXT")] = None,
+    batch: Annotated[
+        Path | None,
+        option("--batch", DATA_PANEL, "A .csv or .jsonl file of pictures and questions instead.", metavar="FILE"),
+    ] = None,
     ckpt: CkptOption = None,
     data: DataOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
-    weights: WeightsOption = None,
+    weights: Annotated[
+        Path | None,
+        option(
+            "--weights", DATA_PANEL, "Weights of the backbone, if prepare was given a file of them.", metavar="FILE"
+        ),
+    ] = None,
     gpus: GpusOption = None,
-    top: TopOption = 5,
-    save: SaveOption = None,
+    top: Annotated[int, option("--top", OUTPUT_PANEL, "Answers to show.", metavar="N", min=1, shows_default=True)] = 5,
+    save: Annotated[
+        Path | None,
+        option("--save", OUTPUT_PANEL, "Draw the attention of each layer over the picture.", metavar="FILE.png"),
+    ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Answer a question about a picture, and show which way it went through the model."""
-    from trarctl.commands.console import note, say, write_json
-    from trarctl.commands.progress import progress
+    """Answer a question about a picture, and show how the answer was routed through the model."""
+    from trarctl.commands.progress import show_progress
     from trarctl.engine.evaluator import Request
     from trarctl.engine.predictor import open_predictor
 
@@ -98,8 +63,8 @@ def predict(
     for text in chosen.notes:
         note(text)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
-    with progress() as report:
-        asked = predictor.ask_files(paths, questions, top=top, progress=report)
+    with show_progress() as progress:
+        asked = predictor.ask_files(paths, questions, top=top, progress=progress)
     for one in asked:
         if one.unknown_words:
             words = ", ".join(map(repr, one.unknown_words))
@@ -121,7 +86,7 @@ def predict(
 def _wanted(
     image: Path | None, question: str | None, batch: Path | None, save: Path | None
 ) -> tuple[list[Path], list[str]]:
-    """The pictures, and the question to each."""
+    """The pictures, and the question about each."""
     from trarctl.data.question_files import read_question_file
     from trarctl.errors import SettingsError
 
@@ -142,7 +107,7 @@ def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> 
     from trarctl.report.pictures import picture_of, save_picture
 
     images, _ = load_images([path])
-    save_picture(picture_of(asked, images[0], grid_size=predictor.grid_size, spans=predictor.spans), target)
+    save_picture(picture_of(asked, images[0], spans=predictor.spans), target)
 
 
 def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, checkpoint: str) -> dict[str, object]:
@@ -167,8 +132,7 @@ def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, 
 
 
 def _show_one(asked: Prediction, predictor: Predictor) -> None:
-    from trarctl.commands.console import add_row, make_table, note, say, show_table
-    from trarctl.report.names import span_names
+    from trarctl.report.pictures import span_names
 
     answers = make_table("answer", "probability, %", numbers=["probability, %"])
     for rank, (answer, share) in enumerate(asked.answers):
@@ -181,11 +145,10 @@ def _show_one(asked: Prediction, predictor: Predictor) -> None:
         add_row(routes, f"layer {number}", *(f"{100 * weight:.1f}" for weight in weights))
     show_table(routes)
     if predictor.binarize:
-        note("of each layer only the heaviest span is used (model.binarize)")
+        note("only the heaviest span of each layer is used (model.binarize)")
 
 
 def _show_all(asked: list[Prediction], paths: list[Path]) -> None:
-    from trarctl.commands.console import add_row, make_table, show_table
 
     table = make_table("image", "question", "answer", "probability, %", numbers=["probability, %"])
     for path, one in zip(paths, asked, strict=True):

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from trarctl.commands.console import add_row, make_table, say, show_table, warn
-from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument
-from trarctl.commands.progress import duration, progress
+from trarctl.commands.console import add_row, duration, make_table, say, show_table, warn
+from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
 
 if TYPE_CHECKING:
     from trarctl.data.checks import CheckRow
     from trarctl.data.manifest import Manifest
-    from trarctl.data.prepare import PrepareReport, PrepareRequest
+    from trarctl.data.prepare import PrepareReport
 
 EPILOG = """Examples:
   trarctl prepare easy-vqa
@@ -27,140 +24,106 @@ WORDS_PANEL = "Words and answers"
 
 
 def prepare(
-    dataset: Annotated[str, dataset_argument(" or one that a plugin adds")],
+    dataset: Annotated[str, dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds.")],
     raw: Annotated[
         Path | None,
-        typer.Option(
-            "--raw",
-            metavar="DIR",
-            help="Folder of the downloaded questions and annotations; by default data/DATASET/raw.",
-            rich_help_panel=DATA_PANEL,
-            show_default=False,
+        option(
+            "--raw", DATA_PANEL, "Folder of the questions and annotations; by default data/DATASET/raw.", metavar="DIR"
         ),
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(
-            "--features",
-            metavar="DIR",
-            help="Folder of the grid features, one file an image; by default data/DATASET/feats.",
-            rich_help_panel=FEATURES_PANEL,
-            show_default=False,
-        ),
+        option("--features", FEATURES_PANEL, "Folder of grid features; by default data/DATASET/feats.", metavar="DIR"),
     ] = None,
     without_features: Annotated[
         bool,
-        typer.Option(
-            "--without-features",
-            help="Prepare questions and answers only, even if features are there.",
-            rich_help_panel=FEATURES_PANEL,
-        ),
+        option("--without-features", FEATURES_PANEL, "Prepare questions and answers only, even if there are features."),
     ] = False,
     images: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--images",
+            FEATURES_PANEL,
+            "Extract the features from images: DIR holds a folder per image set; torchrun's processes share the work.",
             metavar="DIR",
-            help="Make the features from images: a folder with one folder an image set; several processes of torchrun"
-            " share the work.",
-            rich_help_panel=FEATURES_PANEL,
-            show_default=False,
         ),
     ] = None,
     backbone: Annotated[
         Literal["resnet101"],
-        typer.Option("--backbone", help="What makes them; needs torchvision.", rich_help_panel=FEATURES_PANEL),
+        option("--backbone", FEATURES_PANEL, "The network that extracts them; needs torchvision.", shows_default=True),
     ] = "resnet101",
     weights: Annotated[
         Path | None,
-        typer.Option(
-            "--weights",
-            metavar="FILE",
-            help="Its weights; by default torchvision downloads them.",
-            rich_help_panel=FEATURES_PANEL,
-            show_default=False,
-        ),
+        option("--weights", FEATURES_PANEL, "Its weights; by default torchvision downloads them.", metavar="FILE"),
     ] = None,
     gpus: GpusOption = None,
     grid: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--grid",
+            FEATURES_PANEL,
+            "Cells along one side of the grid, S * S in all; by default 8 for vqa, 14 for clevr, 4 for easy-vqa.",
             metavar="S",
             min=1,
-            help="Cells along one side of the grid, S * S in all; by default 8 for vqa, 14 for clevr, 4 for easy-vqa.",
-            rich_help_panel=FEATURES_PANEL,
-            show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder to write; by default data/DATASET/prepared.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
-        ),
+        option("--out", OUTPUT_PANEL, "Folder to write; by default data/DATASET/prepared.", metavar="DIR"),
     ] = None,
     pack: Annotated[
         Literal["float16", "float32", "as-found"] | None,
-        typer.Option(
+        option(
             "--pack",
-            help="Copy all features into one file of this number type, which trains faster from slow disks; by"
-            " default they are read where they are.",
-            rich_help_panel=OUTPUT_PANEL,
-            show_default=False,
+            OUTPUT_PANEL,
+            "Copy all features into one file of this number type, faster on slow disks; by default they stay in place.",
         ),
     ] = None,
     check: Annotated[
         bool,
-        typer.Option(
-            "--check",
-            help="Only read and check; write nothing. Exit code 4 if a needed file is missing or damaged.",
-            rich_help_panel=DATA_PANEL,
+        option(
+            "--check", DATA_PANEL, "Check only, write nothing; exit code 4 if a required file is missing or damaged."
         ),
     ] = False,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Prepare again even if nothing changed.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
+    rebuild: Annotated[bool, option("--rebuild", OUTPUT_PANEL, "Prepare again even if nothing has changed.")] = False,
     vectors: Annotated[
         str,
-        typer.Option(
+        option(
             "--vectors",
+            WORDS_PANEL,
+            "Word vectors: none, auto (what is installed), a spaCy package or folder, or a GloVe .txt or .zip file.",
             metavar="SOURCE",
-            help="Word vectors: none, auto (what is installed), a spaCy package, a folder saved by spaCy, or a GloVe"
-            " .txt or .zip file.",
-            rich_help_panel=WORDS_PANEL,
+            shows_default=True,
         ),
     ] = "auto",
     min_answer_count: Annotated[
         int,
-        typer.Option(
+        option(
             "--min-answer-count",
+            WORDS_PANEL,
+            "Only answers that were given more than N times can be predicted; vqa only.",
             metavar="N",
             min=0,
-            help="Only answers given more often than N times can be predicted; vqa only.",
-            rich_help_panel=WORDS_PANEL,
+            shows_default=True,
         ),
     ] = 8,
     max_words: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--max-words",
+            WORDS_PANEL,
+            "Longer questions are cut; by default 14 for vqa, otherwise the longest question in the data.",
             metavar="T",
             min=1,
-            help="Longer questions are cut; by default 14 for vqa, otherwise the longest question in the data.",
-            rich_help_panel=WORDS_PANEL,
-            show_default=False,
         ),
     ] = None,
 ) -> None:
     """Check the raw files and turn them into the data that all other commands read."""
-    from trarctl.data.prepare import PrepareRequest
-    from trarctl.data.prepare import prepare as prepare_data
+    from trarctl.commands.progress import show_progress
+    from trarctl.data import prepare as preparing
+    from trarctl.errors import DataError
 
-    request = PrepareRequest(
+    request = preparing.PrepareRequest(
         dataset=dataset,
         out=out,
         raw=raw,
@@ -178,55 +141,36 @@ def prepare(
         devices=_devices(gpus) if images is not None else ("cpu",),
     )
     if check:
-        _check(request)
-        return
-    if images is not None and int(os.environ.get("RANK", "0")):
-        _share(request)
-        return
-    with progress() as report_progress:
-        report = prepare_data(request, report_progress)
-    _show(report)
+        with show_progress() as progress:
+            rows = preparing.check(request, progress)
+        _show_checks(rows)
+        if bad := [row.file for row in rows if row.verdict in ("missing", "damaged")]:
+            raise DataError(
+                f"{len(bad)} of {len(rows)} entries stop the preparation: {', '.join(bad)}", "fix them first"
+            )
+        say("nothing stops the preparation")
+    elif images is not None and int(os.environ.get("RANK", "0")):
+        preparing.prepare_share(request)
+    else:
+        with show_progress() as progress:
+            report = preparing.prepare(request, progress)
+        _show(report)
 
 
 def _devices(gpus: str | None) -> tuple[str, ...]:
-    """The devices that features are made on, one copy of the backbone each."""
+    """The devices that extract features, one copy of the backbone each."""
     from trarctl.engine.distributed import plan_placement
 
     placement = plan_placement(gpus, os.environ)
     return placement.devices if placement.rank is None else (placement.devices[placement.local_rank],)
 
 
-def _check(request: PrepareRequest) -> None:
-    """Print what is there and what should be.
-
-    Raises:
-        DataError: something that is needed is missing or damaged.
-    """
-    from trarctl.data.prepare import check as check_data
-    from trarctl.errors import DataError
-
-    with progress() as report_progress:
-        rows = check_data(request, report_progress)
-    _show_checks(rows)
-    bad = [row.file for row in rows if row.verdict in ("missing", "damaged")]
-    if bad:
-        raise DataError(f"{len(bad)} of {len(rows)} entries stop the preparation: {', '.join(bad)}", "mend them first")
-    say("nothing stops the preparation")
-
-
-def _share(request: PrepareRequest) -> None:
-    from trarctl.data.prepare import prepare_share
-
-    with progress(is_quiet=True) as report_progress:
-        prepare_share(request, report_progress)
-
-
 def _show_checks(rows: Sequence[CheckRow]) -> None:
+
     table = make_table("file", "found", "expected", "verdict", numbers=("found", "expected"))
     for row in rows:
         found, expected = (f"{count:,}" if count is not None else "-" for count in (row.found, row.expected))
-        advice = f": {row.advice}" if row.advice else ""
-        add_row(table, row.file, found, expected, f"{row.verdict}{advice}")
+        add_row(table, row.file, found, expected, f"{row.verdict}: {row.advice}" if row.advice else row.verdict)
     show_table(table)
 
 
@@ -260,11 +204,11 @@ def _describe_vectors(manifest: Manifest) -> str:
 
 
 def _describe_features(manifest: Manifest) -> str:
+    images, size = manifest.images, manifest.grid_size
     if not manifest.feature_width:
-        return "none yet; nothing can be trained without"
-    maker = f", by {manifest.images.backbone}" if manifest.images.backbone else ""
-    place = "read where they are" if manifest.images.pack is None else f"packed as {manifest.images.pack}"
-    if manifest.images.backbone:
-        place = "in the prepared folder"
-    size = manifest.grid_size
-    return f"{size} x {size} cells of {manifest.feature_width} numbers{maker}, {place}"
+        return "none yet; training needs them"
+    if images.backbone:
+        how = f", by {images.backbone}, in the prepared folder"
+    else:
+        how = ", read where they are" if images.pack is None else f", packed as {images.pack}"
+    return f"{size} x {size} cells of {manifest.feature_width} numbers{how}"

@@ -1,175 +1,385 @@
-"""How far long work has come: bars with rate and time left on a terminal, a line now and then elsewhere."""
+"""The one progress printer: live lines on a terminal, a plain line now and then in a log, and rows that stay."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from trarctl.commands.console import printable, stderr_console
-from trarctl.data.progress import Progress, no_progress
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.control import Control
+from rich.segment import ControlType
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.progress import Task
+from trarctl.commands.console import compact, compact_bytes, duration, note, open_console, printable
+from trarctl.data.progress import Progress
+from trarctl.engine.callbacks import (
+    Callback,
+    EpochDone,
+    Event,
+    Note,
+    Progressed,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    Validated,
+)
+from trarctl.report.pictures import span_names
 
-# A terminal shows no more than this many changes a second to the eye.
-SECONDS_BETWEEN_REFRESHES = 0.1
-# A log should stay short: the first line after two seconds, then seldom.
+REFRESHES_PER_SECOND = 4
+LONGEST_BAR, SHORTEST_BAR, SHORTEST_NAME = 24, 6, 12
+GAP = "  "
+# A log should stay readable: a line after two seconds, then every ten, less and less often in a run of hours.
 SECONDS_BEFORE_FIRST_LINE = 2.0
-SECONDS_BETWEEN_LINES = 10.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 10.0, 300.0
+PAUSES_PER_RUN = 40
 
 
 @contextmanager
-def progress(*, is_quiet: bool = False) -> Iterator[Progress]:
-    """Show on stderr what is reported to the callback that this gives.
+def watch(
+    *, is_quiet: bool = False, spans: Sequence[int | str] = (), is_hard: bool = False, is_transient: bool = True
+) -> Iterator[Callback]:
+    """Show on stderr what the events say.
 
     Args:
-        is_quiet: show nothing.
+        is_quiet: show notes alone.
+        spans: of the model, to show how they are used.
+        is_hard: whether the temperature matters.
+        is_transient: take the live lines off the screen at the end.
     """
     if is_quiet:
-        yield no_progress
-    elif sys.stderr.isatty():
-        with _bars() as report:
-            yield report
-    else:
-        yield PlainProgress()
+        yield _show_notes
+        return
+    from rich.live import Live
+
+    console, is_live = open_console(is_stderr=True), sys.stderr.isatty()
+    printer = ProgressPrinter(console, is_live=is_live, spans=spans, is_hard=is_hard)
+    live = Live(printer, console=console, refresh_per_second=REFRESHES_PER_SECOND, transient=is_transient)
+    with live if is_live else nullcontext():
+        yield printer
 
 
 @contextmanager
-def _bars() -> Iterator[Progress]:
-    from rich import progress as rich_progress
-    from rich.table import Column
-    from rich.text import Text
+def show_progress(*, is_quiet: bool = False) -> Iterator[Progress]:
+    """Show work that reports ``(task, done, total)``; on a terminal its lines stay."""
+    with watch(is_quiet=is_quiet, is_transient=False) as callback:
+        yield lambda task, done, total: callback(Progressed(task, done, total))
 
-    class Rate(rich_progress.ProgressColumn):
-        """Steps a second."""
 
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{compact(speed)}/s" if speed else "", style="progress.data.speed")
-
-    class Count(rich_progress.ProgressColumn):
-        """How much of how much."""
-
-        def render(self, task: Task) -> Text:
-            if task.total is None:
-                return Text(compact(task.completed) if task.completed else "")
-            return Text(f"{compact(task.completed)}/{compact(task.total)}", style="progress.download")
-
-    bars = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}", markup=False),
-        rich_progress.BarColumn(bar_width=20),
-        # A narrow terminal takes from the bar, not from the figures.
-        Count(Column(no_wrap=True)),
-        Rate(Column(no_wrap=True)),
-        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
-        console=stderr_console(),
-    )
-    tasks: dict[str, rich_progress.TaskID] = {}
-    refreshed: dict[str, float] = {}
-    latest: dict[str, int] = {}
-    lock = threading.Lock()
-
-    def report(task: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        with lock:
-            is_new = task not in tasks
-            if not is_new and done != total and now - refreshed[task] < SECONDS_BETWEEN_REFRESHES:
-                return
-            refreshed[task] = now
-            if is_new:
-                tasks[task] = bars.add_task(printable(task), total=total)
-            elif done < latest[task]:
-                # The same task again, as validation comes after each epoch.
-                bars.reset(tasks[task], total=total)
-            latest[task] = done
-        bars.update(tasks[task], completed=done, total=total)
-
-    with bars:
-        yield report
+def _show_notes(event: Event) -> None:
+    if isinstance(event, Note):
+        note(event.text)
 
 
 @dataclass
-class _Line:
-    """What has been printed of one task."""
+class _Task:
+    """Something with an end: an epoch, a validation, a file to read.
 
+    Attributes:
+        total: None while nobody knows it.
+        log_started: when a log began to wait for a line; epochs share the start of the run.
+        printed: when a log got its latest line.
+    """
+
+    name: str
     started: float
     first_done: int
+    done: int
+    total: int | None = None
+    ended: float | None = None
+    is_epoch: bool = False
+    log_started: float = 0.0
     printed: float | None = None
 
+    def rate(self, now: float) -> float:
+        """Units a second since it began."""
+        elapsed = (now if self.ended is None else self.ended) - self.started
+        return (self.done - self.first_done) / max(elapsed, 1e-6)
 
-class PlainProgress:
-    """A line per task now and then: ``reading images: 1,200 of 5,000 (24 %), 300/s, 13 s left``."""
+    def pace(self, now: float) -> list[str]:
+        """The rate, and the time left or taken; an epoch's rate is shown as samples a second elsewhere."""
+        rate = self.rate(now)
+        figures = [f"{compact(rate)}/s" if rate >= 10 else f"{rate:.1f}/s"] if rate and not self.is_epoch else []
+        if self.ended is not None:
+            figures.append(f"took {duration(self.ended - self.started)}")
+        elif self.total is not None and rate:
+            figures.append(f"{duration((self.total - self.done) / rate)} left")
+        return figures
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def is_due(self, now: float) -> bool:
+        """Whether a log gets a line."""
+        if self.printed is None:
+            return now - self.log_started >= SECONDS_BEFORE_FIRST_LINE
+        pause = min(max((now - self.log_started) / PAUSES_PER_RUN, SHORTEST_PAUSE), LONGEST_PAUSE)
+        return now - self.printed >= pause
+
+
+class ProgressPrinter:
+    """A callback that prints what is finished, and shows what is not.
+
+    Args:
+        console: where to.
+        is_live: whether Rich draws this object as live lines; otherwise unfinished work is printed now and then.
+        spans: of the model; none where routes are not of interest.
+        is_hard: whether the temperature matters.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        is_live: bool = False,
+        spans: Sequence[int | str] = (),
+        is_hard: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._is_live = is_live
+        self._spans = span_names(spans)
+        self._is_hard = is_hard
         self._clock = clock
-        self._lines: dict[str, _Line] = {}
+        self._tasks: dict[str, _Task] = {}
+        self._epoch = _Task("", clock(), 0, 0, log_started=clock())
+        self._run: RunStarted | None = None
+        self._step: StepDone | None = None
+        self._logged: StepDone | None = None
+        self._ended: EpochDone | None = None
+        self._validation_seconds = 0.0
+        self._table = EpochTable(0)
+        self._drawn: list[int] = []
         self._lock = threading.Lock()
 
-    def __call__(self, task: str, done: int, total: int | None) -> None:
-        """Report progress; see ``trarctl.data.progress``."""
-        now = self._clock()
+    def __call__(self, event: Event) -> None:
+        """Take in an event, from any thread."""
         with self._lock:
-            line = self._lines.setdefault(task, _Line(now, done))
-            if self._is_due(line, now, is_finished=done == total):
-                line.printed = now
-                _print(f"{task}: {_describe(done - line.first_done, done, total, now - line.started)}")
-            if done == total:
-                # The same task may come again.
-                del self._lines[task]
+            if self._ended is not None and not isinstance(event, Progressed):
+                # Only now is it known whether the epoch was validated.
+                for line in self._table.rows(self._ended, event if isinstance(event, Validated) else None):
+                    self._print(line)
+                self._ended = None
+            match event:
+                case RunStarted():
+                    self._start(event)
+                case StepDone():
+                    self._step = event
+                    if event.loss is not None:
+                        self._logged = event
+                    of = f"/{self._run.epochs}" if self._run else ""
+                    done, total = event.step_in_epoch, event.steps_per_epoch
+                    self._advance(f"epoch {event.epoch}{of}", done, total, is_epoch=True)
+                case Progressed():
+                    self._advance(event.task, event.done, event.total)
+                case EpochDone():
+                    self._ended = event
+                    self._tasks.clear()
+                case Validated():
+                    self._validation_seconds = event.seconds
+                    self._tasks.clear()
+                case Note():
+                    self._print(f"note:  {event.text}")
+                case RunFinished():
+                    best = "" if event.best_epoch is None else f"; best epoch {event.best_epoch}: "
+                    best += "" if event.best_overall is None else f"{event.best_overall:.2f} %"
+                    self._print(f"finished run {event.name} in {duration(event.seconds)}{best}")
 
-    @staticmethod
-    def _is_due(line: _Line, now: float, *, is_finished: bool) -> bool:
-        if line.printed is None:
-            return now - line.started >= SECONDS_BEFORE_FIRST_LINE
-        return is_finished or now - line.printed >= SECONDS_BETWEEN_LINES
+    def _start(self, event: RunStarted) -> None:
+        self._run = event
+        self._table = EpochTable(event.epochs, (lambda: self._console.width) if self._is_live else None)
+        processes = "" if event.num_processes == 1 else f", {event.num_processes} processes"
+        self._print(f"run {event.name} in {event.folder}, on {event.device}{processes}")
+        self._print(
+            f"{event.num_parameters:,} parameters, {event.num_samples:,} samples, "
+            f"{event.steps_per_epoch:,} steps per epoch, {event.epochs} epochs"
+        )
+        if event.start_epoch or event.start_step:
+            step = f" and step {event.start_step} of the next" if event.start_step else ""
+            self._print(f"continuing after epoch {event.start_epoch}{step}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(printable(line)), soft_wrap=True)
+
+    def _advance(self, name: str, done: int, total: int | None, *, is_epoch: bool = False) -> None:
+        now, task = self._clock(), self._tasks.get(name)
+        if task is None or done < task.done:
+            # The same task may come again, as validation does after each epoch.
+            task = self._tasks[name] = _Task(name, now, done, done, is_epoch=is_epoch, log_started=now)
+            if is_epoch:
+                task.log_started, task.printed = self._epoch.log_started, self._epoch.printed
+                self._epoch = task
+        is_finished = done == total and task.ended is None
+        task.done, task.total = done, total
+        if is_finished:
+            task.ended = now
+        if not self._is_live and (task.is_due(now) or (is_finished and task.printed is not None)):
+            self._print_task(task, now)
+
+    def _print_task(self, task: _Task, now: float) -> None:
+        """``epoch 2/6: 120 of 301 steps (40 %), loss 0.3512, 9 s left``; an epoch's end has a row of its own."""
+        if task.is_epoch and task.ended is not None:
+            return
+        task.printed = now
+        count, unit = f"{task.done:,}", " steps" if task.is_epoch else ""
+        if task.total is not None:
+            count += f" of {task.total:,}{unit} ({100 * task.done / max(task.total, 1):.0f} %)"
+        figures = [*(self._figures() if task.is_epoch else []), *task.pace(now)]
+        self._print(f"{task.name}: {', '.join([count, *figures])}")
+
+    def _figures(self) -> list[str]:
+        """What the latest steps say of the training."""
+        step, logged = self._step, self._logged
+        if step is None:
+            return []
+        figures = [f"loss {logged.loss:.4f}"] if logged is not None and logged.loss is not None else []
+        figures.append(f"rate {step.rate:.3g}")
+        if self._is_hard:
+            figures.append(f"temperature {step.temperature:.3g}")
+        return [*figures, f"{step.samples_per_second:,.0f} samples/s"]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the live lines, in as many columns as there are."""
+        width = options.max_width
+        # A terminal that was made narrower has broken the lines that are to be drawn over into more.
+        surplus = sum((length - 1) // width for length in self._drawn if length)
+        if surplus:
+            yield Control(*[(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)] * surplus)
+        lines = self.lines(width)
+        for line in lines:
+            line.truncate(width, overflow="ellipsis")
+            yield line
+        self._drawn = [line.cell_len for line in lines]
+
+    def lines(self, width: int) -> list[Text]:
+        """Lay out the live lines as they are now."""
+        tasks = list(self._tasks.values())
+        lines = self._task_lines(tasks, width) if tasks else []
+        if self._epoch in tasks:
+            figures = self._figures()
+            if self._logged is not None and self._logged.memory_bytes:
+                figures.append(f"memory {compact_bytes(self._logged.memory_bytes)}")
+            lines += [Text(line, style="dim") for line in (*_wrapped(figures, width), *self._routes(width))]
+        return lines
+
+    def _task_lines(self, tasks: list[_Task], width: int) -> list[Text]:
+        """Name, bar, count, rate and time left of each task in columns; the bar gives way first, then the name."""
+        now = self._clock()
+        counts = [_count(task) for task in tasks]
+        tails = [
+            ", ".join([*task.pace(now), *(self._whole_time(task, now) if task.is_epoch else [])]) for task in tasks
+        ]
+        count_size = max(map(len, counts))
+        rest = len(GAP) + count_size + max(len(GAP + tail) if tail else 0 for tail in tails)
+        name_size = max(len(task.name) for task in tasks)
+        bar_size = min(LONGEST_BAR, width - name_size - len(GAP) - rest)
+        if bar_size < SHORTEST_BAR:
+            name_size, bar_size = min(name_size, max(width - rest, SHORTEST_NAME)), 0
+        lines = []
+        for task, count, tail in zip(tasks, counts, tails, strict=True):
+            name = Text(printable(task.name), style="bold")
+            name.truncate(name_size, overflow="ellipsis", pad=True)
+            bar = [_bar(task, bar_size)] if bar_size else []
+            line = Text(GAP).join([name, *bar, Text(count.ljust(count_size)), Text(tail, style="cyan")])
+            line.rstrip()
+            lines.append(line)
+        return lines
+
+    def _whole_time(self, task: _Task, now: float) -> list[str]:
+        """The time to the end of the run, validations included; nothing in its last epoch."""
+        if self._run is None or self._step is None or task.total is None or not task.rate(now):
+            return []
+        later = self._run.epochs - self._step.epoch
+        steps = task.total - task.done + later * task.total
+        seconds = steps / task.rate(now) + (later + 1) * self._validation_seconds
+        return [f"{duration(seconds)} for the run"] if later > 0 else []
+
+    def _routes(self, width: int) -> list[str]:
+        """The share of each span in each layer: ``% of whole/3x3 by layer   1: 45/55  2: 30/70``."""
+        if self._logged is None or not self._logged.routes or not self._spans:
+            return []
+        layers = [
+            f"{number}: {'/'.join(f'{100 * share:.0f}' for share in weights)}"
+            for number, weights in enumerate(self._logged.routes, start=1)
+        ]
+        return _wrapped([f"% of {'/'.join(self._spans)} by layer ", *layers], width)
 
 
-def _describe(num_new: int, done: int, total: int | None, seconds: float) -> str:
-    rate = num_new / seconds if seconds > 0 else 0.0
-    parts = [f"{done:,}" if total is None else f"{done:,} of {total:,} ({100 * done / max(total, 1):.0f} %)"]
-    if rate:
-        parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
-    if total is not None and done >= total:
-        parts.append(f"took {duration(seconds)}")
-    elif total is not None and rate:
-        parts.append(f"{duration((total - done) / rate)} left")
-    return ", ".join(parts)
+_WIDTHS = {"epoch": 5, "loss": 7, "val, %": 6, "change": 6, "time": 12, "": 4}
+# The columns that a narrow terminal loses, first to last; the types of questions go before all of them.
+_DISPENSABLE = ("time", "loss")
 
 
-def compact(number: float) -> str:
-    """A number for people in a narrow place: ``4,000``, ``1.9M``, ``2.5``."""
-    if number < 10 and number != int(number):
-        return f"{number:.1f}"
-    for limit, unit, suffix in ((1e5, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
-        if number < limit:
-            value = number / unit
-            return f"{value:.1f}{suffix}" if suffix and value < 100 else f"{value:,.0f}{suffix}"
-    return f"{number / 1e9:.1f}G"
+class EpochTable:
+    """Lays out a row for each epoch, each column where it was in the row before.
+
+    Args:
+        epochs: of the run.
+        width: columns that the terminal has now; None where nothing is cut, as in a log.
+    """
+
+    def __init__(self, epochs: int, width: Callable[[], int] | None = None) -> None:
+        self._epochs = epochs
+        self._width = width
+        self._columns: dict[str, int] = {}
+        self._earlier: float | None = None
+
+    def rows(self, ended: EpochDone, validated: Validated | None) -> list[str]:
+        """Lay out the row of an epoch, with a heading above it where the columns changed."""
+        cells = self._cells(ended, validated)
+        widths = {name: max(len(name), len(text), _WIDTHS.get(name, 6)) for name, text in cells.items()}
+        types = [name for name in widths if name not in _WIDTHS]
+        for unwanted in (types, *([name] for name in _DISPENSABLE)):
+            if self._width is None or sum(widths.values()) + len(GAP) * (len(widths) - 1) <= self._width():
+                break
+            widths = {name: width for name, width in widths.items() if name not in unwanted}
+        lines = []
+        if list(widths) != list(self._columns):
+            self._columns = widths
+            lines.append(self._row({name: name for name in widths}))
+        return [*lines, self._row(cells)]
+
+    def _cells(self, ended: EpochDone, validated: Validated | None) -> dict[str, str]:
+        cells = {
+            "epoch": f"{ended.epoch:>{len(str(self._epochs))}}/{self._epochs}",
+            "loss": f"{ended.loss:.4f}",
+        }
+        seconds = ended.seconds
+        if validated is not None:
+            change = "" if self._earlier is None else f"{validated.overall - self._earlier:+.2f}"
+            self._earlier = validated.overall
+            cells |= {"val, %": f"{validated.overall:.2f}", "change": change}
+            cells |= {name.replace("_", " "): f"{value:.2f}" for name, value in sorted(validated.per_type.items())}
+            seconds += validated.seconds
+        is_best = validated is not None and validated.is_best
+        return cells | {"time": duration(seconds), "": "best" if is_best else ""}
+
+    def _row(self, cells: dict[str, str]) -> str:
+        texts = [cells[name].rjust(width) if name else cells[name] for name, width in self._columns.items()]
+        return GAP.join(texts).rstrip()
 
 
-def compact_bytes(number: float) -> str:
-    """A size for people, in powers of 1000 as disks are sold: ``950 B``, ``7.6 MB``, ``1.2 GB``."""
-    for limit, unit, suffix in ((1e3, 1, "B"), (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (1e12, 1e9, "GB")):
-        if number < limit:
-            value = number / unit
-            return f"{value:.1f} {suffix}" if unit > 1 and value < 100 else f"{value:.0f} {suffix}"
-    return f"{number / 1e12:.1f} TB"
+def _count(task: _Task) -> str:
+    if task.total is None:
+        return compact(task.done) if task.done else ""
+    return f"{compact(task.done)}/{compact(task.total)}"
 
 
-def duration(seconds: float) -> str:
-    """A time for people: ``8 s``, ``2 min 05 s``, ``3 h 20 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def _bar(task: _Task, size: int) -> Text:
+    """A bar; blank where the total is unknown."""
+    if task.total is None:
+        return Text(" " * size)
+    full = round(task.done / max(task.total, 1) * size)
+    return Text.assemble(("━" * full, "green"), ("─" * (size - full), "dim"))
 
 
-def _print(line: str) -> None:
-    stderr_console().print(printable(line), soft_wrap=True)
+def _wrapped(parts: Sequence[str], width: int) -> list[str]:
+    """Put parts side by side, on as many lines as it takes; no part is broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(GAP) + len(part) <= width:
+            lines[-1] += GAP + part
+        else:
+            lines.append(part)
+    return lines

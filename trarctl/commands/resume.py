@@ -1,4 +1,4 @@
-"""``trarctl resume``: go on with a run exactly where it stopped."""
+"""``trarctl resume``: continue a run exactly where it stopped. Short, but a command is a file of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trarctl.commands.console import note, say
 from trarctl.commands.options import (
     DATA,
     DATA_PANEL,
@@ -16,12 +17,13 @@ from trarctl.commands.options import (
     MAX_RESTARTS,
     QuietOption,
     SetOption,
+    option,
     takes_settings,
 )
 
 EPILOG = (
     "Example: trarctl resume vqa-20260101-120000"
-    "\n\ntrarctl resume RUN --epochs 20 trains on with a run that has finished."
+    "\n\ntrarctl resume RUN --epochs 20 trains a finished run for more epochs, 20 in all."
 )
 
 
@@ -34,21 +36,19 @@ def resume(
     ] = None,
     epoch: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--epoch",
+            DATA_PANEL,
+            "Continue after this epoch; later checkpoints are set aside. By default after the latest checkpoint.",
             metavar="N",
             min=1,
-            help="Go on behind this epoch; later checkpoints are set aside. By default behind the latest checkpoint.",
-            rich_help_panel=DATA_PANEL,
-            show_default=False,
         ),
     ] = None,
     sets: SetOption = None,
     is_quiet: QuietOption = False,
 ) -> None:
-    """Go on with a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
-    from trarctl.commands.console import note, say
-    from trarctl.commands.watching import watch_run
+    """Continue a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
+    from trarctl.commands.progress import watch
     from trarctl.config.resolve import amend, resolve
     from trarctl.engine.jobs import plan_resume
     from trarctl.engine.launch import run_job
@@ -57,13 +57,12 @@ def resume(
     folder: Path = resolve(sets=[text for text in sets or [] if text.startswith("run.folder")]).settings.run.folder
     found = find_run(run, folder)
     if run is None:
-        note(f"no run named: taking the latest, {found.name}")
+        note(f"no run given: using the latest, {found.name}")
     changes = [text for text in sets or [] if not text.startswith("run.folder")]
     resolved = amend(read_settings(found), f"run {found.name}", options=context.obj, sets=changes)
     job, notes = plan_resume(found, resolved.settings, named=run, epoch=epoch)
     for text in notes:
         note(text)
     model = job.settings.model
-    is_hard = model.routing == "hard"
-    run_job(job, functools.partial(watch_run, is_quiet=is_quiet, spans=model.spans, is_hard=is_hard))
+    run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
     say(f"next: trarctl eval --ckpt {job.run.name}")

@@ -1,4 +1,4 @@
-"""``trarctl runs``: the runs of a folder in a table."""
+"""``trarctl runs``: the runs of a folder in a table. Short, but a command is a file of its own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from trarctl.commands.console import add_row, compact_bytes, make_table, note, open_console, show_table, write_json
 from trarctl.commands.options import JsonOption
 
-EPILOG = "Example: trarctl runs --json -\n\nWhether a run is going on is a guess, from when it last wrote something."
+EPILOG = "Example: trarctl runs --json -\n\nWhether a run is still going is a guess from when it last wrote something."
 
 WIDE = 100  # columns of a terminal that has room for the model
 
@@ -23,10 +24,8 @@ def runs(
     json: JsonOption = None,
 ) -> None:
     """List the runs: data, model, epochs, best accuracy, size and state."""
-    from trarctl.commands.console import add_row, make_table, note, show_table, stdout_console, write_json
-    from trarctl.commands.progress import compact_bytes
     from trarctl.config.resolve import resolve
-    from trarctl.report.overview import overviews
+    from trarctl.report.history import overviews
 
     where = folder or resolve().settings.run.folder
     found = overviews(where)
@@ -38,7 +37,7 @@ def runs(
         note(f"no runs in {where}; start one: trarctl train")
         return
     numbers = ["epochs", "best, %", "size"]
-    model = ["model"] if stdout_console().width >= WIDE else []
+    model = ["model"] if open_console().width >= WIDE else []
     table = make_table("run", "data", *model, *numbers, "state", numbers=numbers)
     for run in found:
         best = "" if run.best is None else f"{run.best:.2f}"

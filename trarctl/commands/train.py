@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trarctl.commands.console import note, say, show_settings
 from trarctl.commands.options import (
     DATA,
     DATA_PANEL,
@@ -15,13 +16,14 @@ from trarctl.commands.options import (
     GPUS,
     MAX_RESTARTS,
     OUTPUT_PANEL,
+    SETTINGS_PANEL,
     TRAINING_PANEL,
     ConfigOption,
-    DryRunOption,
     QuietOption,
     SetOption,
     SettingOption,
     dataset_argument,
+    option,
     takes_settings,
 )
 
@@ -29,17 +31,6 @@ EPILOG = (
     "Example: trarctl train vqa --split train+val --gpus 0,1 --accu 2"
     "\n\nUnder torchrun or Slurm the same command joins the processes that they start."
 )
-
-InitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--init",
-        metavar="RUN|RUN@EPOCH|FILE",
-        help="Start from these weights, the original's .pkl included, instead of random ones.",
-        rich_help_panel=TRAINING_PANEL,
-        show_default=False,
-    ),
-]
 
 
 @takes_settings(
@@ -61,12 +52,23 @@ def train(
     context: typer.Context,
     dataset: Annotated[
         str | None,
-        dataset_argument(" or one that a plugin adds; by default that of --data, or vqa"),
+        dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds; by default that of --data, or vqa."),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
-    dry_run: DryRunOption = False,
-    init: InitOption = None,
+    dry_run: Annotated[
+        bool,
+        option("--dry-run", SETTINGS_PANEL, "Show the settings and where each came from, without training."),
+    ] = False,
+    init: Annotated[
+        str | None,
+        option(
+            "--init",
+            TRAINING_PANEL,
+            "Start from these weights, the original's .pkl included, instead of random ones.",
+            metavar="RUN|RUN@EPOCH|FILE",
+        ),
+    ] = None,
     is_quiet: QuietOption = False,
 ) -> None:
     """Train TRAR on prepared data, validating and saving after each epoch.
@@ -74,7 +76,6 @@ def train(
     Settings come from the data set's recipe, then --config, the environment (TRARCTL_MODEL_HIDDEN_SIZE=256), these
     options, and --set; later ones win.
     """
-    from trarctl.commands.console import note, say, show_settings
     from trarctl.config.resolve import resolve
     from trarctl.data.manifest import read_manifest
 
@@ -88,9 +89,9 @@ def train(
         show_settings(resolved)
         return
     if wanted is None and not resolved.origins["data.dataset"].is_users_choice:
-        note(f"no data set named: taking {resolved.settings.data.dataset}")
+        note(f"no data set given: using {resolved.settings.data.dataset}")
 
-    from trarctl.commands.watching import watch_run
+    from trarctl.commands.progress import watch
     from trarctl.engine.jobs import plan_start
     from trarctl.engine.launch import run_job
 
@@ -98,6 +99,5 @@ def train(
     for text in notes:
         note(text)
     model = job.settings.model
-    is_hard = model.routing == "hard"
-    run_job(job, functools.partial(watch_run, is_quiet=is_quiet, spans=model.spans, is_hard=is_hard))
+    run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
     say(f"next: trarctl eval --ckpt {job.run.name}")

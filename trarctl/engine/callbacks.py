@@ -53,11 +53,11 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Progressed:
-    """A long task (validation, scoring) has come some way."""
+    """A long task (validation, scoring) has come some way; ``total`` is None while nobody knows it."""
 
     task: str
     done: int
-    total: int
+    total: int | None
 
 
 @dataclass(frozen=True)

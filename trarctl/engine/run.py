@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,22 @@ from trarctl.files import write_bytes, write_json
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The lines of a run's ``metrics.jsonl`` by kind, in order."""
+
+    steps: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
+    validations: dict[int, dict[str, Any]]  # by epoch, counted from 1; of one validated again, the last
+
+    def best_epoch(self, among: Collection[int] | None = None) -> int | None:
+        """Find the epoch with the best validation, the first of equals; None without one."""
+        scores = {
+            epoch: entry["overall"] for epoch, entry in self.validations.items() if among is None or epoch in among
+        }
+        return max(scores, key=lambda epoch: (scores[epoch], -epoch)) if scores else None
 
 
 class RunFolder:
@@ -74,6 +91,13 @@ class RunFolder:
                 if isinstance(entry, dict):
                     yield entry
 
+    def read_metrics(self) -> Metrics:
+        """Read what was measured, by kind."""
+        kinds: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": [], "validation": []}
+        for entry in self.metrics():
+            kinds.get(entry.get("event", ""), []).append(entry)
+        return Metrics(kinds["step"], kinds["epoch"], {entry["epoch"]: entry for entry in kinds["validation"]})
+
     def log(self, text: str) -> None:
         """Append a line for people to ``log.txt``."""
         self._append(self.log_file, f"{text}\n".encode())
@@ -123,12 +147,7 @@ class RunFolder:
 
     def best_epoch(self) -> int | None:
         """The epoch, counted from 1, with the best validation so far that still has a checkpoint."""
-        kept = {epoch for epoch, step, _ in self.saved() if step == 0}
-        latest: dict[int, float] = {}
-        for entry in self.metrics():
-            if entry.get("event") == "validation" and entry.get("epoch") in kept:
-                latest[entry["epoch"]] = entry["overall"]
-        return max(latest, key=lambda epoch: (latest[epoch], -epoch)) if latest else None
+        return self.read_metrics().best_epoch({epoch for epoch, step, _ in self.saved() if step == 0})
 
 
 def list_runs(folder: Path) -> list[RunFolder]:

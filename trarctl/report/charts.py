@@ -1,13 +1,16 @@
-"""Charts as inline SVG: they take the page's colors, light or dark, and print sharp."""
+"""Charts as inline SVG: they take the page's colors, light or dark, and print sharp.
+
+Everything that is returned is markup: texts are escaped here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
-from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 360, 190
@@ -29,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Maps values to places in the drawing."""
+    """Maps values to coordinates of the drawing."""
 
     x_low: float
     x_high: float
@@ -47,38 +50,35 @@ class _Frame:
         return " ".join(f"{self.x(one):.1f},{self.y(two):.1f}" for one, two in pairs)
 
 
-def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_from_zero: bool = True) -> Markup:
-    """Curves over the same axis; values that are not finite are left out."""
+def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_from_zero: bool = True) -> str:
+    """Draw curves over the same axis; values that are not finite are left out, no values are no chart."""
     kept = [_finite(line) for line in lines]
     kept = [line for line in kept if len(line.x)]
     if not kept:
-        return Markup("")
+        return ""
     highest, lowest = max(line.y.max() for line in kept), min(line.y.min() for line in kept)
     low = 0.0 if y_from_zero and lowest >= 0 else lowest
-    frame = _Frame(0.0, max(line.x.max() for line in kept) or 1.0, *_room(low, highest))
+    high = highest + 0.05 * (highest - low) if highest > low else low + max(abs(low) * 0.1, 1e-12)
+    frame = _Frame(0.0, max(line.x.max() for line in kept) or 1.0, low, high)
     body = [_axes(frame, x_label)]
     for line in kept:
-        body.append(
-            Markup('<polyline fill="none" stroke="{}" stroke-width="1.8" points="{}"/>').format(
-                line.color, frame.points(line.x, line.y)
-            )
-        )
+        color, points = escape(line.color), frame.points(line.x, line.y)
+        body.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{points}"/>')
         if line.has_dots or len(line.x) == 1:
             body += [
-                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"><title>{}: {:.4g}</title></circle>').format(
-                    frame.x(x), frame.y(y), line.color, line.name, y
-                )
+                f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3" fill="{color}">'
+                f"<title>{escape(line.name)}: {y:.4g}</title></circle>"
                 for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)
             ]
     return _svg(title, body)
 
 
-def share_chart(title: str, x: Floats, shares: Floats, colors: Sequence[str], *, x_label: str) -> Markup:
-    """Shares that sum to 1, stacked over an axis.
+def share_chart(title: str, x: Floats, shares: Floats, colors: Sequence[str], *, x_label: str) -> str:
+    """Draw shares that sum to 1, stacked over an axis.
 
     Args:
         title: what the chart shows.
-        x: places, [P], at least two.
+        x: positions on the axis, [P], at least two.
         shares: [P, K].
         colors: one for each of the K.
         x_label: below the axis.
@@ -88,12 +88,12 @@ def share_chart(title: str, x: Floats, shares: Floats, colors: Sequence[str], *,
     body = []
     for index, color in enumerate(colors):
         upper, lower = frame.points(x, edges[:, index + 1]), frame.points(x[::-1], edges[::-1, index])
-        body.append(Markup('<polygon fill="{}" points="{} {}"/>').format(color, upper, lower))
+        body.append(f'<polygon fill="{escape(color)}" points="{upper} {lower}"/>')
     return _svg(title, [*body, _axes(frame, x_label, is_percent=True)])
 
 
-def calibration_chart(title: str, bins: Sequence[tuple[float, int, float]]) -> Markup:
-    """Accuracy by confidence, in tenths, beside the diagonal of a perfectly calibrated model.
+def calibration_chart(title: str, bins: Sequence[tuple[float, int, float]]) -> str:
+    """Draw accuracy by confidence, in tenths, beside the diagonal of a perfectly calibrated model.
 
     Args:
         title: what the chart shows.
@@ -101,21 +101,16 @@ def calibration_chart(title: str, bins: Sequence[tuple[float, int, float]]) -> M
     """
     frame = _Frame(0.0, 1.0, 0.0, 1.0)
     most = max((count for _, count, _ in bins), default=1)
-    body = []
-    for low, count, accuracy in bins:
-        left, width = frame.x(low), frame.x(0.1) - frame.x(0.0) - 2
-        opacity = 0.35 + 0.65 * math.sqrt(count / most)
-        body.append(
-            Markup(
-                '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="var(--accent)" opacity="{:.2f}">'
-                "<title>{:,} questions, {:.1f} % right</title></rect>"
-            ).format(left + 1, frame.y(accuracy), width, frame.y(0) - frame.y(accuracy), opacity, count, 100 * accuracy)
-        )
-    body.append(
-        Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="diagonal"/>').format(
-            frame.x(0), frame.y(0), frame.x(1), frame.y(1)
-        )
-    )
+    width = frame.x(0.1) - frame.x(0.0) - 2
+    body = [
+        f'<rect x="{frame.x(low) + 1:.1f}" y="{frame.y(accuracy):.1f}" width="{width:.1f}"'
+        f' height="{frame.y(0) - frame.y(accuracy):.1f}" fill="var(--accent)"'
+        f' opacity="{0.35 + 0.65 * math.sqrt(count / most):.2f}">'
+        f"<title>{count:,} questions, {100 * accuracy:.1f} % right</title></rect>"
+        for low, count, accuracy in bins
+    ]
+    ends = f'x1="{frame.x(0):.1f}" y1="{frame.y(0):.1f}" x2="{frame.x(1):.1f}" y2="{frame.y(1):.1f}"'
+    body.append(f'<line {ends} class="diagonal"/>')
     body.append(_axes(frame, "probability of the answer given", is_percent=True, x_is_percent=True))
     return _svg(title, body)
 
@@ -123,10 +118,6 @@ def calibration_chart(title: str, bins: Sequence[tuple[float, int, float]]) -> M
 def _finite(line: Line) -> Line:
     is_finite = np.isfinite(line.y)
     return Line(line.name, line.x[is_finite], line.y[is_finite], line.color, line.has_dots)
-
-
-def _room(low: float, high: float) -> tuple[float, float]:
-    return low, high + 0.05 * (high - low) if high > low else low + max(abs(low) * 0.1, 1e-12)
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
@@ -138,33 +129,24 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _label(value: float, *, is_percent: bool) -> str:
-    return f"{100 * value:.0f} %" if is_percent else f"{value:.4g}"
+def _axes(frame: _Frame, x_label: str, *, is_percent: bool = False, x_is_percent: bool = False) -> str:
+    def label(value: float, is_share: bool) -> str:
+        return f"{100 * value:.0f} %" if is_share else f"{value:.4g}"
 
-
-def _axes(frame: _Frame, x_label: str, *, is_percent: bool = False, x_is_percent: bool = False) -> Markup:
     parts = []
     for value in _ticks(frame.y_low, frame.y_high, 4):
-        y = frame.y(value)
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(LEFT, WIDTH - RIGHT, y, y)
-        )
-        parts.append(
-            Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
-                LEFT - 6, y + 4, _label(value, is_percent=is_percent)
-            )
-        )
+        y, text = frame.y(value), label(value, is_percent)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    below = HEIGHT - BOTTOM + 16
     for value in _ticks(frame.x_low, frame.x_high, 6):
-        parts.append(
-            Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                frame.x(value), HEIGHT - BOTTOM + 16, _label(value, is_percent=x_is_percent)
-            )
-        )
+        text = label(value, x_is_percent)
+        parts.append(f'<text x="{frame.x(value):.1f}" y="{below}" text-anchor="middle">{text}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(middle, HEIGHT - 6, x_label))
-    return Markup("").join(parts)
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    return "".join(parts)
 
 
-def _svg(title: str, body: Sequence[Markup]) -> Markup:
-    opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, escape(title))
-    return Markup("").join([opening, *body, Markup("</svg>")])
+def _svg(title: str, body: Sequence[str]) -> str:
+    opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    return "".join([opening, *body, "</svg>"])

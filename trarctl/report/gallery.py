@@ -5,8 +5,6 @@ Axes: E examples, N cells, L layers.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trarctl.data.features.patches import load_images
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.evaluator import Chosen, Scores, probabilities
 from trarctl.engine.predictor import Insight, inspect
 from trarctl.errors import DataError
 from trarctl.report.outcomes import Outcome
+from trarctl.report.pictures import overlay, thumbnail
 
 MOST_EXAMPLES = 72
-LONGEST_SIDE = 320  # pixels of a picture in the page
 ANSWERS_SHOWN = 5
 _AT_ONCE = 16
-_SHADE = (16, 20, 26, 175)  # red, green, blue and opacity over a cell that nothing is taken from
 
 Rows = NDArray[np.int64]
 
@@ -37,16 +33,12 @@ class Example:
     """One question of the gallery.
 
     Attributes:
-        question: as it was asked.
-        type: its type.
         right: share of the truth that the answer has, percent.
         truth: the true answers with the number of annotators who gave each.
         answers: the likeliest with their probabilities.
         routes: share of each span in each layer, L lists of K.
-        picture: data URI; None where no picture is at hand.
+        picture: data URI; None where there is no picture.
         overlays: data URIs of the attention: what the answer is read from, then each layer.
-        image_id: as the data set numbers it.
-        question_id: as the data set numbers it.
     """
 
     question: str
@@ -67,7 +59,7 @@ class Example:
 
 
 def choose_rows(outcome: Outcome, *, most: int = MOST_EXAMPLES) -> Rows:
-    """Choose examples of each type: as many right as wrong ones; of the wrong half at random, half the surest.
+    """Choose examples of each type, as many right as wrong; half of the wrong are the surest, the others random.
 
     The same outcome gives the same examples.
     """
@@ -96,16 +88,9 @@ def examples(
     chosen: Chosen,
     images: Path | None,
 ) -> tuple[list[Example], str | None]:
-    """Look at chosen questions once more, on the CPU.
+    """Answer chosen questions of the split, rows [E], again on the CPU.
 
-    Args:
-        rows: of the split, [E].
-        scores: of the whole split.
-        outcome: of the whole split.
-        data: the prepared data.
-        split: the split.
-        chosen: the checkpoint.
-        images: folder of the pictures; None for those of the data set's own raw folder, if it has any.
+    Pictures come from the folder ``images``; None for the data set's own raw folder, if it has pictures.
 
     Returns:
         The examples, and why there are no pictures, if there are none.
@@ -115,42 +100,26 @@ def examples(
     shares = probabilities(scores.scores[rows], is_exclusive=scores.is_exclusive)
     truth = split.truth()
     found = []
-    for place, row in enumerate(rows.tolist()):
-        best = np.argsort(-shares[place], kind="stable")[:ANSWERS_SHOWN]
+    for index, row in enumerate(rows.tolist()):
+        best = np.argsort(-shares[index], kind="stable")[:ANSWERS_SHOWN]
         codes, counts = np.unique(truth.codes[row][truth.codes[row] >= 0], return_counts=True)
         given = sorted(zip(codes.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
-        layers = insights.layer_attention[place]
+        layers = insights.layer_attention[index]
         found.append(
             Example(
                 split.question_text(row),
                 outcome.types[int(outcome.type_of[row])],
                 100 * float(outcome.right[row]),
                 [(truth.strings[code], count) for code, count in given],
-                [(scores.answers[index], float(shares[place, index])) for index in best.tolist()],
-                insights.routes[place].tolist(),
-                pictures[place],
-                [overlay(attention) for attention in (insights.answer_attention[place], *layers)],
+                [(scores.answers[answer], float(shares[index, answer])) for answer in best.tolist()],
+                insights.routes[index].tolist(),
+                pictures[index],
+                [overlay(attention) for attention in (insights.answer_attention[index], *layers)],
                 split.image_id[row].item(),
                 split.question_id[row].item(),
             )
         )
     return found, why
-
-
-def overlay(attention: NDArray[np.float32]) -> str:
-    """A shade over each cell of a picture, the lighter the larger the cell's share; a data URI.
-
-    Args:
-        attention: share of each cell, [N] in row-major order.
-    """
-    from PIL import Image
-
-    side = round(len(attention) ** 0.5)
-    pixels = np.empty((side, side, 4), dtype=np.uint8)
-    pixels[..., :3] = _SHADE[:3]
-    strength = attention / max(float(attention.max()), 1e-12)
-    pixels[..., 3] = np.round(_SHADE[3] * (1 - strength)).reshape(side, side).astype(np.uint8)
-    return _data_uri(Image.fromarray(pixels, "RGBA"), "PNG")
 
 
 def _look(rows: Rows, data: PreparedData, split: PreparedSplit, chosen: Chosen) -> Insight:
@@ -163,33 +132,29 @@ def _look(rows: Rows, data: PreparedData, split: PreparedSplit, chosen: Chosen) 
         tokens = torch.from_numpy(split.question_tokens[part].astype(np.int64))
         features = torch.from_numpy(data.features.read(split.image[part]).astype(np.float32))
         parts.append(inspect(loaded, tokens, features))
-    return Insight(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate([part.routes for part in parts]),
-        np.concatenate([part.answer_attention for part in parts]),
-        np.concatenate([part.layer_attention for part in parts]),
-    )
+    return Insight(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
+
+
+def _arrays(insight: Insight) -> tuple[NDArray[np.float32], ...]:
+    return insight.probabilities, insight.routes, insight.answer_attention, insight.layer_attention
 
 
 def _pictures(
     rows: Rows, data: PreparedData, split: PreparedSplit, images: Path | None
 ) -> tuple[list[str | None], str | None]:
-    """The picture of each row as a data URI, None where it is not at hand; and why there are none at all."""
+    """The picture of each row as a data URI, None where there is none; and why there are none at all."""
     folder = images if images is not None else _own_folder(data)
     if folder is None:
-        return [None] * len(rows), "no pictures: --images DIR names their folder"
+        return [None] * len(rows), "no pictures: give their folder with --images DIR"
     paths = [_picture_path(folder, data, int(split.image[row])) for row in rows.tolist()]
-    opened: list[str | None] = []
-    for path in paths:
-        image, problems = load_images([path] if path is not None else [])
-        opened.append(_thumbnail(image[0]) if image and not problems else None)
+    opened = [None if path is None else thumbnail(path) for path in paths]
     if not any(opened):
         return opened, f"no pictures of this split in {folder}"
     return opened, None
 
 
 def _own_folder(data: PreparedData) -> Path | None:
-    """The data set's own raw folder, if pictures lie there and the data was prepared from it."""
+    """The data set's own raw folder, if it holds pictures and the data was prepared from it."""
     if data.spec.extractor is None:
         return None
     try:
@@ -209,22 +174,6 @@ def _picture_path(folder: Path, data: PreparedData, row: int) -> Path | None:
     file = data.spec.image_set(name).images.name(data.features.image_id(row))
     own = data.spec.image_folder(folder, name)
     return next((path for path in (own / file, folder / file) if path.is_file()), None)
-
-
-def _thumbnail(image: object) -> str:
-    from PIL import Image
-
-    if not isinstance(image, Image.Image):
-        raise AssertionError("load_images gives pictures")
-    small = image.convert("RGB")
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return _data_uri(small, "PNG" if max(small.size) <= 96 else "JPEG")
-
-
-def _data_uri(image: object, kind: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 80} if kind == "JPEG" else {"optimize": True}))  # type: ignore[attr-defined]
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def truth_in_words(truth: Sequence[tuple[str, int]]) -> str:

@@ -1,18 +1,27 @@
-"""A run's metrics as curves.
+"""What a run has done, from its ``metrics.jsonl``: as curves, and at a glance.
 
 Axes: P points, L layers, K spans.
 """
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.engine.run import RunFolder
+from trarctl.config.settings import Settings
+from trarctl.engine.run import Metrics, RunFolder, list_runs, read_settings
+from trarctl.errors import CheckpointError
 
 MOST_POINTS = 300
+# Nothing on the disk says for certain that a run is still going: it is taken to be if it wrote something lately, that
+# is within a minute and three times as long as it takes from one line of metrics to the next.
+_SILENT_SECONDS = 60.0
+_SILENT_LINES = 3
 
 Floats = NDArray[np.float64]
 
@@ -22,7 +31,7 @@ class History:
     """How a run went; all arrays are empty where nothing was logged.
 
     Attributes:
-        epoch: place in the training in epochs, of the logged steps, [P].
+        epoch: epochs done at each logged step, with fractions, [P].
         loss: mean loss per sample since the step before, [P].
         rate: learning rate, [P].
         temperature: of hard routing, [P].
@@ -39,34 +48,121 @@ class History:
 
 
 def read_history(run: RunFolder) -> History:
-    """Read a run's ``metrics.jsonl``, thinned out to what a curve can show."""
-    entries = list(run.metrics())
-    steps = [entry for entry in entries if entry.get("event") == "step" and entry.get("routes")]
-    ends = [entry for entry in entries if entry.get("event") == "epoch"]
-    validations = {
-        entry["epoch"]: (entry["epoch"], entry["overall"], entry["per_type"])
-        for entry in entries
-        if entry.get("event") == "validation"
-    }
-    last = (ends or steps or [{"step": 1, "epoch": 1}])[-1]
-    steps_per_epoch = last["step"] / last["epoch"]
+    """Read a run's metrics, averaged over groups of steps to no more points than a curve can show."""
+    metrics = run.read_metrics()
+    steps = [entry for entry in metrics.steps if entry.get("routes")]
+    last = (metrics.epochs or steps or [{"step": 1, "epoch": 1}])[-1]
     group = -(-len(steps) // MOST_POINTS) or 1
 
     def column(name: str) -> Floats:
-        return _thinned(np.array([entry[name] for entry in steps], dtype=np.float64), group)
+        values = np.array([entry[name] for entry in steps], dtype=np.float64)
+        starts = range(0, len(values), group)
+        return np.stack([values[start : start + group].mean(axis=0) for start in starts]) if len(values) else values
 
+    validations = [(epoch, entry["overall"], entry["per_type"]) for epoch, entry in sorted(metrics.validations.items())]
     return History(
-        column("step") / steps_per_epoch,
+        column("step") / (last["step"] / last["epoch"]),
         column("loss"),
         column("learning_rate"),
         column("temperature"),
-        _thinned(np.array([entry["routes"] for entry in steps], dtype=np.float64), group),
-        [validations[epoch] for epoch in sorted(validations)],
+        column("routes"),
+        validations,
     )
 
 
-def _thinned(values: Floats, group: int) -> Floats:
-    """Average every ``group`` points to one."""
-    if group == 1:
-        return values
-    return np.stack([values[start : start + group].mean(axis=0) for start in range(0, len(values), group)])
+@dataclass(frozen=True)
+class RunOverview:
+    """One run in a table.
+
+    Attributes:
+        name: of the run's folder.
+        dataset: empty where the settings cannot be read, like ``split`` and ``model``.
+        split: that it trains on.
+        model: routing, pooling and spans in words.
+        epochs_done: epochs with a checkpoint, or with an end in the metrics.
+        epochs: epochs to do.
+        best: best validation so far, percent; None without one.
+        best_epoch: its epoch, from 1.
+        num_bytes: size on the disk.
+        state: ``finished``, ``running``, ``stopped`` or ``damaged``.
+        state_text: the same for people: ``stopped in epoch 3``.
+        changed: when it last wrote something, seconds since 1970.
+    """
+
+    name: str
+    dataset: str
+    split: str
+    model: str
+    epochs_done: int
+    epochs: int
+    best: float | None
+    best_epoch: int | None
+    num_bytes: int
+    state: str
+    state_text: str
+    changed: float
+
+
+def overviews(folder: Path) -> list[RunOverview]:
+    """Look at all runs of a folder, the most recently written last; a missing folder holds none."""
+    return [_overview(run, time.time()) for run in list_runs(folder)]
+
+
+def _overview(run: RunFolder, now: float) -> RunOverview:
+    num_bytes, changed = _size_and_time(run.path)
+    try:
+        settings = read_settings(run)
+    except CheckpointError:
+        text = "settings.json cannot be read"
+        return RunOverview(run.name, "", "", "", 0, 0, None, None, num_bytes, "damaged", text, changed)
+    metrics = run.read_metrics()
+    best_epoch = metrics.best_epoch()
+    ended = [entry["epoch"] for entry in metrics.epochs]
+    epochs_done = max([*(epoch for epoch, _, _ in run.saved()), *ended], default=0)
+    started = max((entry["epoch"] for entry in metrics.steps), default=epochs_done)
+    where = f"in epoch {started}" if started > epochs_done else f"after epoch {epochs_done}"
+    silent = now - changed
+    if epochs_done >= settings.train.epochs:
+        state, text = "finished", "finished"
+    elif silent < _SILENT_SECONDS + _SILENT_LINES * _seconds_per_line(settings, metrics):
+        state, text = "running", f"running? {where}, wrote {silent:.0f} s ago"
+    else:
+        state, text = "stopped", f"stopped {where}"
+    return RunOverview(
+        name=run.name,
+        dataset=settings.data.dataset,
+        split=settings.data.split,
+        model=model_in_words(settings),
+        epochs_done=epochs_done,
+        epochs=settings.train.epochs,
+        best=None if best_epoch is None else metrics.validations[best_epoch]["overall"],
+        best_epoch=best_epoch,
+        num_bytes=num_bytes,
+        state=state,
+        state_text=text,
+        changed=changed,
+    )
+
+
+def model_in_words(settings: Settings) -> str:
+    """Say what tells one model from another: ``soft, avg, spans 0 1 2 3``."""
+    model = settings.model
+    binarize = ", binarize" if model.binarize else ""
+    return f"{model.routing}, {model.pooling}{binarize}, spans {' '.join(map(str, model.spans))}"
+
+
+def _size_and_time(folder: Path) -> tuple[int, float]:
+    """Bytes of all files and the time of the last change; files may vanish while a run is going."""
+    num_bytes, changed = 0, 0.0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if path.is_file():
+                num_bytes, changed = num_bytes + status.st_size, max(changed, status.st_mtime)
+    return num_bytes, changed
+
+
+def _seconds_per_line(settings: Settings, metrics: Metrics) -> float:
+    if not metrics.steps:
+        return 0.0
+    return settings.run.log_every * settings.train.batch_size / max(metrics.steps[-1]["samples_per_second"], 1e-3)

@@ -101,10 +101,10 @@ def calibration(outcome: Outcome) -> tuple[list[CalibrationBin], float]:
 
     Source: Guo et al., On calibration of modern neural networks (ICML 2017).
     """
-    place = np.minimum((outcome.confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    counts = np.bincount(place, minlength=NUM_BINS)
-    confidence = np.bincount(place, weights=outcome.confidence, minlength=NUM_BINS) / np.maximum(counts, 1)
-    accuracy = np.bincount(place, weights=outcome.right, minlength=NUM_BINS) / np.maximum(counts, 1)
+    bin_of = np.minimum((outcome.confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    counts = np.bincount(bin_of, minlength=NUM_BINS)
+    confidence = np.bincount(bin_of, weights=outcome.confidence, minlength=NUM_BINS) / np.maximum(counts, 1)
+    accuracy = np.bincount(bin_of, weights=outcome.right, minlength=NUM_BINS) / np.maximum(counts, 1)
     error = float((counts * np.abs(confidence - accuracy)).sum() / counts.sum())
     bins = [
         CalibrationBin(index / NUM_BINS, int(counts[index]), float(confidence[index]), float(accuracy[index]))

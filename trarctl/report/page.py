@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trarctl import __version__
 from trarctl.data.baselines import commonest_answer, question_prior
@@ -19,12 +21,12 @@ from trarctl.data.progress import Progress, no_progress
 from trarctl.engine.evaluator import Chosen, Scores
 from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
+from trarctl.files import write_bytes
 from trarctl.report.charts import Line, calibration_chart, line_chart, share_chart
 from trarctl.report.gallery import choose_rows, examples, truth_in_words
-from trarctl.report.history import History, read_history
-from trarctl.report.names import span_color, span_names, type_name
+from trarctl.report.history import History, model_in_words, read_history
 from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of, routes_by_type, type_rows
-from trarctl.report.overview import model_in_words
+from trarctl.report.pictures import span_color, span_names, type_name
 
 FILE_NAME = "index.html"
 _TASK, _NUM_PARTS = "making the report", 4
@@ -40,7 +42,7 @@ class ReportRequest:
         data: the prepared data.
         split: annotated.
         chosen: the checkpoint.
-        images: folder of the pictures, if they are elsewhere than in the installed package.
+        images: folder of the pictures; None for the data set's own, if it brings any.
     """
 
     scores: Scores
@@ -50,21 +52,14 @@ class ReportRequest:
     chosen: Chosen
     images: Path | None = None
 
-
-@dataclass(frozen=True)
-class AccuracyColumn:
-    """One column of the table of accuracies; ``per_type`` may lack types."""
-
-    name: str
-    overall: float
-    per_type: Mapping[str, float]
+    @property
+    def name(self) -> str:
+        """Name of the run, or of the checkpoint where there is none."""
+        return self.chosen.settings.run.name or self.chosen.checkpoint.stem
 
 
 def prepare_folder(folder: Path) -> None:
-    """See that a report can be written there, before anything long is begun.
-
-    Args:
-        folder: made if it is not there.
+    """Make the folder and see that a report can be written there, before any long work begins.
 
     Raises:
         DataError: if jinja2 is not installed, or the folder cannot be written.
@@ -72,20 +67,15 @@ def prepare_folder(folder: Path) -> None:
     _template()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(folder)
-        probe.write_bytes(b"")
+        probe = folder / f".{FILE_NAME}.{os.getpid()}"
+        probe.touch()
         probe.unlink()
     except OSError as error:
         raise _unwritable(folder, error) from error
 
 
 def write_report(request: ReportRequest, folder: Path, progress: Progress = no_progress) -> tuple[Path, list[str]]:
-    """Write the report, whole or not at all.
-
-    Args:
-        request: what to report on.
-        folder: where ``index.html`` goes.
-        progress: told how far it is.
+    """Write ``index.html`` into a folder, whole or not at all.
 
     Returns:
         The file, and what the user should know about it.
@@ -94,20 +84,15 @@ def write_report(request: ReportRequest, folder: Path, progress: Progress = no_p
         DataError: if jinja2 is not installed, or the folder cannot be written.
     """
     template = _template()
-    content, notes = _content(request, progress)
+    content = _content(request, progress)
     page = template.render(content)
     progress(_TASK, _NUM_PARTS, _NUM_PARTS)
     path = folder / FILE_NAME
     try:
-        _temporary(folder).write_text(page, encoding="utf-8")
-        _temporary(folder).replace(path)
+        write_bytes(path, page.encode())
     except OSError as error:
         raise _unwritable(folder, error) from error
-    return path, notes
-
-
-def _temporary(folder: Path) -> Path:
-    return folder / f".{FILE_NAME}.{os.getpid()}.tmp"
+    return path, [content["why_no_pictures"]] if content["why_no_pictures"] else []
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
@@ -130,7 +115,7 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def _content(request: ReportRequest, progress: Progress) -> tuple[dict[str, Any], list[str]]:
+def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
     """Everything that the template shows."""
     data, split, chosen, scores = request.data, request.split, request.chosen, request.scores
     progress(_TASK, 0, _NUM_PARTS)
@@ -138,46 +123,46 @@ def _content(request: ReportRequest, progress: Progress) -> tuple[dict[str, Any]
     progress(_TASK, 1, _NUM_PARTS)
     columns = _columns(request)
     progress(_TASK, 2, _NUM_PARTS)
-    spans = chosen.settings.model.spans
     bins, error = calibration(outcome)
-    rows = choose_rows(outcome)
-    shown, why = examples(rows, scores, outcome, data, split, chosen, request.images)
+    shown, why_no_pictures = examples(choose_rows(outcome), scores, outcome, data, split, chosen, request.images)
     progress(_TASK, 3, _NUM_PARTS)
-    script = Path(__file__).with_name("templates").joinpath("report.js").read_text(encoding="utf-8")
-    style = Path(__file__).with_name("templates").joinpath("report.css").read_text(encoding="utf-8")
-    content = {
-        "title": f"{_run_name(chosen)} on {data.dataset} {split.name}",
-        "run": _run_name(chosen),
+    counts = {name: int((outcome.type_of == index).sum()) for index, name in enumerate(outcome.types)}
+    templates = Path(__file__).with_name("templates")
+    script = (templates / "report.js").read_text(encoding="utf-8")
+    run = RunFolder(chosen.checkpoint.parent.parent)
+    is_of_run = run.metrics_file.is_file() and run.settings_file.is_file()
+    history = read_history(run) if is_of_run else None
+    return {
+        "title": f"{request.name} on {data.dataset} {split.name}",
+        "run": request.name,
         "dataset": data.dataset,
         "split": split.name,
         "measured": request.measured,
         "facts": _facts(request),
         "columns": columns,
-        "counts": _counts(outcome),
-        "spans": [{"name": name, "color": span_color(index)} for index, name in enumerate(span_names(spans))],
-        "type_names": sorted(name for name, count in _counts(outcome).items() if count),
-        "routes_by_type": _routes(outcome, scores),
+        "counts": counts,
+        "spans": [
+            {"name": name, "color": span_color(index)}
+            for index, name in enumerate(span_names(chosen.settings.model.spans))
+        ],
+        "type_names": sorted(name for name, count in counts.items() if count),
+        "routes_by_type": _routes(outcome, scores, counts),
         "type_rows": type_rows(outcome, scores.routes),
         "calibration": calibration_chart(
             "accuracy by probability", [(one.low, one.questions, one.accuracy) for one in bins]
         ),
         "calibration_error": 100 * error,
         "confusions": confusions(outcome, scores.answers),
-        "curves": _curves(chosen),
-        "route_curves": _route_curves(chosen),
+        "curves": _curves(history, is_hard=chosen.settings.model.routing == "hard") if history else [],
+        "route_curves": _route_curves(history) if history else [],
         "examples": shown,
-        "why_no_pictures": why,
+        "why_no_pictures": why_no_pictures,
         "settings": _settings(chosen),
-        "style": style,
+        "style": (templates / "report.css").read_text(encoding="utf-8"),
         "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "version": __version__,
     }
-    return content, [why] if why else []
-
-
-def _run_name(chosen: Chosen) -> str:
-    return chosen.settings.run.name or chosen.checkpoint.stem
 
 
 def _facts(request: ReportRequest) -> list[tuple[str, str]]:
@@ -193,47 +178,31 @@ def _facts(request: ReportRequest) -> list[tuple[str, str]]:
     ]
 
 
-def _columns(request: ReportRequest) -> list[AccuracyColumn]:
-    """This model, then what it has to be compared with."""
+def _columns(request: ReportRequest) -> list[dict[str, Any]]:
+    """The table of accuracies: this model, then what to compare it with; ``per_type`` may lack types."""
     data, split, measured = request.data, request.split, request.measured
-    columns = [AccuracyColumn("this model", measured.overall, measured.per_type)]
+    columns: list[tuple[str, Any]] = [("this model", measured)]
     if data.split("train").is_annotated:
         for name, guess in (("question alone", question_prior), ("commonest answer", commonest_answer)):
-            guessed = measure(guess(data, split), data, split, measured.evaluator)
-            columns.append(AccuracyColumn(name, guessed.overall, guessed.per_type))
-    for row in data.spec.published_on(split.name):
-        columns.append(AccuracyColumn(f"published: {row.name}", row.overall, row.per_type))
-    return columns
+            columns.append((name, measure(guess(data, split), data, split, measured.evaluator)))
+    columns += [(f"published: {row.name}", row) for row in data.spec.published_on(split.name)]
+    return [{"name": name, "overall": one.overall, "per_type": one.per_type} for name, one in columns]
 
 
-def _counts(outcome: Outcome) -> dict[str, int]:
-    return {name: int((outcome.type_of == index).sum()) for index, name in enumerate(outcome.types)}
-
-
-def _routes(outcome: Outcome, scores: Scores) -> list[tuple[str, list[list[float]]]]:
+def _routes(outcome: Outcome, scores: Scores, counts: dict[str, int]) -> list[tuple[str, list[list[float]]]]:
     shares = routes_by_type(outcome, scores.routes)
-    counts = _counts(outcome)
     found = [(name, shares[index].tolist()) for index, name in enumerate(outcome.types) if counts[name]]
     return [*sorted(found), ("all", scores.routes.mean(axis=0).tolist())]
 
 
-def _history(chosen: Chosen) -> History | None:
-    """The metrics beside the checkpoint, if it is a run's."""
-    run = RunFolder(chosen.checkpoint.parent.parent)
-    return read_history(run) if run.metrics_file.is_file() and run.settings_file.is_file() else None
-
-
-def _curves(chosen: Chosen) -> list[tuple[str, Any, Sequence[Line]]]:
-    """(heading, chart, its lines) of everything that was logged while training."""
-    history = _history(chosen)
-    if history is None:
-        return []
+def _curves(history: History, *, is_hard: bool) -> list[tuple[str, str, Sequence[Line]]]:
+    """(heading, chart, its lines) of everything that was logged during training."""
     charts = [
         ("loss per sample", [Line("loss", history.epoch, history.loss)]),
         ("accuracy on val, %", _validation_lines(history)),
         ("learning rate", [Line("learning rate", history.epoch, history.rate)]),
     ]
-    if chosen.settings.model.routing == "hard":
+    if is_hard:
         charts.append(("temperature", [Line("temperature", history.epoch, history.temperature)]))
     drawn = [
         (name, line_chart(name, lines, x_label="epoch", y_from_zero="accuracy" not in name), lines)
@@ -243,40 +212,32 @@ def _curves(chosen: Chosen) -> list[tuple[str, Any, Sequence[Line]]]:
 
 
 def _validation_lines(history: History) -> list[Line]:
-    import numpy as np
-
     epochs = np.array([epoch for epoch, _, _ in history.validations], dtype=np.float64)
-    names = list(dict.fromkeys(name for _, _, per_type in history.validations for name in per_type))
-    lines = [
-        Line(
-            type_name(name),
-            epochs,
-            np.array([types.get(name, np.nan) for _, _, types in history.validations]),
-            span_color(index + 1),
-        )
-        for index, name in enumerate(sorted(names))
-    ]
     overall = np.array([score for _, score, _ in history.validations], dtype=np.float64)
+    lines = []
+    for index, name in enumerate(sorted({name for _, _, per_type in history.validations for name in per_type})):
+        values = np.array([per_type.get(name, np.nan) for _, _, per_type in history.validations])
+        lines.append(Line(type_name(name), epochs, values, span_color(index + 1)))
     return [*lines, Line("overall", epochs, overall, has_dots=True)]
 
 
-def _route_curves(chosen: Chosen) -> list[tuple[str, Any]]:
-    history = _history(chosen)
-    if history is None or len(history.epoch) < 2:
+def _route_curves(history: History) -> list[tuple[str, str]]:
+    if len(history.epoch) < 2:
         return []
-    colors = [span_color(index) for index in range(history.routes.shape[2])]
+    _, num_layers, num_spans = history.routes.shape
+    colors = [span_color(index) for index in range(num_spans)]
     return [
         (
-            f"layer {layer + 1}",
+            f"layer {layer}",
             share_chart(
-                f"share of each span in layer {layer + 1}",
+                f"share of each span in layer {layer}",
                 history.epoch,
-                history.routes[:, layer],
+                history.routes[:, layer - 1],
                 colors,
                 x_label="epoch",
             ),
         )
-        for layer in range(history.routes.shape[1])
+        for layer in range(1, num_layers + 1)
     ]
 
 

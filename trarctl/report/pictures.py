@@ -1,38 +1,99 @@
-"""Pictures of what a model looked at, by matplotlib.
+"""What a model looked at: names and colors of its spans, thumbnails and overlays for pages, pictures by matplotlib.
 
 Axes: S cells along one side of the grid, N = S * S, L layers, K spans.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from trarctl.engine.predictor import Prediction
+from trarctl.data.features.patches import load_images
 from trarctl.errors import DataError
-from trarctl.report.names import span_color, span_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    from trarctl.engine.predictor import Prediction
+
 _MOST_COLUMNS = 4
 _INK = "#222222"
-_SHADE = (0.06, 0.08, 0.1)
+_SHADE = (16, 20, 26, 175)  # red, green, blue and opacity over a cell that nothing is taken from
+LONGEST_SIDE = 320  # pixels of a thumbnail
 _BAR_ROOM = 0.12  # below each picture, in lengths of its longer side
 
 
-def picture_of(asked: Prediction, image: Image, *, grid_size: int, spans: Sequence[int | str]) -> Figure:
-    """Draw a question's answers, and the attention of each layer laid over the picture.
+# Told apart by most color-blind readers; after Okabe and Ito (2008).
+SPAN_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a800", "#777777")
 
-    Args:
-        asked: what the model said.
-        image: what it was asked about, of any size; the grid is stretched over it, as the backbone does.
-        grid_size: S.
-        spans: the order of each span.
+
+def span_color(index: int) -> str:
+    """Give the color of span number ``index`` in every picture."""
+    return SPAN_COLORS[index % len(SPAN_COLORS)]
+
+
+def span_names(spans: Sequence[int | str]) -> list[str]:
+    """Name a model's spans: ``whole``, ``3x3``, or what the settings say; a number tells equal ones apart."""
+    names = [_span_name(span) for span in spans]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
+        for index, name in enumerate(names)
+    ]
+
+
+def _span_name(span: int | str) -> str:
+    if isinstance(span, str):
+        return span
+    return "whole" if span == 0 else f"{2 * span + 1}x{2 * span + 1}"
+
+
+def type_name(name: str) -> str:
+    """Write a type of question or answer as people do: ``compare numbers``."""
+    return name.replace("_", " ") or "none"
+
+
+def thumbnail(path: Path) -> str | None:
+    """Shrink an image file to a data URI; None where it is missing or cannot be read."""
+    (image,), problems = load_images([path])
+    if problems:
+        return None
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return _data_uri(image, "PNG" if max(image.size) <= 96 else "JPEG")
+
+
+def overlay(attention: Sequence[float] | NDArray[np.floating]) -> str:
+    """Make a data URI of the shade over a picture: clear where the most is looked at; attention as for ``_shade``."""
+    from PIL import Image
+
+    return _data_uri(Image.fromarray(_shade(attention), "RGBA"), "PNG")
+
+
+def _shade(attention: Sequence[float] | NDArray[np.floating]) -> NDArray[np.uint8]:
+    """A color over each cell, the lighter the larger its share: [N] in row-major order -> [S, S, 4]."""
+    shares = np.asarray(attention)
+    side = round(len(shares) ** 0.5)
+    pixels = np.empty((side, side, 4), dtype=np.uint8)
+    pixels[..., :3] = _SHADE[:3]
+    strength = shares / max(float(shares.max()), 1e-12)
+    pixels[..., 3] = np.round(_SHADE[3] * (1 - strength)).reshape(side, side).astype(np.uint8)
+    return pixels
+
+
+def _data_uri(image: Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 80} if kind == "JPEG" else {"optimize": True}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -> Figure:
+    """Draw a question's answers, and the attention of each layer over the picture, which may be of any size.
 
     Raises:
         DataError: if matplotlib is not installed.
@@ -49,12 +110,10 @@ def picture_of(asked: Prediction, image: Image, *, grid_size: int, spans: Sequen
     picture = np.asarray(image.convert("RGB")) / 255
     likeliest = "\n".join(f"{_plain(name)}  {100 * share:.1f} %" for name, share in asked.answers[:3])
     _panel(panels[0], likeliest, picture, extent)
-    _panel(panels[1], "bright: what the\nanswer is read from", picture, extent)
-    _overlay(panels[1], extent, asked.answer_attention, grid_size)
+    _panel(panels[1], "bright: what the\nanswer is read from", picture, extent, asked.answer_attention)
     for number, attention in enumerate(asked.layer_attention):
         panel = panels[2 + number]
-        _panel(panel, f"bright: what layer {number + 1} looks at", picture, extent)
-        _overlay(panel, extent, attention, grid_size)
+        _panel(panel, f"bright: what layer {number + 1} looks at", picture, extent, attention)
         _route_bar(panel, extent, asked.routes[number])
     _legend(figure, spans)
     return figure
@@ -87,26 +146,16 @@ def _extent(image: Image) -> tuple[float, float]:
     return (image.width / longest, image.height / longest)
 
 
-def _panel(axes: Any, title: str, picture: np.ndarray, extent: tuple[float, float]) -> None:
-    """The picture with room below for a bar, so that all panels of a row line up."""
+def _panel(
+    axes: Any, title: str, picture: Any, extent: tuple[float, float], attention: Sequence[float] | None = None
+) -> None:
+    """The picture under a shade, with room below for a bar, so that all panels of a row line up."""
     width, height = extent
     axes.imshow(picture, extent=(0, width, height, 0))
+    if attention is not None:
+        axes.imshow(_shade(attention), extent=(0, width, height, 0), interpolation="nearest")
     axes.set_ylim(height + _BAR_ROOM, 0)
     axes.set_title(title, fontsize=10, color=_INK)
-
-
-def _overlay(axes: Any, extent: tuple[float, float], attention: Sequence[float], size: int) -> None:
-    """A shade over each cell, the lighter the larger its share of the attention."""
-    width, height = extent
-    shares = np.asarray(attention, dtype=np.float64).reshape(size, size)
-    darkness = 1 - shares / max(float(shares.max()), 1e-12)
-    color = np.broadcast_to(np.array(_SHADE), (size, size, 3))
-    axes.imshow(
-        np.concatenate([color, 0.7 * darkness[..., None]], axis=2),
-        extent=(0, width, height, 0),
-        interpolation="nearest",
-    )
-    axes.set_ylim(height + _BAR_ROOM, 0)
 
 
 def _route_bar(axes: Any, extent: tuple[float, float], weights: Sequence[float]) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trarctl.engine.memory import reuse_freed_memory
+from trarctl.engine.distributed import reuse_freed_memory
 from trarctl.model.kernels import attend
 from trarctl.model.spans import Spans
 

@@ -52,7 +52,7 @@ def tests_of_faults() -> list[Outcome]:
     """The tests, slow ones included."""
     os.environ["FAULTS"] = "1"
     collector = _Collector()
-    names = ("faults", "nonfinite", "stepping", "resume", "checkpoint", "stopping")
+    names = ("faults", "nonfinite", "trainer", "distributed", "resume", "checkpoint", "signals")
     files = [str(ROOT / "tests" / "engine" / f"test_{name}.py") for name in names]
     pytest.main(["-q", "--no-header", "-p", "no:cacheprovider", *files], plugins=[collector])
     return collector.outcomes
@@ -91,7 +91,7 @@ def random_kills(num_kills: int, folder: Path, data: Path) -> list[Outcome]:
 
 
 def _hit(started: Program, run: RunFolder, chance: random.Random, *, in_a_save: bool) -> tuple[bool, bool]:
-    """Kill a program some time after it has gone on: whether it was hit before its end, and in a save."""
+    """Kill a program some time after it has trained on: whether it was hit before its end, and in a save."""
     before = max((path.stat().st_mtime_ns for _, _, path in run.saved()), default=0)
     wait = chance.uniform(0, 0.8)
     since: float | None = None

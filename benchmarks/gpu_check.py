@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,12 +28,14 @@ from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.checkpoint import load_upstream
-from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of
-from trarctl.engine.lifecycle import wrap_network
-from trarctl.engine.setup import model_sizes
-from trarctl.engine.stepping import Stepper
-from trarctl.model.trar import TRAR, ModelSizes
+from trarctl.engine.callbacks import no_callback
+from trarctl.engine.checkpoint import TrainState, load_upstream
+from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of, tf32_allowed
+from trarctl.engine.loading import model_sizes
+from trarctl.engine.run import RunFolder
+from trarctl.engine.signals import StopRequest
+from trarctl.engine.trainer import Trainer
+from trarctl.model.trar import TRAR
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 GRIDS = {"vqa": 4, "clevr": 5}
@@ -130,11 +134,19 @@ def _step_time(device: torch.device, size: Size, precision: Precision, *, num_st
     sets = [f"model.grid_size={size.grid}", f"model.spans={spans}", f"train.batch_size={size.batch}"]
     sets += [f"run.precision={precision}", f"run.compile={str(is_compiled).lower()}"]
     settings: Settings = resolve(dataset="vqa", environ={}, sets=sets).settings
-    torch.manual_seed(0)
-    model = TRAR(settings.model, ModelSizes(vocabulary=20_573, answers=3_129, feature_width=2_048)).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-    world = World(0, 1, device)
-    stepper = Stepper(settings, world, model, wrap_network(model, settings, world), optimizer, 3_129)
+    # As much of prepared data as a step needs, at the size of VQA-v2.
+    features = SimpleNamespace(width=2_048)
+    data = SimpleNamespace(vocabulary=range(20_573), answers=range(3_129), features=features, vectors=None)
+    trainer = Trainer(
+        settings,
+        cast(PreparedData, data),
+        RunFolder(Path()),
+        World(0, 1, device),
+        callback=no_callback,
+        stop=StopRequest(),
+        tensors={},
+        state=TrainState(),
+    )
     batch = Batch(
         np.arange(size.batch),
         torch.randint(3, 20_573, (size.batch, 14)),
@@ -142,18 +154,19 @@ def _step_time(device: torch.device, size: Size, precision: Precision, *, num_st
         torch.arange(size.batch),
         torch.rand(size.batch, 3_129).round(),
     ).to(device)
-    model.train()
-    for number in range(1, 3):
-        stepper.step([batch], number=number, rate=1e-4, heat=1.0)
-    _wait(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    started = time.perf_counter()
-    for number in range(num_steps):
-        result = stepper.step([batch], number=number + 3, rate=1e-4, heat=1.0)
-    _wait(device)
+    trainer.network.train()
+    with tf32_allowed(device, precision):
+        for _ in range(2):
+            trainer.train_step([batch], learning_rate=1e-4)
+        _wait(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        started = time.perf_counter()
+        for _ in range(num_steps):
+            result = trainer.train_step([batch], learning_rate=1e-4)
+        _wait(device)
     seconds = (time.perf_counter() - started) / num_steps
-    is_fine = bool(result.loss.isfinite()) and not bool(result.is_broken)
+    is_fine = bool(result.loss.isfinite()) and bool(result.gradient_norm.isfinite())
     memory = peak_memory_bytes(device) / 2**30
     figures = f"{seconds * 1e3:8.1f} ms a step of {size.batch}, {size.batch / seconds:6.0f} samples/s, {memory:.1f} GiB"
     return Row(f"step {size.grid}x{size.grid}", precision, is_compiled, figures, "ok" if is_fine else "not finite")

@@ -25,7 +25,7 @@ from benchmarks.make_full_size import write_vqa
 from trarctl import cli
 from trarctl.data.loader import load_batches, training_plan, training_samples
 from trarctl.data.prepared import open_prepared
-from trarctl.engine.memory import reuse_freed_memory
+from trarctl.engine.distributed import reuse_freed_memory
 
 BATCH, WIDTH, CELLS = 64, 2048, 64
 

@@ -23,10 +23,9 @@ from trarctl.data.datasets.vqa import VQA
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.checkpoint import Description, TrainState, save_checkpoint
-from trarctl.engine.evaluating import Request, choose
-from trarctl.engine.evaluator import Scores
+from trarctl.engine.evaluator import Request, Scores, choose
+from trarctl.engine.loading import model_sizes
 from trarctl.engine.run import RunFolder, write_settings
-from trarctl.engine.setup import model_sizes
 from trarctl.model.trar import TRAR
 from trarctl.report.page import ReportRequest, write_report
 

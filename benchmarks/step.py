@@ -21,9 +21,8 @@ from torch.nn import functional
 
 from benchmarks.attention import Step, median_times, resident_bytes
 from trarctl.config.settings import ModelSettings
-from trarctl.engine.distributed import precision_of
-from trarctl.engine.losses import answer_loss
-from trarctl.engine.memory import reuse_freed_memory
+from trarctl.engine.distributed import precision_of, reuse_freed_memory
+from trarctl.engine.trainer import answer_loss
 from trarctl.model.trar import TRAR, ModelSizes
 
 NUM_WORDS = 14

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import GOLDEN
 from tests.small_runs import SmallRun, make_run
 from trarctl import api
+from trarctl.engine import distributed
 from trarctl.errors import CheckpointError
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "look_into_a_run.py"
@@ -41,6 +43,24 @@ def test_from_checkpoint_to_figures(run: SmallRun) -> None:
     by_type = api.routes_by_type(scores, data, "val")
     assert set(by_type) == set(measured.per_type)
     assert all(np.abs(shares.sum(axis=1) - 1).max() < 1e-5 for shares in by_type.values())
+
+
+def test_the_callers_process_stays_as_it_is(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[int, int]] = []
+    monkeypatch.setattr(distributed, "_set_malloc", lambda options: told.append(dict(options)) or True)
+    before = torch.get_num_threads()
+    loaded = api.load_model("tiny", runs=run.runs)
+    api.open_predictor("tiny", runs=run.runs)
+    assert (torch.get_num_threads(), told) == (before, [])
+    assert loaded.settings.run.num_threads == 1 != before + 1
+    torch.set_num_threads(before + 1)
+    try:
+        api.score("tiny", runs=run.runs)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    # While it scores, freed memory is kept; afterwards the C library has its defaults again.
+    assert told[-1] == {-4: 65_536, -1: 128 * 1024, -2: 128 * 1024}
 
 
 def test_asking_agrees_with_the_stored_features(run: SmallRun) -> None:

@@ -29,11 +29,9 @@ if TYPE_CHECKING:
 
     from trarctl.data.metrics import Accuracy, EvaluatorName
     from trarctl.data.prepared import PreparedData
-    from trarctl.engine.evaluating import Request
-    from trarctl.engine.evaluator import Scores
-    from trarctl.engine.inspecting import Insight
+    from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded
-    from trarctl.engine.predictor import Predictor
+    from trarctl.engine.predictor import Insight, Predictor
 
 __all__ = ["accuracy", "load_model", "look_inside", "open_data", "open_predictor", "routes_by_type", "score"]
 
@@ -66,11 +64,11 @@ def load_model(
 
     from trarctl.data.prepared import open_prepared
     from trarctl.engine.distributed import joined, plan_placement
-    from trarctl.engine.evaluating import choose, open_model
+    from trarctl.engine.evaluator import choose
 
     chosen = choose(_request(ckpt, data, "", config, gpus, runs))
     with joined(plan_placement(gpus, os.environ), timeout_seconds=60.0) as world:
-        return open_model(chosen, open_prepared(chosen.data), world)
+        return chosen.open_model(open_prepared(chosen.data), world)
 
 
 def score(
@@ -88,7 +86,7 @@ def score(
         TrarError: if checkpoint and data are missing or do not fit together.
     """
     from trarctl.engine.callbacks import no_callback
-    from trarctl.engine.evaluating import score_split
+    from trarctl.engine.evaluator import score_split
 
     return score_split(_request(ckpt, data, split, config, gpus, runs), lambda: nullcontext(no_callback))[0]
 
@@ -128,15 +126,13 @@ def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[i
     import numpy as np
     import torch
 
-    from trarctl.engine.inspecting import inspect
+    from trarctl.engine.predictor import inspect
 
     part, index = data.split(split), np.asarray(rows, dtype=np.int64)
     return inspect(
-        loaded.model,
+        loaded,
         torch.from_numpy(part.question_tokens[index].astype(np.int64)),
         torch.from_numpy(data.features.read(part.image[index]).astype(np.float32)),
-        temperature=loaded.temperature,
-        is_exclusive=loaded.settings.train.loss != "bce",
     )
 
 
@@ -169,7 +165,7 @@ def _request(
     gpus: str | None,
     runs: str | Path,
 ) -> Request:
-    from trarctl.engine.evaluating import Request
+    from trarctl.engine.evaluator import Request
     from trarctl.registry import load_plugins
 
     load_plugins()

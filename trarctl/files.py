@@ -20,18 +20,27 @@ import orjson
 from trarctl.errors import DataError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; the file takes its own name when the block ends well, or is not there at all.
+
+    It is on the disk by then, also after a power cut. What was there before stays until that moment.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or not there, also after a power cut."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: object) -> None:

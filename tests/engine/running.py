@@ -13,7 +13,8 @@ from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
 from trarctl.engine.callbacks import Callback, Event, no_callback
 from trarctl.engine.checkpoint import load_checkpoint
-from trarctl.engine.jobs import Job, plan_resume, plan_start, run_job
+from trarctl.engine.jobs import TrainJob, plan_resume, plan_start
+from trarctl.engine.launch import run_job
 from trarctl.engine.run import RunFolder, read_settings
 
 TINY = {
@@ -92,14 +93,14 @@ def weights(run: RunFolder, file: Path | None = None) -> dict[str, bytes]:
     return {name: np.ascontiguousarray(tensor.numpy()).tobytes() for name, tensor in tensors.items()}
 
 
-def _run(job: Job, on_event: OnEvent) -> RunFolder:
+def _run(job: TrainJob, on_event: OnEvent) -> RunFolder:
     run_job(job, watching(on_event))
     return job.run
 
 
 @dataclass(frozen=True)
 class watching:  # noqa: N801 - used as a function
-    """What makes that observer, as ``run_job`` wants it; it can be sent to another process."""
+    """What makes that callback, as ``run_job`` wants it; it can be sent to another process."""
 
     on_event: OnEvent
 

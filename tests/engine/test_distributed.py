@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import multiprocessing
+import os
+import subprocess
+import sys
+from datetime import timedelta
 
-from trarctl.engine.distributed import Placement, first_host, plan_placement
+import numpy as np
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+from trarctl.engine.distributed import Placement, first_host, joined, plan_placement, precision_of, use_threads
 from trarctl.errors import DeviceError
 
 
@@ -58,8 +67,6 @@ def test_slurm_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
         "SLURM_JOB_ID": "12345678",
     }
     assert plan_placement("cpu", step) == Placement(("cpu", "cpu"), rank=5, local_rank=1, size=6)
-    import os
-
     assert os.environ["MASTER_ADDR"] == "gpu03"
     assert 10_000 <= int(os.environ["MASTER_PORT"]) < 30_000
     alone = step | {"SLURM_STEP_NUM_TASKS": "1"}
@@ -86,3 +93,84 @@ def test_what_cannot_be_read(gpus: str) -> None:
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(DeviceError, match=r"there is no GPU 97; this machine has"):
         plan_placement("97", {})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("before", [(True, False), (False, True)])
+def test_a_precision_leaves_no_flags_behind(precision: str, before: tuple[bool, bool]) -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    at_first = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+        with precision_of(torch.device("cuda"), precision):  # type: ignore[arg-type]
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (precision == "tf32",) * 2
+        with pytest.raises(KeyError), precision_of(torch.device("cuda"), precision):  # type: ignore[arg-type]
+            raise KeyError
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = at_first
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    with use_threads(before + 2):
+        assert torch.get_num_threads() == before + 2
+    assert torch.get_num_threads() == before
+
+
+def _attempt(number: int, rank: int, port: int, dies: bool) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": str(number),
+    }
+    with joined(Placement(("cpu", "cpu"), rank, rank, 2), timeout_seconds=30) as world:
+        total = world.all_reduce(np.array([float(rank + 1)]))
+        if dies:
+            os._exit(9)
+        assert total.tolist() == [3.0]
+
+
+def test_processes_started_again_do_not_meet_lost_ones() -> None:
+    """One store serves all attempts, as in the elastic launcher; addresses of lost processes stay in it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    for number, code in ((0, 9), (1, 9), (2, 0)):
+        arguments = [(number, rank, store.port, code == 9) for rank in range(2)]
+        processes = [context.Process(target=_attempt, args=each) for each in arguments]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [code, code]
+
+
+PROGRAM = """
+import resource, sys
+import numpy as np
+from trarctl.engine.distributed import reuse_freed_memory
+if sys.argv[1] == "reuse" and not reuse_freed_memory():
+    sys.exit(9)
+def turn():
+    block = np.ones(6_000_000)
+    del block
+turn()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    turn()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(mode: str) -> int | None:
+    """Pages that the system had to provide while the same block was taken and freed; None without glibc."""
+    ended = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=False)
+    return None if ended.returncode == 9 else int(ended.stdout)
+
+
+def test_a_freed_block_is_used_again() -> None:
+    reused, plain = faults("reuse"), faults("plain")
+    assert plain is not None
+    assert reused is None or reused < 100
+    assert reused is None or reused <= plain

@@ -12,7 +12,6 @@ import torch
 from tests.conftest import GOLDEN
 from tests.engine.running import train
 from trarctl.config.resolve import resolve
-from trarctl.data.loader import scoring_samples
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.callbacks import Event, StepDone
 from trarctl.engine.distributed import World
@@ -59,8 +58,7 @@ def test_training_as_the_original_does(name: str, golden_data: dict[str, Path], 
 
     data, world = open_prepared(golden_data["vqa"]), World(0, 1, torch.device("cpu"))
     loaded = load_model(run.epoch_checkpoint(epochs), data, settings, origin={}, world=world)
-    scorer = Evaluator(loaded.model, loaded.temperature, world)
-    ours = scorer.score(scoring_samples(data, "val"), data.answers, is_exclusive=False)
+    ours = Evaluator(loaded.model, settings, loaded.temperature, world).score(data, "val")
     with np.load(GOLDEN / "training" / f"{name}_final_val_scores.npz") as theirs:
         assert np.array_equal(ours.question_id, theirs["question_id"])
         assert np.abs(ours.scores - theirs["scores"]).max() < 1e-3

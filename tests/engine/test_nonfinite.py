@@ -15,14 +15,12 @@ from tests.engine.running import tiny_settings, train
 from trarctl.data.loader import load_batches, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
-from trarctl.engine.callbacks import Event, StepDone
-from trarctl.engine.checkpoint import load_checkpoint
+from trarctl.engine.callbacks import Event, StepDone, no_callback
+from trarctl.engine.checkpoint import TrainState, load_checkpoint, state_tensors
 from trarctl.engine.distributed import World
-from trarctl.engine.lifecycle import wrap_network
 from trarctl.engine.run import RunFolder
-from trarctl.engine.setup import build_model
-from trarctl.engine.state import state_tensors
-from trarctl.engine.stepping import Stepper
+from trarctl.engine.signals import StopRequest
+from trarctl.engine.trainer import Trainer
 from trarctl.errors import TrarError
 
 
@@ -83,18 +81,26 @@ def test_a_broken_gradient_changes_nothing(clip: float | None, golden_data: dict
     changes = {} if clip is None else {"train__gradient_clip": clip}
     settings = tiny_settings(golden_data["vqa"], tmp_path, model__grid_size=4, **changes)
     data, world = open_prepared(golden_data["vqa"]), World(0, 1, torch.device("cpu"))
-    model = build_model(settings, data)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    stepper = Stepper(settings, world, model, wrap_network(model, settings, world), optimizer, len(data.answers))
+    trainer = Trainer(
+        settings,
+        data,
+        RunFolder(tmp_path),
+        world,
+        callback=no_callback,
+        stop=StopRequest(),
+        tensors={},
+        state=TrainState(),
+    )
+    model, optimizer = trainer.model, trainer.optimizer
     plan = [np.arange(20), np.arange(20, 40)]
     good, bad = load_batches(training_samples(data, "train", "bce"), plan, num_workers=0)
     assert bad.features.is_floating_point()
     bad.features.fill_(torch.inf)
-    assert not stepper.step([good], number=1, rate=1e-3, heat=1.0).is_broken
+    assert trainer.train_step([good], learning_rate=1e-3).gradient_norm.isfinite()
     before = {name: tensor.clone() for name, tensor in state_tensors(model, optimizer).items()}
-    assert stepper.step([bad], number=2, rate=1e-3, heat=1.0).is_broken
+    assert not trainer.train_step([bad], learning_rate=1e-3).gradient_norm.isfinite()
     after = state_tensors(model, optimizer)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert before["adam.step"] == 1
-    assert not stepper.step([good], number=3, rate=1e-3, heat=1.0).is_broken
+    assert trainer.train_step([good], learning_rate=1e-3).gradient_norm.isfinite()
     assert state_tensors(model, optimizer)["adam.step"] == 2

@@ -13,14 +13,15 @@ import torch.multiprocessing
 from tests.engine.programs import free_port
 from tests.engine.running import tiny_settings
 from trarctl.config.settings import Settings
-from trarctl.data.loader import scoring_samples
 from trarctl.data.prepared import open_prepared
-from trarctl.engine import lifecycle
+from trarctl.engine import jobs, trainer
 from trarctl.engine.callbacks import Event, StepDone
 from trarctl.engine.distributed import Placement, World, joined
-from trarctl.engine.evaluator import Answered, Evaluator, Scores
-from trarctl.engine.setup import build_model
-from trarctl.engine.stepping import Fault, Stepper, describe_faults
+from trarctl.engine.evaluator import Evaluator, Scores
+from trarctl.engine.jobs import plan_start
+from trarctl.engine.loading import build_model
+from trarctl.engine.run import RunFolder
+from trarctl.engine.trainer import Fault, Trainer, describe_faults
 
 NUM_STEPS = 20 if os.environ.get("FAULTS") else 4
 ALONE = World(0, 1, torch.device("cpu"))
@@ -29,23 +30,23 @@ ALONE = World(0, 1, torch.device("cpu"))
 def gradients(settings: Settings, world: World) -> np.ndarray:
     """The gradient of the whole model at each of the first steps of a run in float64, [steps, parameters]."""
     found: list[np.ndarray] = []
-    steppers: list[Stepper] = []
+    trainers: list[Trainer] = []
 
-    class Watched(Stepper):
+    class Watched(Trainer):
         def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-            steppers.append(self)
+            trainers.append(self)
 
     def callback(event: Event) -> None:
         if isinstance(event, StepDone):
-            parameters = steppers[0].model.parameters()
+            parameters = trainers[0].model.parameters()
             found.append(np.concatenate([parameter.grad.numpy().ravel() for parameter in parameters]))
 
-    data = open_prepared(Path(str(settings.data.path)))
+    job, _ = plan_start(settings, {}, init=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lifecycle, "build_model", lambda *arguments: build_model(*arguments).double())
-        patch.setattr(lifecycle, "Stepper", Watched)
-        lifecycle.start_run(settings, data, init=None, world=world, callback=callback)
+        patch.setattr(trainer, "build_model", lambda *arguments: build_model(*arguments).double())
+        patch.setattr(jobs, "Trainer", Watched)
+        job.work(world, callback)
     return np.stack(found[:NUM_STEPS])
 
 
@@ -68,12 +69,11 @@ def settings_of(dataset: str, data: Path, folder: Path, name: str, accumulation:
     )
 
 
-def scored(settings: Settings, world: World) -> tuple[Scores, Answered]:
+def scored(settings: Settings, world: World) -> tuple[Scores, np.ndarray]:
     """Scores of val by a model with start weights; the last round is not full."""
     data = open_prepared(Path(str(settings.data.path)))
-    scorer = Evaluator(build_model(settings, data), 1.0, world, batch_size=24)
-    samples = scoring_samples(data, "val")
-    return scorer.score(samples, data.answers, is_exclusive=False), scorer.answer(samples)
+    evaluator = Evaluator(build_model(settings, data), settings, 1.0, world, batch_size=24)
+    return evaluator.score(data, "val"), evaluator.answer(data, "val")[0]
 
 
 def _in_one_of_two(rank: int, port: int, data: dict[str, Path], folder: Path) -> None:
@@ -87,7 +87,7 @@ def _in_one_of_two(rank: int, port: int, data: dict[str, Path], folder: Path) ->
             if rank == 0:
                 np.save(folder / f"{dataset}.npy", found)
                 scores.save(folder / f"{dataset}.npz")
-                np.save(folder / f"{dataset}-answered.npy", answered.answer)
+                np.save(folder / f"{dataset}-answered.npy", answered)
             else:
                 assert scores.scores.size == 0
 
@@ -115,6 +115,25 @@ def test_the_gradient_is_that_of_the_whole_batch(
         assert (np.linalg.norm(processes - whole, axis=1) / size).max() < 1e-6
 
 
+def test_the_norm_of_the_gradient_is_logged(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    for clip in (None, 1e-3):
+        changes = {} if clip is None else {"train": {"gradient_clip": clip}}
+        settings = settings_of("vqa", golden_data["vqa"], tmp_path, f"clip-{clip}", 2)
+        settings = Settings.model_validate(merged(settings.model_dump(), changes | {"run": {"log_every": 3}}))
+        found = np.linalg.norm(gradients(settings, ALONE), axis=1)
+        steps = [entry for entry in RunFolder(tmp_path / "runs" / f"clip-{clip}").metrics() if entry["event"] == "step"]
+        assert [entry["step"] for entry in steps[:1]] == [3]
+        if clip is None:
+            assert steps[0]["gradient_norm"] == pytest.approx(found[2], rel=1e-6)
+        else:
+            assert found[2] == pytest.approx(clip, rel=1e-3)
+            assert steps[0]["gradient_norm"] > 10 * clip
+
+
+def merged(values: dict[str, dict[str, object]], changes: dict[str, dict[str, object]]) -> dict[str, object]:
+    return {name: part | changes.get(name, {}) for name, part in values.items()}
+
+
 def test_each_question_is_scored_once_by_one_of_the_processes(
     in_two_processes: Path, golden_data: dict[str, Path]
 ) -> None:
@@ -125,11 +144,12 @@ def test_each_question_is_scored_once_by_one_of_the_processes(
             assert np.array_equal(two["question_id"], scores.question_id)
             assert np.array_equal(two["scores"], scores.scores)
             assert np.array_equal(two["routes"], scores.routes)
-        assert np.array_equal(np.load(in_two_processes / f"{dataset}-answered.npy"), answered.answer)
+        assert np.array_equal(np.load(in_two_processes / f"{dataset}-answered.npy"), answered)
         assert np.abs(scores.scores).min() > 0
 
 
-def test_a_fault_is_described_by_those_who_had_it() -> None:
-    here, there = Fault(7, (1, 2), False), Fault(7, tuple(range(10, 20)), True)
+@pytest.mark.parametrize("kind", [np.int64, np.str_])
+def test_a_fault_is_described_by_those_who_had_it(kind: type) -> None:
+    here, there = Fault(7, np.array([1, 2], kind), False), Fault(7, np.arange(10, 20).astype(kind), True)
     assert describe_faults([here, there]) == "step 7 (questions 10, 11, 12, 13, 14, 15, 16, 17 and 2 more)"
-    assert describe_faults([here, None, Fault(8, (9,), True)]) == "step 7 (questions 1, 2)"
+    assert describe_faults([here, None, Fault(8, np.array([9], kind), True)]) == "step 7 (questions 1, 2)"

@@ -7,8 +7,7 @@ import pytest
 
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import open_prepared
-from trarctl.engine.ensemble import probabilities
-from trarctl.engine.evaluator import Scores
+from trarctl.engine.evaluator import Scores, probabilities
 from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of, routes_by_type, type_rows
 
 

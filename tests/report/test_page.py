@@ -11,7 +11,7 @@ from tests.report.test_outcomes import drawn_scores
 from trarctl.config.resolve import resolve
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import open_prepared
-from trarctl.engine.evaluating import Chosen
+from trarctl.engine.evaluator import Chosen
 from trarctl.engine.run import RunFolder, write_settings
 from trarctl.errors import DataError
 from trarctl.report import page

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trarctl.data.datasets.base import Published
     from trarctl.data.metrics import Accuracy, EvaluatorName
     from trarctl.data.prepared import PreparedData, PreparedSplit
-    from trarctl.engine.evaluating import Request
+    from trarctl.engine.evaluator import Request
     from trarctl.engine.launch import Watch
     from trarctl.report.page import ReportRequest
 
@@ -86,7 +86,7 @@ def evaluate(
     from trarctl.commands.progress import watch
     from trarctl.data.metrics import measure
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluating import Request, score_split
+    from trarctl.engine.evaluator import Request, score_split
     from trarctl.errors import SettingsError
 
     wanted = split or "val"
@@ -190,7 +190,7 @@ def _compare(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch
 
     from trarctl.data.metrics import measure
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluating import score_split
+    from trarctl.engine.evaluator import score_split
 
     rows: list[Row] = []
     for request in requests:

@@ -55,7 +55,7 @@ def predict(
 ) -> None:
     """Answer a question about a picture, and show how the answer was routed through the model."""
     from trarctl.commands.progress import show_progress
-    from trarctl.engine.evaluating import Request
+    from trarctl.engine.evaluator import Request
     from trarctl.engine.predictor import open_predictor
 
     paths, questions = _wanted(image, question, batch, save)
@@ -144,7 +144,7 @@ def _show_one(asked: Prediction, predictor: Predictor) -> None:
     for number, weights in enumerate(asked.routes, start=1):
         add_row(routes, f"layer {number}", *(f"{100 * weight:.1f}" for weight in weights))
     show_table(routes)
-    if predictor.is_hard:
+    if predictor.binarize:
         note("only the heaviest span of each layer is used (model.binarize)")
 
 

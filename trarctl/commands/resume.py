@@ -50,7 +50,8 @@ def resume(
     """Continue a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
     from trarctl.commands.progress import watch
     from trarctl.config.resolve import amend, resolve
-    from trarctl.engine.jobs import plan_resume, run_job
+    from trarctl.engine.jobs import plan_resume
+    from trarctl.engine.launch import run_job
     from trarctl.engine.run import find_run, read_settings
 
     folder: Path = resolve(sets=[text for text in sets or [] if text.startswith("run.folder")]).settings.run.folder

@@ -23,8 +23,7 @@ from trarctl.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from trarctl.engine.evaluating import Request
-    from trarctl.engine.evaluator import Scores
+    from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.launch import Watch
 
 EPILOG = (
@@ -57,8 +56,7 @@ def submit(
     """Answer every question of the test split, in the format that the data set's server takes."""
     from trarctl.commands.progress import watch
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.ensemble import combine, sayable_answers
-    from trarctl.engine.evaluating import Request
+    from trarctl.engine.evaluator import Request, combine, sayable_answers
     from trarctl.errors import SettingsError
 
     wanted = split or "test"
@@ -89,8 +87,7 @@ def submit(
 def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Path, str]:
     """Scores of each checkpoint, then of each saved file; the data they answer; and a name for the result."""
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.ensemble import load_scores
-    from trarctl.engine.evaluating import score_split
+    from trarctl.engine.evaluator import load_scores, score_split
     from trarctl.errors import SettingsError
 
     parts, names, saved = [], [], []

@@ -92,7 +92,8 @@ def train(
         note(f"no data set given: using {resolved.settings.data.dataset}")
 
     from trarctl.commands.progress import watch
-    from trarctl.engine.jobs import plan_start, run_job
+    from trarctl.engine.jobs import plan_start
+    from trarctl.engine.launch import run_job
 
     job, notes = plan_start(resolved.settings, resolved.origins, init=init)
     for text in notes:

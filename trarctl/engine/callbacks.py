@@ -1,13 +1,21 @@
-"""What the engine tells whoever watches: plain facts, no rendering.
+"""Events of the engine, and the callbacks that write them down.
 
-An observer is any callable that takes an event; it is called in the process of rank 0 only.
+A callback is any callable that takes an event; it is called in the process of rank 0 only. The journal keeps
+``metrics.jsonl`` and ``log.txt``; TensorBoard and Weights & Biases are optional installs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from trarctl.config.settings import Settings
+from trarctl.engine.run import RunFolder
+from trarctl.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -28,20 +36,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step; ``loss``, ``routes`` and ``memory_bytes`` are there only on the steps that are logged.
-
-    Attributes:
-        epoch: number from 1.
-        step_in_epoch: steps done in this epoch.
-        steps_per_epoch: of how many.
-        step: steps done in all.
-        rate: learning rate of the step.
-        temperature: of hard routing.
-        samples_per_second: over the epoch so far.
-        loss: mean loss per sample since the last logged step.
-        routes: mean span weights of the last part of the batch, one list of K per layer.
-        memory_bytes: peak memory of the device in this process.
-    """
+    """One optimizer step, counted from 1 like its epoch; what can be None is there only on logged steps."""
 
     epoch: int
     step_in_epoch: int
@@ -49,10 +44,11 @@ class StepDone:
     step: int
     rate: float
     temperature: float
-    samples_per_second: float
-    loss: float | None = None
-    routes: list[list[float]] | None = None
-    memory_bytes: int | None = None
+    samples_per_second: float  # over the epoch so far
+    loss: float | None = None  # mean per sample since the last logged step
+    routes: list[list[float]] | None = None  # mean span weights of the batch's last part, one list of K per layer
+    memory_bytes: int | None = None  # peak of the device in this process
+    gradient_norm: float | None = None  # of the whole batch's gradient, before it was clipped
 
 
 @dataclass(frozen=True)
@@ -125,14 +121,135 @@ Callback = Callable[[Event], None]
 
 
 def no_callback(event: Event) -> None:
-    """The observer that looks away."""
+    """The callback that does nothing."""
 
 
-def both(first: Callback, second: Callback) -> Callback:
-    """An observer that passes each event on to two."""
+# The lines of ``metrics.jsonl``: epochs count from 1, steps from the start of the run; losses are means per sample,
+# accuracies percent.
+_STEP_NUMBERS = "epoch step loss gradient_norm rate temperature routes samples_per_second memory_bytes"
+_RECORDED: dict[type[Event], tuple[str, str]] = {
+    StepDone: ("step", _STEP_NUMBERS),
+    EpochDone: ("epoch", "epoch step loss rate temperature seconds samples_per_second"),
+    Validated: ("validation", "epoch step overall per_type evaluator routes seconds"),
+}
+_DECIMALS = {"seconds": 3, "samples_per_second": 1}
+
+
+def journal(run: RunFolder) -> Callback:
+    """A callback that keeps ``metrics.jsonl`` for programs and ``log.txt`` for people."""
 
     def callback(event: Event) -> None:
-        first(event)
-        second(event)
+        kind, names = _RECORDED.get(type(event), ("", ""))
+        if kind and not (isinstance(event, StepDone) and event.loss is None):
+            entry: dict[str, Any] = {"event": kind}
+            for name in names.split():
+                value = getattr(event, name)
+                key = "learning_rate" if name == "rate" else name
+                entry[key] = round(value, _DECIMALS[name]) if name in _DECIMALS else value
+            run.record(entry)
+        line = _line(event)
+        if line is not None:
+            run.log(line)
 
     return callback
+
+
+def _line(event: Event) -> str | None:
+    if isinstance(event, RunStarted):
+        return (
+            f"training on {event.device}, {event.num_processes} process(es): {event.num_parameters:,} parameters, "
+            f"{event.num_samples:,} samples, {event.steps_per_epoch:,} steps an epoch"
+        )
+    if isinstance(event, EpochDone):
+        return (
+            f"epoch {event.epoch}: loss {event.loss:.4f}, rate {event.rate:.3g}, temperature {event.temperature:.4g}, "
+            f"{event.seconds:.0f} s, {event.seconds / event.steps_per_epoch:.3f} s a step"
+        )
+    if isinstance(event, Validated):
+        types = ", ".join(f"{name} {value:.2f}" for name, value in event.per_type.items())
+        return f"epoch {event.epoch}: val {event.overall:.2f} ({types}), {event.seconds:.0f} s"
+    if isinstance(event, RunFinished):
+        best = "" if event.best_epoch is None else f", best epoch {event.best_epoch} with {event.best_overall:.2f}"
+        return f"finished in {event.seconds:.0f} s{best}"
+    return event.text if isinstance(event, Note) else None
+
+
+Numbers = Mapping[str, float]
+Write = Callable[[Numbers, int], None]  # numbers by name, and the step that they belong to
+
+
+def check_loggers(settings: Settings) -> None:
+    """Refuse loggers that are not installed; the SettingsError names the command that installs the first one."""
+    for name in settings.run.loggers:
+        if importlib.util.find_spec(name) is None:
+            raise SettingsError(f"run.loggers: {name} is not installed", f"pip install 'trarctl[{name}]'")
+
+
+@contextmanager
+def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_step: int) -> Iterator[Callback]:
+    """A callback that keeps the journal, calls ``callback``, and feeds the loggers that ``run.loggers`` names.
+
+    Curves of the loggers go on after ``first_step``; the loggers are closed at the end.
+    """
+    keep = journal(run)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(_LOGGERS[name](run, settings, first_step)) for name in settings.run.loggers]
+
+        def call_all(event: Event) -> None:
+            keep(event)
+            callback(event)
+            if writers and (measured := numbers_of(event)):
+                for write in writers:
+                    write(*measured)
+
+        yield call_all
+
+
+def numbers_of(event: Event) -> tuple[Numbers, int] | None:
+    """What of an event is worth a curve, and its step; None for events without numbers."""
+    if isinstance(event, StepDone) and event.loss is not None:
+        numbers = {"train/loss": event.loss, "train/learning_rate": event.rate, "train/temperature": event.temperature}
+        if event.gradient_norm is not None:
+            numbers["train/gradient_norm"] = event.gradient_norm
+        for layer, weights in enumerate(event.routes or []):
+            numbers |= {f"routes/layer_{layer}/span_{span}": weight for span, weight in enumerate(weights)}
+        return numbers | {"speed/samples_per_second": event.samples_per_second}, event.step
+    if isinstance(event, EpochDone):
+        return {"epoch/loss": event.loss, "epoch/seconds": event.seconds}, event.step
+    if isinstance(event, Validated):
+        types = {f"validation/{name}": value for name, value in event.per_type.items()}
+        return {"validation/overall": event.overall} | types, event.step
+    return None
+
+
+@contextmanager
+def _tensorboard(run: RunFolder, _settings: Settings, first_step: int) -> Iterator[Write]:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=first_step + 1)
+
+    def write(numbers: Numbers, step: int) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+
+    try:
+        yield write
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _wandb(run: RunFolder, settings: Settings, _first_step: int) -> Iterator[Write]:
+    import wandb
+
+    # One name, one run there: who resumes a run continues its curves.
+    config: dict[str, Any] = settings.model_dump(mode="json")
+    names = {"project": "trarctl", "id": run.name, "name": run.name, "dir": str(run.path)}
+    session = wandb.init(**names, config=config, resume="allow")
+    try:
+        yield lambda numbers, step: session.log(dict(numbers), step=step)
+    finally:
+        session.finish()
+
+
+_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -1,17 +1,15 @@
 """Checkpoints: one self-contained, checksummed safetensors file each, and the original's pickles.
 
-A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``) and, in
-its header, a JSON description: settings, vocabulary, answers, place in the training, and a checksum over all of it.
-It is written to a temporary name in the same folder, synced and renamed: a file with the final name is whole. Loading
-reads tensors only; nothing in a checkpoint is executed.
+A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``), the
+number of updates they have seen (``adam.step``) and, in its header, a JSON description: settings, vocabulary, answers,
+state of the training, and a checksum over all of it. A file with the final name is whole. Loading reads tensors only;
+nothing in a checkpoint is executed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +21,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trarctl.errors import CheckpointError, DataError
+from trarctl.files import whole_file
 from trarctl.model.original import translate_state
+from trarctl.model.trar import TRAR
+
+MODEL = "model."
+_AVERAGE, _SQUARE, _STEP = "adam.average.", "adam.square.", "adam.step"
 
 
 class TrainState(BaseModel):
-    """The place in the training that a checkpoint was taken at.
+    """How far a training has come.
 
     ``epoch`` counts the finished epochs, ``step_in_epoch`` the steps done of the next one, ``step`` all steps;
     ``loss_sum`` is over ``samples_in_epoch``, the window's since the last logged step. The order of samples and every
-    random number are functions of the seed, the step and the process, so that the place is all that an exact resume
-    needs of them.
+    random number are functions of the seed, the step and the process, so that an exact resume needs no more than this.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +51,7 @@ class TrainState(BaseModel):
 
 
 class Description(BaseModel):
-    """Everything in a checkpoint that is not a tensor; see the module's docstring."""
+    """Everything in a checkpoint that is not a tensor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,13 +74,36 @@ class Description(BaseModel):
     num_processes: int = 1
 
 
+def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, by their names there."""
+    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if state := optimizer.state.get(parameter):
+            tensors[_STEP] = state["step"]
+            tensors[_AVERAGE + name] = state["exp_avg"]
+            tensors[_SQUARE + name] = state["exp_avg_sq"]
+    return tensors
+
+
+def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights among a checkpoint's tensors, under the model's own names."""
+    return {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+
+
+def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
+    """Put Adam's averages back; of parameters that have none it starts from nothing."""
+    for name, parameter in model.named_parameters():
+        if _AVERAGE + name not in tensors:
+            continue
+        optimizer.state[parameter] = {
+            "step": tensors[_STEP].to(parameter.device, copy=True),
+            "exp_avg": tensors[_AVERAGE + name].to(parameter.device),
+            "exp_avg_sq": tensors[_SQUARE + name].to(parameter.device),
+        }
+
+
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
     """Write a checkpoint so that it is either whole or not there.
-
-    Args:
-        path: the final name, ``.safetensors``.
-        tensors: by full name (``model.`` or ``adam.`` in front), on any device.
-        description: the rest.
 
     Raises:
         DataError: if the disk is full or the folder cannot be written; what was there before stays.
@@ -86,16 +111,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = orjson.dumps(description.model_dump(mode="json")).decode()
     metadata = {"trarctl": text, "sha256": _checksum(held, text)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(held, temporary, metadata=metadata)
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        with whole_file(path) as temporary:
+            save_file(held, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise DataError(
             f"cannot write the checkpoint {path}: {error}",
             "free some space or permissions; earlier checkpoints are untouched: trarctl resume goes on from the latest",
@@ -103,17 +123,13 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
 
 
 def load_description(path: Path) -> Description:
-    """Read a checkpoint's description without its tensors.
-
-    Raises:
-        CheckpointError: if the file is missing, cut off, or not one of ours.
-    """
+    """Read a checkpoint's description without its tensors; CheckpointError if it is not whole or not one of ours."""
     with _opened(path) as file:
         return _describe(path, file.metadata())
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
-    """Read a whole checkpoint onto the CPU and verify its checksum.
+    """Read a whole checkpoint and verify its checksum.
 
     Raises:
         CheckpointError: if the file is missing, cut off, damaged, or not one of ours.
@@ -194,11 +210,3 @@ def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint {path} is damaged ({why})", "use an earlier one: --ckpt RUN@EPOCH, or trarctl resume RUN"
     )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

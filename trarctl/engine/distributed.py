@@ -1,17 +1,19 @@
-"""Devices and processes: where a run computes, with whom, and how they agree.
+"""Devices and processes: where a run computes, with whom, and how the processes agree.
 
 One process per device. A run on several devices is started by ``trarctl.engine.launch``, or joins the group that
-``torchrun`` or Slurm has made.
+``torchrun`` or Slurm has made. What a process changes about itself stands here too: threads, memory, precision, seed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
 import time
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,49 +22,46 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
-from trarctl.engine.meeting import fresh_store
 from trarctl.errors import DeviceError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
 
 Precision = Literal["fp32", "tf32", "bf16"]
-GRACE_SECONDS = 2.0  # in which one that lost another lets those speak who know why
-# In which threads of gloo let go of what they have computed. They need Python for it: where it is ending, they abort.
-LETTING_GO_SECONDS = 0.2
+GRACE_SECONDS = 2.0  # for which a process that lost another lets those report that know the cause
+# For threads of gloo to release what they have computed. They need Python for it: where it is ending, they abort.
+RELEASE_SECONDS = 0.2
+# Names and numbers of glibc's malloc.h, and its defaults.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+_MALLOC_DEFAULTS = {M_MMAP_MAX: 65_536, M_TRIM_THRESHOLD: 128 * 2**10, M_TOP_PAD: 128 * 2**10}
+_MALLOC_REUSING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that work together.
-
-    Attributes:
-        rank: number of this process, 0 leads: it alone writes files and speaks.
-        size: how many there are.
-        device: where this one computes.
-        store: what all can read and write, while they work together; None for one that is alone.
-    """
+    """The processes that work together, as one of them sees them."""
 
     rank: int
     size: int
     device: torch.device
-    store: Store | None = None
+    store: Store | None = None  # what all of them can read and write; None for one that is alone
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process is the one that writes files and reports."""
         return self.rank == 0
 
     def all_reduce_max(self, flag: int) -> int:
-        """The largest of all processes' ``flag``; a meeting of the processes, but not of CPU and GPU."""
-        if self.size == 1:
-            return flag
-        shared = torch.tensor([flag], dtype=torch.int64)
-        with collective():
-            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        """The largest of all processes' ``flag``; does not wait for a GPU."""
+        shared = torch.tensor([flag])
+        if self.size > 1:
+            with collective():
+                dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return int(shared)
 
     def all_reduce(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -73,7 +72,7 @@ class World:
         return array
 
     def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
-        """All processes' arrays, of the same shape and type, in the lead; nothing in the others."""
+        """All processes' arrays, of the same shape and type, in the main process; nothing in the others."""
         if self.size == 1:
             return [array]
         arrays = [np.empty_like(array) for _ in range(self.size if self.is_main else 0)]
@@ -82,13 +81,25 @@ class World:
         return arrays
 
     def broadcast(self, value: Any) -> Any:
-        """The lead's value, in every process; it is pickled, so small and our own."""
+        """The main process's value, in every process; it is pickled, so small and our own."""
         if self.size == 1:
             return value
-        box = [value if self.is_main else None]
+        box = [value]
         with collective():
             dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def broadcast_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The main process's CPU tensors, in every process."""
+        if self.size == 1:
+            return tensors
+        shapes = self.broadcast({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        shared = {}
+        for name, (shape, dtype) in shapes.items():
+            shared[name] = tensors[name] if self.is_main else torch.empty(shape, dtype=dtype)
+            with collective():
+                dist.broadcast(shared[name], src=0)
+        return shared
 
     def all_gather(self, value: Any) -> list[Any]:
         """All processes' values, in every process; they are pickled, so small and our own."""
@@ -99,20 +110,19 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
-    def tells(self, *, is_witness: bool) -> bool:
-        """Whether this process is the one of all to say what ended the work early; to be asked once.
+    def may_report(self, *, knows_cause: bool) -> bool:
+        """Whether this process is the one of all to report what ended the work early; to be asked once.
 
-        Args:
-            is_witness: whether it knows itself. One that only lost another waits a moment for those who know more.
+        One that does not know the cause, but only lost another process, waits a moment for those that do.
         """
         if self.store is None:
             return True
-        if not is_witness:
+        if not knows_cause:
             time.sleep(GRACE_SECONDS)
         try:
-            return bool(self.store.compare_set("teller", "", str(self.rank)) == str(self.rank).encode())
+            return bool(self.store.compare_set("reporter", "", str(self.rank)) == str(self.rank).encode())
         except RuntimeError:
-            # Where process 0 keeps the store, both go together: the next one steps in.
+            # Where process 0 keeps the store, both go together: the next one reports.
             return self.rank == 1
 
 
@@ -125,7 +135,7 @@ _NETWORK = re.compile(r"gloo|nccl|connection|timed? ?out|broken pipe|socket|stor
 
 @contextmanager
 def collective() -> Iterator[None]:
-    """What processes do together: a lost one shows as an error of the network, which becomes a ``LostProcess``."""
+    """Wrap what processes do together: a lost one shows as a network error, which becomes a ``LostProcess``."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -139,11 +149,26 @@ def collective() -> Iterator[None]:
         ) from error
 
 
-def average_in_order(num_processes: int, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Average gradients so that the last bit does not depend on how they are packed; for DistributedDataParallel.
+def share_gradients(model: nn.Module, world: World) -> nn.Module:
+    """The model as training calls it: with several processes, their gradients are averaged after each batch."""
+    if world.size == 1:
+        return model
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    with collective(), warnings.catch_warnings():
+        # Newer versions call the argument another name, which older ones do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        network = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if world.device.type == "cpu":
+        # A lambda, since torch compares a function's annotations and they are text here.
+        network.register_comm_hook(world.size, lambda size, bucket: _average_in_order(size, bucket))
+    return network
 
-    Its own way adds them in an order that depends on a gradient's place in its bucket, and after the first step it
-    packs the buckets anew: a resumed run would differ from one that went on. For two processes the order is no matter.
+
+def _average_in_order(num_processes: int, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average gradients so that the last bit does not depend on how they are packed.
+
+    DistributedDataParallel adds them in an order that depends on where a gradient lies in its bucket, and packs the
+    buckets again after the first step: a resumed run would differ. For two processes the order does not matter.
     """
     mine = bucket.buffer()
     if num_processes == 2:
@@ -161,18 +186,11 @@ def average_in_order(num_processes: int, bucket: GradBucket) -> torch.futures.Fu
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the processes of a command compute.
+    """Where the processes of a command compute; ``rank`` and ``size`` are those of a group that exists already."""
 
-    Attributes:
-        devices: one name a process on this machine, ``cpu`` or ``cuda:INDEX``.
-        rank: of this process in a group that exists already; None where there is none.
-        local_rank: number of this process on its machine, in such a group.
-        size: processes in that group, over all machines.
-    """
-
-    devices: tuple[str, ...]
+    devices: tuple[str, ...]  # one name a process on this machine, ``cpu`` or ``cuda:INDEX``
     rank: int | None = None
-    local_rank: int = 0
+    local_rank: int = 0  # among the processes on this machine
     size: int = 1
 
     @property
@@ -187,12 +205,11 @@ class Placement:
 
 
 def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
-    """Decide where to compute.
+    """Decide where to compute; the environment says whether ``torchrun`` or Slurm has started several processes.
 
     Args:
-        gpus: GPU indices joined by commas, ``cpu``, ``cpu:COUNT`` for several CPU processes, or None for a GPU where
-            there is one.
-        environ: the environment, which says whether ``torchrun`` or Slurm has started this process as one of several.
+        gpus: GPU indices joined by commas, ``cpu``, ``cpu:COUNT``, or None for a GPU where there is one.
+        environ: the environment.
 
     Raises:
         DeviceError: if there is no such GPU, or the text cannot be read.
@@ -214,15 +231,7 @@ def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
 
 @contextmanager
 def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
-    """Join the group of processes, and leave it at the end.
-
-    Args:
-        placement: from ``plan_placement``, in the process that computes.
-        timeout_seconds: after which a process that waits for a lost one gives up.
-
-    Raises:
-        DeviceError: if the others cannot be reached in time.
-    """
+    """Join the group of processes, and leave it when the block ends; DeviceError if the others cannot be reached."""
     rank = placement.rank or 0
     device = torch.device(placement.devices[placement.local_rank])
     if device.type == "cuda":
@@ -235,7 +244,9 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(placement.devices)))
     try:
         store, rank, size = next(rendezvous("env://", rank, placement.size, timeout=timeout))
-        store = fresh_store(store, rank=rank, size=size, timeout_seconds=timeout_seconds)
+        # The elastic launcher keeps one store through restarts: without a prefix of its own, an attempt would take the
+        # addresses of lost processes for those of its own.
+        store = PrefixStore(f"attempt-{num_restarts()}-of-{size}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
@@ -248,31 +259,76 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
         yield World(rank, size, device, PrefixStore("trarctl", store))
     finally:
         dist.destroy_process_group()
-        time.sleep(LETTING_GO_SECONDS)
+        time.sleep(RELEASE_SECONDS)
 
 
-def use_threads(num_threads: int | None) -> None:
-    """Compute on so many CPU threads; None leaves it as it is."""
+def num_restarts() -> int:
+    """How often the launcher has started this process again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextmanager
+def use_threads(num_threads: int | None) -> Iterator[None]:
+    """Compute on that many CPU threads while the block runs; None leaves it as it is."""
+    before = torch.get_num_threads()
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        if num_threads is not None:
+            torch.set_num_threads(before)
+
+
+def reuse_freed_memory() -> bool:
+    """Let the C library reuse large blocks, which training takes and frees over and over; whether it is glibc.
+
+    By default each goes back to the system, which fills it with zeros again.
+    """
+    return _set_malloc(_MALLOC_REUSING)
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """``reuse_freed_memory`` while the block runs; afterwards the C library has its defaults again."""
+    reuse_freed_memory()
+    try:
+        yield
+    finally:
+        _set_malloc(_MALLOC_DEFAULTS)
+
+
+def _set_malloc(options: Mapping[int, int]) -> bool:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(option, value) == 1 for option, value in options.items())
 
 
 def seed_step(seed: int, *, step: int, rank: int) -> None:
-    """Seed dropout and noise for one step, so that they depend on nothing but the seed, the step and the process.
-
-    A resumed run therefore draws what the undisturbed run would have drawn.
-    """
+    """Seed dropout and noise for one step, so that a resumed run draws what the undisturbed one would have drawn."""
     mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed) % 2**63)
 
 
-def precision_of(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """The context in which matrix products have that precision; ``tf32`` is a matter of NVIDIA GPUs only."""
+@contextmanager
+def tf32_allowed(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Allow or forbid TF32 in matrix products on NVIDIA GPUs while the block runs; for what runs backward, too."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def precision_of(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Give matrix products of a forward pass that precision while the block runs."""
+    is_bf16 = precision == "bf16"
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if is_bf16 else nullcontext()
+    with tf32_allowed(device, precision), autocast:
+        yield
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -313,7 +369,7 @@ def _torchrun_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | N
 
 
 def _slurm_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | None:
-    """The group that ``srun`` started, if it started several tasks; sets the meeting point for them."""
+    """The group that ``srun`` started, if it started several tasks; sets the address for them."""
     size = int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1")))
     if "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ or size < 2:
         return None
@@ -321,19 +377,14 @@ def _slurm_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | None
     os.environ.setdefault("MASTER_ADDR", first_host(nodes))
     os.environ.setdefault("MASTER_PORT", str(10_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000))
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
-    counts = [
-        int(count)
-        for per_node, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)
-        for count in [per_node] * int(repeat or 1)
-    ]
-    node = int(environ.get("SLURM_NODEID", "0"))
-    local_size = counts[node] if node < len(counts) else counts[-1]
+    counts: list[int] = []
+    for per_node, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
+        counts += [int(per_node)] * int(repeat or 1)
+    local_size = counts[min(int(environ.get("SLURM_NODEID", "0")), len(counts) - 1)]
     return int(environ["SLURM_PROCID"]), int(environ.get("SLURM_LOCALID", "0")), local_size, size
 
 
 def first_host(nodes: str) -> str:
     """The first host of a Slurm node list: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
     match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    if match is None:
-        return nodes
-    return match[1] + (match[2] or "")
+    return nodes if match is None else match[1] + (match[2] or "")

@@ -1,4 +1,4 @@
-"""Model + data -> scores -> answers -> metrics: the one path of validation, eval, submit and predict.
+"""Model + data -> scores: the one path of validation, eval, submit and the API; predict takes its forward pass.
 
 Axes: Q questions, A answers, L layers, K spans.
 """
@@ -6,69 +6,54 @@ Axes: Q questions, A answers, L layers, K spans.
 from __future__ import annotations
 
 import math
-import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trarctl.data.loader import Batch, Rows, Samples, load_batches, scoring_plan
-from trarctl.engine.callbacks import Callback, Progressed, no_callback
-from trarctl.engine.distributed import Precision, World, precision_of
-from trarctl.errors import DataError
+from trarctl.config.resolve import Origin, amend, resolve
+from trarctl.config.settings import Settings, from_dict
+from trarctl.data.loader import Rows, load_batches, scoring_plan, scoring_samples
+from trarctl.data.prepared import PreparedData, open_prepared
+from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
+from trarctl.engine.checkpoint import load_description
+from trarctl.engine.distributed import World, precision_of, use_threads
+from trarctl.engine.launch import Job, Watch, run_job
+from trarctl.engine.loading import Loaded, is_exclusive, is_upstream, load_model, prepared_folder
+from trarctl.engine.run import find_checkpoint
+from trarctl.errors import CheckpointError, DataError
+from trarctl.files import whole_file
 from trarctl.model.trar import TRAR
+
+FEWEST_AT_ONCE = 64  # questions that any machine that trains can score at once
+ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says to the questions of a split, in file order.
+    """What a model says to the questions of a split, in file order."""
 
-    Attributes:
-        question_id: [Q] int64.
-        scores: answer logits, [Q, A] float32.
-        routes: span weights before binarizing, [Q, L, K] float32.
-        answers: the answer of each index, A of them.
-        is_exclusive: probabilities are a softmax over the answers; otherwise a sigmoid of each.
-    """
-
-    question_id: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    routes: NDArray[np.float32]
-    answers: tuple[str, ...]
-    is_exclusive: bool
+    question_id: NDArray[Any]  # int64 or text, as in the data, [Q]
+    scores: NDArray[np.float32]  # answer logits, [Q, A]
+    routes: NDArray[np.float32]  # span weights before binarizing, [Q, L, K]
+    answers: tuple[str, ...]  # of each index, A of them
+    is_exclusive: bool  # probabilities are a softmax over the answers; otherwise a sigmoid of each
 
     def predictions(self) -> list[str]:
         """The answer with the highest score, for each question."""
         return [self.answers[index] for index in self.scores.argmax(axis=1)]
 
-    def spill(self, folder: Path) -> None:
-        """Write the arrays as they are, for ``load_spilled`` in another process.
-
-        Raises:
-            DataError: if there is no room.
-        """
-        try:
-            for name in _ARRAYS:
-                np.save(folder / f"{name}.npy", getattr(self, name))
-        except OSError as error:
-            raise DataError(
-                f"cannot keep the scores in {folder} for the other process: {error.strerror or error}",
-                "TMPDIR=DIR names a folder with more room; --gpus cpu or a single GPU needs none",
-            ) from error
-
     def save(self, path: Path) -> None:
-        """Write all of it as an ``.npz`` file, whole or not at all.
-
-        Raises:
-            DataError: if it cannot be written.
-        """
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        """Write all of it as an ``.npz`` file, whole or not at all; DataError if it cannot be written."""
         try:
-            with temporary.open("wb") as file:
+            with whole_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(
                     file,
                     question_id=self.question_id,
@@ -77,130 +62,268 @@ class Scores:
                     answers=np.array(self.answers, dtype=np.str_),
                     is_exclusive=np.array(self.is_exclusive),
                 )
-            temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise DataError(
                 f"cannot write the scores to {path}: {error.strerror or error}",
                 "choose another file with --save-scores",
             ) from error
 
 
-_ARRAYS = ("question_id", "scores", "routes")
-
-
-def load_spilled(folder: Path, answers: Sequence[str], *, is_exclusive: bool) -> Scores:
-    """What ``Scores.spill`` wrote; the arrays stay on the disk, also once their files have no name any more."""
-    question_id, scores, routes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-    return Scores(question_id, scores, routes, tuple(answers), is_exclusive)
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The likeliest answers, without their scores: what a validation needs.
-
-    Attributes:
-        answer: index of the answer with the highest score, [Q] int64.
-        routes: span weights before binarizing, [Q, L, K] float32.
-    """
-
-    answer: NDArray[np.int64]
-    routes: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """One batch: positions in the split [B], question ids [B], scores [B, A] and routes [B, L, K] on the device."""
-
-    rows: Rows
-    question_id: NDArray[np.int64]
-    scores: Tensor
-    routes: Tensor
-
-
 @dataclass(frozen=True)
 class Evaluator:
-    """How to run a model over questions without dropout or noise.
+    """A model, and how to run it without dropout or noise.
 
-    Attributes:
-        model: on ``world.device``; left in the mode it came in.
-        temperature: of hard routing: that of the last epoch trained.
-        world: device and processes; they take turns at the batches.
-        precision: of matrix products.
-        batch_size: questions scored at once.
-        num_workers: threads that read ahead.
-        callback: told how far it is, as ``task``.
-        task: what to call it.
-        check: called after each round of batches, in all processes alike; may raise to end the work.
+    One process scores as many questions at once as a part of a training batch has, whatever the number of processes, so
+    that this number cannot change the scores.
     """
 
-    model: TRAR
-    temperature: float
-    world: World
-    precision: Precision = "fp32"
-    batch_size: int = 64
-    num_workers: int = 2
-    callback: Callback = no_callback
+    model: TRAR  # on ``world.device``; left in the mode that it came in
+    settings: Settings  # that it was trained with; they give precision, threads and batch size
+    temperature: float  # of hard routing: that of the last epoch trained
+    world: World  # its processes take turns at the batches
+    callback: Callback = no_callback  # told how far it is, as ``task``
     task: str = "scoring"
-    check: Callable[[], None] | None = None
+    check: Callable[[], None] | None = None  # called after each round, in all processes alike; may raise
+    batch_size: int = 0
 
-    def score(self, samples: Samples, answers: Sequence[str], *, is_exclusive: bool) -> Scores:
-        """Score all samples; the scores and routes are in the leading process, the others keep none.
+    def __post_init__(self) -> None:
+        train = self.settings.train
+        default = max(train.batch_size // train.accumulation, FEWEST_AT_ONCE)
+        object.__setattr__(self, "batch_size", self.batch_size or default)
 
-        Args:
-            samples: Q questions and their features.
-            answers: the model's answers in order, A of them.
-            is_exclusive: see ``Scores``.
-        """
-        kept = len(samples) if self.world.is_main else 0
-        scores = np.zeros((kept, len(answers)), dtype=np.float32)
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Compute without gradients, in the run's precision."""
+        with torch.inference_mode(), precision_of(self.world.device, self.settings.run.precision):
+            yield
+
+    def forward(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the model, which is in evaluation mode: scores [B, A] and routes [B, L, K], on the device."""
+        device = self.world.device
+        with self.inference():
+            return self.model(question_tokens.to(device), cells.to(device), temperature=self.temperature)
+
+    def score(self, data: PreparedData, split: str) -> Scores:
+        """Score all questions of a split; the main process has the arrays, those of the others are empty."""
+        part, num_answers = data.split(split), len(data.answers)
+        kept = len(part) if self.world.is_main else 0
+        scores = np.zeros((kept, num_answers), dtype=np.float32)
         routes = self._room_for_routes(kept)
-        share = np.zeros((self.batch_size, len(answers) + math.prod(routes.shape[1:])), dtype=np.float32)
-        for turn, scored in enumerate(self._rounds(samples)):
+        share = np.zeros((self.batch_size, num_answers + math.prod(routes.shape[1:])), dtype=np.float32)
+        for turn, scored in enumerate(self._rounds(data, split)):
             if scored is not None:
-                flat = torch.cat([scored.scores, scored.routes.flatten(1)], dim=1)
+                flat = torch.cat([scored[1], scored[2].flatten(1)], dim=1)
                 share[: len(flat)] = flat.cpu().numpy()
-            # Round by round, so that no process but the lead ever holds more than a batch.
+            # Round by round, so that no process but the main one ever holds more than a batch.
             for rank, rows in enumerate(self.world.gather(share)):
                 start = (turn * self.world.size + rank) * self.batch_size
                 there = rows[: max(kept - start, 0)]
-                scores[start : start + len(there)] = there[:, : len(answers)]
-                routes[start : start + len(there)] = there[:, len(answers) :].reshape(-1, *routes.shape[1:])
-        return Scores(samples.question_id, scores, routes, tuple(answers), is_exclusive)
+                scores[start : start + len(there)] = there[:, :num_answers]
+                routes[start : start + len(there)] = there[:, num_answers:].reshape(-1, *routes.shape[1:])
+        ids = np.asarray(part.question_id[:kept])
+        return Scores(ids, scores, routes, tuple(data.answers), is_exclusive(self.settings))
 
-    def answer(self, samples: Samples) -> Answered:
-        """Choose the likeliest answer of each sample, in memory that does not grow with the number of answers."""
-        chosen = np.zeros(len(samples), dtype=np.int64)
-        routes = self._room_for_routes(len(samples))
-        for scored in self._rounds(samples):
+    def answer(self, data: PreparedData, split: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Choose the likeliest answer of each question, in memory that does not grow with the number of answers.
+
+        Returns:
+            Indices of answers [Q] and routes [Q, L, K], in every process.
+        """
+        num_questions = len(data.split(split))
+        chosen = np.zeros(num_questions, dtype=np.int64)
+        routes = self._room_for_routes(num_questions)
+        for scored in self._rounds(data, split):
             if scored is not None:
-                chosen[scored.rows] = scored.scores.argmax(dim=1).cpu().numpy()
-                routes[scored.rows] = scored.routes.cpu().numpy()
-        return Answered(self.world.all_reduce(chosen), self.world.all_reduce(routes))
+                chosen[scored[0]] = scored[1].argmax(dim=1).cpu().numpy()
+                routes[scored[0]] = scored[2].cpu().numpy()
+        return self.world.all_reduce(chosen), self.world.all_reduce(routes)
 
-    def _room_for_routes(self, num_samples: int) -> NDArray[np.float32]:
-        settings = self.model.settings
-        return np.zeros((num_samples, settings.num_layers, len(settings.spans)), dtype=np.float32)
+    def _room_for_routes(self, num_questions: int) -> NDArray[np.float32]:
+        model = self.model.settings
+        return np.zeros((num_questions, model.num_layers, len(model.spans)), dtype=np.float32)
 
-    def _rounds(self, samples: Samples) -> Iterator[_Scored | None]:
-        """Rounds in which each process scores a batch; None where this one has none left."""
-        world, total = self.world, len(samples)
+    def _rounds(self, data: PreparedData, split: str) -> Iterator[tuple[Rows, Tensor, Tensor] | None]:
+        """Rounds in which each process scores a batch: its rows, scores and routes; None where none is left for it."""
+        world, samples = self.world, scoring_samples(data, split)
+        total = len(samples)
         plan = scoring_plan(total, batch_size=self.batch_size, rank=world.rank, num_processes=world.size)
-        num_rounds = -(-total // (self.batch_size * world.size))
-        batches = load_batches(samples, plan, num_workers=self.num_workers, pin=world.device.type == "cuda")
+        num_workers = self.settings.data.num_workers
+        batches = load_batches(samples, plan, num_workers=num_workers, pin=world.device.type == "cuda")
         was_training = self.model.training
         self.model.eval()
         try:
-            for turn in range(num_rounds):
-                yield self._score_batch(plan[turn], next(batches)) if turn < len(plan) else None
-                self.callback(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))
-                if self.check is not None:
-                    self.check()
+            with use_threads(self.settings.run.num_threads):
+                for turn in range(-(-total // (self.batch_size * world.size))):
+                    if turn < len(plan):
+                        batch = next(batches).to(world.device)
+                        yield plan[turn], *self.forward(batch.question_tokens, batch.cells())
+                    else:
+                        yield None
+                    self.callback(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))
+                    if self.check is not None:
+                        self.check()
         finally:
             self.model.train(was_training)
 
-    def _score_batch(self, rows: Rows, batch: Batch) -> _Scored:
-        there = batch.to(self.world.device)
-        with torch.inference_mode(), precision_of(self.world.device, self.precision):
-            scores, routes = self.model(there.question_tokens, there.cells(), temperature=self.temperature)
-        return _Scored(rows, batch.question_id, scores, routes)
+
+@dataclass(frozen=True)
+class Request:
+    """What to score with what, as a user says it."""
+
+    ckpt: str | None  # ``RUN``, ``RUN@EPOCH`` or ``FILE``; None for the latest run
+    data: Path | None  # prepared folder; None for the one that the checkpoint was trained on
+    split: str
+    config: Path | None = None  # settings that belong to a checkpoint of the original program
+    sets: tuple[str, ...] = ()  # ``KEY=VALUE`` settings
+    gpus: str | None = None  # None for a GPU where there is one
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A request with its gaps filled; ``how`` says in words how the checkpoint was chosen."""
+
+    checkpoint: Path
+    how: str
+    data: Path
+    settings: Settings
+    origin: dict[str, Origin]
+    notes: tuple[str, ...]
+
+    def open_model(self, data: PreparedData, world: World) -> Loaded:
+        """Load the model onto this process's device."""
+        return load_model(self.checkpoint, data, self.settings, origin=self.origin, world=world)
+
+
+def choose(request: Request) -> Chosen:
+    """Find the checkpoint, its settings and its data, or raise the TrarError that says what is missing."""
+    folder_sets = [text for text in request.sets if text.startswith("run.folder")]
+    path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
+    if is_upstream(path):
+        data = request.data or prepared_folder(resolve(dataset="vqa").settings)
+        dataset = open_prepared(data).dataset
+        resolved = resolve(dataset=dataset, config=request.config, sets=request.sets)
+        return Chosen(path, how, data, resolved.settings, resolved.origins, tuple(resolved.notes))
+    if request.config is not None:
+        raise CheckpointError(
+            f"{path} holds its own settings, --config {request.config} is for checkpoints of the original program",
+            "leave --config out; --set KEY=VALUE changes single settings",
+        )
+    description = load_description(path)
+    resolved = amend(from_dict(description.settings, str(path)), f"checkpoint {path.name}", sets=request.sets)
+    data = request.data or Path(description.data)
+    return Chosen(path, how, data, resolved.settings, resolved.origins, ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreJob(Job):
+    """Score a split; several processes leave the result in a folder, since gigabytes do not fit through a pipe."""
+
+    chosen: Chosen
+    split: str
+    folder: Path
+    title: str = "scoring"
+    cure: str = "start it again"
+
+    def work(self, world: World, callback: Callback) -> Scores | None:
+        """Score in one process, or this process's share; see ``trarctl.engine.launch.Job``."""
+        data = open_prepared(self.chosen.data)
+        loaded = self.chosen.open_model(data, world)
+        for text in self.chosen.notes:
+            callback(Note(text))
+        task = f"scoring {self.split}"
+        evaluator = Evaluator(loaded.model, loaded.settings, loaded.temperature, world, callback, task)
+        scores = evaluator.score(data, self.split)
+        if world.size == 1:
+            return scores
+        if world.is_main:
+            try:
+                for name in _ARRAYS:
+                    np.save(self.folder / f"{name}.npy", getattr(scores, name))
+            except OSError as error:
+                raise DataError(
+                    f"cannot keep the scores in {self.folder} for the other process: {error.strerror or error}",
+                    "TMPDIR=DIR names a folder with more room; --gpus cpu or a single GPU needs none",
+                ) from error
+        return None
+
+
+_ARRAYS = ("question_id", "scores", "routes")
+
+
+def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
+    """Score a split with a checkpoint, in as many processes as there are devices; and what was chosen for that.
+
+    Raises:
+        TrarError: if checkpoint, data and settings are missing or do not fit together.
+    """
+    chosen = choose(request)
+    data = open_prepared(chosen.data)
+    data.split(request.split)
+    with tempfile.TemporaryDirectory(prefix="trarctl-") as temporary:
+        folder = Path(temporary)
+        job = ScoreJob(chosen=chosen, split=request.split, folder=folder, gpus=request.gpus)
+        scores = run_job(job, watch)
+        if scores is None:
+            # The arrays stay on the disk, also once their files have no name any more.
+            ids, logits, routes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
+            scores = Scores(ids, logits, routes, tuple(data.answers), is_exclusive(chosen.settings))
+    return scores, chosen
+
+
+def probabilities(scores: NDArray[np.float32], *, is_exclusive: bool) -> NDArray[np.float32]:
+    """Turn answer logits [Q, A] into probabilities: a softmax over exclusive answers, otherwise a sigmoid of each."""
+    if not is_exclusive:
+        return np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * scores))
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def combine(parts: Sequence[Scores]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Average the probabilities that several models give to each answer; one a model does not know counts as 0.
+
+    Returns:
+        Mean probabilities [Q, A], and the answers in the order of their first appearance.
+    """
+    first = parts[0]
+    answers = tuple(dict.fromkeys(answer for part in parts for answer in part.answers))
+    column = {answer: index for index, answer in enumerate(answers)}
+    total = np.zeros((len(first.question_id), len(answers)), dtype=np.float32)
+    for number, part in enumerate(parts, start=1):
+        if not np.array_equal(part.question_id, first.question_id):
+            raise CheckpointError(
+                f"the scores number {number} answer other questions than the first",
+                "score the same split of the same data with each: trarctl submit --split NAME --save-scores FILE",
+            )
+        columns = np.array([column[answer] for answer in part.answers])
+        for start in range(0, len(total), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            total[rows, columns] += probabilities(part.scores[rows], is_exclusive=part.is_exclusive)
+    total /= np.float32(len(parts))
+    return total, answers
+
+
+def sayable_answers(scores: NDArray[np.float32], answers: Sequence[str]) -> list[str]:
+    """The likeliest answer to each question that is not blank, since a test server rejects blank ones."""
+    blank = [index for index, answer in enumerate(answers) if not answer.strip()]
+    if blank:
+        scores = scores.copy()
+        scores[:, blank] = -np.inf
+    return [answers[index] for index in scores.argmax(axis=1)]
+
+
+def load_scores(path: Path, *, is_exclusive: bool) -> Scores:
+    """Read what ``--save-scores`` wrote; ``is_exclusive`` holds if the file does not say."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            question_id, scores = file["question_id"], file["scores"]
+            answers = tuple(str(answer) for answer in file["answers"])
+            routes = file["routes"] if "routes" in file else np.zeros((len(question_id), 0, 0), dtype=np.float32)
+            exclusive = bool(file["is_exclusive"]) if "is_exclusive" in file else is_exclusive
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"cannot read scores from {path}: {error}", "write them again with --save-scores") from error
+    if scores.shape != (len(question_id), len(answers)):
+        raise DataError(
+            f"{path} holds scores of shape {list(scores.shape)}, expected [{len(question_id)}, {len(answers)}]",
+            "write them again with --save-scores",
+        )
+    return Scores(question_id, scores.astype(np.float32, copy=False), routes, answers, exclusive)

@@ -1,4 +1,4 @@
-"""A checkpoint of either kind, and data: do they fit, and the model ready to score."""
+"""Settings, prepared data and checkpoints of either kind: do they fit together, and the model that they make."""
 
 from __future__ import annotations
 
@@ -7,40 +7,105 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from trarctl.config.resolve import Origin
+from trarctl.config.resolve import Origin, Source
 from trarctl.config.settings import ModelSettings, Settings
 from trarctl.data.prepared import PreparedData
-from trarctl.engine.checkpoint import Description, load_checkpoint, load_description, load_upstream
+from trarctl.engine.checkpoint import Description, load_checkpoint, load_upstream, model_tensors
 from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
-from trarctl.engine.setup import model_sizes
-from trarctl.engine.state import model_tensors
-from trarctl.errors import CheckpointError
+from trarctl.errors import CheckpointError, DataError, SettingsError
 from trarctl.model.original import shape_settings
-from trarctl.model.trar import TRAR
+from trarctl.model.trar import TRAR, ModelSizes
+
+
+def prepared_folder(settings: Settings) -> Path:
+    """Where the settings look for prepared data."""
+    return settings.data.path or Path("data") / settings.data.dataset / "prepared"
+
+
+def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Origin]) -> tuple[Settings, list[str]]:
+    """Take from the data what the settings leave open: the grid and the width of the word vectors.
+
+    Returns:
+        Settings that fit, and notes on what changed.
+
+    Raises:
+        SettingsError: if a value that the user gave does not fit the data.
+        DataError: if the data has no features.
+    """
+    if settings.data.dataset != data.dataset:
+        raise SettingsError(
+            f"{data.path} holds {data.dataset} data, the settings are for {settings.data.dataset}",
+            f"trarctl train {data.dataset} --data {data.path}",
+        )
+    if not data.features.num_images or not data.features.width:
+        raise DataError(f"{data.path} has no grid features", f"trarctl prepare {data.dataset} --features DIR")
+    wanted: dict[str, Any] = {"grid_size": data.manifest.grid_size}
+    if data.vectors is not None:
+        wanted["word_embedding_size"] = int(data.vectors.shape[1])
+    changes: dict[str, Any] = {}
+    notes = []
+    for key, value in wanted.items():
+        given = getattr(settings.model, key)
+        if given == value:
+            continue
+        source = origin.get(f"model.{key}", _NOBODY)
+        if source.is_users_choice:
+            what = "its grid has" if key == "grid_size" else "its word vectors have width"
+            raise SettingsError(
+                f"model.{key} = {given} ({source.text}) does not fit {data.path}: {what} {value}",
+                f"--set model.{key}={value}, or prepare the data again",
+            )
+        changes[key] = value
+        notes.append(f"model.{key} = {value}, as the prepared data has it ({source.text}: {given})")
+    if changes:
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
+    return settings, notes
+
+
+_NOBODY = Origin(Source.RECIPE, "recipe")  # of a value whose origin is not known
+
+
+def model_sizes(data: PreparedData) -> ModelSizes:
+    """The sizes that the data gives the model."""
+    return ModelSizes(vocabulary=len(data.vocabulary), answers=len(data.answers), feature_width=data.features.width)
+
+
+def build_model(settings: Settings, data: PreparedData) -> TRAR:
+    """A model with start weights: a function of the seed, and of the data's word vectors if it has any."""
+    torch.manual_seed(settings.train.seed)
+    vectors = None if data.vectors is None else torch.from_numpy(data.vectors.astype("float32"))
+    return _new_model(settings, data, vectors)
+
+
+def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
+    """The one place where a command's model is built."""
+    return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with trained weights, ready to score.
-
-    Attributes:
-        model: in evaluation mode, on its device.
-        settings: that it was trained with, as far as the checkpoint or the user knows them.
-        temperature: of the last epoch it was trained for.
-        epoch: finished epochs.
-        source: the file.
-        description: what a checkpoint of ours says of itself; None for the original's.
-    """
+    """A model with trained weights, in evaluation mode on its device."""
 
     model: TRAR
-    settings: Settings
-    temperature: float
-    epoch: int
+    settings: Settings  # that it was trained with, as far as the checkpoint or the user knows them
+    temperature: float  # of the last epoch that it was trained for
+    epoch: int  # finished ones
     source: Path
-    description: Description | None
+    description: Description | None  # None for the original's checkpoints
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.head.weight.device
+
+
+def is_exclusive(settings: Settings) -> bool:
+    """Whether probabilities are a softmax over the answers; otherwise a sigmoid of each."""
+    return settings.train.loss != "bce"
 
 
 def is_upstream(path: Path) -> bool:
@@ -51,42 +116,23 @@ def is_upstream(path: Path) -> bool:
 def load_model(
     path: Path, data: PreparedData, settings: Settings, *, origin: Mapping[str, Origin], world: World
 ) -> Loaded:
-    """Load a checkpoint for scoring ``data``.
+    """Load a checkpoint of ours, or a ``.pkl`` of the original program, for scoring ``data`` on this process's device.
 
-    Args:
-        path: a checkpoint of ours, or a ``.pkl`` of the original program.
-        data: prepared data that it is to score.
-        settings: for our own checkpoint those it holds (with what the user changed); for the original's what the
-            shapes do not say.
-        origin: where each dotted key of ``settings`` came from.
-        world: device to put the model on.
+    ``settings`` are for our own checkpoint those it holds, with what the user changed; for the original's what the
+    shapes do not say.
 
     Raises:
         CheckpointError: if the file is missing or damaged, or does not fit the data or the settings.
     """
-    if is_upstream(path):
-        state, epoch = load_upstream(path)
-        description = None
+    state, epoch, description = _read(path, data)
+    if description is None:
         settings = _with_shape(path, state, settings, origin, data)
-        heat = temperature(settings.train, epoch=max(epoch - 1, 0))
+        last_temperature = temperature(settings.train, epoch=max(epoch - 1, 0))
     else:
-        tensors, description = load_checkpoint(path)
-        check_words(path, description, data)
-        state = model_tensors(tensors)
-        epoch, heat = description.progress.epoch, description.temperature
-    _check_sizes(path, state, data)
-    model = TRAR(settings.model, model_sizes(data), attention=settings.run.attention)
+        last_temperature = description.temperature
+    model = _new_model(settings, data)
     load_weights(model, state, path)
-    return Loaded(model.to(world.device).eval(), settings, heat, epoch, path, description)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint of either kind, under the model's own names.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged.
-    """
-    return load_upstream(path)[0] if is_upstream(path) else model_tensors(load_checkpoint(path)[0])
+    return Loaded(model.to(world.device).eval(), settings, last_temperature, epoch, path, description)
 
 
 def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], data: PreparedData) -> Settings:
@@ -95,28 +141,45 @@ def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], da
     Raises:
         CheckpointError: if the file cannot be read, or fits neither the data nor what the user asked for.
     """
-    if not is_upstream(path):
-        check_words(path, load_description(path), data)
-    state = read_weights(path)
-    _check_sizes(path, state, data)
-    return _with_shape(path, state, settings, origin, data)
+    return _with_shape(path, _read(path, data)[0], settings, origin, data)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint of either kind, under the model's own names."""
+    return load_upstream(path)[0] if is_upstream(path) else model_tensors(load_checkpoint(path)[0])
+
+
+def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int, Description | None]:
+    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data."""
+    if is_upstream(path):
+        state, epoch = load_upstream(path)
+        description = None
+    else:
+        tensors, description = load_checkpoint(path)
+        check_words(path, description, data)
+        state, epoch = model_tensors(tensors), description.progress.epoch
+    sizes = model_sizes(data)
+    for name, axis, ours, what in (
+        ("embedding.weight", 0, sizes.vocabulary, "words"),
+        ("head.weight", 0, sizes.answers, "answers"),
+        ("adapter.weight", 1, sizes.feature_width, "features a cell"),
+    ):
+        if name in state and state[name].shape[axis] != ours:
+            raise CheckpointError(
+                f"{path} has {state[name].shape[axis]} {what}, {data.path} has {ours}",
+                "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
+                " and test included, when the data is prepared",
+            )
+    return state, epoch, description
 
 
 def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
-    """Fill a model with weights, all of them and nothing else.
-
-    Raises:
-        CheckpointError: if a name or a shape differs; the message names the first few.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    faults = [f"{name} is missing" for name in wanted if name not in given]
-    faults += [f"{name} is not part of the model" for name in given if name not in wanted]
-    faults += [
-        f"{name} is {list(given[name])}, expected {list(shape)}"
-        for name, shape in wanted.items()
-        if name in given and given[name] != shape
-    ]
+    """Fill a model with weights, all of them and nothing else; CheckpointError names the first that do not fit."""
+    own = model.state_dict()
+    faults = [f"{name} is missing" for name in own if name not in state]
+    faults += [f"{name} is not part of the model" for name in state if name not in own]
+    shapes = [(name, list(state[name].shape), list(tensor.shape)) for name, tensor in own.items() if name in state]
+    faults += [f"{name} is {given}, expected {wanted}" for name, given, wanted in shapes if given != wanted]
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise CheckpointError(
@@ -127,11 +190,7 @@ def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def check_words(path: Path, description: Description, data: PreparedData) -> None:
-    """Compare the words and answers of a checkpoint with those of the data.
-
-    Raises:
-        CheckpointError: if they differ; the message names the first difference.
-    """
+    """Compare words and answers of a checkpoint with the data's; a CheckpointError names the first difference."""
     for what, theirs, ours in (
         ("vocabulary", description.vocabulary, list(data.vocabulary.words)),
         ("answer list", description.answers, list(data.answers)),
@@ -147,21 +206,6 @@ def check_words(path: Path, description: Description, data: PreparedData) -> Non
             f"{path} was trained with another {what} than {data.path} ({difference})",
             f"give the prepared data that it was trained on: --data DIR (it was {description.data})",
         )
-
-
-def _check_sizes(path: Path, state: Mapping[str, Tensor], data: PreparedData) -> None:
-    sizes = model_sizes(data)
-    for name, axis, ours, what in (
-        ("embedding.weight", 0, sizes.vocabulary, "words"),
-        ("head.weight", 0, sizes.answers, "answers"),
-        ("adapter.weight", 1, sizes.feature_width, "features a cell"),
-    ):
-        if name in state and state[name].shape[axis] != ours:
-            raise CheckpointError(
-                f"{path} has {state[name].shape[axis]} {what}, {data.path} has {ours}",
-                "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
-                " and test included, when the data is prepared",
-            )
 
 
 def _with_shape(
@@ -181,14 +225,14 @@ def _with_shape(
             f"{path} has {num_spans} spans, the settings name {len(model.spans)}: {list(model.spans)}",
             "give its trar.yml: --config FILE, or --set model.spans=0,1,2",
         )
-    for key, value in (shapes | {"grid_size": data.manifest.grid_size}).items():
-        given, source = getattr(model, key), origin.get(f"model.{key}")
-        if given != value and source is not None and source.is_users_choice:
+    fixed: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}
+    for key, value in fixed.items():
+        given, source = getattr(model, key), origin.get(f"model.{key}", _NOBODY)
+        if given != value and source.is_users_choice:
             holder = data.path if key == "grid_size" else path
             raise CheckpointError(
                 f"{holder} has {key} {value}, the settings say {given} ({source.text})",
                 "give settings, checkpoint and data that belong together: --config FILE, --ckpt FILE, --data DIR",
             )
-    changes: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}
-    adopted = ModelSettings.model_validate(model.model_dump() | changes)
+    adopted = ModelSettings.model_validate(model.model_dump() | fixed)
     return settings.model_copy(update={"model": adopted})

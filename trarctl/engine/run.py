@@ -13,24 +13,19 @@ from pydantic import ValidationError
 
 from trarctl.config.settings import Settings
 from trarctl.errors import CheckpointError, DataError
-from trarctl.files import write_bytes
+from trarctl.files import write_bytes, write_json
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
+KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The lines of a run's ``metrics.jsonl`` by kind.
-
-    Attributes:
-        steps: logged steps, in order.
-        epochs: ends of epochs, in order.
-        validations: by epoch, counted from 1; where an epoch was validated again, the last time.
-    """
+    """The lines of a run's ``metrics.jsonl`` by kind, in order."""
 
     steps: list[dict[str, Any]]
     epochs: list[dict[str, Any]]
-    validations: dict[int, dict[str, Any]]
+    validations: dict[int, dict[str, Any]]  # by epoch, counted from 1; of one validated again, the last
 
     def best_epoch(self, among: Collection[int] | None = None) -> int | None:
         """Find the epoch with the best validation, the first of equals; None without one."""
@@ -40,50 +35,26 @@ class Metrics:
         return max(scores, key=lambda epoch: (scores[epoch], -epoch)) if scores else None
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """One run on the disk.
+    """One run on the disk; its name is that of its folder."""
 
-    Layout: ``settings.json``, ``log.txt`` (for people), ``metrics.jsonl`` (one JSON object a line), ``checkpoints/``.
-    """
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The run's name: that of its folder."""
-        return self.path.name
-
-    @property
-    def settings_file(self) -> Path:
-        """The resolved settings, JSON."""
-        return self.path / "settings.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        """What was measured, JSON lines."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log_file(self) -> Path:
-        """The same for people."""
-        return self.path / "log.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.path / "checkpoints"
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.settings_file = path / "settings.json"  # resolved
+        self.metrics_file = path / "metrics.jsonl"  # what was measured, one JSON object a line
+        self.log_file = path / "log.txt"  # the same for people
+        self.checkpoints = path / "checkpoints"
 
     def epoch_checkpoint(self, epoch: int) -> Path:
         """Where the checkpoint after ``epoch`` finished epochs is, or will be."""
         return self.checkpoints / f"epoch-{epoch:03d}.safetensors"
 
     def step_checkpoint(self, epoch: int, step: int) -> Path:
-        """Where a checkpoint ``step`` steps behind ``epoch`` finished epochs is, or will be."""
+        """Where a checkpoint ``step`` steps into the epoch after ``epoch`` finished ones is, or will be."""
         return self.checkpoints / f"epoch-{epoch:03d}-step-{step:06d}.safetensors"
 
     def saved(self) -> list[tuple[int, int, Path]]:
-        """(finished epochs, steps behind them, file) of all checkpoints, oldest first."""
+        """(finished epochs, steps done of the next, file) of all checkpoints, oldest first."""
         found = []
         for file in self.checkpoints.glob("epoch-*.safetensors") if self.checkpoints.is_dir() else ():
             if match := CHECKPOINT.match(file.name):
@@ -91,11 +62,7 @@ class RunFolder:
         return sorted(found)
 
     def create(self) -> None:
-        """Make the folder.
-
-        Raises:
-            DataError: if it cannot be written.
-        """
+        """Make the folder; DataError if it cannot be written."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -104,7 +71,7 @@ class RunFolder:
         except OSError as error:
             raise DataError(
                 f"cannot write the run folder {self.path}: {error.strerror or error}",
-                "choose another with --set run.folder=DIR, or mend its permissions",
+                "choose another with --set run.folder=DIR, or correct its permissions",
             ) from error
 
     def record(self, entry: Mapping[str, Any]) -> None:
@@ -142,8 +109,41 @@ class RunFolder:
         except OSError as error:
             raise DataError(
                 f"cannot write {path}: {error.strerror or error}",
-                f"free some space or mend its permissions; then trarctl resume {self.name} goes on",
+                f"free some space or correct its permissions; then trarctl resume {self.name} goes on",
             ) from error
+
+    def prune(self, *, epoch: int, best_epoch: int | None, keep: int) -> None:
+        """Remove the checkpoints that a new one, after ``epoch`` finished epochs, makes superfluous.
+
+        Those within finished epochs go, older ones within the next, and all finished epochs but the latest ``keep``
+        (0 for all) and the best.
+        """
+        saved = self.saved()
+        within = [(number, path) for number, step, path in saved if step]
+        epochs = [(number, path) for number, step, path in saved if not step]
+        surplus = [path for number, path in within if number < epoch]
+        surplus += [path for _, path in within[:-KEPT_WITHIN_EPOCH]]
+        surplus += [path for number, path in epochs[:-keep] if number != best_epoch] if keep else []
+        for path in surplus:
+            path.unlink(missing_ok=True)
+
+    def rewind(self, *, epoch: int, step_in_epoch: int, step: int) -> None:
+        """Forget what the run did after that point: metrics are dropped, checkpoints set aside, torn files removed."""
+
+        def is_before(entry: Mapping[str, Any]) -> bool:
+            # After the last step of an epoch its own end is still to come.
+            is_end_of_epoch = entry.get("event") != "step" and step_in_epoch > 0
+            return entry.get("step", 0) < step or (entry.get("step", 0) == step and not is_end_of_epoch)
+
+        kept = [entry for entry in self.metrics() if is_before(entry)]
+        write_bytes(self.metrics_file, b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
+        for number, steps, path in self.saved():
+            if (number, steps) > (epoch, step_in_epoch):
+                aside = self.checkpoints / "superseded"
+                aside.mkdir(exist_ok=True)
+                path.replace(aside / path.name)
+        for torn in self.checkpoints.glob(".*.tmp"):
+            torn.unlink(missing_ok=True)
 
     def best_epoch(self) -> int | None:
         """The epoch, counted from 1, with the best validation so far that still has a checkpoint."""
@@ -179,7 +179,7 @@ def find_run(text: str | None, folder: Path) -> RunFolder:
 
 
 def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
-    """The checkpoint file behind ``RUN``, ``RUN@EPOCH`` or ``FILE``, and how it was chosen, in words.
+    """The checkpoint file that ``RUN``, ``RUN@EPOCH`` or ``FILE`` means, and how it was chosen, in words.
 
     Raises:
         CheckpointError: if there is no such run, epoch or file.
@@ -215,15 +215,11 @@ def write_settings(run: RunFolder, settings: Settings, data: Path) -> None:
     """Keep the resolved settings beside the run, with the absolute path of its data."""
     values = settings.model_dump(mode="json")
     values["data"]["path"] = str(data.resolve())
-    write_bytes(run.settings_file, orjson.dumps(values, option=orjson.OPT_INDENT_2))
+    write_json(run.settings_file, values)
 
 
 def read_settings(run: RunFolder) -> Settings:
-    """The settings of a run, under the name and in the folder that it has now.
-
-    Raises:
-        CheckpointError: if the file cannot be read.
-    """
+    """The settings of a run, under the name and in the folder that it has now; CheckpointError if they are damaged."""
     try:
         settings = Settings.model_validate(orjson.loads(run.settings_file.read_bytes()))
     except (OSError, orjson.JSONDecodeError, ValidationError) as error:

@@ -1,4 +1,4 @@
-"""Learning rate and temperature: pure functions of the place in the training.
+"""Learning rate and temperature: pure functions of how far the training has come.
 
 Source: the schedules of the TRAR-VQA program; differences are named in the docstrings.
 """
@@ -9,20 +9,12 @@ from trarctl.config.settings import TrainSettings
 
 
 def learning_rate(settings: TrainSettings, *, epoch: int, step: int, num_samples: int) -> float:
-    """The rate of one optimizer step.
+    """The rate of one optimizer step, counted from 1 since the start of the training; ``epoch`` counts from 0.
 
-    The first ``warmup_epochs + 1`` epochs are cut into quarters, by step; in quarter i the rate is
-    base * i / (warmup_epochs + 1), afterwards base. The base falls at the start of each of ``decay_epochs``.
-    Without warm-up the rate is the base from the first step on (the original would overshoot to three times it).
-
-    Args:
-        settings: base, warm-up and decay.
-        epoch: index of the epoch, from 0.
-        step: number of the optimizer step since the start of the training, from 1.
-        num_samples: samples of one epoch, those that do not fill a batch included.
-
-    Returns:
-        The rate.
+    The first ``warmup_epochs + 1`` epochs (of ``num_samples``, those that do not fill a batch included) are cut into
+    quarters, by step; in quarter i the rate is base * i / (warmup_epochs + 1), afterwards base. The base falls at the
+    start of each of ``decay_epochs``. Without warm-up the rate is the base from the first step on (the original would
+    overshoot to three times it).
     """
     base = settings.learning_rate
     for decay_epoch in settings.decay_epochs:
@@ -39,15 +31,11 @@ def learning_rate(settings: TrainSettings, *, epoch: int, step: int, num_samples
 
 
 def temperature(settings: TrainSettings, *, epoch: int) -> float:
-    """The temperature of hard routing in one epoch, never below ``temperature_min``.
+    """The temperature of hard routing in one epoch, counted from 0, never below ``temperature_min``.
 
     Policy 0 falls in a straight line from the highest to the lowest; 1 falls to 1 over the warm-up and then slowly; 2
     starts low, for finetuning, and ends its warm-up at the lowest. (The original's policies 1 and 2 can fall below the
     lowest, even to 0: here they stop there.)
-
-    Args:
-        settings: policy, limits, epochs and warm-up.
-        epoch: index of the epoch, from 0.
     """
     highest, lowest = settings.temperature_max, settings.temperature_min
     epochs, warmup = settings.epochs, settings.warmup_epochs

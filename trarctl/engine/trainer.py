@@ -1,101 +1,173 @@
-"""The training loop: epochs, steps, forward and backward.
+"""The training of a run: ``Trainer.fit`` -> ``train_epoch`` -> ``train_step`` -> ``forward_backward``.
 
-What it knows it tells an observer; what must survive it writes to the run's checkpoints.
+Axes: B batch, A answers, L layers, K spans.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
-from torch import Tensor
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
+import trarctl
 from trarctl.config.settings import Settings
-from trarctl.data.loader import Batch, Rows, Samples, load_batches, scoring_samples, training_plan, training_samples
+from trarctl.data.loader import Batch, Loss, Rows, Samples, load_batches, training_plan, training_samples
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
-from trarctl.engine.callbacks import Callback, EpochDone, RunFinished, RunStarted, StepDone, Validated
-from trarctl.engine.checkpoint import TrainState
-from trarctl.engine.distributed import World, peak_memory_bytes
+from trarctl.engine import checkpoint, distributed
+from trarctl.engine.callbacks import Callback, CheckpointSaved, EpochDone, RunFinished, RunStarted, StepDone, Validated
+from trarctl.engine.checkpoint import Description, TrainState
+from trarctl.engine.distributed import World
 from trarctl.engine.evaluator import Evaluator
-from trarctl.engine.keeping import Keeper
+from trarctl.engine.loading import build_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature
-from trarctl.engine.signals import StopRequest, Word, confer
-from trarctl.engine.stepping import LossWindow, Stepper, describe_faults
-from trarctl.errors import Stopped, TrarError
+from trarctl.engine.signals import STOPPING, StopRequest
+from trarctl.errors import DataError, Stopped, TrarError
 from trarctl.model.trar import count_parameters
 
 
-@dataclass
-class Trainer:
-    """One run: a model, its optimizer, its data, and the place it is at; ``fit`` takes it to its last epoch.
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves behind; the tensors are on the device and may not be computed yet."""
 
-    Attributes:
+    step: int
+    question_id: NDArray[Any]  # of the questions that this process computed
+    loss: Tensor  # of this process, summed over its samples
+    gradient_norm: Tensor  # of the whole batch, before clipping; where it is not finite, nothing was updated
+    routes: Tensor  # mean span weights of this process's last part, [L, K]
+
+
+class Trainer:
+    """One run: a model, its optimizer, its data, and how far it has come.
+
+    Args:
         settings: resolved and fitted to the data.
-        data: prepared data.
-        run: where checkpoints go.
-        world: device and processes.
-        callback: told what happens, in the leading process.
-        stepper: the model and its optimizer.
-        place: where the training stands; changes with every step.
-        stop: whether somebody asked the run to stop.
+        tensors: of a checkpoint to start from, as in its file; empty for new weights.
+        state: how far that checkpoint had come.
     """
 
-    settings: Settings
-    data: PreparedData
-    run: RunFolder
-    world: World
-    callback: Callback
-    stepper: Stepper
-    place: TrainState
-    stop: StopRequest
-    _samples: dict[str, Samples] = field(default_factory=dict)
-    _keeper: Keeper = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._keeper = Keeper(self.settings, self.data, self.run, self.world, self.callback, self.stepper)
+    def __init__(
+        self,
+        settings: Settings,
+        data: PreparedData,
+        run: RunFolder,
+        world: World,
+        *,
+        callback: Callback,
+        stop: StopRequest,
+        tensors: Mapping[str, Tensor],
+        state: TrainState,
+    ) -> None:
+        self.settings, self.data, self.run, self.world = settings, data, run, world
+        self.callback, self.stop, self.state = callback, stop, state
+        self.model = build_model(settings, data)
+        if tensors:
+            load_weights(self.model, checkpoint.model_tensors(tensors), run.path)
+        self.model.to(world.device)
+        train = settings.train
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
+        )
+        checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
+        self.network = distributed.share_gradients(self.model, world)
+        if settings.run.compile:
+            self.network.compile()
+        self._samples: dict[str, Samples] = {}
+        self._unread: list[StepResult] = []  # steps whose losses were not read yet
+        self._saved_at = self._epoch_started = time.monotonic()
+        self._samples_before = 0  # of the epoch, by an earlier process
 
     def fit(self) -> TrainState:
-        """Train from where the run stands to its last epoch, validating and saving after each.
+        """Train to the run's last epoch, validating and saving after each.
 
         Raises:
             Stopped: after a signal; the state is saved.
             TrarError: if the loss is not finite; the state is saved.
         """
-        started = time.monotonic()
-        self.callback(
-            RunStarted(
-                name=self.run.name,
-                folder=self.run.path,
-                device=str(self.world.device),
-                num_processes=self.world.size,
-                num_parameters=count_parameters(self.stepper.model),
-                num_samples=len(self.samples),
-                steps_per_epoch=self.steps_per_epoch,
-                epochs=self.settings.train.epochs,
-                start_epoch=self.place.epoch,
-                start_step=self.place.step_in_epoch,
-            )
-        )
-        while self.place.epoch < self.settings.train.epochs:
-            self._train_epoch()
-        best = self.place.best_epoch, self.place.best_overall
-        self.callback(RunFinished(self.run.name, self.run.path, time.monotonic() - started, *best))
-        return self.place
+        started, run, epochs = time.monotonic(), self.run, self.settings.train.epochs
+        num_samples, num_parameters = len(self.samples), count_parameters(self.model)
+        size, steps = self.world.size, self.steps_per_epoch
+        where = self.state.epoch, self.state.step_in_epoch
+        device = str(self.world.device)
+        self.callback(RunStarted(run.name, run.path, device, size, num_parameters, num_samples, steps, epochs, *where))
+        with distributed.tf32_allowed(self.world.device, self.settings.run.precision):
+            while self.state.epoch < epochs:
+                self.train_epoch()
+        best = self.state.best_epoch, self.state.best_overall
+        self.callback(RunFinished(run.name, run.path, time.monotonic() - started, *best))
+        return self.state
+
+    def train_epoch(self) -> None:
+        """Do the steps that are left of the present epoch, then validate and save."""
+        self._epoch_started = time.monotonic()
+        self._samples_before = self.state.samples_in_epoch
+        self.network.train()
+        for parts in self._batches():
+            result = self.train_step(parts, learning_rate=self._learning_rate(self.state.step + 1))
+            self._finish_step(result)
+        self._finish_epoch()
+
+    def train_step(self, parts: Sequence[Batch], *, learning_rate: float) -> StepResult:
+        """Learn from one batch, of which this process computes ``parts``."""
+        train, step = self.settings.train, self.state.step + 1
+        distributed.seed_step(train.seed, step=step, rank=self.world.rank)
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part in parts:
+            loss, routes = self.forward_backward(part, is_last=part is parts[-1])
+            losses.append(loss)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        gradient_norm = nn.utils.get_total_norm(gradients)
+        if train.gradient_clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), train.gradient_clip, gradient_norm)
+        # Decided on the device, without waiting for it; processes share their gradients, so all decide alike. The fused
+        # optimizer leaves weights, averages and its count of steps alone where found_inf is 1.
+        self.optimizer.found_inf = (~gradient_norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        question_id = np.concatenate([part.question_id for part in parts])
+        return StepResult(step, question_id, torch.stack(losses).sum(), gradient_norm, routes)
+
+    def forward_backward(self, part: Batch, *, is_last: bool) -> tuple[Tensor, Tensor]:
+        """Add one part's gradient; only with the last part of a batch do processes exchange gradients.
+
+        Returns:
+            The loss, summed over the part, and the mean span weights, [L, K].
+        """
+        train = self.settings.train
+        if part.target is None:
+            raise AssertionError("training batches have targets")
+        # Processes average their gradients: the factor makes that the sum over the whole batch.
+        scale = float(self.world.size)
+        if train.loss_reduction == "mean":
+            scale /= train.batch_size * (1 if train.loss == "ce" else len(self.data.answers))
+        waits = isinstance(self.network, DistributedDataParallel) and not is_last
+        with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with distributed.precision_of(self.world.device, self.settings.run.precision):
+                scores, routes = self.network(part.question_tokens, part.cells(), temperature=self.temperature)
+            loss = answer_loss(scores, part.target, loss=train.loss).sum()
+            with distributed.collective():
+                (loss * scale).backward()
+        return loss.detach(), routes.detach().mean(dim=0)
 
     @property
     def split(self) -> str:
         """The splits that the present epoch trains on."""
         data = self.settings.data
-        if data.later_split is not None and data.later_split_epoch is not None:
-            return data.later_split if self.place.epoch >= data.later_split_epoch else data.split
-        return data.split
+        is_later = data.later_split_epoch is not None and self.state.epoch >= data.later_split_epoch
+        return data.later_split if is_later and data.later_split is not None else data.split
 
     @property
     def samples(self) -> Samples:
@@ -104,41 +176,23 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of the present epoch; samples that do not fill a batch sit it out."""
+        """Optimizer steps of the present epoch; samples that do not fill a batch are left out of it."""
         return len(self.samples) // self.settings.train.batch_size
 
     @property
-    def heat(self) -> float:
-        """The temperature of the present epoch."""
-        return temperature(self.settings.train, epoch=self.place.epoch)
+    def temperature(self) -> float:
+        """Of hard routing, in the present epoch."""
+        return temperature(self.settings.train, epoch=self.state.epoch)
+
+    def _learning_rate(self, step: int) -> float:
+        # Warm-up is measured in epochs of the split that the run began with.
+        num_samples = len(self._samples_of(self.settings.data.split))
+        return learning_rate(self.settings.train, epoch=self.state.epoch, step=step, num_samples=num_samples)
 
     def _samples_of(self, split: str) -> Samples:
         if split not in self._samples:
             self._samples[split] = training_samples(self.data, split, self.settings.train.loss)
         return self._samples[split]
-
-    def _rate(self, step: int) -> float:
-        # Warm-up is measured in epochs of the split that the run began with.
-        num_samples = len(self._samples_of(self.settings.data.split))
-        return learning_rate(self.settings.train, epoch=self.place.epoch, step=step, num_samples=num_samples)
-
-    def _train_epoch(self) -> None:
-        clock = _EpochClock(self.place)
-        window = LossWindow()
-        self.stepper.network.train()
-        for parts in self._batches():
-            number = self.place.step + 1
-            result = self.stepper.step(parts, number=number, rate=self._rate(number), heat=self.heat)
-            window.add(result, parts)
-            self._advance()
-            is_logged = number % self.settings.run.log_every == 0 or self.place.step_in_epoch == self.steps_per_epoch
-            word = self._confer(window, reads_loss=is_logged or self.world.device.type == "cpu")
-            self._report_step(result.routes if is_logged else None, clock)
-            if word.signal_number:
-                self._stop(word.signal_number)
-            if word.is_save_due:
-                self._save()
-        self._finish_epoch(clock)
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The parts, on the device, of each of the epoch's remaining batches that this process computes."""
@@ -148,9 +202,9 @@ class Trainer:
             len(self.samples),
             batch_size=train.batch_size,
             seed=train.seed,
-            epoch=self.place.epoch,
+            epoch=self.state.epoch,
             shuffle=train.shuffle,
-            first_step=self.place.step_in_epoch,
+            first_step=self.state.step_in_epoch,
         ):
             plan += list(rows.reshape(train.accumulation, self.world.size, -1)[:, self.world.rank])
         pin = self.world.device.type == "cuda"
@@ -162,67 +216,86 @@ class Trainer:
                 yield parts
                 parts = []
 
-    def _advance(self) -> None:
-        place = self.place
-        self.place = place.model_copy(
-            update={
-                "step_in_epoch": place.step_in_epoch + 1,
-                "step": place.step + 1,
-                "samples_in_epoch": place.samples_in_epoch + self.settings.train.batch_size,
-                "window_samples": place.window_samples + self.settings.train.batch_size,
-            }
-        )
+    def _update_state(self, **changes: Any) -> None:
+        self.state = self.state.model_copy(update=changes)
 
-    def _confer(self, window: LossWindow, *, reads_loss: bool) -> Word:
-        """Hear from all processes whether to stop or to save, and add up the losses; the one meeting of a step.
+    def _finish_step(self, result: StepResult) -> None:
+        """Count the step, report it, and do what was asked for: stop or save."""
+        state, batch_size = self.state, self.settings.train.batch_size
+        self._update_state(
+            step_in_epoch=state.step_in_epoch + 1,
+            step=state.step + 1,
+            samples_in_epoch=state.samples_in_epoch + batch_size,
+            window_samples=state.window_samples + batch_size,
+        )
+        self._unread.append(result)
+        is_end = self.state.step_in_epoch == self.steps_per_epoch
+        is_logged = result.step % self.settings.run.log_every == 0 or is_end
+        signal_number, is_save_due = self._synchronize(reads_loss=is_logged or self.world.device.type == "cpu")
+        self._report_step(result, is_logged=is_logged)
+        if signal_number:
+            self._stop(signal_number)
+        if is_save_due:
+            self._save()
+
+    def _synchronize(self, *, reads_loss: bool) -> tuple[int, bool]:
+        """Add up the losses, and hear from all processes whether to stop or to save; one all-reduce a step.
 
         Reading the losses waits for the device. Whatever is saved has them in it.
+
+        Returns:
+            The signal that asks to stop, 0 for none, and whether to save.
         """
-        is_due = self._keeper.is_due(self.place, steps_per_epoch=self.steps_per_epoch)
-        loss = window.total() if reads_loss else 0.0
-        word = confer(self.world, Word(loss, self.stop.signal_number, is_due))
-        if not reads_loss and (word.signal_number or word.is_save_due):
-            word = Word(
-                float(self.world.all_reduce(np.array([window.total()]))[0]), word.signal_number, word.is_save_due
-            )
-            reads_loss = True
-        if not np.isfinite(word.loss):
-            self._give_up(window)
+        loss = self._unread_loss() if reads_loss else 0.0
+        # By the clock, only the main process can say whether to save.
+        wants_save = float(self.world.is_main and self._is_save_due())
+        asked = [float(self.stop.signal_number == number) for number in STOPPING]
+        loss, is_save_due, *asked = self.world.all_reduce(np.array([loss, wants_save, *asked])).tolist()
+        signal_number = next((int(number) for number, count in zip(STOPPING, asked, strict=True) if count), 0)
+        if not reads_loss and (signal_number or is_save_due):
+            loss, reads_loss = float(self.world.all_reduce(np.array([self._unread_loss()]))[0]), True
+        if not np.isfinite(loss):
+            self._give_up()
         if reads_loss:
-            window.clear()
-            place = self.place
-            sums = {"loss_sum": place.loss_sum + word.loss, "window_loss_sum": place.window_loss_sum + word.loss}
-            self.place = place.model_copy(update=sums)
-        return word
+            self._unread.clear()
+            sums = self.state.loss_sum + loss, self.state.window_loss_sum + loss
+            self._update_state(loss_sum=sums[0], window_loss_sum=sums[1])
+        return signal_number, bool(is_save_due)
 
-    def _mean_loss(self) -> float:
-        place = self.place
-        self.place = place.model_copy(update={"window_loss_sum": 0.0, "window_samples": 0})
-        return place.window_loss_sum / max(place.window_samples, 1)
+    def _unread_loss(self) -> float:
+        return float(_losses(self._unread).double().sum()) if self._unread else 0.0
 
-    def _report_step(self, routes: Tensor | None, clock: _EpochClock) -> None:
-        """Tell of a step; of its loss and ``routes`` only where these are logged."""
-        is_logged = routes is not None
-        loss = self._mean_loss() if is_logged else None
-        place = self.place
-        self.callback(
-            StepDone(
-                epoch=place.epoch + 1,
-                step_in_epoch=place.step_in_epoch,
-                steps_per_epoch=self.steps_per_epoch,
-                step=place.step,
-                rate=self._rate(place.step),
-                temperature=self.heat,
-                samples_per_second=clock.samples_per_second(place),
-                loss=loss,
-                routes=None if routes is None else routes.double().cpu().numpy().round(4).tolist(),
-                memory_bytes=peak_memory_bytes(self.world.device) if is_logged else None,
-            )
-        )
+    def _is_save_due(self) -> bool:
+        """Whether ``run.save_every`` asks for a checkpoint; the end of an epoch has one anyway."""
+        every = self.settings.run.save_every
+        if every is None or self.state.step_in_epoch == self.steps_per_epoch:
+            return False
+        if every.isdigit():
+            return self.state.step % int(every) == 0
+        return time.monotonic() - self._saved_at >= 60 * int(every.rstrip("min"))
 
-    def _give_up(self, window: LossWindow) -> NoReturn:
-        """Save and end, since a loss or a gradient is not finite; the weights are those of before."""
-        where = describe_faults(self.world.all_gather(window.fault(self.place.step)))
+    def _report_step(self, result: StepResult, *, is_logged: bool) -> None:
+        state, logged = self.state, {}
+        if is_logged:
+            logged = {
+                "loss": state.window_loss_sum / max(state.window_samples, 1),
+                "gradient_norm": float(result.gradient_norm),
+                "routes": result.routes.double().cpu().numpy().round(4).tolist(),
+                "memory_bytes": distributed.peak_memory_bytes(self.world.device),
+            }
+            self._update_state(window_loss_sum=0.0, window_samples=0)
+        where = state.epoch + 1, state.step_in_epoch, self.steps_per_epoch, state.step
+        schedule = self._learning_rate(state.step), self.temperature
+        self.callback(StepDone(*where, *schedule, self._samples_per_second(), **logged))
+
+    def _samples_per_second(self) -> float:
+        """Over the epoch, as far as this process has computed it."""
+        seconds = time.monotonic() - self._epoch_started
+        return (self.state.samples_in_epoch - self._samples_before) / max(seconds, 1e-9)
+
+    def _give_up(self) -> NoReturn:
+        """Save and end, since a loss or a gradient is not finite; the weights are those from before."""
+        where = describe_faults(self.world.all_gather(_first_fault(self._unread)))
         path = self._save()
         raise TrarError(
             f"the loss or its gradient is not finite at {where} of run {self.run.name}; "
@@ -234,87 +307,147 @@ class Trainer:
     def _stop(self, signal_number: int) -> NoReturn:
         path = self._save()
         raise Stopped(
-            f"run {self.run.name} stopped by {signal.Signals(signal_number).name} after step {self.place.step}; "
+            f"run {self.run.name} stopped by {signal.Signals(signal_number).name} after step {self.state.step}; "
             f"its state is saved in {path.name}",
             signal_number,
             f"trarctl resume {self.run.name}",
         )
 
-    def _save(self) -> Path:
-        return self._keeper.save(self.place, rate=self._rate(max(self.place.step, 1)), heat=self.heat)
+    def _stop_if_asked(self) -> None:
+        if signal_number := self.world.all_reduce_max(self.stop.signal_number):
+            self._stop(signal_number)
 
-    def _finish_epoch(self, clock: _EpochClock) -> None:
-        place, heat, rate = self.place, self.heat, self._rate(max(self.place.step, 1))
-        loss = place.loss_sum / max(place.samples_in_epoch, 1)
-        seconds, speed = clock.seconds(), clock.samples_per_second(place)
-        ended = EpochDone(place.epoch + 1, place.step, self.steps_per_epoch, loss, rate, heat, seconds, speed)
-        validated = self._validate() if self._validates() else None
-        best, accuracy = (place.best_epoch, place.best_overall), None
-        # What is told is written down before the checkpoint: a resume drops what it finds twice, but cannot know what
-        # was never told.
+    def _finish_epoch(self) -> None:
+        state, schedule = self.state, (self._learning_rate(max(self.state.step, 1)), self.temperature)
+        loss = state.loss_sum / max(state.samples_in_epoch, 1)
+        speed = time.monotonic() - self._epoch_started, self._samples_per_second()
+        ended = EpochDone(state.epoch + 1, state.step, self.steps_per_epoch, loss, *schedule, *speed)
+        validated = self._validate() if self._is_validation_due() else None
+        # Events are written down before the checkpoint: a resume drops what it finds twice, but cannot know what was
+        # never written.
         self.callback(ended)
+        best, accuracy = (state.best_epoch, state.best_overall), None
         if validated is not None:
             self.callback(validated)
             if validated.is_best:
                 best = validated.epoch, validated.overall
-            accuracy = {
-                "overall": validated.overall,
-                "per_type": validated.per_type,
-                "evaluator": validated.evaluator,
-            }
-        self.place = TrainState(epoch=place.epoch + 1, step=place.step, best_epoch=best[0], best_overall=best[1])
-        self._keeper.save(self.place, rate=rate, heat=heat, accuracy=accuracy)
+            accuracy = {name: getattr(validated, name) for name in ("overall", "per_type", "evaluator")}
+        self.state = TrainState(epoch=state.epoch + 1, step=state.step, best_epoch=best[0], best_overall=best[1])
+        self._save(schedule, accuracy)
 
-    def _validates(self) -> bool:
-        every, finished = self.settings.run.validate_every, self.place.epoch + 1
+    def _is_validation_due(self) -> bool:
+        every, finished = self.settings.run.validate_every, self.state.epoch + 1
         if not every or (finished % every and finished != self.settings.train.epochs):
             return False
-        if "val" in self.split.split("+") or "val" not in self.data.split_names:
-            return False
-        return self.data.split("val").is_annotated
+        has_val = "val" in self.data.split_names and "val" not in self.split.split("+")
+        return has_val and self.data.split("val").is_annotated
 
     def _validate(self) -> Validated:
-        started = time.monotonic()
-        scorer = Evaluator(
-            self.stepper.model,
-            self.heat,
-            self.world,
-            precision=self.settings.run.precision,
-            batch_size=max(self.settings.train.batch_size // self.settings.train.accumulation // self.world.size, 64),
-            num_workers=self.settings.data.num_workers,
-            callback=self.callback,
-            task="validating",
-            check=self._heed_while_validating,
+        started, world = time.monotonic(), self.world
+        evaluator = Evaluator(
+            self.model, self.settings, self.temperature, world, self.callback, "validating", self._stop_if_asked
         )
-        answered = scorer.answer(scoring_samples(self.data, "val"))
-        predictions = [self.data.answers[index] for index in answered.answer]
+        chosen, routes = evaluator.answer(self.data, "val")
+        predictions = [self.data.answers[index] for index in chosen]
         measured = measure(predictions, self.data, self.data.split("val"), "official")
-        best = self.place.best_overall
+        best = self.state.best_overall
         return Validated(
-            epoch=self.place.epoch + 1,
-            step=self.place.step,
+            epoch=self.state.epoch + 1,
+            step=self.state.step,
             overall=measured.overall,
             per_type=measured.per_type,
             is_best=best is None or measured.overall > best,
             seconds=time.monotonic() - started,
-            routes=answered.routes.mean(axis=0, dtype=np.float64).round(4).tolist(),
+            routes=routes.mean(axis=0, dtype=np.float64).round(4).tolist(),
         )
 
-    def _heed_while_validating(self) -> None:
-        signal_number = self.world.all_reduce_max(self.stop.signal_number)
-        if signal_number:
-            self._stop(signal_number)
+    def _save(self, schedule: tuple[float, float] | None = None, accuracy: dict[str, Any] | None = None) -> Path:
+        """Write a checkpoint, and remove those that it makes superfluous; all processes take part, and fail together.
+
+        ``schedule`` is the learning rate and temperature of the last step, where its epoch is over.
+        """
+        run, state = self.run, self.state
+        at, is_end = (state.epoch, state.step_in_epoch), not state.step_in_epoch
+        path = run.epoch_checkpoint(state.epoch) if is_end else run.step_checkpoint(*at)
+        problem: tuple[str, str | None] | None = None
+        if self.world.is_main:
+            started = time.monotonic()
+            description = self._describe(schedule or (self._learning_rate(state.step), self.temperature), accuracy)
+            try:
+                checkpoint.save_checkpoint(path, checkpoint.state_tensors(self.model, self.optimizer), description)
+            except DataError as error:
+                problem = error.what, error.hint
+            else:
+                self.callback(CheckpointSaved(path, *at, time.monotonic() - started))
+                run.prune(epoch=state.epoch, best_epoch=state.best_epoch, keep=self.settings.run.keep)
+        self._saved_at = time.monotonic()
+        problem = self.world.broadcast(problem)
+        if problem is not None:
+            raise DataError(*problem)
+        return path
+
+    def _describe(self, schedule: tuple[float, float], accuracy: dict[str, Any] | None) -> Description:
+        vectors = self.data.manifest.vectors
+        return Description(
+            trarctl=trarctl.__version__,
+            torch=str(torch.__version__),
+            run=self.run.name,
+            dataset=self.data.dataset,
+            settings=self.settings.model_dump(mode="json"),
+            progress=self.state,
+            learning_rate=schedule[0],
+            temperature=schedule[1],
+            accuracy=accuracy,
+            vocabulary=list(self.data.vocabulary.words),
+            answers=list(self.data.answers),
+            feature_width=self.data.features.width,
+            vectors=None if vectors is None else vectors.model_dump(mode="json"),
+            backbone=self.data.manifest.images.backbone,
+            data=str(self.data.path.resolve()),
+            num_processes=self.world.size,
+        )
 
 
-class _EpochClock:
-    """Seconds and samples since an epoch began, or went on."""
+def answer_loss(scores: Tensor, target: Tensor, *, loss: Loss) -> Tensor:
+    """The loss of each sample, summed over the answers, [B].
 
-    def __init__(self, place: TrainState) -> None:
-        self._started = time.monotonic()
-        self._earlier_samples = place.samples_in_epoch
+    ``target`` holds soft scores [B, A] for ``bce`` and ``kld``, answer indices [B] for ``ce``.
+    """
+    if loss == "ce":
+        return functional.cross_entropy(scores, target, reduction="none")
+    if loss == "bce":
+        return functional.binary_cross_entropy_with_logits(scores, target, reduction="none").sum(dim=1)
+    return functional.kl_div(scores.log_softmax(dim=1), target, reduction="none").sum(dim=1)
 
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
 
-    def samples_per_second(self, place: TrainState) -> float:
-        return (place.samples_in_epoch - self._earlier_samples) / max(self.seconds(), 1e-9)
+class Fault(NamedTuple):
+    """A step whose loss or gradient is not finite, as one process sees it."""
+
+    step: int
+    question_id: NDArray[Any]
+    is_here: bool  # whether this process's own loss is not finite
+
+
+def _losses(results: Sequence[StepResult]) -> Tensor:
+    """The loss of each step, NaN where the gradient is not finite."""
+    norms = torch.stack([result.gradient_norm for result in results])
+    return torch.stack([result.loss for result in results]).masked_fill(~norms.isfinite(), torch.nan)
+
+
+def _first_fault(results: Sequence[StepResult]) -> Fault | None:
+    for result, is_finite in zip(results, _losses(results).isfinite().tolist(), strict=True):
+        if not is_finite:
+            return Fault(result.step, result.question_id, not bool(result.loss.isfinite()))
+    return None
+
+
+def describe_faults(faults: Sequence[Fault | None]) -> str:
+    """The first faulty step of all processes and its questions, in words."""
+    there = [fault for fault in faults if fault is not None]
+    step = min(fault.step for fault in there)
+    first = [fault for fault in there if fault.step == step]
+    guilty = [fault for fault in first if fault.is_here] or first
+    questions = np.concatenate([fault.question_id for fault in guilty]).tolist()
+    listed = ", ".join(map(str, questions[:8]))
+    more = f" and {len(questions) - 8} more" if len(questions) > 8 else ""
+    return f"step {step} (questions {listed}{more})"

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.distributed import joined, plan_placement
-from trarctl.engine.ensemble import probabilities
-from trarctl.engine.evaluating import Chosen, open_model
-from trarctl.engine.evaluator import Scores
-from trarctl.engine.inspecting import Insight, inspect
+from trarctl.engine.evaluator import Chosen, Scores, probabilities
+from trarctl.engine.predictor import Insight, inspect
 from trarctl.errors import DataError
 from trarctl.report.outcomes import Outcome
 from trarctl.report.pictures import overlay, thumbnail
@@ -97,7 +95,7 @@ def examples(
     Returns:
         The examples, and why there are no pictures, if there are none.
     """
-    insights = _look(rows, scores, data, split, chosen)
+    insights = _look(rows, data, split, chosen)
     pictures, why = _pictures(rows, data, split, images)
     shares = probabilities(scores.scores[rows], is_exclusive=scores.is_exclusive)
     truth = split.truth()
@@ -124,18 +122,16 @@ def examples(
     return found, why
 
 
-def _look(rows: Rows, scores: Scores, data: PreparedData, split: PreparedSplit, chosen: Chosen) -> Insight:
+def _look(rows: Rows, data: PreparedData, split: PreparedSplit, chosen: Chosen) -> Insight:
     """Answers, routes and attention of a few questions."""
     with joined(plan_placement("cpu", {}), timeout_seconds=60.0) as world:
-        loaded = open_model(chosen, data, world)
+        loaded = chosen.open_model(data, world)
     parts = []
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
         tokens = torch.from_numpy(split.question_tokens[part].astype(np.int64))
         features = torch.from_numpy(data.features.read(split.image[part]).astype(np.float32))
-        parts.append(
-            inspect(loaded.model, tokens, features, temperature=loaded.temperature, is_exclusive=scores.is_exclusive)
-        )
+        parts.append(inspect(loaded, tokens, features))
     return Insight(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
 
 

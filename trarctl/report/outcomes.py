@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from trarctl.data.metrics import Accuracy, GroundTruth
 from trarctl.data.prepared import PreparedSplit
-from trarctl.engine.ensemble import ROWS_AT_ONCE, probabilities
-from trarctl.engine.evaluator import Scores
+from trarctl.engine.evaluator import ROWS_AT_ONCE, Scores, probabilities
 
 NUM_BINS = 10
 

@@ -17,8 +17,7 @@ from trarctl import __version__
 from trarctl.data import Progress, no_progress
 from trarctl.data.metrics import Accuracy, commonest_answer, measure, question_prior
 from trarctl.data.prepared import PreparedData, PreparedSplit
-from trarctl.engine.evaluating import Chosen
-from trarctl.engine.evaluator import Scores
+from trarctl.engine.evaluator import Chosen, Scores
 from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
 from trarctl.files import write_bytes

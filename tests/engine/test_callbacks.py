@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from tests.engine.running import Killed, kill_after, resume, tiny_settings, train
 from trarctl.config.settings import DataSettings, Settings, TrainSettings
-from trarctl.engine.callbacks import EpochDone, RunFinished, StepDone, Validated
-from trarctl.engine.loggers import numbers_of
+from trarctl.engine.callbacks import EpochDone, RunFinished, StepDone, Validated, numbers_of
 from trarctl.engine.run import RunFolder
 from trarctl.errors import SettingsError
 
@@ -41,10 +40,11 @@ def test_a_logger_that_is_not_installed(golden_data: dict[str, Path], tmp_path: 
 
 
 def test_what_is_worth_a_curve() -> None:
-    step = StepDone(1, 2, 7, 2, 1e-3, 10.0, 99.0, loss=1.5, routes=[[0.25, 0.75]])
+    step = StepDone(1, 2, 7, 2, 1e-3, 10.0, 99.0, loss=1.5, routes=[[0.25, 0.75]], gradient_norm=7.5)
     numbers, number = numbers_of(step) or ({}, 0)
     assert number == 2
     assert numbers["train/loss"] == 1.5
+    assert numbers["train/gradient_norm"] == 7.5
     assert numbers["routes/layer_0/span_1"] == 0.75
     assert numbers_of(StepDone(1, 2, 7, 2, 1e-3, 10.0, 99.0)) is None
     assert numbers_of(RunFinished("a", Path(), 1.0, None, None)) is None

@@ -15,9 +15,9 @@ from tests.conftest import GOLDEN
 from tests.model.reference import span_maps
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.distributed import joined, plan_placement
-from trarctl.engine.evaluating import Request, choose, open_model
-from trarctl.engine.inspecting import attention_maps, inspect
+from trarctl.engine.evaluator import Request, choose
 from trarctl.engine.loading import Loaded
+from trarctl.engine.predictor import inspect, look
 from trarctl.model.layers import split_heads
 
 CASES = ["vqa_soft_avg", "vqa_hard_attention_binarize", "vqa_soft_avg_two_glimpses_test", "clevr_hard_fc_binarize"]
@@ -31,7 +31,7 @@ def opened(case: str, folders: dict[str, Path]) -> tuple[Loaded, PreparedData, s
     chosen = choose(Request(f"{file}.pkl", folder, split, Path(f"{file}.yml"), gpus="cpu"))
     data = open_prepared(folder)
     with joined(plan_placement("cpu", dict(os.environ)), timeout_seconds=60) as world:
-        return open_model(chosen, data, world), data, split
+        return chosen.open_model(data, world), data, split
 
 
 def inputs(data: PreparedData, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,10 +44,12 @@ def inputs(data: PreparedData, split: str) -> tuple[torch.Tensor, torch.Tensor]:
 def test_routes_and_probabilities_are_the_originals(case: str, golden_data: dict[str, Path]) -> None:
     loaded, data, split = opened(case, golden_data)
     tokens, features = inputs(data, split)
-    insight = inspect(loaded.model, tokens, features, temperature=loaded.temperature, is_exclusive=False)
+    insight = inspect(loaded, tokens, features)
     with np.load(GOLDEN / "cases" / f"{case}.npz") as theirs:
         assert np.abs(insight.routes - theirs["alphas"][ROWS]).max() < 1e-4
-        assert np.abs(insight.probabilities - 1 / (1 + np.exp(-theirs["scores"][ROWS]))).max() < 1e-4
+        scores = torch.from_numpy(theirs["scores"][ROWS]).double()
+    expected = scores.softmax(dim=1) if data.dataset == "clevr" else scores.sigmoid()
+    assert np.abs(insight.probabilities - expected.numpy()).max() < 1e-4
     for shares in (insight.answer_attention, insight.layer_attention):
         assert np.abs(shares.sum(axis=-1) - 1).max() < 1e-5
         assert (shares >= 0).all()
@@ -63,14 +65,14 @@ def test_maps_are_what_the_layers_attend_with(case: str, golden_data: dict[str, 
         layer.route.register_forward_hook(lambda _module, given, out: seen.append((given[0], out[0])))
         for layer in loaded.model.visual_layers
     ]
-    maps = attention_maps(loaded.model, tokens, features, temperature=loaded.temperature)
+    _, _, _, maps = look(loaded, tokens, features)
     for handle in handles:
         handle.remove()
     with torch.inference_mode():
         for number, layer in enumerate(loaded.model.visual_layers):
             cells, out = seen[number]
             value = split_heads(layer.route.value(cells), layer.route.num_heads)
-            attended = torch.from_numpy(maps[:, number]) @ value
+            attended = maps[number] @ value
             ours = layer.route.output(attended.transpose(1, 2).flatten(2))
             assert (ours - out).abs().max() < 1e-4
 
@@ -79,7 +81,7 @@ def test_attention_of_a_layer_by_the_definition(golden_data: dict[str, Path]) ->
     loaded, data, split = opened("vqa_hard_attention_binarize", golden_data)
     tokens, features = inputs(data, split)
     model, settings = loaded.model, loaded.model.settings
-    insight = inspect(model, tokens, features, temperature=loaded.temperature, is_exclusive=False)
+    insight = inspect(loaded, tokens, features)
     assert insight.answer_attention[~features.any(dim=-1).numpy()].max(initial=0.0) == 0.0
     with torch.inference_mode():
         cells = model.adapter(features)

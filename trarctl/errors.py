@@ -58,7 +58,7 @@ class Stopped(TrarError):
     def __init__(self, what: str, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint)
         self.signal_number = signal_number
-        self.exit_code = self.code = 128 + signal_number
+        self.exit_code = 128 + signal_number
 
 
 def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:

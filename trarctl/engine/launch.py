@@ -100,7 +100,7 @@ def _join(job: Job, placement: Placement, watch: Watch) -> Any:
         except TrarError as error:
             if world.may_report(knows_cause=not isinstance(error, LostProcess)):
                 raise
-            raise SystemExit(error.code if isinstance(error, Stopped) else error.exit_code) from None
+            raise SystemExit(error.exit_code) from None
     if placement.rank:
         raise SystemExit(0)
     return result
@@ -179,7 +179,9 @@ def _stopped_early(job: Job, signal_number: int) -> Stopped:
 
 def _write_report(folder: Path, error: TrarError) -> None:
     """Keep what ended this process: its class, hint and signal too, which torch's ``record`` would lose."""
-    report = vars(error) | {"kind": type(error).__name__}
+    report: dict[str, object] = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
+    if isinstance(error, Stopped):
+        report["signal_number"] = error.signal_number
     write_bytes(folder / f"{os.getpid()}.json", orjson.dumps(report))
 
 

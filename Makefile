@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-features lint bench bench-quick full-size clean faults gpu-check
+.PHONY: help install demo test test-features test-browser lint bench bench-quick full-size clean faults gpu-check
 .DEFAULT_GOAL := help
 
 help: ## Show the targets

@@ -57,7 +57,7 @@ def test_one_file_that_needs_nothing_else(run: SmallRun, tmp_path: Path, capsys:
     for heading in ("loss per sample", "learning rate", "temperature", "layer 2"):
         assert f"<figcaption>{heading}</figcaption>" in text
     assert text.count('class="photo"') == text.count("<article")
-    assert "no pictures" not in text
+    assert "no images" not in text
 
 
 def test_hostile_questions_stay_text(run: SmallRun, tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_accuracy_is_that_of_the_command(run: SmallRun, tmp_path: Path, capsys: 
 def test_pictures_that_are_not_at_hand_are_named(
     run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no pictures: give their folder with --images DIR." in report(run, tmp_path)
-    assert "note:  no pictures: give their folder with --images DIR\n" in capsys.readouterr().err
+    assert "no images: give their folder with --images DIR." in report(run, tmp_path)
+    assert "note:  no images: give their folder with --images DIR\n" in capsys.readouterr().err
     text = report(run, tmp_path, "--images", str(tmp_path))
-    assert f"no pictures of this split in {tmp_path}." in text
+    assert f"no images of this split in {tmp_path}." in text
     assert 'class="photo"' not in text
 
 

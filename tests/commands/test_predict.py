@@ -62,7 +62,7 @@ def test_saves_a_picture_of_any_photograph(run: SmallRun, tmp_path: Path, capsys
     arguments = ["--image", str(photo), "--question", "Is there a $zebra_$?", "--save", str(picture)]
     assert cli.run(predict(run, *arguments)) == 0
     err = capsys.readouterr().err
-    assert "'Is there a $zebra_$?' has words that the model never saw and cannot read: '$zebra_$'\n" in err
+    assert "'Is there a $zebra_$?' has words that are not in the model's vocabulary: '$zebra_$'\n" in err
     assert f"picture written to {picture}\n" in err
     images, problems = load_images([picture])
     assert problems == []
@@ -107,7 +107,7 @@ def test_all_that_is_wrong_with_a_file_is_said_at_once(
     [
         (["--question", "a"], "error: --image is missing\n"),
         (["--image", "a.png"], "error: --question is missing\n"),
-        (["--batch", "a.csv", "--image", "a.png"], "error: --batch brings its own pictures and questions\n"),
+        (["--batch", "a.csv", "--image", "a.png"], "error: --batch brings its own images and questions\n"),
         (["--batch", "a.csv", "--save", "a.png"], "error: --save draws one picture\n"),
     ],
 )

@@ -21,7 +21,7 @@ from trarctl.report.page import ReportRequest, prepare_folder, write_report
 @pytest.fixture
 def request_for(golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReportRequest:
     """Random scores of VQA questions by a model with three spans, in a run folder without metrics; no examples."""
-    monkeypatch.setattr(page, "examples", lambda *_: ([], "no pictures: <b>"))
+    monkeypatch.setattr(page, "examples", lambda *_: ([], "no images: <b>"))
     data = open_prepared(golden_data["vqa"])
     split = data.split("val")
     scores = drawn_scores(golden_data["vqa"], is_exclusive=False)
@@ -55,14 +55,14 @@ def test_accuracy_stands_beside_guesses_and_published_results(request_for: Repor
     assert overall[2] == f"{measured.overall:.2f}"
     assert overall[-1] == "67.62"
     assert sum(int(row[1]) for row in rows) == int(overall[1]) == len(request_for.split)
-    assert notes == ["no pictures: <b>"]
+    assert notes == ["no images: <b>"]
 
 
 def test_texts_are_escaped(request_for: ReportRequest, tmp_path: Path) -> None:
     text = write_report(request_for, tmp_path)[0].read_text(encoding="utf-8")
     assert "&lt;i&gt;x" in text
     assert "<i>x" not in text
-    assert "no pictures: &lt;b&gt;" in text
+    assert "no images: &lt;b&gt;" in text
 
 
 def test_curves_are_there_where_metrics_are(request_for: ReportRequest, tmp_path: Path) -> None:

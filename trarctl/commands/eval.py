@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Example: trarctl eval --ckpt RUN@13 --evaluator upstream --json scores.json"
-    "\n\nThe original's: trarctl eval --ckpt epoch13.pkl --config trar.yml --data data/vqa/prepared"
+    "\n\nA checkpoint of the original: trarctl eval --ckpt epoch13.pkl --config trar.yml --data data/vqa/prepared"
 )
 
 
@@ -69,7 +69,7 @@ def evaluate(
     ] = None,
     images: Annotated[
         Path | None,
-        option("--images", DATA_PANEL, "Folder of pictures for the report; easy-VQA brings its own.", metavar="DIR"),
+        option("--images", DATA_PANEL, "Folder of images for the report; easy-VQA brings its own.", metavar="DIR"),
     ] = None,
     compare: Annotated[
         list[str] | None,
@@ -221,7 +221,6 @@ def _row_document(name: str, measured: Accuracy, published: Published | None) ->
 
 
 def _show_rows(rows: Sequence[Row], split: str, evaluator: EvaluatorName) -> None:
-
     types = sorted({name for _, measured, _ in rows for name in measured.per_type})
     table = make_table("checkpoint", "overall, %", *types, title=f"accuracy on {split}", numbers=["overall, %", *types])
     for name, measured, published in rows:

@@ -56,7 +56,12 @@ def dataset_argument(help: str) -> Any:
 
 DataOption = Annotated[
     Path | None,
-    option("--data", DATA_PANEL, "Prepared folder; by default data/DATASET/prepared.", metavar="DIR"),
+    option(
+        "--data",
+        DATA_PANEL,
+        "Prepared folder; by default the checkpoint's, or data/vqa/prepared for the original's.",
+        metavar="DIR",
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
@@ -97,7 +102,7 @@ JsonOption = Annotated[
 ]
 SaveScoresOption = Annotated[
     Path | None,
-    option("--save-scores", OUTPUT_PANEL, "Write question_id, scores (logits) and answers.", metavar="FILE.npz"),
+    option("--save-scores", OUTPUT_PANEL, "Write question ids, logits, routes and answers.", metavar="FILE.npz"),
 ]
 QuietOption = Annotated[
     bool, option("--quiet", OUTPUT_PANEL, "Show no progress, only notes, errors and the result.", short="-q")

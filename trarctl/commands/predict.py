@@ -1,4 +1,4 @@
-"""``trarctl predict``: ask a trained model about any picture."""
+"""``trarctl predict``: ask a trained model about any image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 from trarctl.commands.console import add_row, make_table, note, say, show_table, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
+    DEVICE_PANEL,
     OUTPUT_PANEL,
     CkptOption,
     ConfigOption,
     DataOption,
-    GpusOption,
     JsonOption,
     SetOption,
     option,
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Example: trarctl predict --image photo.jpg --question 'what color is the cat?' --save attention.png"
-    "\n\nMany at once: trarctl predict --batch questions.csv --json - ; the file has the columns image and question,"
-    " its paths are relative to it. A .jsonl file has them as keys."
+    "\n\nMany at once: trarctl predict --batch questions.csv --json -. The file has the columns image and question;"
+    " paths are relative to it. A .jsonl file has the two as keys."
 )
 
 
 def predict(
-    image: Annotated[Path | None, option("--image", DATA_PANEL, "The picture.", metavar="FILE")] = None,
+    image: Annotated[Path | None, option("--image", DATA_PANEL, "The image.", metavar="FILE")] = None,
     question: Annotated[str | None, option("--question", DATA_PANEL, "What to ask about it.", metavar="TEXT")] = None,
     batch: Annotated[
         Path | None,
-        option("--batch", DATA_PANEL, "A .csv or .jsonl file of pictures and questions instead.", metavar="FILE"),
+        option("--batch", DATA_PANEL, "A .csv or .jsonl file of images and questions instead.", metavar="FILE"),
     ] = None,
     ckpt: CkptOption = None,
     data: DataOption = None,
@@ -45,15 +45,15 @@ def predict(
             "--weights", DATA_PANEL, "Weights of the extractor, if prepare was given a file of them.", metavar="FILE"
         ),
     ] = None,
-    gpus: GpusOption = None,
+    gpus: Annotated[str | None, option("--gpus", DEVICE_PANEL, "Device; by default cpu.", metavar="0|cpu")] = None,
     top: Annotated[int, option("--top", OUTPUT_PANEL, "Answers to show.", metavar="N", min=1, shows_default=True)] = 5,
     save: Annotated[
         Path | None,
-        option("--save", OUTPUT_PANEL, "Draw the attention of each layer over the picture.", metavar="FILE.png"),
+        option("--save", OUTPUT_PANEL, "Draw the attention of each layer over the image.", metavar="FILE.png"),
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Answer a question about a picture, and show how the answer was routed through the model."""
+    """Answer a question about an image, and show how the answer was routed through the model."""
     from trarctl.commands.progress import show_progress
     from trarctl.engine.evaluator import Request
     from trarctl.engine.predictor import open_predictor
@@ -68,7 +68,7 @@ def predict(
     for one in asked:
         if one.unknown_words:
             words = ", ".join(map(repr, one.unknown_words))
-            note(f"{one.question!r} has words that the model never saw and cannot read: {words}")
+            note(f"{one.question!r} has words that are not in the model's vocabulary: {words}")
     if save is not None:
         _save(asked[0], paths[0], predictor, save)
         note(f"picture written to {save}")
@@ -86,13 +86,13 @@ def predict(
 def _wanted(
     image: Path | None, question: str | None, batch: Path | None, save: Path | None
 ) -> tuple[list[Path], list[str]]:
-    """The pictures, and the question about each."""
+    """The images, and the question about each."""
     from trarctl.data.question_files import read_question_file
     from trarctl.errors import SettingsError
 
     if batch is not None:
         if image is not None or question is not None:
-            raise SettingsError("--batch brings its own pictures and questions", "leave out --image and --question")
+            raise SettingsError("--batch brings its own images and questions", "leave out --image and --question")
         if save is not None:
             raise SettingsError("--save draws one picture", "give --image and --question instead of --batch")
         return read_question_file(batch)
@@ -149,7 +149,6 @@ def _show_one(asked: Prediction, predictor: Predictor) -> None:
 
 
 def _show_all(asked: list[Prediction], paths: list[Path]) -> None:
-
     table = make_table("image", "question", "answer", "probability, %", numbers=["probability, %"])
     for path, one in zip(paths, asked, strict=True):
         answer, share = one.answers[0]

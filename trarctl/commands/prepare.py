@@ -54,8 +54,8 @@ def prepare(
         option(
             "--extractor",
             FEATURES_PANEL,
-            "What makes them: resnet101 (needs torchvision), patches, or one that a plugin adds; by default resnet101,"
-            " for easy-vqa patches.",
+            "What makes them: resnet101 (needs torchvision), patches, or one that a plugin adds; by default patches"
+            " for easy-vqa, otherwise resnet101.",
             metavar="NAME",
         ),
     ] = None,
@@ -174,7 +174,6 @@ def _devices(gpus: str | None) -> tuple[str, ...]:
 
 
 def _show_checks(rows: Sequence[CheckRow]) -> None:
-
     table = make_table("file", "found", "expected", "verdict", numbers=("found", "expected"))
     for row in rows:
         found, expected = (f"{count:,}" if count is not None else "-" for count in (row.found, row.expected))

@@ -47,7 +47,10 @@ def resume(
     sets: SetOption = None,
     is_quiet: QuietOption = False,
 ) -> None:
-    """Continue a run as if it had never stopped: the same weights come out, bit for bit, on the CPU."""
+    """Continue a run as if it had never stopped: on the CPU, the same weights come out, bit for bit.
+
+    What is not given stays as the run has it.
+    """
     from trarctl.commands.progress import watch
     from trarctl.config.resolve import amend, resolve
     from trarctl.engine.jobs import plan_resume

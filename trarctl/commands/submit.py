@@ -42,9 +42,7 @@ def submit(
     gpus: GpusOption = None,
     out: Annotated[
         Path | None,
-        option(
-            "--out", OUTPUT_PANEL, "File to write; by default RUN-SPLIT.json (.txt for CLEVR) here.", metavar="FILE"
-        ),
+        option("--out", OUTPUT_PANEL, "File to write; by default RUN-SPLIT.json, .txt for CLEVR.", metavar="FILE"),
     ] = None,
     save_scores: SaveScoresOption = None,
     validate: Annotated[

@@ -1,1 +1,1 @@
-"""Pages and pictures from a run."""
+"""Pages and drawings from a run."""

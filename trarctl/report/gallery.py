@@ -145,11 +145,11 @@ def _pictures(
     """The picture of each row as a data URI, None where there is none; and why there are none at all."""
     folder = images if images is not None else _own_folder(data)
     if folder is None:
-        return [None] * len(rows), "no pictures: give their folder with --images DIR"
+        return [None] * len(rows), "no images: give their folder with --images DIR"
     paths = [_picture_path(folder, data, int(split.image[row])) for row in rows.tolist()]
     opened = [None if path is None else thumbnail(path) for path in paths]
     if not any(opened):
-        return opened, f"no pictures of this split in {folder}"
+        return opened, f"no images of this split in {folder}"
     return opened, None
 
 

@@ -28,8 +28,6 @@ _INK = "#222222"
 _SHADE = (16, 20, 26, 175)  # red, green, blue and opacity over a cell that nothing is taken from
 LONGEST_SIDE = 320  # pixels of a thumbnail
 _BAR_ROOM = 0.12  # below each picture, in lengths of its longer side
-
-
 # Told apart by most color-blind readers; after Okabe and Ito (2008).
 SPAN_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a800", "#777777")
 

@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 install: $(INSTALLED) ## Make .venv with trarctl and its pinned dependencies
 
@@ -41,7 +41,7 @@ test: lint ## Lint, then every test
 faults: $(INSTALLED) ## Kill, fill up, interrupt and resume runs in every way that counts, one table (about 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
-gpu-check: $(INSTALLED) ## Parity, step time and loader speed on the GPUs there are, or small on the CPU
+gpu-check: $(INSTALLED) ## Parity, step time and loader speed on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
 FEATURES_VENV := .venv-features

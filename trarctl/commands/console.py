@@ -57,9 +57,9 @@ def is_follower() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
-def note(text: str) -> None:
+def note(*texts: str) -> None:
     """Say on stderr what the user should know but need not act on."""
-    if not is_follower():
+    for text in () if is_follower() else texts:
         _labeled("note:  ", text, "bold blue")
 
 

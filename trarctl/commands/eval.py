@@ -63,9 +63,7 @@ def evaluate(
     save_scores: SaveScoresOption = None,
     report: Annotated[
         Path | None,
-        option(
-            "--report", OUTPUT_PANEL, "Write DIR/index.html, a report with curves, routes and examples.", metavar="DIR"
-        ),
+        option("--report", OUTPUT_PANEL, "Write DIR/index.html: curves, routes and examples.", metavar="DIR"),
     ] = None,
     images: Annotated[
         Path | None,
@@ -73,9 +71,7 @@ def evaluate(
     ] = None,
     compare: Annotated[
         list[str] | None,
-        option(
-            "--compare", DATA_PANEL, "Compare several checkpoints, and each with published results.", metavar="RUN..."
-        ),
+        option("--compare", DATA_PANEL, "Compare several checkpoints, also with published results.", metavar="RUN..."),
     ] = None,
     more: Annotated[
         list[str] | None, typer.Argument(metavar="RUN", help="Further checkpoints for --compare.", hidden=True)
@@ -142,8 +138,7 @@ def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
 
     with show_progress(is_quiet=is_quiet) as progress:
         path, notes = write_report(request, folder, progress)
-    for text in notes:
-        note(text)
+    note(*notes)
     note(f"report written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -56,18 +56,11 @@ def dataset_argument(help: str) -> Any:
 
 DataOption = Annotated[
     Path | None,
-    option(
-        "--data",
-        DATA_PANEL,
-        "Prepared folder; by default the checkpoint's, or data/vqa/prepared for the original's.",
-        metavar="DIR",
-    ),
+    option("--data", DATA_PANEL, "Prepared folder; by default that of the run, or data/vqa/prepared.", metavar="DIR"),
 ]
 ConfigOption = Annotated[
     Path | None,
-    option(
-        "--config", SETTINGS_PANEL, "Settings from a .toml file, or the original's trar.yml as it is.", metavar="FILE"
-    ),
+    option("--config", SETTINGS_PANEL, "Settings from a .toml file, or the original's trar.yml.", metavar="FILE"),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -96,9 +89,7 @@ EvaluatorOption = Annotated[
 ]
 JsonOption = Annotated[
     str | None,
-    option(
-        "--json", OUTPUT_PANEL, "Write the result as JSON; - writes it, and nothing else, to stdout.", metavar="FILE|-"
-    ),
+    option("--json", OUTPUT_PANEL, "Write JSON; - writes it, and nothing else, to stdout.", metavar="FILE|-"),
 ]
 SaveScoresOption = Annotated[
     Path | None,

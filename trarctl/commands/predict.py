@@ -41,9 +41,7 @@ def predict(
     sets: SetOption = None,
     weights: Annotated[
         Path | None,
-        option(
-            "--weights", DATA_PANEL, "Weights of the extractor, if prepare was given a file of them.", metavar="FILE"
-        ),
+        option("--weights", DATA_PANEL, "Weights of the extractor, if prepare was given some.", metavar="FILE"),
     ] = None,
     gpus: Annotated[str | None, option("--gpus", DEVICE_PANEL, "Device; by default cpu.", metavar="0|cpu")] = None,
     top: Annotated[int, option("--top", OUTPUT_PANEL, "Answers to show.", metavar="N", min=1, shows_default=True)] = 5,
@@ -60,8 +58,7 @@ def predict(
 
     paths, questions = _wanted(image, question, batch, save)
     predictor, chosen = open_predictor(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)
-    for text in chosen.notes:
-        note(text)
+    note(*chosen.notes)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
     with show_progress() as progress:
         asked = predictor.ask_files(paths, questions, top=top, progress=progress)

@@ -28,9 +28,7 @@ def prepare(
     dataset: Annotated[str, dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds.")],
     raw: Annotated[
         Path | None,
-        option(
-            "--raw", DATA_PANEL, "Folder of the questions and annotations; by default data/DATASET/raw.", metavar="DIR"
-        ),
+        option("--raw", DATA_PANEL, "Folder of questions and annotations; by default data/DATASET/raw.", metavar="DIR"),
     ] = None,
     features: Annotated[
         Path | None,
@@ -89,9 +87,7 @@ def prepare(
     ] = None,
     check: Annotated[
         bool,
-        option(
-            "--check", DATA_PANEL, "Check only, write nothing; exit code 4 if a required file is missing or damaged."
-        ),
+        option("--check", DATA_PANEL, "Only check; exit code 4 if a required file is missing or damaged."),
     ] = False,
     rebuild: Annotated[bool, option("--rebuild", OUTPUT_PANEL, "Prepare again even if nothing has changed.")] = False,
     vectors: Annotated[

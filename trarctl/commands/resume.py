@@ -64,8 +64,7 @@ def resume(
     changes = [text for text in sets or [] if not text.startswith("run.folder")]
     resolved = amend(read_settings(found), f"run {found.name}", options=context.obj, sets=changes)
     job, notes = plan_resume(found, resolved.settings, named=run, epoch=epoch)
-    for text in notes:
-        note(text)
+    note(*notes)
     model = job.settings.model
     run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
     say(f"next: trarctl eval --ckpt {job.run.name}")

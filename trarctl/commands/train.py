@@ -83,8 +83,7 @@ def train(
     data, _ = options["data.path"]
     wanted = dataset or (read_manifest(data).dataset if data is not None else None)
     resolved = resolve(dataset=wanted, config=config, options=options, sets=sets or [])
-    for text in resolved.notes:
-        note(text)
+    note(*resolved.notes)
     if dry_run:
         show_settings(resolved)
         return
@@ -96,8 +95,7 @@ def train(
     from trarctl.engine.launch import run_job
 
     job, notes = plan_start(resolved.settings, resolved.origins, init=init)
-    for text in notes:
-        note(text)
+    note(*notes)
     model = job.settings.model
     run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
     say(f"next: trarctl eval --ckpt {job.run.name}")

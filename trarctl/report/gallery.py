@@ -132,11 +132,7 @@ def _look(rows: Rows, data: PreparedData, split: PreparedSplit, chosen: Chosen) 
         tokens = torch.from_numpy(split.question_tokens[part].astype(np.int64))
         features = torch.from_numpy(data.features.read(split.image[part]).astype(np.float32))
         parts.append(inspect(loaded, tokens, features))
-    return Insight(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
-
-
-def _arrays(insight: Insight) -> tuple[NDArray[np.float32], ...]:
-    return insight.probabilities, insight.routes, insight.answer_attention, insight.layer_attention
+    return Insight(*(np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def _pictures(

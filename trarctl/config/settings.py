@@ -34,6 +34,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from trarctl.config import Loss, Precision
 from trarctl.errors import SettingsError
 from trarctl.registry import KERNELS, POOLINGS, SPAN_SHAPES, load_plugins
 
@@ -212,7 +213,7 @@ class TrainSettings(Frozen):
     adam_betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), "decay rates of Adam's two averages")
     adam_epsilon: PositiveFloat = setting(1e-9, "term in Adam's denominator")
     gradient_clip: PositiveFloat | None = setting(None, "largest norm of the whole gradient; none: no limit")
-    loss: Literal["bce", "kld", "ce"] = setting("bce", "binary cross entropy, KL divergence or cross entropy")
+    loss: Loss = setting("bce", "binary cross entropy, KL divergence or cross entropy")
     loss_reduction: Literal["sum", "mean"] = setting("sum", "over a batch; mean is over its elements, as in torch")
     temperature_policy: Literal[0, 1, 2] = setting(1, "hard routing: 0 slow, 1 fast, 2 finetune")
     temperature_max: PositiveFloat = setting(10.0, "temperature of the first epoch")
@@ -245,7 +246,7 @@ class RunSettings(Frozen):
     num_threads: PositiveInt | None = setting(
         None, "CPU threads of a process; none: its share of the cores. Small models want 1", le=1024
     )
-    precision: Literal["fp32", "tf32", "bf16"] = setting(
+    precision: Precision = setting(
         "fp32", "precision of matrix products; weights, optimizer, softmax and loss stay float32"
     )
     attention: Attention = setting("auto", "attention backend: auto, reference or cpu")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,12 +27,12 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from trarctl.config import Precision
 from trarctl.errors import DeviceError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
 
-Precision = Literal["fp32", "tf32", "bf16"]
 GRACE_SECONDS = 2.0  # for which a process that lost another lets those report that know the cause
 # For threads of gloo to release what they have computed. They need Python for it: where it is ending, they abort.
 RELEASE_SECONDS = 0.2

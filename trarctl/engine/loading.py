@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trarctl.config.resolve import Origin, Source
 from trarctl.config.settings import ModelSettings, Settings
-from trarctl.data.prepared import PreparedData
+from trarctl.data.prepared import PreparedData, default_folder
 from trarctl.engine.checkpoint import Description, load_checkpoint, load_upstream, model_tensors
 from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
@@ -23,7 +23,7 @@ from trarctl.model.trar import TRAR, ModelSizes
 
 def prepared_folder(settings: Settings) -> Path:
     """Where the settings look for prepared data."""
-    return settings.data.path or Path("data") / settings.data.dataset / "prepared"
+    return settings.data.path or default_folder(settings.data.dataset)
 
 
 def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Origin]) -> tuple[Settings, list[str]]:

@@ -21,8 +21,9 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import trarctl
+from trarctl.config import Loss
 from trarctl.config.settings import Settings
-from trarctl.data.loader import Batch, Loss, Rows, Samples, load_batches, training_plan, training_samples
+from trarctl.data.loader import Batch, Rows, Samples, load_batches, training_plan, training_samples
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
 from trarctl.engine import checkpoint, distributed

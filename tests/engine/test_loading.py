@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from trarctl.engine.evaluator import Request, choose
 from trarctl.engine.loading import adopt_shape, check_words, fit_to_data, load_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.errors import CheckpointError, SettingsError
+from trarctl.registry import SPAN_SHAPES
 
 ALONE = World(0, 1, torch.device("cpu"))
 ORIGINAL = GOLDEN / "cases" / "vqa_soft_avg"
@@ -50,6 +52,29 @@ def test_data_of_another_data_set(data: PreparedData, golden_data: dict[str, Pat
     settings = tiny_settings(golden_data["clevr"], tmp_path, "clevr")
     with pytest.raises(SettingsError, match="holds vqa data, the settings are for clevr"):
         fit_to_data(settings, data, {})
+
+
+def upwards(down: int, right: int, size: int) -> bool:
+    return right == 0 and -size <= down <= 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [(upwards, "span 'odd:1' is not symmetric"), (lambda *_: False, "span 'odd:1' shows nothing on a 4x4 grid")],
+)
+def test_a_shape_that_the_model_refuses(
+    shape: Callable[[int, int, int], bool],
+    message: str,
+    data: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SPAN_SHAPES, "_items", dict(SPAN_SHAPES._items))
+    SPAN_SHAPES.register("odd")(shape)
+    settings = tiny_settings(data.path, tmp_path, model__spans="0,odd:1")
+    with pytest.raises(SettingsError, match=message):
+        train(settings)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_opening_a_model_leaves_the_process_as_it_is(

@@ -22,7 +22,7 @@ from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint
 from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
 from trarctl.engine.launch import Job
-from trarctl.engine.loading import adopt_shape, check_words, fit_to_data, prepared_folder, read_weights
+from trarctl.engine.loading import adopt_shape, check_shape, check_words, fit_to_data, prepared_folder, read_weights
 from trarctl.engine.run import CHECKPOINT, RunFolder, find_checkpoint, read_settings, write_settings
 from trarctl.engine.signals import stop_requests
 from trarctl.engine.trainer import Trainer
@@ -161,8 +161,9 @@ def _new_name(dataset: str) -> str:
 
 
 def _check(settings: Settings, data: PreparedData) -> None:
-    """See that the loggers are installed, and that each batch divides among parts and processes and can be filled."""
+    """See that loggers are installed, the model takes its shape, and batches divide among parts and can be filled."""
     callbacks.check_loggers(settings)
+    check_shape(settings.model)
     train = settings.train
     num_processes = plan_placement(settings.run.gpus, os.environ).num_processes
     share = train.accumulation * num_processes

@@ -18,7 +18,9 @@ from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
 from trarctl.errors import CheckpointError, DataError, SettingsError
 from trarctl.model.original import shape_settings
+from trarctl.model.spans import Spans
 from trarctl.model.trar import TRAR, ModelSizes
+from trarctl.registry import POOLINGS
 
 
 def prepared_folder(settings: Settings) -> Path:
@@ -69,6 +71,15 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
 _NOBODY = Origin(Source.RECIPE, "recipe")  # of a value whose origin is not known
 
 
+def check_shape(settings: ModelSettings) -> None:
+    """Refuse spans or a pooling, of a plugin perhaps, that the model cannot have on this grid, with a SettingsError."""
+    try:
+        Spans(settings.spans, settings.grid_size)
+        POOLINGS[settings.pooling](settings.hidden_size)
+    except ValueError as error:
+        raise SettingsError(str(error), "--set model.spans=LIST or --set model.pooling=NAME chooses others") from error
+
+
 def model_sizes(data: PreparedData) -> ModelSizes:
     """The sizes that the data gives the model."""
     return ModelSizes(vocabulary=len(data.vocabulary), answers=len(data.answers), feature_width=data.features.width)
@@ -83,6 +94,7 @@ def build_model(settings: Settings, data: PreparedData) -> TRAR:
 
 def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
     """The one place where a command's model is built."""
+    check_shape(settings.model)
     return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
 
 

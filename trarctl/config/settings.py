@@ -32,11 +32,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import PydanticCustomError
 
 from trarctl.config import Loss, Precision
 from trarctl.errors import SettingsError
-from trarctl.registry import KERNELS, POOLINGS, SPAN_SHAPES, load_plugins
+from trarctl.registry import KERNELS, PLUGINS_VARIABLE, POOLINGS, SPAN_SHAPES, load_plugins
 
 ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
 
@@ -102,7 +102,7 @@ def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> Aft
 
     def check(value: str) -> str:
         if value not in built_in and value not in (known := tuple(names())):
-            raise PydanticKnownError("literal_error", {"expected": _either(f"'{name}'" for name in known)})
+            raise PydanticCustomError("plugin", "must be {names}", {"names": _either(map(repr, known))})
         return value
 
     return AfterValidator(check)
@@ -111,8 +111,8 @@ def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> Aft
 def _shaped(span: str) -> str:
     shape, _, size = span.partition(":")
     if shape not in SPAN_SHAPES:
-        shapes = _either(f"'{name}'" for name in SPAN_SHAPES.names())
-        raise PydanticCustomError("span", "must be SHAPE:SIZE with a shape of {shapes}", {"shapes": shapes})
+        shapes = _either(map(repr, SPAN_SHAPES.names()))
+        raise PydanticCustomError("plugin", "must be SHAPE:SIZE with a shape of {names}", {"names": shapes})
     if not (size.isascii() and size.isdigit() and size.strip("0")):
         raise PydanticCustomError("span", "must be SHAPE:SIZE with a size of 1 or more")
     return span
@@ -466,10 +466,12 @@ def from_dict(tables: Mapping[str, object], source: str, blames: Mapping[str, st
             problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
             got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
             text = f"{key}{index} {problem}{got}"
-            if key in FIELDS:
+            if found["type"] == "plugin":
+                hint = f"if a plugin adds it, name its module: {PLUGINS_VARIABLE}=MODULE"
+            elif key in FIELDS:
                 hint = f"{key}: {FIELDS[key].description}; {ALL_SETTINGS}"
             elif near := nearest_key(key):
                 hint = f"did you mean {near}?"
         lines.setdefault(key, f"{blames.get(key, source)}: {text}")
         hints.append(hint)
-    raise SettingsError("\n".join(lines.values()), hints[0] if len(lines) == 1 else ALL_SETTINGS)
+    raise SettingsError("\n".join(lines.values()), hints[0] if len(set(hints)) == 1 else ALL_SETTINGS)

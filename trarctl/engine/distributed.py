@@ -56,14 +56,6 @@ class World:
         """Whether this process is the one that writes files and reports."""
         return self.rank == 0
 
-    def all_reduce_max(self, flag: int) -> int:
-        """The largest of all processes' ``flag``; does not wait for a GPU."""
-        shared = torch.tensor([flag])
-        if self.size > 1:
-            with collective():
-                dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return int(shared)
-
     def all_reduce(self, array: NDArray[Any]) -> NDArray[Any]:
         """The sum of all processes' arrays, in place, in every process."""
         if self.size > 1:
@@ -352,9 +344,9 @@ def _devices(gpus: str | None, num_processes: int) -> tuple[str, ...]:
         )
     missing = [index for index in indices if int(index) >= available]
     if missing:
-        there = {0: "no GPU", 1: "one GPU, 0"}.get(available, f"GPUs 0 to {available - 1}")
+        present = {0: "no GPU", 1: "one GPU, 0"}.get(available, f"GPUs 0 to {available - 1}")
         raise DeviceError(
-            f"--gpus {gpus}: there is no GPU {', '.join(missing)}; this machine has {there}",
+            f"--gpus {gpus}: there is no GPU {', '.join(missing)}; this machine has {present}",
             "--gpus cpu runs on the CPU" if not available else "choose among those, or --gpus cpu",
         )
     return tuple(f"cuda:{index}" for index in indices)

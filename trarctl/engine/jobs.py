@@ -1,4 +1,4 @@
-"""Train jobs: what is to be trained, checked against its data before any process is started, and the start of it."""
+"""Training jobs: starts and resumes of runs, planned and checked against the data before any process is started."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrainJob(Job):
         run = settings.run
         return cls(
             title=f"run {run.name}",
-            cure=f"trarctl resume {run.name} goes on from its latest checkpoint",
+            hint=f"trarctl resume {run.name} goes on from its latest checkpoint",
             gpus=run.gpus,
             timeout_seconds=run.timeout_seconds,
             max_restarts=run.max_restarts,
@@ -107,7 +107,7 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
         weights, _ = find_checkpoint(init, settings.run.folder)
         settings = adopt_shape(weights, settings, origin, data)
     settings, notes = fit_to_data(settings, data, origin)
-    _check(settings, data)
+    _check_fit(settings, data)
     if settings.run.name is None:
         settings = _named(settings, _new_name(data.dataset))
     job = TrainJob.of(settings, kind="start", data=path, init=weights)
@@ -137,7 +137,7 @@ def plan_resume(
     path = prepared_folder(settings)
     data = open_prepared(path)
     settings, fitting = fit_to_data(settings, data, {})
-    _check(settings, data)
+    _check_fit(settings, data)
     if settings.model.routing == "hard" and settings.train.epochs != read_settings(run).train.epochs:
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
     return TrainJob.of(settings, kind="resume", data=path, epoch=epoch), notes + fitting
@@ -160,7 +160,7 @@ def _new_name(dataset: str) -> str:
     return f"{dataset}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
-def _check(settings: Settings, data: PreparedData) -> None:
+def _check_fit(settings: Settings, data: PreparedData) -> None:
     """See that loggers are installed, the model takes its shape, and batches divide among parts and can be filled."""
     callbacks.check_loggers(settings)
     check_shape(settings.model)

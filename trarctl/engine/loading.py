@@ -1,4 +1,4 @@
-"""Settings, prepared data and checkpoints of either kind: do they fit together, and the model that they make."""
+"""Fit settings, prepared data and checkpoints of either kind together, and build the model that they describe."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from trarctl.model.original import shape_settings
 from trarctl.model.spans import Spans
 from trarctl.model.trar import TRAR, ModelSizes
 from trarctl.registry import POOLINGS
+
+_UNKNOWN = Origin(Source.RECIPE, "recipe")  # of a value whose origin nobody gave
 
 
 def prepared_folder(settings: Settings) -> Path:
@@ -54,7 +56,7 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
         given = getattr(settings.model, key)
         if given == value:
             continue
-        source = origin.get(f"model.{key}", _NOBODY)
+        source = origin.get(f"model.{key}", _UNKNOWN)
         if source.is_users_choice:
             what = "its grid has" if key == "grid_size" else "its word vectors have width"
             raise SettingsError(
@@ -66,9 +68,6 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
     if changes:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
     return settings, notes
-
-
-_NOBODY = Origin(Source.RECIPE, "recipe")  # of a value whose origin is not known
 
 
 def check_shape(settings: ModelSettings) -> None:
@@ -90,12 +89,6 @@ def build_model(settings: Settings, data: PreparedData) -> TRAR:
     torch.manual_seed(settings.train.seed)
     vectors = None if data.vectors is None else torch.from_numpy(data.vectors.astype("float32"))
     return _new_model(settings, data, vectors)
-
-
-def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
-    """The one place where a command's model is built."""
-    check_shape(settings.model)
-    return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
 
 
 @dataclass(frozen=True)
@@ -142,6 +135,7 @@ def load_model(
         last_temperature = temperature(settings.train, epoch=max(epoch - 1, 0))
     else:
         last_temperature = description.temperature
+    check_shape(settings.model)
     model = _new_model(settings, data)
     load_weights(model, state, path)
     return Loaded(model.to(world.device).eval(), settings, last_temperature, epoch, path, description)
@@ -159,30 +153,6 @@ def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], da
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint of either kind, under the model's own names."""
     return load_upstream(path)[0] if is_upstream(path) else model_tensors(load_checkpoint(path)[0])
-
-
-def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int, Description | None]:
-    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data."""
-    if is_upstream(path):
-        state, epoch = load_upstream(path)
-        description = None
-    else:
-        tensors, description = load_checkpoint(path)
-        check_words(path, description, data)
-        state, epoch = model_tensors(tensors), description.progress.epoch
-    sizes = model_sizes(data)
-    for name, axis, ours, what in (
-        ("embedding.weight", 0, sizes.vocabulary, "words"),
-        ("head.weight", 0, sizes.answers, "answers"),
-        ("adapter.weight", 1, sizes.feature_width, "features a cell"),
-    ):
-        if name in state and state[name].shape[axis] != ours:
-            raise CheckpointError(
-                f"{path} has {state[name].shape[axis]} {what}, {data.path} has {ours}",
-                "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
-                " and test included, when the data is prepared",
-            )
-    return state, epoch, description
 
 
 def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
@@ -220,6 +190,35 @@ def check_words(path: Path, description: Description, data: PreparedData) -> Non
         )
 
 
+def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
+    """The one place where a command's model is built."""
+    return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
+
+
+def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int, Description | None]:
+    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data."""
+    if is_upstream(path):
+        state, epoch = load_upstream(path)
+        description = None
+    else:
+        tensors, description = load_checkpoint(path)
+        check_words(path, description, data)
+        state, epoch = model_tensors(tensors), description.progress.epoch
+    sizes = model_sizes(data)
+    for name, axis, ours, what in (
+        ("embedding.weight", 0, sizes.vocabulary, "words"),
+        ("head.weight", 0, sizes.answers, "answers"),
+        ("adapter.weight", 1, sizes.feature_width, "features a cell"),
+    ):
+        if name in state and state[name].shape[axis] != ours:
+            raise CheckpointError(
+                f"{path} has {state[name].shape[axis]} {what}, {data.path} has {ours}",
+                "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
+                " and test included, when the data is prepared",
+            )
+    return state, epoch, description
+
+
 def _with_shape(
     path: Path, state: Mapping[str, Tensor], settings: Settings, origin: Mapping[str, Origin], data: PreparedData
 ) -> Settings:
@@ -239,7 +238,7 @@ def _with_shape(
         )
     fixed: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}
     for key, value in fixed.items():
-        given, source = getattr(model, key), origin.get(f"model.{key}", _NOBODY)
+        given, source = getattr(model, key), origin.get(f"model.{key}", _UNKNOWN)
         if given != value and source.is_users_choice:
             holder = data.path if key == "grid_size" else path
             raise CheckpointError(

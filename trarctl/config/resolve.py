@@ -1,4 +1,4 @@
-"""Where settings come from, later ones win: recipe, file, environment, options, ``--set``; and whom to blame."""
+"""Where settings come from, later ones win: recipe, file, environment, options, ``--set``; and which one to blame."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
 
 
 def _drop_binarize(merged: Layer) -> list[str]:
-    """Soft routing has nothing to binarize: there a recipe's wish is dropped, and the original ignores its own."""
+    """Soft routing has nothing to binarize: a recipe's value is dropped, and the original ignores its own."""
     binarize, routing = merged.get("model.binarize"), merged.get("model.routing")
     if binarize is None or binarize.origin.source not in (Source.RECIPE, Source.ORIGINAL_FILE):
         return []

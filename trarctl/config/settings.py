@@ -91,10 +91,10 @@ def _read_recipe(path: Path) -> Recipe:
     return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits))
 
 
-def _either(names: Iterable[object], word: str = "or") -> str:
+def _either(names: Iterable[object], joint: str = "or") -> str:
     """Names as a message lists them: ``a, b or c``."""
     *others, last = map(str, names)
-    return f"{', '.join(others)} {word} {last}" if others else last
+    return f"{', '.join(others)} {joint} {last}" if others else last
 
 
 def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> AfterValidator:
@@ -434,10 +434,7 @@ _PROBLEMS = {
 def from_dict(tables: Mapping[str, object], source: str, blames: Mapping[str, str] | None = None) -> Settings:
     """Validate settings by table, as JSON holds them.
 
-    Args:
-        tables: table -> name -> value.
-        source: begins a message about a key that ``blames`` does not have.
-        blames: dotted key -> beginning of the message; those that win over others first.
+    A message begins with what ``blames`` has for the dotted key, those that win over others first, or with ``source``.
 
     Raises:
         SettingsError: with a line for each wrong setting, in the user's words.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trarctl.config import EvaluatorName
 from trarctl.config.settings import Settings
 from trarctl.engine.run import RunFolder
 from trarctl.errors import SettingsError
@@ -85,7 +86,7 @@ class Validated:
     is_best: bool
     seconds: float
     routes: list[list[float]] = field(default_factory=list)
-    evaluator: str = "official"
+    evaluator: EvaluatorName = "official"
 
 
 @dataclass(frozen=True)

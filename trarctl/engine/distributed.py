@@ -1,4 +1,4 @@
-"""Devices and processes: where a run computes, with whom, and how the processes agree.
+"""Devices and processes: where a run computes, in which processes, and how they exchange values.
 
 One process per device. A run on several devices is started by ``trarctl.engine.launch``, or joins the group that
 ``torchrun`` or Slurm has made. What a process changes about itself stands here too: threads, memory, precision, seed.
@@ -199,9 +199,7 @@ class Placement:
 def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
     """Decide where to compute; the environment says whether ``torchrun`` or Slurm has started several processes.
 
-    Args:
-        gpus: GPU indices joined by commas, ``cpu``, ``cpu:COUNT``, or None for a GPU where there is one.
-        environ: the environment.
+    ``gpus`` are indices joined by commas, ``cpu``, ``cpu:COUNT``, or None for a GPU where there is one.
 
     Raises:
         DeviceError: if there is no such GPU, or the text cannot be read.
@@ -273,10 +271,7 @@ def use_threads(num_threads: int | None) -> Iterator[None]:
 
 
 def reuse_freed_memory() -> bool:
-    """Let the C library reuse large blocks, which training takes and frees over and over; whether it is glibc.
-
-    By default each goes back to the system, which fills it with zeros again.
-    """
+    """Let the C library reuse large blocks, which otherwise the system fills with zeros again; whether it is glibc."""
     return _set_malloc(_MALLOC_REUSING)
 
 

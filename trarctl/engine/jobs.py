@@ -122,13 +122,10 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
 def plan_resume(
     run: RunFolder, settings: Settings, *, named: str | None, epoch: int | None
 ) -> tuple[TrainJob, list[str]]:
-    """Plan to resume a run; result as for ``plan_start``.
+    """Plan to resume a run, with its settings as the user changed them; otherwise as ``plan_start``.
 
-    Args:
-        run: the run.
-        settings: its settings, with what the user changed.
-        named: how the user named it; a checkpoint's file decides the epoch.
-        epoch: finished epochs to resume from; None for the latest checkpoint.
+    ``epoch`` counts the finished epochs to resume from, None for the latest checkpoint. If it is None and the user
+    ``named`` the run by a checkpoint's file, that file decides.
     """
     notes = []
     match = CHECKPOINT.match(Path(named).name) if named is not None and Path(named).is_file() else None

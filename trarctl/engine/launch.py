@@ -53,9 +53,7 @@ class Job:
 def run_job(job: Job, watch: Watch) -> Any:
     """Do a job, in this process or in as many as there are devices.
 
-    Args:
-        job: what to do.
-        watch: makes the callback, in the process of rank 0; a function of a module, so that it can be sent there.
+    ``watch`` makes the callback in the process of rank 0; a function of a module, so that it can be sent there.
 
     Returns:
         What ``job.work`` returned in the process of rank 0; small, where processes are started for it.

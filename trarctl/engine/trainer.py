@@ -5,6 +5,7 @@ Axes: B batch, A answers, L layers, K spans.
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,7 +86,7 @@ class Trainer:
         self.network = distributed.share_gradients(self.model, world)
         if settings.run.compile:
             self.network.compile()
-        self._samples: dict[str, Samples] = {}
+        self._samples_of = functools.cache(lambda split: training_samples(data, split, train.loss))
         self._unread: list[StepResult] = []  # steps whose losses were not read yet
         self._saved_at = self._epoch_started = time.monotonic()
         self._samples_before = 0  # of the epoch, by an earlier process
@@ -199,11 +200,6 @@ class Trainer:
         # Warm-up is measured in epochs of the split that the run began with.
         num_samples = len(self._samples_of(self.settings.data.split))
         return learning_rate(self.settings.train, epoch=self.state.epoch, step=step, num_samples=num_samples)
-
-    def _samples_of(self, split: str) -> Samples:
-        if split not in self._samples:
-            self._samples[split] = training_samples(self.data, split, self.settings.train.loss)
-        return self._samples[split]
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The parts, on the device, of each of the epoch's remaining batches that this process computes."""
@@ -367,6 +363,7 @@ class Trainer:
             step=self.state.step,
             overall=measured.overall,
             per_type=measured.per_type,
+            evaluator=measured.evaluator,
             is_best=best is None or measured.overall > best,
             seconds=time.monotonic() - started,
             routes=routes.mean(axis=0, dtype=np.float64).round(4).tolist(),

@@ -80,13 +80,13 @@ def test_a_shape_that_the_model_refuses(
 def test_opening_a_model_leaves_the_process_as_it_is(
     run: RunFolder, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[object] = []
-    monkeypatch.setattr(distributed, "_set_malloc", told.append)
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    calls: list[object] = []
+    monkeypatch.setattr(distributed, "_set_malloc", calls.append)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
     settings = settings_of(run)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"num_threads": 3})})
     loaded = load_model(run.epoch_checkpoint(1), data, settings, origin={}, world=ALONE)
-    assert told == []
+    assert calls == []
     assert (loaded.epoch, loaded.temperature, loaded.model.training) == (1, 10.0, False)
 
 

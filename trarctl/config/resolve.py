@@ -202,7 +202,7 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
 
 
 def _read_file(path: Path) -> tuple[Layer, list[str]]:
-    """Read a file of settings, its kind told by its ending; return also what the user should know."""
+    """Read a file of settings, of the kind that its ending names; return also what the user should know."""
     readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
     readers |= dict.fromkeys((".yml", ".yaml"), yaml.safe_load)
     suffix = path.suffix.casefold()

@@ -12,7 +12,8 @@ from trarctl.registry import DATASETS, SPAN_SHAPES, Registry, load_plugins
 
 
 @pytest.fixture(autouse=True)
-def fresh_plugins() -> Iterator[None]:
+def fresh_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(SPAN_SHAPES, "_items", dict(SPAN_SHAPES._items))
     load_plugins.cache_clear()
     yield
     load_plugins.cache_clear()

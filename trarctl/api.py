@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from trarctl.data.metrics import Accuracy, EvaluatorName
+    from trarctl.config import EvaluatorName
+    from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData
     from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded

@@ -78,14 +78,14 @@ def load_plugins() -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a stranger's module raises
+        except Exception as error:  # whatever somebody else's module raises
             raise SettingsError(
                 f"cannot import the plugin {name}: {type(error).__name__}: {error}",
                 f"correct the module, or leave it out of {PLUGINS_VARIABLE}",
             ) from error
 
 
-# What each registry holds is told by the modules that fill it.
+# The modules that fill a registry define what it holds.
 DATASETS: Registry[Any] = Registry(
     "data set",
     {

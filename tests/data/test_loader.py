@@ -17,7 +17,7 @@ from trarctl.data.loader import (
     trimmed_length,
 )
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.errors import DataError, SettingsError
+from trarctl.errors import DataError
 
 
 @pytest.fixture
@@ -95,11 +95,6 @@ def test_a_plan_can_go_on_in_the_middle() -> None:
     rest = training_plan(50, batch_size=8, seed=0, epoch=2, shuffle=True, first_step=4)
     assert len(whole) == 6
     assert all(np.array_equal(left, right) for left, right in zip(whole[4:], rest, strict=True))
-
-
-def test_a_batch_larger_than_the_data() -> None:
-    with pytest.raises(SettingsError, match="batch size 64 is larger than the 50 training samples"):
-        training_plan(50, batch_size=64, seed=0, epoch=0, shuffle=True)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])

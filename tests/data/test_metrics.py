@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.data.reference_accuracy import Questions, adversarial_questions, plain_vqa_accuracy
+from trarctl.config import EvaluatorName
 from trarctl.data.datasets.clevr import clevr_accuracy
-from trarctl.data.metrics import EvaluatorName, GroundTruth, plain_accuracy, vqa_accuracy
+from trarctl.data.metrics import GroundTruth, plain_accuracy, vqa_accuracy
 from trarctl.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,7 +11,7 @@ import torch
 from tests.engine.running import tiny_settings
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.distributed import World
-from trarctl.engine.evaluator import Evaluator, Scores, combine, load_scores, probabilities, sayable_answers
+from trarctl.engine.evaluator import Evaluator, Scores, combine, load_scores, nonblank_answers, probabilities
 from trarctl.engine.loading import build_model
 from trarctl.errors import CheckpointError, DataError
 
@@ -94,7 +94,7 @@ def test_probabilities_of_scores_of_any_size() -> None:
 
 
 def test_a_blank_answer_is_never_given() -> None:
-    assert sayable_answers(np.array([[0.9, 0.8], [0.1, 0.2]]), ("", "yes")) == ["yes", "yes"]
+    assert nonblank_answers(np.array([[0.9, 0.8], [0.1, 0.2]]), ("", "yes")) == ["yes", "yes"]
 
 
 def test_a_file_that_holds_no_scores(tmp_path: Path) -> None:

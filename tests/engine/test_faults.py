@@ -1,4 +1,4 @@
-"""Faults, through the program: what dies, fills up or is told to stop ends soon, says why once, and loses nothing."""
+"""Faults, through the program: what dies, fills up or is asked to stop ends soon, says why once, and loses nothing."""
 
 from __future__ import annotations
 

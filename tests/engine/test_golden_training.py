@@ -54,7 +54,8 @@ def test_training_as_the_original_does(name: str, golden_data: dict[str, Path], 
     run = train(settings, on_event=on_event, init=GOLDEN / "training" / f"{name}_initial.pkl")
     sums = [step.loss * golden["batch_size"] for step in steps if step.loss is not None]
     assert sums == pytest.approx([step["loss_sum"] for step in golden["steps"]], rel=1e-4)
-    assert [step.rate for step in steps] == pytest.approx([step["rate"] for step in golden["steps"]], rel=1e-12)
+    rates = [step["rate"] for step in golden["steps"]]
+    assert [step.learning_rate for step in steps] == pytest.approx(rates, rel=1e-12)
 
     data, world = open_prepared(golden_data["vqa"]), World(0, 1, torch.device("cpu"))
     loaded = load_model(run.epoch_checkpoint(epochs), data, settings, origin={}, world=world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from trarctl.engine.evaluator import Request, choose
 from trarctl.engine.loading import adopt_shape, check_words, fit_to_data, load_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.errors import CheckpointError, SettingsError
+from trarctl.registry import SPAN_SHAPES
 
 ALONE = World(0, 1, torch.device("cpu"))
 ORIGINAL = GOLDEN / "cases" / "vqa_soft_avg"
@@ -52,16 +54,39 @@ def test_data_of_another_data_set(data: PreparedData, golden_data: dict[str, Pat
         fit_to_data(settings, data, {})
 
 
+def upwards(down: int, right: int, size: int) -> bool:
+    return right == 0 and -size <= down <= 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [(upwards, "span 'odd:1' is not symmetric"), (lambda *_: False, "span 'odd:1' shows nothing on a 4x4 grid")],
+)
+def test_a_shape_that_the_model_refuses(
+    shape: Callable[[int, int, int], bool],
+    message: str,
+    data: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SPAN_SHAPES, "_items", dict(SPAN_SHAPES._items))
+    SPAN_SHAPES.register("odd")(shape)
+    settings = tiny_settings(data.path, tmp_path, model__spans="0,odd:1")
+    with pytest.raises(SettingsError, match=message):
+        train(settings)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_opening_a_model_leaves_the_process_as_it_is(
     run: RunFolder, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[object] = []
-    monkeypatch.setattr(distributed, "_set_malloc", told.append)
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    calls: list[object] = []
+    monkeypatch.setattr(distributed, "_set_malloc", calls.append)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
     settings = settings_of(run)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"num_threads": 3})})
     loaded = load_model(run.epoch_checkpoint(1), data, settings, origin={}, world=ALONE)
-    assert told == []
+    assert calls == []
     assert (loaded.epoch, loaded.temperature, loaded.model.training) == (1, 10.0, False)
 
 

@@ -30,11 +30,11 @@ def metrics_of(run: RunFolder) -> list[dict[str, object]]:
 
 KILLS: dict[str, Callable[[Event], bool]] = {
     "in the first step": lambda event: isinstance(event, StepDone) and event.step == 1,
-    "behind the second epoch": lambda event: isinstance(event, CheckpointSaved) and (event.epoch, event.step) == (2, 0),
-    "before it was told of": lambda event: isinstance(event, EpochDone) and event.epoch == 2,
+    "after the second epoch": lambda event: isinstance(event, CheckpointSaved) and (event.epoch, event.step) == (2, 0),
+    "before it was reported": lambda event: isinstance(event, EpochDone) and event.epoch == 2,
     "in the middle of an epoch": lambda event: isinstance(event, StepDone) and event.step == 12,
     "in a validation": lambda event: isinstance(event, Progressed),
-    "behind a validation": lambda event: isinstance(event, Validated) and event.epoch == 3,
+    "after a validation": lambda event: isinstance(event, Validated) and event.epoch == 3,
 }
 
 

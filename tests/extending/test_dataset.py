@@ -170,6 +170,10 @@ def test_a_plugin_named_by_the_environment(there: Path) -> None:
     assert refused.returncode == 4
     assert "holds toy-signs data, a data set that is not known here" in refused.stderr
     assert "TRARCTL_PLUGINS=MODULE" in refused.stderr
+    refused = _in_another_process(there, "", *arguments)
+    assert refused.returncode == 3
+    assert "data.dataset must be 'vqa', 'clevr' or 'easy-vqa', got 'toy-signs'" in refused.stderr
+    assert "if a plugin adds it, name its module: TRARCTL_PLUGINS=MODULE" in refused.stderr
 
 
 def test_an_unknown_name_lists_it(trarctl: Run) -> None:

@@ -27,8 +27,9 @@ from trarctl.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from trarctl.config import EvaluatorName
     from trarctl.data.datasets.base import Published
-    from trarctl.data.metrics import Accuracy, EvaluatorName
+    from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData, PreparedSplit
     from trarctl.engine.evaluator import Request
     from trarctl.engine.launch import Watch

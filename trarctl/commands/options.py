@@ -21,6 +21,7 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
+from trarctl.config import EvaluatorName
 from trarctl.registry import DATASETS, load_plugins
 
 DATA_PANEL = "Data"
@@ -30,8 +31,6 @@ DEVICE_PANEL = "Devices"
 OUTPUT_PANEL = "Output"
 GENERAL_PANEL = "General"
 PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
-
-EvaluatorName = Literal["official", "upstream"]
 
 
 def option(name: str, panel: str, help: str, *, short: str = "", shows_default: bool = False, **more: Any) -> Any:

@@ -104,15 +104,15 @@ def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> 
     from trarctl.report.pictures import picture_of, save_picture
 
     images, _ = load_images([path])
-    save_picture(picture_of(asked, images[0], spans=predictor.spans), target)
+    save_picture(picture_of(asked, images[0], spans=predictor.settings.spans), target)
 
 
 def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, checkpoint: str) -> dict[str, object]:
     return {
         "checkpoint": checkpoint,
         "trained_on": predictor.trained_on(),
-        "grid_size": predictor.grid_size,
-        "spans": list(predictor.spans),
+        "grid_size": predictor.settings.grid_size,
+        "spans": list(predictor.settings.spans),
         "predictions": [
             {
                 "image": str(path),
@@ -136,12 +136,12 @@ def _show_one(asked: Prediction, predictor: Predictor) -> None:
         add_row(answers, answer or "(blank)", f"{100 * share:.1f}", style="bold" if rank == 0 else None)
     show_table(answers)
     say("")
-    names = span_names(predictor.spans)
+    names = span_names(predictor.settings.spans)
     routes = make_table("route, %", *names, numbers=names)
     for number, weights in enumerate(asked.routes, start=1):
         add_row(routes, f"layer {number}", *(f"{100 * weight:.1f}" for weight in weights))
     show_table(routes)
-    if predictor.binarize:
+    if predictor.settings.binarize:
         note("only the heaviest span of each layer is used (model.binarize)")
 
 

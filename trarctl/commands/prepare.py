@@ -179,7 +179,7 @@ def _show_checks(rows: Sequence[CheckRow]) -> None:
 
 def _show(report: PrepareReport) -> None:
     """Print what was checked, what is odd, what was prepared, and what to do next."""
-    from trarctl.data.prepare import default_out
+    from trarctl.data.prepared import default_folder
 
     _show_checks(report.checks)
     for warning in report.warnings:
@@ -192,7 +192,7 @@ def _show(report: PrepareReport) -> None:
     say(f"  word vectors: {_describe_vectors(manifest)}")
     say(f"  features: {_describe_features(manifest)}")
     if manifest.feature_width:
-        where = "" if report.out == default_out(manifest.dataset) else f" --data {report.out}"
+        where = "" if report.out == default_folder(manifest.dataset) else f" --data {report.out}"
         say(f"next: trarctl train {manifest.dataset}{where}")
     else:
         say(f"next: trarctl prepare {manifest.dataset} --features DIR")

@@ -234,7 +234,7 @@ class ProgressPrinter:
         if step is None:
             return []
         figures = [f"loss {logged.loss:.4f}"] if logged is not None and logged.loss is not None else []
-        figures.append(f"rate {step.rate:.3g}")
+        figures.append(f"rate {step.learning_rate:.3g}")
         if self._is_hard:
             figures.append(f"temperature {step.temperature:.3g}")
         return [*figures, f"{step.samples_per_second:,.0f} samples/s"]

@@ -54,7 +54,7 @@ def submit(
     """Answer every question of the test split, in the format that the data set's server takes."""
     from trarctl.commands.progress import watch
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluator import Request, combine, sayable_answers
+    from trarctl.engine.evaluator import Request, combine, nonblank_answers
     from trarctl.errors import SettingsError
 
     wanted = split or "test"
@@ -77,7 +77,7 @@ def submit(
     answer_file = opened.spec.answer_file
     target = out or Path(f"{name}-{wanted}{answer_file.suffix}")
     scores, vocabulary = (parts[0].scores, parts[0].answers) if len(parts) == 1 else combine(parts)
-    answers = sayable_answers(scores, vocabulary)
+    answers = nonblank_answers(scores, vocabulary)
     size = answer_file.write(target, parts[0].question_id, answers, opened, opened.split(wanted))
     say(f"{len(answers):,} answers to {opened.dataset} {wanted}, checked, {size:,} bytes: {target}")
 

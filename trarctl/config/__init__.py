@@ -1,1 +1,7 @@
-"""Validated settings, where each value came from, and the recipes."""
+"""Validated settings, where each value came from, and the recipes; here the choices that other code names as types."""
+
+from typing import Literal
+
+EvaluatorName = Literal["official", "upstream"]
+Loss = Literal["bce", "kld", "ce"]
+Precision = Literal["fp32", "tf32", "bf16"]

@@ -44,7 +44,7 @@ SAME: dict[str, str] = {
     "WORD_EMBED_SIZE": "model.word_embedding_size",
 }
 
-# Keys that have no meaning here, each with the reason that the user is told.
+# Keys that have no meaning here, each with the reason that the user is shown.
 IGNORED: dict[str, str] = {
     **dict.fromkeys(("BBOXFEAT_EMB_SIZE", "BBOX_NORMALIZE"), "there is no bounding-box branch"),
     **dict.fromkeys(("CKPT_EPOCH", "CKPT_PATH", "CKPT_VERSION"), "name a checkpoint with trarctl resume or --ckpt"),

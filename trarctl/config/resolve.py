@@ -1,4 +1,4 @@
-"""Where settings come from, later ones win: recipe, file, environment, options, ``--set``; and whom to blame."""
+"""Where settings come from, later ones win: recipe, file, environment, options, ``--set``; and which one to blame."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
 
 
 def _drop_binarize(merged: Layer) -> list[str]:
-    """Soft routing has nothing to binarize: there a recipe's wish is dropped, and the original ignores its own."""
+    """Soft routing has nothing to binarize: a recipe's value is dropped, and the original ignores its own."""
     binarize, routing = merged.get("model.binarize"), merged.get("model.routing")
     if binarize is None or binarize.origin.source not in (Source.RECIPE, Source.ORIGINAL_FILE):
         return []
@@ -202,7 +202,7 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
 
 
 def _read_file(path: Path) -> tuple[Layer, list[str]]:
-    """Read a file of settings, its kind told by its ending; return also what the user should know."""
+    """Read a file of settings, of the kind that its ending names; return also what the user should know."""
     readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
     readers |= dict.fromkeys((".yml", ".yaml"), yaml.safe_load)
     suffix = path.suffix.casefold()

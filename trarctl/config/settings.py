@@ -32,10 +32,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import PydanticCustomError
 
+from trarctl.config import Loss, Precision
 from trarctl.errors import SettingsError
-from trarctl.registry import KERNELS, POOLINGS, SPAN_SHAPES, load_plugins
+from trarctl.registry import KERNELS, PLUGINS_VARIABLE, POOLINGS, SPAN_SHAPES, load_plugins
 
 ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
 
@@ -90,10 +91,10 @@ def _read_recipe(path: Path) -> Recipe:
     return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits))
 
 
-def _either(names: Iterable[object], word: str = "or") -> str:
+def _either(names: Iterable[object], joint: str = "or") -> str:
     """Names as a message lists them: ``a, b or c``."""
     *others, last = map(str, names)
-    return f"{', '.join(others)} {word} {last}" if others else last
+    return f"{', '.join(others)} {joint} {last}" if others else last
 
 
 def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> AfterValidator:
@@ -101,7 +102,7 @@ def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> Aft
 
     def check(value: str) -> str:
         if value not in built_in and value not in (known := tuple(names())):
-            raise PydanticKnownError("literal_error", {"expected": _either(f"'{name}'" for name in known)})
+            raise PydanticCustomError("plugin", "must be {names}", {"names": _either(map(repr, known))})
         return value
 
     return AfterValidator(check)
@@ -110,8 +111,8 @@ def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> Aft
 def _shaped(span: str) -> str:
     shape, _, size = span.partition(":")
     if shape not in SPAN_SHAPES:
-        shapes = _either(f"'{name}'" for name in SPAN_SHAPES.names())
-        raise PydanticCustomError("span", "must be SHAPE:SIZE with a shape of {shapes}", {"shapes": shapes})
+        shapes = _either(map(repr, SPAN_SHAPES.names()))
+        raise PydanticCustomError("plugin", "must be SHAPE:SIZE with a shape of {names}", {"names": shapes})
     if not (size.isascii() and size.isdigit() and size.strip("0")):
         raise PydanticCustomError("span", "must be SHAPE:SIZE with a size of 1 or more")
     return span
@@ -212,7 +213,7 @@ class TrainSettings(Frozen):
     adam_betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), "decay rates of Adam's two averages")
     adam_epsilon: PositiveFloat = setting(1e-9, "term in Adam's denominator")
     gradient_clip: PositiveFloat | None = setting(None, "largest norm of the whole gradient; none: no limit")
-    loss: Literal["bce", "kld", "ce"] = setting("bce", "binary cross entropy, KL divergence or cross entropy")
+    loss: Loss = setting("bce", "binary cross entropy, KL divergence or cross entropy")
     loss_reduction: Literal["sum", "mean"] = setting("sum", "over a batch; mean is over its elements, as in torch")
     temperature_policy: Literal[0, 1, 2] = setting(1, "hard routing: 0 slow, 1 fast, 2 finetune")
     temperature_max: PositiveFloat = setting(10.0, "temperature of the first epoch")
@@ -245,7 +246,7 @@ class RunSettings(Frozen):
     num_threads: PositiveInt | None = setting(
         None, "CPU threads of a process; none: its share of the cores. Small models want 1", le=1024
     )
-    precision: Literal["fp32", "tf32", "bf16"] = setting(
+    precision: Precision = setting(
         "fp32", "precision of matrix products; weights, optimizer, softmax and loss stay float32"
     )
     attention: Attention = setting("auto", "attention backend: auto, reference or cpu")
@@ -433,10 +434,7 @@ _PROBLEMS = {
 def from_dict(tables: Mapping[str, object], source: str, blames: Mapping[str, str] | None = None) -> Settings:
     """Validate settings by table, as JSON holds them.
 
-    Args:
-        tables: table -> name -> value.
-        source: begins a message about a key that ``blames`` does not have.
-        blames: dotted key -> beginning of the message; those that win over others first.
+    A message begins with what ``blames`` has for the dotted key, those that win over others first, or with ``source``.
 
     Raises:
         SettingsError: with a line for each wrong setting, in the user's words.
@@ -465,10 +463,12 @@ def from_dict(tables: Mapping[str, object], source: str, blames: Mapping[str, st
             problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
             got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
             text = f"{key}{index} {problem}{got}"
-            if key in FIELDS:
+            if found["type"] == "plugin":
+                hint = f"if a plugin adds it, name its module: {PLUGINS_VARIABLE}=MODULE"
+            elif key in FIELDS:
                 hint = f"{key}: {FIELDS[key].description}; {ALL_SETTINGS}"
             elif near := nearest_key(key):
                 hint = f"did you mean {near}?"
         lines.setdefault(key, f"{blames.get(key, source)}: {text}")
         hints.append(hint)
-    raise SettingsError("\n".join(lines.values()), hints[0] if len(lines) == 1 else ALL_SETTINGS)
+    raise SettingsError("\n".join(lines.values()), hints[0] if len(set(hints)) == 1 else ALL_SETTINGS)

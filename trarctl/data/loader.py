@@ -9,19 +9,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trarctl.config import Loss
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.data.records import Ids
 from trarctl.data.text import soft_scores
-from trarctl.errors import DataError, SettingsError
+from trarctl.errors import DataError
 
-Loss = Literal["bce", "kld", "ce"]
 Rows = NDArray[np.int64]
 
 
@@ -182,17 +182,8 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int, shuffle: bool) -> Ro
 def training_plan(
     num_samples: int, *, batch_size: int, seed: int, epoch: int, shuffle: bool, first_step: int = 0
 ) -> list[Rows]:
-    """Give the batches of one epoch from a step on; samples that do not fill the last batch are left out of it.
-
-    Raises:
-        SettingsError: there are fewer samples than one batch.
-    """
+    """Give the batches of one epoch from a step on; samples that do not fill the last batch are left out of it."""
     num_steps = num_samples // batch_size
-    if not num_steps:
-        raise SettingsError(
-            f"batch size {batch_size} is larger than the {num_samples} training samples",
-            f"--batch-size {num_samples} or less",
-        )
     order = epoch_order(num_samples, seed=seed, epoch=epoch, shuffle=shuffle)
     return list(order[: num_steps * batch_size].reshape(num_steps, batch_size)[first_step:])
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from trarctl.config import EvaluatorName
 from trarctl.data.records import StringTable
 from trarctl.data.text import strip_punctuation, strip_words
 from trarctl.errors import DataError
@@ -16,7 +17,6 @@ from trarctl.errors import DataError
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
 
-EvaluatorName = Literal["official", "upstream"]
 
 OVERALL = "overall"
 

@@ -44,7 +44,7 @@ from trarctl.data.manifest import (
     digest_of,
     read_manifest,
 )
-from trarctl.data.prepared import write_split
+from trarctl.data.prepared import default_folder, write_split
 from trarctl.data.records import RawData, RawSplit
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
 from trarctl.data.word_vectors import load_vectors, vectors_fingerprint
@@ -223,11 +223,6 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[Ch
     return _checks(work, data.num_records, damaged, feature_folders(work.spec, features) if features else None)
 
 
-def default_out(dataset: str) -> Path:
-    """Give the folder that a data set is prepared to if none is named."""
-    return Path("data") / dataset / "prepared"
-
-
 def _plan(request: PrepareRequest, progress: Progress) -> _Work:
     """Fill in the defaults of a request, and refuse what contradicts itself."""
     spec: DatasetSpec = DATASETS[request.dataset]
@@ -267,7 +262,7 @@ def _plan(request: PrepareRequest, progress: Progress) -> _Work:
         extractor=extractor,
         packs_pictures=has_own,
     )
-    return _Work(spec, request, raw, request.out or default_out(spec.name), options, progress)
+    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
 
 
 def _present_splits(work: _Work) -> list[SplitFiles]:

@@ -36,6 +36,11 @@ from trarctl.files import write_array
 from trarctl.registry import DATASETS
 
 
+def default_folder(dataset: str) -> Path:
+    """Give the folder of a data set's prepared data if none is named."""
+    return Path("data") / dataset / "prepared"
+
+
 def open_prepared(path: Path) -> PreparedData:
     """Open a prepared folder.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trarctl.config import EvaluatorName
 from trarctl.config.settings import Settings
 from trarctl.engine.run import RunFolder
 from trarctl.errors import SettingsError
@@ -42,7 +43,7 @@ class StepDone:
     step_in_epoch: int
     steps_per_epoch: int
     step: int
-    rate: float
+    learning_rate: float
     temperature: float
     samples_per_second: float  # over the epoch so far
     loss: float | None = None  # mean per sample since the last logged step
@@ -68,7 +69,7 @@ class EpochDone:
     step: int
     steps_per_epoch: int
     loss: float
-    rate: float
+    learning_rate: float
     temperature: float
     seconds: float
     samples_per_second: float
@@ -85,7 +86,7 @@ class Validated:
     is_best: bool
     seconds: float
     routes: list[list[float]] = field(default_factory=list)
-    evaluator: str = "official"
+    evaluator: EvaluatorName = "official"
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,10 @@ def no_callback(event: Event) -> None:
 
 # The lines of ``metrics.jsonl``: epochs count from 1, steps from the start of the run; losses are means per sample,
 # accuracies percent.
-_STEP_NUMBERS = "epoch step loss gradient_norm rate temperature routes samples_per_second memory_bytes"
+_STEP_NUMBERS = "epoch step loss gradient_norm learning_rate temperature routes samples_per_second memory_bytes"
 _RECORDED: dict[type[Event], tuple[str, str]] = {
     StepDone: ("step", _STEP_NUMBERS),
-    EpochDone: ("epoch", "epoch step loss rate temperature seconds samples_per_second"),
+    EpochDone: ("epoch", "epoch step loss learning_rate temperature seconds samples_per_second"),
     Validated: ("validation", "epoch step overall per_type evaluator routes seconds"),
 }
 _DECIMALS = {"seconds": 3, "samples_per_second": 1}
@@ -144,8 +145,7 @@ def journal(run: RunFolder) -> Callback:
             entry: dict[str, Any] = {"event": kind}
             for name in names.split():
                 value = getattr(event, name)
-                key = "learning_rate" if name == "rate" else name
-                entry[key] = round(value, _DECIMALS[name]) if name in _DECIMALS else value
+                entry[name] = round(value, _DECIMALS[name]) if name in _DECIMALS else value
             run.record(entry)
         line = _line(event)
         if line is not None:
@@ -162,8 +162,8 @@ def _line(event: Event) -> str | None:
         )
     if isinstance(event, EpochDone):
         return (
-            f"epoch {event.epoch}: loss {event.loss:.4f}, rate {event.rate:.3g}, temperature {event.temperature:.4g}, "
-            f"{event.seconds:.0f} s, {event.seconds / event.steps_per_epoch:.3f} s a step"
+            f"epoch {event.epoch}: loss {event.loss:.4f}, rate {event.learning_rate:.3g}, temperature "
+            f"{event.temperature:.4g}, {event.seconds:.0f} s, {event.seconds / event.steps_per_epoch:.3f} s a step"
         )
     if isinstance(event, Validated):
         types = ", ".join(f"{name} {value:.2f}" for name, value in event.per_type.items())
@@ -208,7 +208,7 @@ def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_st
 def numbers_of(event: Event) -> tuple[Numbers, int] | None:
     """What of an event is worth a curve, and its step; None for events without numbers."""
     if isinstance(event, StepDone) and event.loss is not None:
-        numbers = {"train/loss": event.loss, "train/learning_rate": event.rate, "train/temperature": event.temperature}
+        numbers = {f"train/{name}": getattr(event, name) for name in ("loss", "learning_rate", "temperature")}
         if event.gradient_norm is not None:
             numbers["train/gradient_norm"] = event.gradient_norm
         for layer, weights in enumerate(event.routes or []):

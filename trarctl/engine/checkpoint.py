@@ -91,7 +91,7 @@ def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
-    """Put Adam's averages back; of parameters that have none it starts from nothing."""
+    """Restore Adam's averages; of parameters that have none it starts from zero."""
     for name, parameter in model.named_parameters():
         if _AVERAGE + name not in tensors:
             continue

@@ -1,4 +1,4 @@
-"""Devices and processes: where a run computes, with whom, and how the processes agree.
+"""Devices and processes: where a run computes, in which processes, and how they exchange values.
 
 One process per device. A run on several devices is started by ``trarctl.engine.launch``, or joins the group that
 ``torchrun`` or Slurm has made. What a process changes about itself stands here too: threads, memory, precision, seed.
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,12 +27,12 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from trarctl.config import Precision
 from trarctl.errors import DeviceError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
 
-Precision = Literal["fp32", "tf32", "bf16"]
 GRACE_SECONDS = 2.0  # for which a process that lost another lets those report that know the cause
 # For threads of gloo to release what they have computed. They need Python for it: where it is ending, they abort.
 RELEASE_SECONDS = 0.2
@@ -55,14 +55,6 @@ class World:
     def is_main(self) -> bool:
         """Whether this process is the one that writes files and reports."""
         return self.rank == 0
-
-    def all_reduce_max(self, flag: int) -> int:
-        """The largest of all processes' ``flag``; does not wait for a GPU."""
-        shared = torch.tensor([flag])
-        if self.size > 1:
-            with collective():
-                dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return int(shared)
 
     def all_reduce(self, array: NDArray[Any]) -> NDArray[Any]:
         """The sum of all processes' arrays, in place, in every process."""
@@ -207,9 +199,7 @@ class Placement:
 def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
     """Decide where to compute; the environment says whether ``torchrun`` or Slurm has started several processes.
 
-    Args:
-        gpus: GPU indices joined by commas, ``cpu``, ``cpu:COUNT``, or None for a GPU where there is one.
-        environ: the environment.
+    ``gpus`` are indices joined by commas, ``cpu``, ``cpu:COUNT``, or None for a GPU where there is one.
 
     Raises:
         DeviceError: if there is no such GPU, or the text cannot be read.
@@ -281,10 +271,7 @@ def use_threads(num_threads: int | None) -> Iterator[None]:
 
 
 def reuse_freed_memory() -> bool:
-    """Let the C library reuse large blocks, which training takes and frees over and over; whether it is glibc.
-
-    By default each goes back to the system, which fills it with zeros again.
-    """
+    """Let the C library reuse large blocks, which otherwise the system fills with zeros again; whether it is glibc."""
     return _set_malloc(_MALLOC_REUSING)
 
 
@@ -352,9 +339,9 @@ def _devices(gpus: str | None, num_processes: int) -> tuple[str, ...]:
         )
     missing = [index for index in indices if int(index) >= available]
     if missing:
-        there = {0: "no GPU", 1: "one GPU, 0"}.get(available, f"GPUs 0 to {available - 1}")
+        present = {0: "no GPU", 1: "one GPU, 0"}.get(available, f"GPUs 0 to {available - 1}")
         raise DeviceError(
-            f"--gpus {gpus}: there is no GPU {', '.join(missing)}; this machine has {there}",
+            f"--gpus {gpus}: there is no GPU {', '.join(missing)}; this machine has {present}",
             "--gpus cpu runs on the CPU" if not available else "choose among those, or --gpus cpu",
         )
     return tuple(f"cuda:{index}" for index in indices)

@@ -34,11 +34,12 @@ from trarctl.model.trar import TRAR
 
 FEWEST_AT_ONCE = 64  # questions that any machine that trains can score at once
 ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities
+_ARRAYS = ("question_id", "scores", "routes")  # that a process leaves in files
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says to the questions of a split, in file order."""
+    """The scores that a model gives to the answers of a split's questions, in file order."""
 
     question_id: NDArray[Any]  # int64 or text, as in the data, [Q]
     scores: NDArray[np.float32]  # answer logits, [Q, A]
@@ -69,7 +70,7 @@ class Scores:
             ) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluator:
     """A model, and how to run it without dropout or noise.
 
@@ -81,15 +82,14 @@ class Evaluator:
     settings: Settings  # that it was trained with; they give precision, threads and batch size
     temperature: float  # of hard routing: that of the last epoch trained
     world: World  # its processes take turns at the batches
-    callback: Callback = no_callback  # told how far it is, as ``task``
+    callback: Callback = no_callback  # gets the progress, under the name ``task``
     task: str = "scoring"
     check: Callable[[], None] | None = None  # called after each round, in all processes alike; may raise
     batch_size: int = 0
 
     def __post_init__(self) -> None:
         train = self.settings.train
-        default = max(train.batch_size // train.accumulation, FEWEST_AT_ONCE)
-        object.__setattr__(self, "batch_size", self.batch_size or default)
+        self.batch_size = self.batch_size or max(train.batch_size // train.accumulation, FEWEST_AT_ONCE)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -108,7 +108,7 @@ class Evaluator:
         part, num_answers = data.split(split), len(data.answers)
         kept = len(part) if self.world.is_main else 0
         scores = np.zeros((kept, num_answers), dtype=np.float32)
-        routes = self._room_for_routes(kept)
+        routes = self._empty_routes(kept)
         share = np.zeros((self.batch_size, num_answers + math.prod(routes.shape[1:])), dtype=np.float32)
         for turn, scored in enumerate(self._rounds(data, split)):
             if scored is not None:
@@ -117,9 +117,9 @@ class Evaluator:
             # Round by round, so that no process but the main one ever holds more than a batch.
             for rank, rows in enumerate(self.world.gather(share)):
                 start = (turn * self.world.size + rank) * self.batch_size
-                there = rows[: max(kept - start, 0)]
-                scores[start : start + len(there)] = there[:, :num_answers]
-                routes[start : start + len(there)] = there[:, num_answers:].reshape(-1, *routes.shape[1:])
+                valid = rows[: max(kept - start, 0)]
+                scores[start : start + len(valid)] = valid[:, :num_answers]
+                routes[start : start + len(valid)] = valid[:, num_answers:].reshape(-1, *routes.shape[1:])
         ids = np.asarray(part.question_id[:kept])
         return Scores(ids, scores, routes, tuple(data.answers), is_exclusive(self.settings))
 
@@ -131,14 +131,14 @@ class Evaluator:
         """
         num_questions = len(data.split(split))
         chosen = np.zeros(num_questions, dtype=np.int64)
-        routes = self._room_for_routes(num_questions)
+        routes = self._empty_routes(num_questions)
         for scored in self._rounds(data, split):
             if scored is not None:
                 chosen[scored[0]] = scored[1].argmax(dim=1).cpu().numpy()
                 routes[scored[0]] = scored[2].cpu().numpy()
         return self.world.all_reduce(chosen), self.world.all_reduce(routes)
 
-    def _room_for_routes(self, num_questions: int) -> NDArray[np.float32]:
+    def _empty_routes(self, num_questions: int) -> NDArray[np.float32]:
         model = self.model.settings
         return np.zeros((num_questions, model.num_layers, len(model.spans)), dtype=np.float32)
 
@@ -168,7 +168,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Request:
-    """What to score with what, as a user says it."""
+    """What to score with which checkpoint, as a user names them."""
 
     ckpt: str | None  # ``RUN``, ``RUN@EPOCH`` or ``FILE``; None for the latest run
     data: Path | None  # prepared folder; None for the one that the checkpoint was trained on
@@ -222,7 +222,7 @@ class ScoreJob(Job):
     split: str
     folder: Path
     title: str = "scoring"
-    cure: str = "start it again"
+    hint: str = "start it again"
 
     def work(self, world: World, callback: Callback) -> Scores | None:
         """Score in one process, or this process's share; see ``trarctl.engine.launch.Job``."""
@@ -245,9 +245,6 @@ class ScoreJob(Job):
                     "TMPDIR=DIR names a folder with more room; --gpus cpu or a single GPU needs none",
                 ) from error
         return None
-
-
-_ARRAYS = ("question_id", "scores", "routes")
 
 
 def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
@@ -302,7 +299,7 @@ def combine(parts: Sequence[Scores]) -> tuple[NDArray[np.float32], tuple[str, ..
     return total, answers
 
 
-def sayable_answers(scores: NDArray[np.float32], answers: Sequence[str]) -> list[str]:
+def nonblank_answers(scores: NDArray[np.float32], answers: Sequence[str]) -> list[str]:
     """The likeliest answer to each question that is not blank, since a test server rejects blank ones."""
     blank = [index for index, answer in enumerate(answers) if not answer.strip()]
     if blank:

@@ -1,4 +1,4 @@
-"""Train jobs: what is to be trained, checked against its data before any process is started, and the start of it."""
+"""Training jobs: starts and resumes of runs, planned and checked against the data before any process is started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint
 from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
 from trarctl.engine.launch import Job
-from trarctl.engine.loading import adopt_shape, check_words, fit_to_data, prepared_folder, read_weights
+from trarctl.engine.loading import adopt_shape, check_shape, check_words, fit_to_data, prepared_folder, read_weights
 from trarctl.engine.run import CHECKPOINT, RunFolder, find_checkpoint, read_settings, write_settings
 from trarctl.engine.signals import stop_requests
 from trarctl.engine.trainer import Trainer
@@ -45,7 +45,7 @@ class TrainJob(Job):
         run = settings.run
         return cls(
             title=f"run {run.name}",
-            cure=f"trarctl resume {run.name} goes on from its latest checkpoint",
+            hint=f"trarctl resume {run.name} goes on from its latest checkpoint",
             gpus=run.gpus,
             timeout_seconds=run.timeout_seconds,
             max_restarts=run.max_restarts,
@@ -107,7 +107,7 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
         weights, _ = find_checkpoint(init, settings.run.folder)
         settings = adopt_shape(weights, settings, origin, data)
     settings, notes = fit_to_data(settings, data, origin)
-    _check(settings, data)
+    _check_fit(settings, data)
     if settings.run.name is None:
         settings = _named(settings, _new_name(data.dataset))
     job = TrainJob.of(settings, kind="start", data=path, init=weights)
@@ -122,13 +122,10 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
 def plan_resume(
     run: RunFolder, settings: Settings, *, named: str | None, epoch: int | None
 ) -> tuple[TrainJob, list[str]]:
-    """Plan to resume a run; result as for ``plan_start``.
+    """Plan to resume a run, with its settings as the user changed them; otherwise as ``plan_start``.
 
-    Args:
-        run: the run.
-        settings: its settings, with what the user changed.
-        named: how the user named it; a checkpoint's file decides the epoch.
-        epoch: finished epochs to resume from; None for the latest checkpoint.
+    ``epoch`` counts the finished epochs to resume from, None for the latest checkpoint. If it is None and the user
+    ``named`` the run by a checkpoint's file, that file decides.
     """
     notes = []
     match = CHECKPOINT.match(Path(named).name) if named is not None and Path(named).is_file() else None
@@ -137,7 +134,7 @@ def plan_resume(
     path = prepared_folder(settings)
     data = open_prepared(path)
     settings, fitting = fit_to_data(settings, data, {})
-    _check(settings, data)
+    _check_fit(settings, data)
     if settings.model.routing == "hard" and settings.train.epochs != read_settings(run).train.epochs:
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
     return TrainJob.of(settings, kind="resume", data=path, epoch=epoch), notes + fitting
@@ -160,9 +157,10 @@ def _new_name(dataset: str) -> str:
     return f"{dataset}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
-def _check(settings: Settings, data: PreparedData) -> None:
-    """See that the loggers are installed, and that each batch divides among parts and processes and can be filled."""
+def _check_fit(settings: Settings, data: PreparedData) -> None:
+    """See that loggers are installed, the model takes its shape, and batches divide among parts and can be filled."""
     callbacks.check_loggers(settings)
+    check_shape(settings.model)
     train = settings.train
     num_processes = plan_placement(settings.run.gpus, os.environ).num_processes
     share = train.accumulation * num_processes

@@ -40,7 +40,7 @@ class Job:
     """Work for one process or several, as plain values that can be sent to another process."""
 
     title: str  # in messages: ``run tiny``
-    cure: str  # the command that continues after it was stopped or lost
+    hint: str  # the command that continues after it was stopped or lost
     gpus: str | None  # devices, see ``plan_placement``
     timeout_seconds: float = 600.0  # after which a process that waits for a lost one gives up
     max_restarts: int = 0
@@ -53,9 +53,7 @@ class Job:
 def run_job(job: Job, watch: Watch) -> Any:
     """Do a job, in this process or in as many as there are devices.
 
-    Args:
-        job: what to do.
-        watch: makes the callback, in the process of rank 0; a function of a module, so that it can be sent there.
+    ``watch`` makes the callback in the process of rank 0; a function of a module, so that it can be sent there.
 
     Returns:
         What ``job.work`` returned in the process of rank 0; small, where processes are started for it.
@@ -132,7 +130,7 @@ def _launch(job: Job, placement: Placement, watch: Watch, folder: Path) -> Any:
             except ChildFailedError as failed:
                 rank, first = failed.get_first_failure()
                 how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
-                failure = DeviceError(f"process {rank} of {job.title} died ({how})", job.cure)
+                failure = DeviceError(f"process {rank} of {job.title} died ({how})", job.hint)
     finally:
         logging.disable(logging.NOTSET)
     if report := _read_report(folder):
@@ -174,7 +172,7 @@ def _worker(job: Job, watch: Watch, folder: Path) -> Any:
 
 def _stopped_early(job: Job, signal_number: int) -> Stopped:
     name = signal.Signals(signal_number).name
-    return Stopped(f"{job.title} was stopped by {name} before its next step", signal_number, job.cure)
+    return Stopped(f"{job.title} was stopped by {name} before its next step", signal_number, job.hint)
 
 
 def _write_report(folder: Path, error: TrarError) -> None:

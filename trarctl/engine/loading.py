@@ -1,4 +1,4 @@
-"""Settings, prepared data and checkpoints of either kind: do they fit together, and the model that they make."""
+"""Fit settings, prepared data and checkpoints of either kind together, and build the model that they describe."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from torch import Tensor
 
 from trarctl.config.resolve import Origin, Source
 from trarctl.config.settings import ModelSettings, Settings
-from trarctl.data.prepared import PreparedData
+from trarctl.data.prepared import PreparedData, default_folder
 from trarctl.engine.checkpoint import Description, load_checkpoint, load_upstream, model_tensors
 from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
 from trarctl.errors import CheckpointError, DataError, SettingsError
 from trarctl.model.original import shape_settings
+from trarctl.model.spans import Spans
 from trarctl.model.trar import TRAR, ModelSizes
+from trarctl.registry import POOLINGS
+
+_UNKNOWN = Origin(Source.RECIPE, "recipe")  # of a value whose origin nobody gave
 
 
 def prepared_folder(settings: Settings) -> Path:
     """Where the settings look for prepared data."""
-    return settings.data.path or Path("data") / settings.data.dataset / "prepared"
+    return settings.data.path or default_folder(settings.data.dataset)
 
 
 def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Origin]) -> tuple[Settings, list[str]]:
@@ -52,7 +56,7 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
         given = getattr(settings.model, key)
         if given == value:
             continue
-        source = origin.get(f"model.{key}", _NOBODY)
+        source = origin.get(f"model.{key}", _UNKNOWN)
         if source.is_users_choice:
             what = "its grid has" if key == "grid_size" else "its word vectors have width"
             raise SettingsError(
@@ -66,7 +70,13 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
     return settings, notes
 
 
-_NOBODY = Origin(Source.RECIPE, "recipe")  # of a value whose origin is not known
+def check_shape(settings: ModelSettings) -> None:
+    """Refuse spans or a pooling, of a plugin perhaps, that the model cannot have on this grid, with a SettingsError."""
+    try:
+        Spans(settings.spans, settings.grid_size)
+        POOLINGS[settings.pooling](settings.hidden_size)
+    except ValueError as error:
+        raise SettingsError(str(error), "--set model.spans=LIST or --set model.pooling=NAME chooses others") from error
 
 
 def model_sizes(data: PreparedData) -> ModelSizes:
@@ -79,11 +89,6 @@ def build_model(settings: Settings, data: PreparedData) -> TRAR:
     torch.manual_seed(settings.train.seed)
     vectors = None if data.vectors is None else torch.from_numpy(data.vectors.astype("float32"))
     return _new_model(settings, data, vectors)
-
-
-def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
-    """The one place where a command's model is built."""
-    return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ def load_model(
         last_temperature = temperature(settings.train, epoch=max(epoch - 1, 0))
     else:
         last_temperature = description.temperature
+    check_shape(settings.model)
     model = _new_model(settings, data)
     load_weights(model, state, path)
     return Loaded(model.to(world.device).eval(), settings, last_temperature, epoch, path, description)
@@ -147,30 +153,6 @@ def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], da
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint of either kind, under the model's own names."""
     return load_upstream(path)[0] if is_upstream(path) else model_tensors(load_checkpoint(path)[0])
-
-
-def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int, Description | None]:
-    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data."""
-    if is_upstream(path):
-        state, epoch = load_upstream(path)
-        description = None
-    else:
-        tensors, description = load_checkpoint(path)
-        check_words(path, description, data)
-        state, epoch = model_tensors(tensors), description.progress.epoch
-    sizes = model_sizes(data)
-    for name, axis, ours, what in (
-        ("embedding.weight", 0, sizes.vocabulary, "words"),
-        ("head.weight", 0, sizes.answers, "answers"),
-        ("adapter.weight", 1, sizes.feature_width, "features a cell"),
-    ):
-        if name in state and state[name].shape[axis] != ours:
-            raise CheckpointError(
-                f"{path} has {state[name].shape[axis]} {what}, {data.path} has {ours}",
-                "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
-                " and test included, when the data is prepared",
-            )
-    return state, epoch, description
 
 
 def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
@@ -208,6 +190,35 @@ def check_words(path: Path, description: Description, data: PreparedData) -> Non
         )
 
 
+def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
+    """The one place where a command's model is built."""
+    return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
+
+
+def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int, Description | None]:
+    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data."""
+    if is_upstream(path):
+        state, epoch = load_upstream(path)
+        description = None
+    else:
+        tensors, description = load_checkpoint(path)
+        check_words(path, description, data)
+        state, epoch = model_tensors(tensors), description.progress.epoch
+    sizes = model_sizes(data)
+    for name, axis, ours, what in (
+        ("embedding.weight", 0, sizes.vocabulary, "words"),
+        ("head.weight", 0, sizes.answers, "answers"),
+        ("adapter.weight", 1, sizes.feature_width, "features a cell"),
+    ):
+        if name in state and state[name].shape[axis] != ours:
+            raise CheckpointError(
+                f"{path} has {state[name].shape[axis]} {what}, {data.path} has {ours}",
+                "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
+                " and test included, when the data is prepared",
+            )
+    return state, epoch, description
+
+
 def _with_shape(
     path: Path, state: Mapping[str, Tensor], settings: Settings, origin: Mapping[str, Origin], data: PreparedData
 ) -> Settings:
@@ -227,7 +238,7 @@ def _with_shape(
         )
     fixed: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}
     for key, value in fixed.items():
-        given, source = getattr(model, key), origin.get(f"model.{key}", _NOBODY)
+        given, source = getattr(model, key), origin.get(f"model.{key}", _UNKNOWN)
         if given != value and source.is_users_choice:
             holder = data.path if key == "grid_size" else path
             raise CheckpointError(

@@ -50,7 +50,7 @@ class Insight:
 
 
 def inspect(loaded: Loaded, question_tokens: Tensor, features: Tensor) -> Insight:
-    """Answer questions [B, T] about pictures with features [B, N, W], and tell where the model looked."""
+    """Answer questions [B, T] about pictures with features [B, N, W], and show where the model looked."""
     scores, routes, pooled, maps = look(loaded, question_tokens, features)
     with torch.inference_mode():
         looked_at = torch.stack([torch.einsum("bn,bhnm->bm", pooled, one) / one.shape[1] for one in maps], dim=1)
@@ -127,21 +127,7 @@ class Predictor:
 
     def __init__(self, loaded: Loaded, data: PreparedData, extractor: Extractor) -> None:
         self._loaded, self._data, self._extractor = loaded, data, extractor
-
-    @property
-    def spans(self) -> tuple[int | str, ...]:
-        """The order of each span; 0 sees the whole picture, r the cells within r."""
-        return self._loaded.model.settings.spans
-
-    @property
-    def grid_size(self) -> int:
-        """Cells along one side of a picture."""
-        return self._loaded.model.settings.grid_size
-
-    @property
-    def binarize(self) -> bool:
-        """Whether each layer uses its heaviest span alone."""
-        return self._loaded.model.settings.binarize
+        self.settings = loaded.model.settings  # the shape of the model
 
     def trained_on(self) -> str:
         """What the model was trained on and what it can answer, in one sentence."""

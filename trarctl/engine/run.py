@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import ValidationError
 
-from trarctl.config.settings import Settings
-from trarctl.errors import CheckpointError, DataError
+from trarctl.config.settings import Settings, from_dict
+from trarctl.errors import CheckpointError, DataError, SettingsError
 from trarctl.files import write_bytes, write_json
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
@@ -221,10 +220,10 @@ def write_settings(run: RunFolder, settings: Settings, data: Path) -> None:
 def read_settings(run: RunFolder) -> Settings:
     """The settings of a run, under the name and in the folder that it has now; CheckpointError if they are damaged."""
     try:
-        settings = Settings.model_validate(orjson.loads(run.settings_file.read_bytes()))
-    except (OSError, orjson.JSONDecodeError, ValidationError) as error:
-        raise CheckpointError(
-            f"cannot read {run.settings_file}: {str(error).splitlines()[0]}", "start again: trarctl train"
-        ) from error
+        settings = from_dict(orjson.loads(run.settings_file.read_bytes()), str(run.settings_file))
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise CheckpointError(f"cannot read {run.settings_file}: {error}", "start again: trarctl train") from error
+    except SettingsError as error:
+        raise CheckpointError(error.what, error.hint) from error
     here = settings.run.model_copy(update={"name": run.name, "folder": run.path.parent})
     return settings.model_copy(update={"run": here})

@@ -5,6 +5,7 @@ Axes: B batch, A answers, L layers, K spans.
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +22,9 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import trarctl
+from trarctl.config import Loss
 from trarctl.config.settings import Settings
-from trarctl.data.loader import Batch, Loss, Rows, Samples, load_batches, training_plan, training_samples
+from trarctl.data.loader import Batch, Rows, Samples, load_batches, training_plan, training_samples
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
 from trarctl.engine import checkpoint, distributed
@@ -40,7 +42,7 @@ from trarctl.model.trar import count_parameters
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind; the tensors are on the device and may not be computed yet."""
+    """The outcome of a step; the tensors are on the device and may not be computed yet."""
 
     step: int
     question_id: NDArray[Any]  # of the questions that this process computed
@@ -84,7 +86,7 @@ class Trainer:
         self.network = distributed.share_gradients(self.model, world)
         if settings.run.compile:
             self.network.compile()
-        self._samples: dict[str, Samples] = {}
+        self._samples_of = functools.cache(lambda split: training_samples(data, split, train.loss))
         self._unread: list[StepResult] = []  # steps whose losses were not read yet
         self._saved_at = self._epoch_started = time.monotonic()
         self._samples_before = 0  # of the epoch, by an earlier process
@@ -96,21 +98,17 @@ class Trainer:
             Stopped: after a signal; the state is saved.
             TrarError: if the loss is not finite; the state is saved.
         """
-        started, run, epochs = time.monotonic(), self.run, self.settings.train.epochs
-        num_samples, num_parameters = len(self.samples), count_parameters(self.model)
-        size, steps = self.world.size, self.steps_per_epoch
-        where = self.state.epoch, self.state.step_in_epoch
-        device = str(self.world.device)
-        self.callback(RunStarted(run.name, run.path, device, size, num_parameters, num_samples, steps, epochs, *where))
+        run, started = self.run, time.monotonic()
+        self.callback(self._run_started())
         with distributed.tf32_allowed(self.world.device, self.settings.run.precision):
-            while self.state.epoch < epochs:
+            while self.state.epoch < self.settings.train.epochs:
                 self.train_epoch()
         best = self.state.best_epoch, self.state.best_overall
         self.callback(RunFinished(run.name, run.path, time.monotonic() - started, *best))
         return self.state
 
     def train_epoch(self) -> None:
-        """Do the steps that are left of the present epoch, then validate and save."""
+        """Do the remaining steps of the current epoch, then validate and save."""
         self._epoch_started = time.monotonic()
         self._samples_before = self.state.samples_in_epoch
         self.network.train()
@@ -153,8 +151,8 @@ class Trainer:
         scale = float(self.world.size)
         if train.loss_reduction == "mean":
             scale /= train.batch_size * (1 if train.loss == "ce" else len(self.data.answers))
-        waits = isinstance(self.network, DistributedDataParallel) and not is_last
-        with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+        is_local = isinstance(self.network, DistributedDataParallel) and not is_last
+        with self.network.no_sync() if is_local else nullcontext():  # type: ignore[operator]
             with distributed.precision_of(self.world.device, self.settings.run.precision):
                 scores, routes = self.network(part.question_tokens, part.cells(), temperature=self.temperature)
             loss = answer_loss(scores, part.target, loss=train.loss).sum()
@@ -164,35 +162,44 @@ class Trainer:
 
     @property
     def split(self) -> str:
-        """The splits that the present epoch trains on."""
+        """The splits that the current epoch trains on."""
         data = self.settings.data
         is_later = data.later_split_epoch is not None and self.state.epoch >= data.later_split_epoch
         return data.later_split if is_later and data.later_split is not None else data.split
 
     @property
     def samples(self) -> Samples:
-        """The samples of the present epoch."""
+        """The samples of the current epoch."""
         return self._samples_of(self.split)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of the present epoch; samples that do not fill a batch are left out of it."""
+        """Optimizer steps of the current epoch; samples that do not fill a batch are left out of it."""
         return len(self.samples) // self.settings.train.batch_size
 
     @property
     def temperature(self) -> float:
-        """Of hard routing, in the present epoch."""
+        """Of hard routing, in the current epoch."""
         return temperature(self.settings.train, epoch=self.state.epoch)
+
+    def _run_started(self) -> RunStarted:
+        return RunStarted(
+            name=self.run.name,
+            folder=self.run.path,
+            device=str(self.world.device),
+            num_processes=self.world.size,
+            num_parameters=count_parameters(self.model),
+            num_samples=len(self.samples),
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=self.settings.train.epochs,
+            start_epoch=self.state.epoch,
+            start_step=self.state.step_in_epoch,
+        )
 
     def _learning_rate(self, step: int) -> float:
         # Warm-up is measured in epochs of the split that the run began with.
         num_samples = len(self._samples_of(self.settings.data.split))
         return learning_rate(self.settings.train, epoch=self.state.epoch, step=step, num_samples=num_samples)
-
-    def _samples_of(self, split: str) -> Samples:
-        if split not in self._samples:
-            self._samples[split] = training_samples(self.data, split, self.settings.train.loss)
-        return self._samples[split]
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The parts, on the device, of each of the epoch's remaining batches that this process computes."""
@@ -239,7 +246,7 @@ class Trainer:
             self._save()
 
     def _synchronize(self, *, reads_loss: bool) -> tuple[int, bool]:
-        """Add up the losses, and hear from all processes whether to stop or to save; one all-reduce a step.
+        """Add up the losses, and learn from all processes whether to stop or to save; one all-reduce a step.
 
         Reading the losses waits for the device. Whatever is saved has them in it.
 
@@ -314,7 +321,7 @@ class Trainer:
         )
 
     def _stop_if_asked(self) -> None:
-        if signal_number := self.world.all_reduce_max(self.stop.signal_number):
+        if signal_number := max(self.world.all_gather(self.stop.signal_number)):
             self._stop(signal_number)
 
     def _finish_epoch(self) -> None:
@@ -356,6 +363,7 @@ class Trainer:
             step=self.state.step,
             overall=measured.overall,
             per_type=measured.per_type,
+            evaluator=measured.evaluator,
             is_best=best is None or measured.overall > best,
             seconds=time.monotonic() - started,
             routes=routes.mean(axis=0, dtype=np.float64).round(4).tolist(),
@@ -425,7 +433,7 @@ class Fault(NamedTuple):
 
     step: int
     question_id: NDArray[Any]
-    is_here: bool  # whether this process's own loss is not finite
+    is_own: bool  # whether this process's own loss is not finite
 
 
 def _losses(results: Sequence[StepResult]) -> Tensor:
@@ -443,11 +451,11 @@ def _first_fault(results: Sequence[StepResult]) -> Fault | None:
 
 def describe_faults(faults: Sequence[Fault | None]) -> str:
     """The first faulty step of all processes and its questions, in words."""
-    there = [fault for fault in faults if fault is not None]
-    step = min(fault.step for fault in there)
-    first = [fault for fault in there if fault.step == step]
-    guilty = [fault for fault in first if fault.is_here] or first
-    questions = np.concatenate([fault.question_id for fault in guilty]).tolist()
+    known = [fault for fault in faults if fault is not None]
+    step = min(fault.step for fault in known)
+    first = [fault for fault in known if fault.step == step]
+    own = [fault for fault in first if fault.is_own] or first
+    questions = np.concatenate([fault.question_id for fault in own]).tolist()
     listed = ", ".join(map(str, questions[:8]))
     more = f" and {len(questions) - 8} more" if len(questions) > 8 else ""
     return f"step {step} (questions {listed}{more})"

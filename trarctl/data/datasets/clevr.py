@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trarctl.config import EvaluatorName
 from trarctl.data import Progress
 from trarctl.data.datasets.base import (
     DatasetSpec,
@@ -17,7 +18,7 @@ from trarctl.data.datasets.base import (
     SplitFiles,
     register_dataset,
 )
-from trarctl.data.metrics import Accuracy, EvaluatorName, GroundTruth, count_right
+from trarctl.data.metrics import Accuracy, GroundTruth, count_right
 from trarctl.data.records import RawData, RawSplit, RecordReader, StringTable, refuse_duplicates, single_answers
 from trarctl.data.submission import LineAnswers
 from trarctl.errors import DataError, listed

@@ -174,7 +174,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     in_the_way.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="cannot write .*file/answers.json") as caught:
         write_vqa(in_the_way / "answers.json", IDS, ["yes"] * 3, IDS)
-    assert caught.value.hint == "choose another place with --out"
+    assert caught.value.hint == "choose another file with --out"
     folder = tmp_path / "folder"
     (folder / "full").mkdir(parents=True)
     with pytest.raises(DataError, match="cannot write .*folder: Is a directory"):

@@ -68,7 +68,7 @@ class AnswerFile(ABC):
             Size of the file in bytes.
 
         Raises:
-            DataError: the site would reject the file, or it cannot be written; nothing is left behind.
+            DataError: the site would reject the file, or it cannot be written; nothing is left there.
         """
         if len(question_ids) != len(answers):
             raise DataError(f"{len(answers):,} answers for {len(question_ids):,} questions", "nothing was written")
@@ -86,7 +86,7 @@ class AnswerFile(ABC):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, content)
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot write {path}: {_reason(error)}", "choose another place with --out") from error
+            raise DataError(f"cannot write {path}: {_reason(error)}", "choose another file with --out") from error
         return len(content)
 
     def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
@@ -294,7 +294,7 @@ def _shown(value: object) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        # A pipe that nobody writes to would wait for ever.
+        # A pipe that nobody writes to would wait forever.
         if not path.is_file():
             raise DataError(f"there is no file {path}", "name a file with answers")
         with path.open("rb") as file:

@@ -34,19 +34,12 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class WordVectors:
-    """A vector for each word of a vocabulary.
+    """A vector for each word of a vocabulary."""
 
-    Attributes:
-        matrix: row i belongs to word i, zero where there is none, [V, E] float32.
-        source: where they come from, for a person to read.
-        digest: SHA-256 of the file's bytes; of a spaCy source, of its name, version, keys and table. Hexadecimal.
-        missing: words that have none, in the vocabulary's order.
-    """
-
-    matrix: npt.NDArray[np.float32]
-    source: str
-    digest: str
-    missing: tuple[str, ...]
+    matrix: npt.NDArray[np.float32]  # row i belongs to word i, zero where there is none, [V, E]
+    source: str  # where they come from, for a person to read
+    digest: str  # SHA-256 of the file's bytes; of a spaCy source, of its name, version, keys and table
+    missing: tuple[str, ...]  # words that have none, in the vocabulary's order
 
     @property
     def found(self) -> int:

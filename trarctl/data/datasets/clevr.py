@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 
 from trarctl.data import Progress
-from trarctl.data.datasets.base import (
-    DatasetSpec,
-    FileNaming,
-    ImageSetFiles,
-    Published,
-    SplitFiles,
-    register_dataset,
-)
+from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, Published, SplitFiles, register_dataset
 from trarctl.data.metrics import Accuracy, EvaluatorName, GroundTruth, count_right
 from trarctl.data.records import RawData, RawSplit, RecordReader, StringTable, refuse_duplicates, single_answers
 from trarctl.data.submission import LineAnswers

@@ -10,14 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data import Progress
-from trarctl.data.datasets.base import (
-    DatasetSpec,
-    FileNaming,
-    ImageSetFiles,
-    Published,
-    SplitFiles,
-    register_dataset,
-)
+from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, Published, SplitFiles, register_dataset
 from trarctl.data.metrics import vqa_accuracy
 from trarctl.data.records import (
     NUM_ANNOTATORS,

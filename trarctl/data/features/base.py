@@ -95,7 +95,7 @@ def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
     extractor: Extractor = EXTRACTORS[name](options)
     try:
         extractor.restore(description)
-    except Exception as error:  # whatever a damaged description makes an extractor stumble over
+    except Exception as error:  # an extractor may raise anything over a damaged description
         raise DataError(f"the description of the extractor in {path} is damaged: {error}", again) from error
     if extractor.describe() != description:
         raise other_weights(path.parent, name, options.weights)

@@ -183,7 +183,7 @@ def _parsed_header(header: bytes) -> ArrayHeader:
     read = npy.read_array_header_1_0 if header[6] == 1 else npy.read_array_header_2_0
     try:
         shape, is_fortran, dtype = read(stream, max_header_size=_LARGEST_HEADER)
-    except Exception as error:  # what numpy's parser stumbles over in a damaged header is not documented
+    except Exception as error:  # what numpy raises over a damaged header is not documented
         raise FeatureFileError("has a damaged header") from error
     if dtype.hasobject:
         raise FeatureFileError("holds pickled objects, which are never loaded")

@@ -18,11 +18,10 @@ import numpy.typing as npt
 
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.manifest import IMAGES
-from trarctl.data.records import rows_of
+from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
 
-Ids = npt.NDArray[Any]
 Item = TypeVar("Item")
 
 

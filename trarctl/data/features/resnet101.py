@@ -99,7 +99,7 @@ def _third_stage(weights: Path | None) -> nn.Module:
         network = resnet101(weights=None)
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
+        except Exception as error:  # what a damaged pickle makes its reader raise is not documented
             raise DataError(f"{weights} is no file of PyTorch weights", _WEIGHTS_HINT) from error
         try:
             network.load_state_dict(state)

@@ -148,11 +148,11 @@ class DatasetSpec:
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Make a data set known to every command under its name."""
-    # Imported late, since the settings load plugins, which import this module.
-    from trarctl.config.settings import register_recipe
-
     DATASETS.register(spec.name)(spec)
     if spec.recipe is not None:
+        # Imported late, since the settings load plugins, which import this module.
+        from trarctl.config.settings import register_recipe
+
         register_recipe(spec.name, spec.recipe)
     return spec
 

@@ -262,7 +262,7 @@ def rows_of(wanted: Ids, ids: Ids) -> npt.NDArray[np.int64]:
 # Small enough that a piece and what is made of it stay in the processor's cache.
 PIECE_BYTES = 1 << 19
 
-_READABLE = "it has to be a file that can be read"
+_READABLE = "name a file that can be read"
 
 _QUOTE, _OPEN, _CLOSE, _COMMA, _BACKSLASH = 1, 2, 3, 4, 5
 _KIND = np.zeros(256, dtype=np.uint8)

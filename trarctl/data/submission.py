@@ -141,7 +141,7 @@ class JsonAnswers(AnswerFile):
     def _answered(
         self, content: bytes, split: PreparedSplit
     ) -> tuple[list[tuple[int | str, str | None]] | None, list[str]]:
-        """Take question and answer from each row that names a question (None: an answer that is no text); problems."""
+        """Take question and answer from each row that names a question (None: an answer that is not text); problems."""
         rows, problem = _parsed(content)
         if rows is None:
             return None, [problem]
@@ -168,8 +168,8 @@ class JsonAnswers(AnswerFile):
             f"{_counted(len(found), 'row', 'rows')} {what}: {listed(found, len(found))}"
             for what, found in (
                 ("not an object", no_object),
-                (f"with a question_id that is no {'integer' if kind is int else 'text'}", no_question),
-                ("with an answer that is no text", no_answer),
+                (f"with a question_id that is not {'an integer' if kind is int else 'text'}", no_question),
+                ("with an answer that is not text", no_answer),
             )
             if found
         ]
@@ -211,8 +211,8 @@ class LineAnswers(AnswerFile):
         known = frozenset(data.answers)
         unknown = dict.fromkeys(line for line in lines if line.strip() and line not in known)
         if unknown:
-            many = _counted(len(unknown), "answer is none", "answers are none")
-            problems.append(f"{many} that {self.owner} has: {listed(map(repr, unknown), len(unknown))}")
+            many = _counted(len(unknown), "answer", "answers")
+            problems.append(f"{many} that {self.owner} does not have: {listed(map(repr, unknown), len(unknown))}")
         return problems
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
@@ -276,8 +276,8 @@ def _id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) ->
         problems.append(f"{many} more than once: {listed(twice, len(twice))}")
     unknown = found.difference(expected)
     if unknown:
-        many = _counted(len(unknown), "question_id is none", "question_ids are none")
-        problems.append(f"{many} of this split: {listed(sorted(unknown), len(unknown))}")
+        many = _counted(len(unknown), "question_id is", "question_ids are")
+        problems.append(f"{many} not in this split: {listed(sorted(unknown), len(unknown))}")
     return problems
 
 

@@ -76,7 +76,7 @@ def file_sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", "let it be read: chmod u+r") from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}", "make it readable: chmod u+r") from error
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def writing(folder: Path) -> Iterator[Path]:
         # A full disk is reported without a name, and only what is written can fill it.
         if name is None or name == folder or folder in name.parents:
             raise _unusable(folder, error) from error
-        raise DataError(f"cannot read {name}: {error.strerror or error}", "let it be read: chmod u+rX") from error
+        raise DataError(f"cannot read {name}: {error.strerror or error}", "make it readable: chmod u+rX") from error
     finally:
         lock.release()
 

@@ -121,7 +121,7 @@ def test_options_that_do_not_go_together(
 def test_unusable_pictures_and_questions(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_text("no picture")
     assert cli.run(predict(run, "--image", str(tmp_path / "a.png"), "--question", "what?")) == 4
-    assert "a.png is no image, or empty\n" in capsys.readouterr().err
+    assert "a.png is not an image, or is empty\n" in capsys.readouterr().err
     assert cli.run(predict(run, "--image", str(run.picture), "--question", "?!")) == 4
     assert "error: '?!' holds no word\n" in capsys.readouterr().err
     assert cli.run(asking(run, "--save", str(tmp_path / "no" / "x.png"))) == 4
@@ -147,4 +147,4 @@ def test_features_made_elsewhere_cannot_be_made_of_a_picture(
     arguments = ["--ckpt", f"{case}.pkl", "--config", f"{case}.yml", "--data", str(out)]
     assert cli.run(["predict", *arguments, "--image", str(run.picture), "--question", "what?"]) == 4
     err = capsys.readouterr().err
-    assert f"error: the features in {out} came from files made elsewhere, so a picture cannot be described alike" in err
+    assert f"error: the features in {out} came from files made elsewhere, so trarctl cannot make matching" in err

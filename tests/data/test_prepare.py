@@ -283,7 +283,7 @@ def test_vqa_annotations_of_unknown_questions(tmp_path: Path) -> None:
 
 
 def test_vqa_val_questions_without_annotation(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no annotation of the questions 34488000"):
+    with pytest.raises(DataError, match="has no annotations of the questions 34488000"):
         _vqa(tmp_path, "v2_mscoco_val2014_annotations.json", lambda c: _drop(c["annotations"], 34488000))
 
 
@@ -296,7 +296,7 @@ def _drop(annotations: list[dict[str, Any]], question: int) -> None:
     [
         ({"answers": []}, "record 4 has 0 answers"),
         ({"answers": [{"answer": "x"}] * 11}, "record 4 has 11 answers, expected 1 to 10"),
-        ({"answers": [{"answer": 1}]}, "record 4 has an answer that is no text"),
+        ({"answers": [{"answer": 1}]}, "record 4 has an answer that is not text"),
         ({"answers": "yes"}, "expected a list"),
         ({"multiple_choice_answer": 4}, "expected a text"),
     ],

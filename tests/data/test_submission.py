@@ -89,15 +89,24 @@ def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
     [
         (GOOD[:1], "2 of 3 questions have no answer: 262144001, 393225000"),
         ([*GOOD, GOOD[0]], "1 question is answered more than once: 262144000"),
-        ([*GOOD, {"question_id": 7, "answer": "x"}], "1 question_id is none of this split: 7"),
+        ([*GOOD, {"question_id": 7, "answer": "x"}], "1 question_id is not in this split: 7"),
         ([*GOOD[:2], {"question_id": IDS[2], "answer": " \t"}], "1 answer is blank: question 393225000"),
-        ([*GOOD[:2], {"question_id": IDS[2], "answer": 2}], "1 row with an answer that is no text: row 3 has 2"),
-        ([*GOOD[:2], {"question_id": IDS[2]}], "1 row with an answer that is no text: row 3 has none"),
-        ([*GOOD[:2], {"question_id": IDS[2], "answer": None}], "1 row with an answer that is no text: row 3 has null"),
-        ([*GOOD, {"question_id": True, "answer": "x"}], "1 row with a question_id that is no integer: row 4 has true"),
-        ([*GOOD, {"question_id": "7", "answer": "x"}], '1 row with a question_id that is no integer: row 4 has "7"'),
-        ([*GOOD, {"question_id": 1.0, "answer": "x"}], "1 row with a question_id that is no integer: row 4 has 1.0"),
-        ([*GOOD, {"answer": "x"}], "1 row with a question_id that is no integer: row 4 has none"),
+        ([*GOOD[:2], {"question_id": IDS[2], "answer": 2}], "1 row with an answer that is not text: row 3 has 2"),
+        ([*GOOD[:2], {"question_id": IDS[2]}], "1 row with an answer that is not text: row 3 has none"),
+        ([*GOOD[:2], {"question_id": IDS[2], "answer": None}], "1 row with an answer that is not text: row 3 has null"),
+        (
+            [*GOOD, {"question_id": True, "answer": "x"}],
+            "1 row with a question_id that is not an integer: row 4 has true",
+        ),
+        (
+            [*GOOD, {"question_id": "7", "answer": "x"}],
+            '1 row with a question_id that is not an integer: row 4 has "7"',
+        ),
+        (
+            [*GOOD, {"question_id": 1.0, "answer": "x"}],
+            "1 row with a question_id that is not an integer: row 4 has 1.0",
+        ),
+        ([*GOOD, {"answer": "x"}], "1 row with a question_id that is not an integer: row 4 has none"),
         ([*GOOD, "yes", [1, 2]], '2 rows not an object: row 4 is "yes", row 5 is a list'),
         ({"262144000": "yes"}, "it is not a JSON list but an object"),
         ("yes" * 20, f'it is not a JSON list but "{"yes" * 12}...'),
@@ -128,17 +137,17 @@ def test_files_that_are_no_json(tmp_path: Path, content: bytes, problem: str) ->
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     rows = [GOOD[0], GOOD[0], {"question_id": 9, "answer": ""}, {"question_id": "1", "answer": "x"}]
     assert validate_vqa(_json_file(tmp_path, rows), IDS) == [
-        '1 row with a question_id that is no integer: row 4 has "1"',
+        '1 row with a question_id that is not an integer: row 4 has "1"',
         "2 of 3 questions have no answer: 262144001, 393225000",
         "1 question is answered more than once: 262144000",
-        "1 question_id is none of this split: 9",
+        "1 question_id is not in this split: 9",
         "1 answer is blank: question 9",
     ]
 
 
 def test_a_huge_question_id_is_no_integer(tmp_path: Path) -> None:
     (problem,) = validate_vqa(_json_file(tmp_path, [*GOOD, {"question_id": 10**30, "answer": "x"}]), IDS)
-    assert problem.startswith("1 row with a question_id that is no integer: row 4 has 1")
+    assert problem.startswith("1 row with a question_id that is not an integer: row 4 has 1")
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
@@ -174,7 +183,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     in_the_way.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="cannot write .*file/answers.json") as caught:
         write_vqa(in_the_way / "answers.json", IDS, ["yes"] * 3, IDS)
-    assert caught.value.hint == "choose another place with --out"
+    assert caught.value.hint == "choose another file with --out"
     folder = tmp_path / "folder"
     (folder / "full").mkdir(parents=True)
     with pytest.raises(DataError, match="cannot write .*folder: Is a directory"):
@@ -221,7 +230,9 @@ def test_a_blank_answer_can_be_scored(tmp_path: Path) -> None:
 
 def test_a_result_file_of_another_split_is_refused(tmp_path: Path) -> None:
     path = _json_file(tmp_path, [*GOOD[:2], {"question_id": 5, "answer": "no"}])
-    with pytest.raises(DataError, match="1 of 3 questions have no answer: 393225000; 1 question_id is none") as caught:
+    with pytest.raises(
+        DataError, match="1 of 3 questions have no answer: 393225000; 1 question_id is not in"
+    ) as caught:
         read_vqa(path, IDS)
     assert str(path) in caught.value.what
     assert caught.value.hint is not None
@@ -244,7 +255,7 @@ def test_a_clevr_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
         (b"yes\nno\ncube\n\n", ["4 lines for 3 questions", "1 line is blank: line 4"]),
         (b"yes\n \n\n", ["2 lines are blank: line 2, 3"]),
         (b"yes\r\nno\r\ncube\r\n", ["lines end in CR LF instead of LF"]),
-        (b"yes\nYes\nyes \n", ["2 answers are none that CLEVR has: 'Yes', 'yes '"]),
+        (b"yes\nYes\nyes \n", ["2 answers that CLEVR does not have: 'Yes', 'yes '"]),
         (b"yes\n\xff\nno\n", ["it is not UTF-8 text (byte 4)"]),
         (b"", ["it is empty"]),
     ],
@@ -287,7 +298,7 @@ def test_ids_that_are_text_are_written_and_read_as_text(tmp_path: Path) -> None:
     assert JSON.read(path, CLEVR, _split(ids[::-1])) == ["no", "yes"]
     path.write_text(json.dumps([{"question_id": 7, "answer": "no"}]))
     assert JSON.problems(path, CLEVR, _split(ids)) == [
-        "1 row with a question_id that is no text: row 1 has 7",
+        "1 row with a question_id that is not text: row 1 has 7",
         "2 of 2 questions have no answer: q/1, 7",
     ]
     with pytest.raises(DataError, match="2 of 2 questions have no answer"):

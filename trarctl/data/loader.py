@@ -27,21 +27,13 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays of a few questions.
+    """Arrays of a few questions."""
 
-    Attributes:
-        question_id: [B], int64 or text as the data set has them.
-        question_tokens: word indices, 0 behind each question, cut to the longest, [B, T] int64.
-        features: grid features of the images in the batch, each once, [I, N, W] as stored.
-        image: each question's row in ``features``, [B] int64; in order where each question has its own.
-        target: soft scores [B, A] float32, or for ``ce`` the answer's index [B] int64; None where there is no answer.
-    """
-
-    question_id: Ids
-    question_tokens: Tensor
-    features: Tensor
-    image: Tensor
-    target: Tensor | None
+    question_id: Ids  # [B], int64 or text as the data set has them
+    question_tokens: Tensor  # word indices, 0 after each question, cut to the longest, [B, T] int64
+    features: Tensor  # grid features of the images in the batch, each once, [I, N, W] as stored
+    image: Tensor  # each question's row in features, [B] int64; in order where each question has its own
+    target: Tensor | None  # soft scores [B, A] float32, or for "ce" the answer's index [B] int64; None: no answers
 
     def __len__(self) -> int:
         return len(self.question_id)
@@ -197,11 +189,7 @@ def scoring_plan(num_samples: int, *, batch_size: int, rank: int = 0, num_proces
 def load_batches(samples: Samples, plan: Sequence[Rows], *, num_workers: int, pin: bool = False) -> Iterator[Batch]:
     """Assemble the planned batches in order, a few ahead of their use.
 
-    Args:
-        samples: where they come from.
-        plan: indices of each batch, [B].
-        num_workers: threads that read ahead; 0 reads in the calling thread.
-        pin: put them in page-locked memory.
+    ``num_workers`` threads read ahead; with 0 the calling thread reads. ``pin`` puts them in page-locked memory.
     """
 
     def assemble(indices: Rows) -> Batch:

@@ -29,23 +29,14 @@ _STATES = _ABSENT, _DIFFERENT, _MATCH = 0, 1, 2
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What the annotators said, and of which type each question is.
+    """What the annotators said, and of which type each question is."""
 
-    Attributes:
-        strings: the annotators' answers as they stand in the file.
-        codes: position in ``strings`` of each annotator's answer, -1 where there are fewer, [Q, 10].
-        answer_type: position in ``answer_types``, [Q].
-        answer_types: names, such as ``yes/no``.
-        question_type: position in ``question_types``, [Q].
-        question_types: names, such as ``how many``.
-    """
-
-    strings: Sequence[str]
-    codes: npt.NDArray[np.integer]
-    answer_type: npt.NDArray[np.integer]
-    answer_types: Sequence[str]
-    question_type: npt.NDArray[np.integer]
-    question_types: Sequence[str]
+    strings: Sequence[str]  # the annotators' answers as they stand in the file
+    codes: npt.NDArray[np.integer]  # index into strings of each annotator's answer, -1 where there are fewer, [Q, 10]
+    answer_type: npt.NDArray[np.integer]  # index into answer_types, [Q]
+    answer_types: Sequence[str]  # such as "yes/no"
+    question_type: npt.NDArray[np.integer]  # index into question_types, [Q]
+    question_types: Sequence[str]  # such as "how many"
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -53,29 +44,17 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of a set of answers, in percent rounded to two decimals as the data sets' own evaluators print it.
-
-    Attributes:
-        overall: over all questions.
-        per_type: by the types that the data set is reported by: VQA's answer types, otherwise question types.
-        per_question_type: by VQA's question types; empty elsewhere.
-        counts: correct and total by type, ``overall`` included; empty for VQA, whose answers are partly right.
-        questions: how many.
-        evaluator: whose rules.
-        right: share of the truth that each answer has, 0 to 1, [Q] float64.
-        type_of: each question's type, an index into ``types``, [Q] int64.
-        types: names; all of them occur.
-    """
+    """Accuracy of a set of answers, in percent rounded to two decimals as the data sets' own evaluators print it."""
 
     overall: float
-    per_type: dict[str, float]
-    per_question_type: dict[str, float]
-    counts: dict[str, tuple[int, int]]
+    per_type: dict[str, float]  # by the types that the data set is reported by: VQA's answer types, or question types
+    per_question_type: dict[str, float]  # by VQA's question types; empty elsewhere
+    counts: dict[str, tuple[int, int]]  # right and all by type, and OVERALL; empty for VQA's partly right answers
     questions: int
     evaluator: EvaluatorName
-    right: npt.NDArray[np.float64]
-    type_of: npt.NDArray[np.int64]
-    types: tuple[str, ...]
+    right: npt.NDArray[np.float64]  # share of the truth that each answer has, 0 to 1, [Q]
+    type_of: npt.NDArray[np.int64]  # each question's type, an index into types, [Q]
+    types: tuple[str, ...]  # all of them occur
 
 
 Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
@@ -104,10 +83,6 @@ def _clean_and_normalize(text: str) -> str:
     return strip_words(strip_punctuation(_clean(text)))
 
 
-def _as_it_is(text: str) -> str:
-    return text
-
-
 @dataclass(frozen=True)
 class _Rules:
     """How an evaluator rewrites both sides before it compares them, for unanimous and for mixed annotators."""
@@ -120,7 +95,7 @@ class _Rules:
 
 _RULES: dict[EvaluatorName, _Rules] = {
     "official": _Rules(_clean, _clean, _clean_and_normalize, _clean_and_normalize),
-    "upstream": _Rules(_as_it_is, _clean_and_normalize, strip_punctuation, _clean_and_normalize),
+    "upstream": _Rules(str, _clean_and_normalize, strip_punctuation, _clean_and_normalize),
 }
 
 

@@ -61,62 +61,35 @@ Verdict = Literal["ok", "other count", "missing", "not there, not needed", "dama
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What to prepare, from where, to where.
+    """What to prepare, from where, to where."""
 
-    Attributes:
-        dataset: name of a registered data set.
-        out: the prepared folder; None: data/DATASET/prepared.
-        raw: folder of the raw files; None: data/DATASET/raw, for easy-VQA the installed package's.
-        features: folder with one folder of feature files per image set; None: ``feats`` beside ``raw``, if it is
-            there. Without features only questions are prepared.
-        without_features: leave features out even if they are there.
-        grid: cells S along one side; None: as the data set has it.
-        vectors: ``none``, ``auto``, a spaCy package or folder, or a GloVe file.
-        min_answer_count: VQA: an answer is learned if it is that of more annotations than this.
-        max_words: words kept of a question; None: 14 for VQA, else the longest question in the data.
-        pack: number type to pack features as; None reads them where they are.
-        check_values: whether to read every number of every feature file; else only shapes and sizes.
-        rebuild: prepare again even if nothing changed.
-        images: VQA, CLEVR: folder with one folder of images per image set, to make features of.
-        extractor: what makes them; None: as the data set has it, else resnet101.
-        weights: file of its weights; None: torchvision's own download.
-        devices: where it runs, such as ``cpu`` or ``cuda:0``, one copy each.
-    """
-
-    dataset: str
-    out: Path | None = None
-    raw: Path | None = None
-    features: Path | None = None
-    without_features: bool = False
-    grid: int | None = None
-    vectors: str = "auto"
-    min_answer_count: int = 8
-    max_words: int | None = None
-    pack: Pack | None = None
-    check_values: bool = True
-    rebuild: bool = False
-    images: Path | None = None
-    extractor: str | None = None
-    weights: Path | None = None
-    devices: tuple[str, ...] = ("cpu",)
+    dataset: str  # name of a registered data set
+    out: Path | None = None  # the prepared folder; None: data/DATASET/prepared
+    raw: Path | None = None  # None: data/DATASET/raw, for easy-VQA the installed package's
+    features: Path | None = None  # one folder of files an image set; None: "feats" beside raw, or only questions
+    without_features: bool = False  # leave features out even if they are there
+    grid: int | None = None  # cells S along one side; None: as the data set has it
+    vectors: str = "auto"  # or "none", a spaCy package or folder, or a GloVe file
+    min_answer_count: int = 8  # VQA: an answer is learned if more annotations than this give it
+    max_words: int | None = None  # words kept of a question; None: 14 for VQA, else the longest question in the data
+    pack: Pack | None = None  # number type to pack features as; None: read them where they are
+    check_values: bool = True  # read every number of every feature file, not only shapes and sizes
+    rebuild: bool = False  # prepare again even if nothing changed
+    images: Path | None = None  # VQA, CLEVR: one folder of pictures an image set, to make features of
+    extractor: str | None = None  # what makes them; None: as the data set has it, else resnet101
+    weights: Path | None = None  # of the extractor; None: torchvision's own download
+    devices: tuple[str, ...] = ("cpu",)  # where it runs, such as "cpu" or "cuda:0", one copy each
 
 
 @dataclass(frozen=True)
 class CheckRow:
-    """What one file or folder of the raw data holds, and should hold.
+    """What one file or folder of the raw data holds, and should hold."""
 
-    Attributes:
-        file: relative to the raw folder, or a folder of features.
-        found: records or files in it, None where there are none to count.
-        expected: as published, None where no figure is published.
-        advice: what to do about it; empty if nothing.
-    """
-
-    file: str
-    found: int | None
-    expected: int | None
+    file: str  # relative to the raw folder, or a folder of features
+    found: int | None  # records or files in it; None: there are none to count
+    expected: int | None  # as published; None: no figure is published
     verdict: Verdict
-    advice: str = ""
+    advice: str = ""  # what to do about it, if anything
 
 
 @dataclass(frozen=True)
@@ -142,7 +115,7 @@ class _Work:
     image_options: ImageOptions
     progress: Progress
     building: Path = field(default_factory=Path)
-    old: Manifest | None = None
+    old: Manifest | None = None  # of what is prepared already
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
@@ -153,29 +126,28 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         SettingsError: a value is outside its limits.
     """
     began = time.monotonic()
-    work = _plan(request, progress)
+    work = _filled_in(request, progress)
     _present_splits(work)
     with writing(work.out) as work.building:
         refuse_foreign(work.out, [MANIFEST, FEATURES, *_possible_entries()])
         work.old = None if request.rebuild else _old_manifest(work.out)
-        text, is_text_current = _text(work)
+        text, is_text_current = _text_part(work)
         base = work.out if is_text_current else work.building
         named = {split: np.load(base / split / "image_id.npy", allow_pickle=False) for split in text.splits}
         plan = plan_images(work.spec, named, work.image_options, work.out, progress)
-        has_current_images = work.old is not None and work.old.images.key == plan.key
-        was_current = is_text_current and has_current_images and work.old is not None
+        images = work.old.images if work.old is not None and work.old.images.key == plan.key else None
+        was_current = is_text_current and images is not None
         if was_current and work.old is not None:
             shutil.rmtree(work.building)
             manifest = work.old
         else:
-            images = work.old.images if work.old is not None and has_current_images else None
-            manifest = _finish(work, text, plan, images, is_text_current=is_text_current)
+            manifest = _put_in_place(work, text, plan, images, is_text_current=is_text_current)
     folders = {images.files.name: images.folder for images in plan.table.sets}
     found = {name: source.records for name, source in manifest.text.sources.items()}
     return PrepareReport(
         out=work.out,
         manifest=manifest,
-        checks=_checks(work, found, {}, folders if any(folders.values()) else None),
+        checks=_check_rows(work, found, {}, folders if any(folders.values()) else None),
         warnings=manifest.text.warnings + manifest.images.warnings,
         was_current=was_current,
         seconds=time.monotonic() - began,
@@ -189,7 +161,7 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
         DataError: raw files or images are missing or damaged.
         SettingsError: a value is outside its limits, or there are no images to share.
     """
-    work = _plan(request, progress)
+    work = _filled_in(request, progress)
     options = work.image_options
     if options.pictures is None or options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
@@ -208,7 +180,7 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[Ch
         DataError: there is no raw folder.
         SettingsError: a value is outside its limits.
     """
-    work = _plan(request, progress)
+    work = _filled_in(request, progress)
     data = RawData()
     damaged: dict[str, str] = {}
     for split in work.spec.splits:
@@ -220,10 +192,10 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[Ch
             guilty = next((name for name in split.files if str(work.raw / name) in error.what), split.questions)
             damaged[guilty] = error.what
     features = work.image_options.features
-    return _checks(work, data.num_records, damaged, feature_folders(work.spec, features) if features else None)
+    return _check_rows(work, data.num_records, damaged, feature_folders(work.spec, features) if features else None)
 
 
-def _plan(request: PrepareRequest, progress: Progress) -> _Work:
+def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     """Fill in the defaults of a request, and refuse what contradicts itself."""
     spec: DatasetSpec = DATASETS[request.dataset]
     for flag, value, least in (
@@ -281,7 +253,7 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
     return present
 
 
-def _checks(
+def _check_rows(
     work: _Work, found: Mapping[str, int], damaged: Mapping[str, str], folders: Mapping[str, Folder | None] | None
 ) -> tuple[CheckRow, ...]:
     """Compare what was found with what was published: records by file, features or images by image set."""
@@ -303,8 +275,10 @@ def _checks(
             else:
                 advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
                 rows.append(CheckRow(name, None, split.num_questions, "not there, not needed", advice))
-    for files in work.spec.image_sets if folders is not None else ():
-        folder = folders.get(files.name) if folders is not None else None
+    if folders is None:
+        return tuple(rows)
+    for files in work.spec.image_sets:
+        folder = folders.get(files.name)
         if folder is not None:
             row = counted(str(folder.path), len(folder.ids), files.num_images, "are all images there?")
             odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
@@ -326,16 +300,16 @@ def _old_manifest(out: Path) -> Manifest | None:
     return manifest if all(sizes.get(name) == size for name, size in manifest.files.items()) else None
 
 
-def _text(work: _Work) -> tuple[TextPart, bool]:
+def _text_part(work: _Work) -> tuple[TextPart, bool]:
     """Give the text half, and whether it is the one in place; else an interrupted attempt left it, or it is new."""
     if work.old is not None and work.old.dataset == work.spec.name and _is_current(work.old.text, work):
         return work.old.text, True
     try:
-        left_behind = TextPart.model_validate(orjson.loads((work.building / _TEXT_DONE).read_bytes()))
+        earlier = TextPart.model_validate(orjson.loads((work.building / _TEXT_DONE).read_bytes()))
     except (OSError, orjson.JSONDecodeError, ValidationError):
-        left_behind = None
-    if left_behind is not None and not work.request.rebuild and _is_current(left_behind, work):
-        return left_behind, False
+        earlier = None
+    if earlier is not None and not work.request.rebuild and _is_current(earlier, work):
+        return earlier, False
     shutil.rmtree(work.building)
     work.building.mkdir()
     text = build_text(work)
@@ -423,8 +397,8 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     absent = [split.name for split in work.spec.splits if split not in present]
     if absent:
         data.warnings.append(
-            f"without the questions of {' and '.join(absent)} the vocabulary lacks their words and their places:"
-            " a published checkpoint will not fit"
+            f"without the questions of {' and '.join(absent)} the vocabulary lacks their words and numbers the others"
+            " differently: a published checkpoint will not fit"
         )
     return data, sources
 
@@ -487,7 +461,7 @@ def _warn_of_empty_questions(split: RawSplit, data: RawData) -> None:
         )
 
 
-def _finish(
+def _put_in_place(
     work: _Work, text: TextPart, plan: ImagePlan, images: ImagesPart | None, *, is_text_current: bool
 ) -> Manifest:
     """Build the images unless they are current, put what is new in place and write the manifest."""

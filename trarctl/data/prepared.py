@@ -190,7 +190,7 @@ class PreparedSplit:
 
     @cached_property
     def question_tokens(self) -> npt.NDArray[np.int32]:
-        """Word indices, 0 behind each question, [Q, T]."""
+        """Word indices, 0 after each question, [Q, T]."""
         return self._load("question_tokens", len(self))
 
     @cached_property
@@ -263,15 +263,9 @@ def write_split(
     answer_index: npt.NDArray[np.int32],
     strings: Sequence[str],
 ) -> SplitPart:
-    """Write the arrays that ``PreparedSplit`` reads.
+    """Write the arrays that ``PreparedSplit`` reads into the split's folder.
 
-    Args:
-        folder: of the split.
-        split: as the raw files have it.
-        vocabulary: of all splits.
-        max_words: words T kept of a question.
-        answer_index: of every answer string its index in the answer list, -1 if it is not there.
-        strings: the answer strings.
+    ``strings`` are the answers of all splits; ``answer_index`` has the index of each in the answer list, or -1.
     """
     folder.mkdir(exist_ok=True)
     num_questions, annotations = len(split.question_id), split.annotations

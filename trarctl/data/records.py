@@ -31,15 +31,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class FlatText:
-    """Many strings as one array of bytes: memory-mapped, without a Python object for each.
+    """Many strings as one array of bytes: memory-mapped, without a Python object for each."""
 
-    Attributes:
-        content: UTF-8 bytes of all strings, one after the other, [bytes] uint8.
-        offsets: where each starts, and the end of the last, [strings + 1] int64.
-    """
-
-    content: npt.NDArray[np.uint8]
-    offsets: npt.NDArray[np.int64]
+    content: npt.NDArray[np.uint8]  # UTF-8 bytes of all strings, one after the other, [bytes]
+    offsets: npt.NDArray[np.int64]  # where each starts, and the end of the last, [strings + 1]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -86,25 +81,16 @@ class StringTable(dict[str, int]):
 
 @dataclass(frozen=True)
 class RawAnnotations:
-    """Answers of a split.
+    """Answers of a split."""
 
-    Attributes:
-        rows: question row of each annotation, [A].
-        answers: codes of the annotators' answers, [A, 10], -1 where fewer than ten.
-        chosen: code of the answer that counts for the answer list, [A].
-        answer_type: codes into ``answer_types``, [A].
-        question_type: codes into ``question_types``, [A].
-        has_one_answer: whether the first answer is the only one and counts for all ten annotators.
-    """
-
-    rows: npt.NDArray[np.int32]
-    answers: npt.NDArray[np.int32]
-    chosen: npt.NDArray[np.int32]
-    answer_type: npt.NDArray[np.int16]
+    rows: npt.NDArray[np.int32]  # question row of each annotation, [A]
+    answers: npt.NDArray[np.int32]  # codes of the annotators' answers, [A, 10], -1 where fewer than ten
+    chosen: npt.NDArray[np.int32]  # code of the answer that counts for the answer list, [A]
+    answer_type: npt.NDArray[np.int16]  # codes into answer_types, [A]
     answer_types: tuple[str, ...]
-    question_type: npt.NDArray[np.int16]
+    question_type: npt.NDArray[np.int16]  # codes into question_types, [A]
     question_types: tuple[str, ...]
-    has_one_answer: bool = False
+    has_one_answer: bool = False  # the first answer is the only one and counts for all ten annotators
 
 
 @dataclass(frozen=True)
@@ -160,11 +146,7 @@ class RecordReader:
     def collect(self, take: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
         """Read the whole file.
 
-        Args:
-            take: gives the columns of some records: arrays, or ``FlatText``; None for one that is unusable.
-
-        Returns:
-            The columns of all records.
+        ``take`` gives the columns of some records: arrays or ``FlatText``; None for one that is unusable.
 
         Raises:
             DataError: there is none, or some are unusable; names the first ten and counts the others.
@@ -194,12 +176,8 @@ class RecordReader:
     ) -> list[Value] | None:
         """Take a field out of every record; None if some are unusable.
 
-        Args:
-            records: JSON objects.
-            name: the field.
-            kind: what its values have to be, exactly: True is no int.
-            default: stands in where the field is missing; None: it must not be missing.
-            is_valid: what else has to be true of a value.
+        Its values have to be of this ``kind`` exactly (True is no int) and valid. ``default`` stands in where the field
+        is missing; with None it must not be missing.
         """
         try:
             if default is None:
@@ -277,15 +255,14 @@ def rows_of(wanted: Ids, ids: Ids) -> npt.NDArray[np.int64]:
     if not len(ids):
         return np.full(len(wanted), -1, dtype=np.int64)
     order = np.argsort(ids, kind="stable")
-    places = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
-    found = order[places]
+    found = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
     return np.where(ids[found] == wanted, found, -1)
 
 
 # Small enough that a piece and what is made of it stay in the processor's cache.
 PIECE_BYTES = 1 << 19
 
-_READABLE = "it has to be a file that can be read"
+_READABLE = "name a file that can be read"
 
 _QUOTE, _OPEN, _CLOSE, _COMMA, _BACKSLASH = 1, 2, 3, 4, 5
 _KIND = np.zeros(256, dtype=np.uint8)
@@ -358,7 +335,7 @@ def _cuts(path: Path, text: mmap.mmap, start: int, piece_bytes: int) -> Iterator
     """Cut the list that opens at ``start`` between elements.
 
     Yields:
-        First byte of a piece, the byte behind it (a comma, or the closing bracket), whether it is the closing bracket.
+        First byte of a piece, the byte after it (a comma, or the closing bracket), whether it is the closing bracket.
     """
     depth, is_inside_string, is_escaped = 0, False, False
     piece_start = start + 1
@@ -387,46 +364,33 @@ def _cuts(path: Path, text: mmap.mmap, start: int, piece_bytes: int) -> Iterator
 def _block_tokens(
     text: mmap.mmap, start: int, length: int, *, is_escaped: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], bool]:
-    # The view of the file must not outlive this call: a file that is still viewed cannot be closed.
-    block = np.frombuffer(text, dtype=np.uint8, count=min(length, len(text) - start), offset=start)
-    return _unescaped_tokens(block, is_escaped=is_escaped)
+    """Find quotes, brackets and commas, leaving out quotes after a backslash.
 
-
-def _unescaped_tokens(
-    block: npt.NDArray[np.uint8], *, is_escaped: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], bool]:
-    """Find quotes, brackets and commas, leaving out quotes behind a backslash.
-
-    Args:
-        block: bytes, [B].
-        is_escaped: whether the byte before the block is a backslash that escapes the first byte.
+    ``is_escaped`` says whether the byte before the block is a backslash that escapes the first byte.
 
     Returns:
         Positions in the block [K], their kinds [K], and whether the block ends with an escaping backslash.
     """
+    # The view of the file must not outlive this call: a file that is still viewed cannot be closed.
+    block = np.frombuffer(text, dtype=np.uint8, count=min(length, len(text) - start), offset=start)
     kinds = _KIND[block]
     positions = np.flatnonzero(kinds)
     kinds = kinds[positions]
     is_backslash = kinds == _BACKSLASH
-    ends_escaping = False
-    escaped = [0] if is_escaped else []
-    if is_backslash.any():
-        # A backslash escapes what follows unless it is itself escaped: within a run every second one is.
-        slashes = positions[is_backslash]
-        starts_run = np.ones(len(slashes), dtype=bool)
-        starts_run[1:] = np.diff(slashes) != 1
-        run_start = np.maximum.accumulate(np.where(starts_run, np.arange(len(slashes)), 0))
-        place = slashes - slashes[run_start]
-        if is_escaped and slashes[0] == 0:
-            place[run_start == 0] += 1
-        escaping = slashes[place % 2 == 0]
-        ends_escaping = bool(len(escaping)) and int(escaping[-1]) == len(block) - 1
-        escaped_positions = np.concatenate([np.asarray(escaped, dtype=np.int64), escaping + 1])
-    else:
-        escaped_positions = np.asarray(escaped, dtype=np.int64)
-    if not is_backslash.any() and not escaped:
+    slashes = positions[is_backslash]
+    if not is_escaped and not len(slashes):
         return positions, kinds, False
-    keeps = ~(is_backslash | ((kinds == _QUOTE) & np.isin(positions, escaped_positions)))
+    # A backslash escapes what follows unless it is itself escaped: within a run every second one is.
+    starts_run = np.ones(len(slashes), dtype=bool)
+    starts_run[1:] = np.diff(slashes) != 1
+    run_start = np.maximum.accumulate(np.where(starts_run, np.arange(len(slashes)), 0))
+    index_in_run = slashes - slashes[run_start]
+    if is_escaped and 0 in slashes[:1]:
+        index_in_run[run_start == 0] += 1
+    escaping = slashes[index_in_run % 2 == 0]
+    ends_escaping = len(block) - 1 in escaping[-1:]
+    escaped = np.append(escaping + 1, [0] if is_escaped else [])
+    keeps = ~(is_backslash | ((kinds == _QUOTE) & np.isin(positions, escaped)))
     return positions[keeps], kinds[keeps], ends_escaping
 
 

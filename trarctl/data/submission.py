@@ -68,7 +68,7 @@ class AnswerFile(ABC):
             Size of the file in bytes.
 
         Raises:
-            DataError: the site would reject the file, or it cannot be written; nothing is left behind.
+            DataError: the site would reject the file, or it cannot be written; nothing is left there.
         """
         if len(question_ids) != len(answers):
             raise DataError(f"{len(answers):,} answers for {len(question_ids):,} questions", "nothing was written")
@@ -86,7 +86,7 @@ class AnswerFile(ABC):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, content)
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot write {path}: {_reason(error)}", "choose another place with --out") from error
+            raise DataError(f"cannot write {path}: {_reason(error)}", "choose another file with --out") from error
         return len(content)
 
     def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
@@ -141,7 +141,7 @@ class JsonAnswers(AnswerFile):
     def _answered(
         self, content: bytes, split: PreparedSplit
     ) -> tuple[list[tuple[int | str, str | None]] | None, list[str]]:
-        """Take question and answer from each row that names a question (None: an answer that is no text); problems."""
+        """Take question and answer from each row that names a question (None: an answer that is not text); problems."""
         rows, problem = _parsed(content)
         if rows is None:
             return None, [problem]
@@ -168,8 +168,8 @@ class JsonAnswers(AnswerFile):
             f"{_counted(len(found), 'row', 'rows')} {what}: {listed(found, len(found))}"
             for what, found in (
                 ("not an object", no_object),
-                (f"with a question_id that is no {'integer' if kind is int else 'text'}", no_question),
-                ("with an answer that is no text", no_answer),
+                (f"with a question_id that is not {'an integer' if kind is int else 'text'}", no_question),
+                ("with an answer that is not text", no_answer),
             )
             if found
         ]
@@ -211,8 +211,8 @@ class LineAnswers(AnswerFile):
         known = frozenset(data.answers)
         unknown = dict.fromkeys(line for line in lines if line.strip() and line not in known)
         if unknown:
-            many = _counted(len(unknown), "answer is none", "answers are none")
-            problems.append(f"{many} that {self.owner} has: {listed(map(repr, unknown), len(unknown))}")
+            many = _counted(len(unknown), "answer", "answers")
+            problems.append(f"{many} that {self.owner} does not have: {listed(map(repr, unknown), len(unknown))}")
         return problems
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
@@ -276,8 +276,8 @@ def _id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) ->
         problems.append(f"{many} more than once: {listed(twice, len(twice))}")
     unknown = found.difference(expected)
     if unknown:
-        many = _counted(len(unknown), "question_id is none", "question_ids are none")
-        problems.append(f"{many} of this split: {listed(sorted(unknown), len(unknown))}")
+        many = _counted(len(unknown), "question_id is", "question_ids are")
+        problems.append(f"{many} not in this split: {listed(sorted(unknown), len(unknown))}")
     return problems
 
 
@@ -294,7 +294,7 @@ def _shown(value: object) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        # A pipe that nobody writes to would wait for ever.
+        # A pipe that nobody writes to would wait forever.
         if not path.is_file():
             raise DataError(f"there is no file {path}", "name a file with answers")
         with path.open("rb") as file:

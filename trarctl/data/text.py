@@ -107,7 +107,7 @@ class Vocabulary(Mapping[str, int]):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the words in their order, hexadecimal: equal only for the same words in the same places."""
+        """SHA-256 of the words in their order, hexadecimal."""
         return hashlib.sha256("\n".join(self.words).encode("utf-8", "surrogatepass")).hexdigest()
 
     def __getitem__(self, word: str) -> int:
@@ -147,8 +147,7 @@ _SOFT_SCORES = np.array([0.0, 0.3, 0.6, 0.9, 1.0], dtype=np.float32)
 
 
 def _missing_one_apostrophe(contraction: str) -> list[str]:
-    places = [place for place, letter in enumerate(contraction) if letter == "'"]
-    return [contraction[:place] + contraction[place + 1 :] for place in places]
+    return [contraction[:at] + contraction[at + 1 :] for at, letter in enumerate(contraction) if letter == "'"]
 
 
 # "somebody'd" goes the wrong way in the evaluators, and so here.

@@ -34,19 +34,12 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class WordVectors:
-    """A vector for each word of a vocabulary.
+    """A vector for each word of a vocabulary."""
 
-    Attributes:
-        matrix: row i belongs to word i, zero where there is none, [V, E] float32.
-        source: where they come from, for a person to read.
-        digest: SHA-256 of the file's bytes; of a spaCy source, of its name, version, keys and table. Hexadecimal.
-        missing: words that have none, in the vocabulary's order.
-    """
-
-    matrix: npt.NDArray[np.float32]
-    source: str
-    digest: str
-    missing: tuple[str, ...]
+    matrix: npt.NDArray[np.float32]  # row i belongs to word i, zero where there is none, [V, E]
+    source: str  # where they come from, for a person to read
+    digest: str  # SHA-256 of the file's bytes; of a spaCy source, of its name, version, keys and table
+    missing: tuple[str, ...]  # words that have none, in the vocabulary's order
 
     @property
     def found(self) -> int:
@@ -264,7 +257,7 @@ def _load_glove(path: Path, member: str | None, words: Sequence[str], progress: 
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
                 raise DataError(f"cannot unpack {path}: {error}", _DOWNLOAD_AGAIN) from error
         elif member is not None:
-            raise DataError(f"{path} is no zip file that could hold {member}", _GET_GLOVE)
+            raise DataError(f"{path} is not a zip file that could hold {member}", _GET_GLOVE)
         else:
             file.seek(0)
             width, vectors = _read_text(file, name, size, wanted, progress)
@@ -330,7 +323,7 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     is_first = True
     while line := stream.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:
-            raise DataError(f"{name} is no text file of word vectors: a line is longer than 1 MB", _GET_GLOVE)
+            raise DataError(f"{name} is not a text file of word vectors: a line is longer than 1 MB", _GET_GLOVE)
         yield line.removeprefix(b"\xef\xbb\xbf") if is_first else line
         is_first = False
 
@@ -343,7 +336,7 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
     if len(header) == 2 and all(field.isdigit() and len(field) < 20 for field in header):
         if 1 < int(header[1]) <= _WIDEST:
             return int(header[0]), int(header[1])
-        raise DataError(f"{name} is no text file of word vectors", _GET_GLOVE)
+        raise DataError(f"{name} is not a text file of word vectors", _GET_GLOVE)
     width = Counter(len(line.split()) - 1 for line in sample).most_common(1)[0][0]
     for line in sample:
         try:
@@ -352,7 +345,7 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
             continue
         if vector is not None:
             return None, width
-    raise DataError(f"{name} is no text file of word vectors", _GET_GLOVE)
+    raise DataError(f"{name} is not a text file of word vectors", _GET_GLOVE)
 
 
 def _vector(line: bytes, width: int) -> Vector | None:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trarctl.config import EvaluatorName
-from trarctl.config.settings import Settings
-from trarctl.engine.run import RunFolder
 from trarctl.errors import SettingsError
+
+if TYPE_CHECKING:
+    from trarctl.config.settings import Settings
+    from trarctl.engine.run import RunFolder
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def test_features_made_of_images_name_their_extractor(
     data = open_prepared(tmp_path / "out")
     assert data.manifest.images.backbone == "mean-color"
     _describes_alike(data, tmp_path)
-    with pytest.raises(DataError, match=r"were made by mean-color with other weights than .*weights\.pth") as raised:
+    with pytest.raises(DataError, match=r"were made by mean-color with weights other than .*weights\.pth") as raised:
         extractor_of(data, tmp_path / "weights.pth")
     assert raised.value.hint == "--weights FILE: the file that trarctl prepare was given"
 
@@ -174,7 +174,7 @@ def test_version_0_1_left_the_folder_of_features_alone_to_tell(
     edit_json(tmp_path / "out/manifest.json", forget)
     data = open_prepared(tmp_path / "out")
     _describes_alike(data, tmp_path)
-    with pytest.raises(DataError, match=r"were made by resnet101 with other weights than .*weights\.pth") as raised:
+    with pytest.raises(DataError, match=r"were made by resnet101 with weights other than .*weights\.pth") as raised:
         extractor_of(data, tmp_path / "weights.pth")
     assert raised.value.hint == "--weights FILE: the file that trarctl prepare was given"
 

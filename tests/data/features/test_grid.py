@@ -72,7 +72,7 @@ def _npz(**members: bytes) -> bytes:
 GOOD = _npy(ARRAY)
 BAD_FILES = {
     "is empty": b"",
-    "is no .npy file": b"<html>not found</html>",
+    "is not an .npy file": b"<html>not found</html>",
     "is a pickle, which is never loaded": b"\x80\x04\x95",
     "is truncated: 7 bytes": GOOD[:7],
     "is truncated: 40 bytes": GOOD[:40],
@@ -83,7 +83,7 @@ BAD_FILES = {
     r"has the shape \[2, 2, 2\], expected \[rows, width\]": _npy(np.zeros((2, 2, 2), dtype=np.float32)),
     r"has the shape \[4\]": _npy(np.zeros(4, dtype=np.float32)),
     r"has the shape \[0, 4\]": _npy(np.zeros((0, 4), dtype=np.float32)),
-    "is no plain array of numbers": _npy(np.zeros((2, 2), dtype=[("a", "<f4")])),
+    "is not a plain array of numbers": _npy(np.zeros((2, 2), dtype=[("a", "<f4")])),
     "has a damaged header": GOOD.replace(b"{'descr'", b"{'desc\xff'"),
 }
 

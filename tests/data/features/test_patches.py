@@ -124,6 +124,6 @@ def test_images_that_cannot_be_decoded(tmp_path: Path) -> None:
     assert [image.size for image in images] == [(64, 64), (1, 1), (1, 1), (1, 1)]
     assert [problem.split("/")[-1].split(":")[0] for problem in problems] == [
         "cut.png is truncated or damaged",
-        "text.png is no image, or empty",
+        "text.png is not an image, or is empty",
         "missing.png is missing",
     ]

@@ -94,8 +94,8 @@ def test_other_weights(torchvision: Any, tmp_path: Path) -> None:
     import torch
 
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(DataError, match="holds other weights than ResNet-101's"):
+    with pytest.raises(DataError, match="does not hold the weights of a ResNet-101"):
         _loaded(14, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("text")
-    with pytest.raises(DataError, match="is no file of PyTorch weights"):
+    with pytest.raises(DataError, match="is not a file of PyTorch weights"):
         _loaded(14, tmp_path / "text.pth")

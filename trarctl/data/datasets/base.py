@@ -20,14 +20,10 @@ from trarctl.registry import DATASETS
 
 @dataclass(frozen=True)
 class FileNaming:
-    """How the files of an image set are named: prefix, id, suffix.
-
-    Attributes:
-        num_digits: digits that a number is padded to with zeros; None: ids are text, and stand in the name as they are.
-    """
+    """How the files of an image set are named: prefix, id, suffix."""
 
     prefix: str
-    num_digits: int | None
+    num_digits: int | None  # a number is padded to these with zeros; None: ids are text, and stand in the name as is
     suffix: str
 
     def name(self, image_id: int | str) -> str:
@@ -47,27 +43,16 @@ class FileNaming:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The raw files of one split.
-
-    Attributes:
-        name: the split.
-        image_set: the image set that its questions are about.
-        questions: questions file, relative to the raw folder.
-        annotations: annotations file, relative to the raw folder; None: answers stand with the questions, or nowhere.
-        is_required: whether nothing can be prepared without it.
-        num_questions: questions in the published file, None where no figure is published.
-        has_answers: whether the split is annotated.
-        borrows_images: whether its images may belong to any image set, so that it defines none.
-    """
+    """The raw files of one split, relative to the raw folder."""
 
     name: str
-    image_set: str
+    image_set: str  # its questions are about these images
     questions: str
-    annotations: str | None = None
-    is_required: bool = True
-    num_questions: int | None = None
+    annotations: str | None = None  # None: answers stand with the questions, or nowhere
+    is_required: bool = True  # nothing can be prepared without it
+    num_questions: int | None = None  # in the published file; None: no figure is published
     has_answers: bool = True
-    borrows_images: bool = False
+    borrows_images: bool = False  # its images may belong to any image set, so that it defines none
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -77,42 +62,26 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class ImageSetFiles:
-    """One folder of images, and of their features.
-
-    Attributes:
-        name: the set, which is also the name of its folder.
-        num_images: images in the published set, None where no figure is published.
-        is_required: whether its features have to be there once any features are.
-        images: how the image files are named.
-        features: how the feature files are named, as published.
-    """
+    """One folder of images, and of their features; the set and its folder have the same name."""
 
     name: str
-    num_images: int | None
-    is_required: bool
+    num_images: int | None  # in the published set; None: no figure is published
+    is_required: bool  # its features have to be there once any features are
     images: FileNaming
-    features: FileNaming
+    features: FileNaming  # as published
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published result, in percent.
+    """A published result, in percent."""
 
-    Attributes:
-        name: the recipe in words; it begins with the kind of routing.
-        per_type: by the types that the data set's accuracy is reported by.
-    """
-
-    name: str
+    name: str  # the recipe in words; it begins with the kind of routing
     overall: float
-    per_type: Mapping[str, float]
+    per_type: Mapping[str, float]  # by the types that the data set's accuracy is reported by
 
 
 ReadSplit = Callable[[Path, SplitFiles, RawData, Progress], RawSplit]
-
-
-def _as_it_is(answer: str) -> str:
-    return answer
+"""Reads one split: the raw folder, the split's files, what all splits share and warnings are added to, progress."""
 
 
 def _folder_of_set(root: Path, image_set: str) -> Path:
@@ -121,60 +90,39 @@ def _folder_of_set(root: Path, image_set: str) -> Path:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Everything about one data set.
+    """Everything about one data set."""
 
-    Attributes:
-        name: what commands call it.
-        title: what it shows, in a few words: ``VQA-v2: photographs from COCO``.
-        splits: in the order in which their words enter the vocabulary.
-        image_sets: in the order of their rows in the image table.
-        read_split: reads one split: raw folder, its files, where answers and warnings are collected, progress.
-        answer_splits: splits whose answers make up the answer list, in order.
-        grid_size: default cells S along one side.
-        max_words: default words kept of a question; None: the longest question in the data.
-        download_hint: what to do about a missing file.
-        aliases: other names of splits.
-        split_notes: what to add to the name of a split in tables.
-        shares_image_ids: whether an image id means the same image in every set.
-        raw_folder: the raw folder if none is named; None: data/NAME/raw.
-        image_folder: folder of an image set's pictures under the folder of all pictures.
-        extractor: what makes features of the pictures in the raw folder; None: features come from files or --images.
-        normalize_answer: how an answer is written in the answer list.
-        drops_rare_answers: whether answers that are rarer than ``--min-answer-count`` says are left out of the list.
-        has_one_answer: whether one answer is the true one; otherwise several annotators may differ.
-        metric: accuracy of answers.
-        type_label: what ``Accuracy.per_type`` groups questions by.
-        shows_baselines: whether the table of ``eval`` has what guessing scores.
-        answer_file: what ``submit`` writes and ``eval --answers`` reads.
-        recipe: TOML file of the settings that suit the data set; None for the built-in data sets, whose recipes are
-            in trarctl/config.
-        published: published results by split.
-    """
+    name: str  # what commands call it
+    title: str  # what it shows, in a few words: "VQA-v2: photographs from COCO"
 
-    name: str
-    title: str
-    splits: tuple[SplitFiles, ...]
-    image_sets: tuple[ImageSetFiles, ...]
+    # Raw files.
+    splits: tuple[SplitFiles, ...]  # in the order in which their words enter the vocabulary
+    image_sets: tuple[ImageSetFiles, ...]  # in the order of their rows in the image table
     read_split: ReadSplit
-    grid_size: int
-    download_hint: str
-    answer_splits: tuple[str, ...] = ("train", "val")
-    max_words: int | None = None
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    split_notes: Mapping[str, str] = field(default_factory=dict)
-    shares_image_ids: bool = False
-    raw_folder: Callable[[], Path] | None = None
-    image_folder: Callable[[Path, str], Path] = _folder_of_set
-    extractor: str | None = None
-    normalize_answer: Callable[[str], str] = _as_it_is
-    drops_rare_answers: bool = False
-    has_one_answer: bool = True
+    grid_size: int  # default cells S along one side
+    download_hint: str  # what to do about a missing file
+    answer_splits: tuple[str, ...] = ("train", "val")  # their answers make up the answer list, in this order
+    max_words: int | None = None  # default words kept of a question; None: the longest question in the data
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other names of splits
+    split_notes: Mapping[str, str] = field(default_factory=dict)  # added to the name of a split in tables
+    raw_folder: Callable[[], Path] | None = None  # gives the raw folder if none is named; None: data/NAME/raw
+
+    # Images.
+    shares_image_ids: bool = False  # an image id means the same image in every set
+    image_folder: Callable[[Path, str], Path] = _folder_of_set  # from the folder of all pictures and an image set
+    extractor: str | None = None  # describes the pictures in the raw folder; None: features are files, or of --images
+
+    # Answers.
+    normalize_answer: Callable[[str], str] = str  # how an answer is written in the answer list
+    drops_rare_answers: bool = False  # the list leaves out answers rarer than --min-answer-count says
+    has_one_answer: bool = True  # one answer is the true one; False: several annotators may differ
     metric: Metric = plain_accuracy
-    type_label: str = "question type"
-    shows_baselines: bool = False
-    answer_file: AnswerFile = field(default_factory=JsonAnswers)
-    recipe: Path | None = None
-    published: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)
+    type_label: str = "question type"  # what Accuracy.per_type groups questions by
+    shows_baselines: bool = False  # the table of eval has what guessing scores
+    answer_file: AnswerFile = field(default_factory=JsonAnswers)  # what submit writes and eval --answers reads
+
+    recipe: Path | None = None  # TOML file of the settings that suit it; those of built-in sets are in config/recipes
+    published: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)  # by split
 
     def default_raw_folder(self) -> Path:
         """Give the raw folder to take if none is named.
@@ -200,11 +148,11 @@ class DatasetSpec:
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Make a data set known to every command under its name."""
-    # Imported late, since the settings load plugins, which import this module.
-    from trarctl.config.settings import register_recipe
-
     DATASETS.register(spec.name)(spec)
     if spec.recipe is not None:
+        # Imported late, since the settings load plugins, which import this module.
+        from trarctl.config.settings import register_recipe
+
         register_recipe(spec.name, spec.recipe)
     return spec
 

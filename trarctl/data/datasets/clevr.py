@@ -10,14 +10,7 @@ import numpy as np
 
 from trarctl.config import EvaluatorName
 from trarctl.data import Progress
-from trarctl.data.datasets.base import (
-    DatasetSpec,
-    FileNaming,
-    ImageSetFiles,
-    Published,
-    SplitFiles,
-    register_dataset,
-)
+from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, Published, SplitFiles, register_dataset
 from trarctl.data.metrics import Accuracy, GroundTruth, count_right
 from trarctl.data.records import RawData, RawSplit, RecordReader, StringTable, refuse_duplicates, single_answers
 from trarctl.data.submission import LineAnswers

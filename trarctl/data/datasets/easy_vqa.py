@@ -9,20 +9,8 @@ from typing import Any
 import numpy as np
 
 from trarctl.data import Progress
-from trarctl.data.datasets.base import (
-    DatasetSpec,
-    FileNaming,
-    ImageSetFiles,
-    SplitFiles,
-    register_dataset,
-)
-from trarctl.data.records import (
-    RawData,
-    RawSplit,
-    RecordReader,
-    StringTable,
-    single_answers,
-)
+from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, SplitFiles, register_dataset
+from trarctl.data.records import RawData, RawSplit, RecordReader, StringTable, single_answers
 from trarctl.errors import DataError
 
 _DOWNLOAD_HINT = 'pip install "trarctl[demo]"'

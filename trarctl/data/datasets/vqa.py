@@ -10,14 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data import Progress
-from trarctl.data.datasets.base import (
-    DatasetSpec,
-    FileNaming,
-    ImageSetFiles,
-    Published,
-    SplitFiles,
-    register_dataset,
-)
+from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, Published, SplitFiles, register_dataset
 from trarctl.data.metrics import vqa_accuracy
 from trarctl.data.records import (
     NUM_ANNOTATORS,
@@ -70,7 +63,7 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
     is_missing[rows] = False
     if is_missing.any():
         missing = question_id[is_missing]
-        what = f"{path} has no annotation of the questions {listed(missing, len(missing))}"
+        what = f"{path} has no annotations of the questions {listed(missing, len(missing))}"
         if files.name == "val":
             raise DataError(what, _DOWNLOAD_BOTH)
         data.warnings.append(f"{what}: they are not trained on")
@@ -79,7 +72,7 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
     if differs.any():
         questions = question_id[rows[differs]]
         data.warnings.append(
-            f"{path} names another image than the questions file for the questions"
+            f"{path} names a different image than the questions file for the questions"
             f" {listed(questions, len(questions))}: the annotation's is used"
         )
         image_id[rows] = annotated_image
@@ -130,7 +123,7 @@ def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) 
         if not 0 < len(group) <= NUM_ANNOTATORS:
             reader.report(number, f"has {len(group)} answers, expected 1 to {NUM_ANNOTATORS}")
         elif not all(isinstance(answer, dict) and type(answer.get("answer")) is str for answer in group):
-            reader.report(number, "has an answer that is no text")
+            reader.report(number, "has an answer that is not text")
     return None
 
 

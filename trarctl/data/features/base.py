@@ -95,7 +95,7 @@ def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
     extractor: Extractor = EXTRACTORS[name](options)
     try:
         extractor.restore(description)
-    except Exception as error:  # whatever a damaged description makes an extractor stumble over
+    except Exception as error:  # an extractor may raise anything over a damaged description
         raise DataError(f"the description of the extractor in {path} is damaged: {error}", again) from error
     if extractor.describe() != description:
         raise other_weights(path.parent, name, options.weights)
@@ -106,7 +106,7 @@ def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
     """Say that features were made with other weights."""
     here = "those that torchvision downloads" if weights is None else weights
     return DataError(
-        f"the features in {folder} were made by {name} with other weights than {here}",
+        f"the features in {folder} were made by {name} with weights other than {here}",
         "--weights FILE: the file that trarctl prepare was given",
     )
 
@@ -116,14 +116,14 @@ def read_image(path: Path) -> Image | str:
     import PIL.Image
 
     if path.exists() and not path.is_file():
-        return f"{path} is no file"
+        return f"{path} is not a file"
     try:
         with PIL.Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         return f"{path} is missing"
     except PIL.UnidentifiedImageError:
-        return f"{path} is no image, or empty"
+        return f"{path} is not an image, or is empty"
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         return f"{path} is truncated or damaged: {error}"
 

@@ -142,7 +142,8 @@ def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
         ours = [one for one in named.parent.glob(f"{named.name[:-8]}*") if _holds_features(one, data)]
         if not ours:
             raise DataError(
-                f"the features in {data.path} came from files made elsewhere, so a picture cannot be described alike",
+                f"the features in {data.path} came from files made elsewhere, so trarctl"
+                " cannot make matching features of a picture",
                 "predict needs data whose features trarctl made from the images: trarctl prepare --help",
             )
         if named not in ours:

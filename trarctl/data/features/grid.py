@@ -130,7 +130,7 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise FeatureFileError("is a directory" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+            raise FeatureFileError("is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
         if status.st_size == 0:
             raise FeatureFileError("is empty")
         with path.open("rb") as file:
@@ -159,7 +159,7 @@ def _header(start: bytes, size: int) -> ArrayHeader:
         raise FeatureFileError("is empty")
     if not start.startswith(npy.MAGIC_PREFIX):
         is_pickle = start[:1] == b"\x80"
-        raise FeatureFileError("is a pickle, which is never loaded" if is_pickle else "is no .npy file")
+        raise FeatureFileError("is a pickle, which is never loaded" if is_pickle else "is not an .npy file")
     begin = 10 if start[6:7] == b"\x01" else 12
     end = begin + int.from_bytes(start[8:begin], "little")
     if len(start) < 12 or len(start) < end <= _LARGEST_HEADER:
@@ -183,12 +183,12 @@ def _parsed_header(header: bytes) -> ArrayHeader:
     read = npy.read_array_header_1_0 if header[6] == 1 else npy.read_array_header_2_0
     try:
         shape, is_fortran, dtype = read(stream, max_header_size=_LARGEST_HEADER)
-    except Exception as error:  # what numpy's parser stumbles over in a damaged header is not documented
+    except Exception as error:  # what numpy raises over a damaged header is not documented
         raise FeatureFileError("has a damaged header") from error
     if dtype.hasobject:
         raise FeatureFileError("holds pickled objects, which are never loaded")
     if dtype.names is not None or dtype.subdtype is not None:
-        raise FeatureFileError("is no plain array of numbers")
+        raise FeatureFileError("is not a plain array of numbers")
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise FeatureFileError(f"holds values of type {dtype.str[1:]}, expected float16 or float32")
     if len(shape) != 2 or min(shape) < 1:

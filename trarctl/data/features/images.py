@@ -18,11 +18,10 @@ import numpy.typing as npt
 
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.manifest import IMAGES
-from trarctl.data.records import rows_of
+from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
 
-Ids = npt.NDArray[Any]
 Item = TypeVar("Item")
 
 
@@ -74,7 +73,7 @@ def refuse_problems(kind: str, problems: Sequence[str]) -> None:
     """Raise a DataError that names the first ten unusable files of a kind, if there are any."""
     if problems:
         noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
-        raise DataError(f"{noun} unusable: {listed(problems, len(problems))}", "replace these files by good copies")
+        raise DataError(f"{noun} unusable: {listed(problems, len(problems))}", "replace these files with good copies")
 
 
 def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
@@ -90,7 +89,7 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
         return None
     except OSError as error:
         what = f"cannot read the folder {path}: {error.strerror or error}"
-        raise DataError(what, "let it be read: chmod u+rx") from error
+        raise DataError(what, "make it readable: chmod u+rx") from error
     best, ids = namings[0], namings[0].ids(names)
     for naming in namings[1:]:
         if len(ids) > len(names) // 2:
@@ -193,5 +192,5 @@ def fingerprint(images: ImageSet) -> str:
                 digest.update(np.array(found, dtype=np.int64).tobytes())
     except OSError as error:
         what = f"cannot read {error.filename}: {error.strerror or error}"
-        raise DataError(what, "replace it by a file that can be read") from error
+        raise DataError(what, "replace it with a file that can be read") from error
     return digest.hexdigest()

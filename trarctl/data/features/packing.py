@@ -32,7 +32,6 @@ from trarctl.data.features.grid import (
     store_cells,
 )
 from trarctl.data.features.images import (
-    Ids,
     ImageSet,
     ImageTable,
     batched,
@@ -44,6 +43,7 @@ from trarctl.data.features.images import (
     refuse_problems,
 )
 from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, NamingPart, StoredType, key_of
+from trarctl.data.records import Ids
 from trarctl.errors import DataError, listed
 from trarctl.files import sync_folder, write_bytes, write_json
 from trarctl.registry import EXTRACTORS
@@ -118,7 +118,7 @@ def plan_images(
 def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress) -> ImagesPart:
     """Check or pack the features of all images; an extractor's description goes into ``building``.
 
-    Packed features are written to their place in ``out`` at once, under names that change with their content.
+    Packed features are written to ``out`` at once, under names that change with their content.
     """
     extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
     num_cells = options.extractor_options.grid_size**2

@@ -134,8 +134,8 @@ def _direction_histogram(gray: Doubles, settings: PatchSettings) -> Doubles:
     # Bins are centered on the axes and diagonals: edges often lie on them, and must not fall to both sides by rounding.
     direction = (half_turns * directions + 0.5).astype(np.int64) % directions
     patches = gray.shape[1] // settings.patch_pixels
-    place = np.arange(gray.shape[1]) // settings.patch_pixels
-    patch = (np.arange(len(gray))[:, None, None] * patches + place[:, None]) * patches + place
+    row_or_column = np.arange(gray.shape[1]) // settings.patch_pixels
+    patch = (np.arange(len(gray))[:, None, None] * patches + row_or_column[:, None]) * patches + row_or_column
     bins = (patch * directions + direction).reshape(-1)
     num_bins = len(gray) * patches**2 * directions
     sums: Doubles = np.bincount(bins, weights=strength.reshape(-1), minlength=num_bins).astype(np.float64)

@@ -99,11 +99,11 @@ def _third_stage(weights: Path | None) -> nn.Module:
         network = resnet101(weights=None)
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
-            raise DataError(f"{weights} is no file of PyTorch weights", _WEIGHTS_HINT) from error
+        except Exception as error:  # what a damaged pickle makes its reader raise is not documented
+            raise DataError(f"{weights} is not a file of PyTorch weights", _WEIGHTS_HINT) from error
         try:
             network.load_state_dict(state)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
-            raise DataError(f"{weights} holds other weights than ResNet-101's", _WEIGHTS_HINT) from None
+            raise DataError(f"{weights} does not hold the weights of a ResNet-101", _WEIGHTS_HINT) from None
     stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
     return nn.Sequential(*(getattr(network, stage) for stage in stages)).eval()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trarctl.config.settings import ModelSettings
 from trarctl.model.trar import TRAR, ModelSizes, count_parameters
@@ -130,3 +131,35 @@ def test_word_vectors_are_the_start_of_the_embedding() -> None:
     assert torch.equal(TRAR(ModelSettings(**TINY), SIZES, vectors).embedding.weight, vectors)
     with pytest.raises(ValueError, match=r"got word vectors \[11, 5\], expected \[11, 6\]"):
         TRAR(ModelSettings(**TINY), SIZES, vectors[:, :5])
+
+
+class NoReadback(TorchDispatchMode):
+    """Fail on whatever makes the host wait for numbers of the device."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(word in str(function) for word in ("_local_scalar_dense", "nonzero", "item", "_unique"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("routing", ["soft", "hard"])
+def test_a_training_step_reads_no_number_off_another_device(routing: str) -> None:
+    with torch.device("meta"), NoReadback():
+        scores, _ = tiny(routing=routing)(torch.ones(2, 4, dtype=torch.long), torch.ones(2, 9, 7))
+        scores.sum().backward()
+    assert scores.device.type == "meta"
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # those of torch's LSTM
+def test_exports_with_any_batch_size() -> None:
+    model, batch = tiny(num_layers=1, routing="hard", binarize=True).eval(), torch.export.Dim("batch", min=2, max=64)
+    shapes = {"question_tokens": {0: batch}, "features": {0: batch}}
+    exported = torch.export.export(model, inputs(3), dynamic_shapes=shapes).module()
+    torch.testing.assert_close(exported(*inputs(5)), model(*inputs(5)))
+
+
+def test_a_routed_layer_compiles_in_one_piece() -> None:
+    layer = tiny(num_layers=1, dropout=0.0).visual_layers[0]
+    torch.manual_seed(3)
+    given = (torch.randn(3, 9, 16), torch.randn(3, 4, 16), torch.rand(3, 9) < 0.3, torch.rand(3, 4) < 0.3)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*given, temperature=1.0), layer(*given, temperature=1.0))

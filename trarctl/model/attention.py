@@ -52,7 +52,7 @@ def blended_map(
         [B, H, T, M], float32 (float64 for float64 queries). Rows add up to the sum of the span weights.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.mT  # [B, H, T, M]
-    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if is_padding is not None:
         scores = scores.masked_fill(is_padding[:, None, None, :], HIDDEN)
     num_classes = contains.shape[1]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trarctl.model import kernels
+from trarctl.model.attention import HIDDEN
 
 
 class SampleNorm(nn.Module):
@@ -118,9 +119,9 @@ class AttentionPooling(nn.Module):
 
     def forward(self, states: Tensor, is_padding: Tensor | None) -> Tensor:
         """Pool [B, N, D] to [B, out]; ``is_padding`` [B, N] is True for rows to leave out."""
-        scores = self.scorer(states).float() if states.dtype != torch.float64 else self.scorer(states)
+        scores = self.scorer(states).to(torch.promote_types(states.dtype, torch.float32))
         if is_padding is not None:
-            scores = scores.masked_fill(is_padding.unsqueeze(-1), -1e9)
+            scores = scores.masked_fill(is_padding.unsqueeze(-1), HIDDEN)
         weights = scores.softmax(dim=1).to(states.dtype)
         glimpses = torch.matmul(weights.transpose(1, 2), states)
         return self.merge(glimpses.flatten(1))

@@ -1,5 +1,6 @@
 """Routers: how much of each attention span an image gets.
 
+A pooling of the router is a module, made from the width D, that sums up the cells of an image: [B, N, D] -> [B, D].
 Axes: B batch, N cells, D hidden width, K spans.
 """
 
@@ -13,9 +14,6 @@ from trarctl.model.layers import AttentionPooling, SampleNorm
 from trarctl.registry import POOLINGS
 
 ATTENTION_POOLING_DROPOUT = 0.1  # fixed by the published model, whatever dropout the rest has
-
-
-# A pooling is a module made from the width D of the cells, which sums up an image: [B, N, D] -> [B, D].
 
 
 @POOLINGS.register("avg")
@@ -88,7 +86,7 @@ class Router(nn.Module):
             Weights that sum to 1 over the spans, float32 (float64 for float64 cells), [B, K].
         """
         logits = self.score(functional.relu(self.squeeze(self.pool(cells))))
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if not self.is_hard:
             return logits.softmax(dim=-1)
         choice = logits.log_softmax(dim=-1)

@@ -89,12 +89,10 @@ class RoutedAttention(MultiHeadAttention):
         """Show where cells [B, N, D] look, given the weights of the spans [B, K]: [B, H, N, N] float32."""
         query = split_heads(self.query(cells), self.num_heads).float()
         key = split_heads(self.key(cells), self.num_heads).float()
-        return blended_map(
-            query, key, self._used(weights), self.spans.pair_class, self.spans.contains, is_padding=is_padding
-        )
+        return blended_map(query, key, self._used(weights), self.spans.pair_class, self.spans.contains, is_padding)
 
     def _used(self, weights: Tensor) -> Tensor:
-        """The weights [B, K] as they are, or 1 for the largest of each image where it is alone to count."""
+        """Binarize weights [B, K] in evaluation, if asked to: 1 for the largest of each image, 0 for the others."""
         if not self.binarize or self.training:
             return weights
         return torch.zeros_like(weights).scatter(-1, weights.argmax(dim=-1, keepdim=True), 1.0)
@@ -192,7 +190,7 @@ class TRAR(nn.Module):
             routes.append(weights)
         pooled = self.image_pool(cells, is_cell_padding) + self.question_pool(words, is_word_padding)
         scores = self.head(self.head_norm(pooled))
-        return scores if scores.dtype == torch.float64 else scores.float(), torch.stack(routes, dim=1)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)), torch.stack(routes, dim=1)
 
     def _read(self, question_tokens: Tensor) -> Tensor:
         """Word states [B, T, D]; on a CPU in float32, since without AVX-512 oneDNN has no LSTM in bfloat16."""

@@ -1,4 +1,4 @@
-"""What computes the attention, and the elementwise work between products: the only place that knows devices.
+"""What computes attention, dropout and the norm: the only place that knows devices.
 
 An attention kernel is one function in one file, registered in ``trarctl.registry.KERNELS``, with the arguments and the
 result of ``trarctl.model.attention.reference_attention``, which it is tested against.
@@ -77,7 +77,7 @@ def sample_norm(states: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tenso
     """Turn the last axis into gain * (states - mean) / (sample deviation + eps) + bias, float32 at least."""
     if runs_on_cpu(states):
         return _apply(cpu._SampleNorm, states, gain, bias, eps)
-    wide = states if states.dtype == torch.float64 else states.float()
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
     deviation, mean = torch.std_mean(wide, dim=-1, keepdim=True)
     return torch.addcmul(bias, (wide - mean) / (deviation + eps), gain)
 

@@ -143,8 +143,10 @@ def cpu_attention(
     if pair_class is None:  # every span shows everything: together they are one
         span_weights, contains = span_weights.sum(dim=-1, keepdim=True), contains[:1]
     seed = draw_seed() if dropout > 0.0 else None
+    # Products are faster where each matrix lies in one piece; made here, the copies replace what autograd would keep.
+    states = (part.contiguous() for part in (query, key, value))
     attended: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, span_weights, pair_class, contains, is_padding, dropout, seed
+        *states, span_weights, pair_class, contains, is_padding, dropout, seed
     )
     return attended
 
@@ -230,7 +232,7 @@ class _Inputs:
         self.score_scale = query.shape[-1] ** -0.5
 
     def flat(self, states: Tensor) -> Tensor:
-        """[B, H, T, d] -> [I, T, d], each matrix in one piece: that speeds up the products by more than it takes."""
+        """[B, H, T, d] -> [I, T, d], each matrix in one piece."""
         return states.to(self.dtype).contiguous().flatten(0, 1)
 
     def blocks(self) -> Iterator[slice]:
@@ -316,9 +318,9 @@ def _gradients(inputs: _Inputs, items: slice, exponentials: Tensor | None, gradi
     kept = exponentials if mask is None else mask.mul_(exponentials)
     inner.mul_(kept)
     averages = inputs.sums(inner).mul_(inverse)
-    pull = inputs.spread(averages * inverse * weights)
-    of_scores = inner.mul_(factors).addcmul_(exponentials, pull, value=-1.0)
-    blended = kept * factors
+    # In place wherever it can be: a fresh tensor for each step scatters the memory that the process holds.
+    of_scores = inner.mul_(factors).addcmul_(exponentials, inputs.spread(averages * inverse * weights), value=-1.0)
+    blended = kept.mul_(factors)
     if has_empty:
         blended.add_(uniform)
         averages += uniform_average

@@ -65,10 +65,11 @@ def test_from_pictures_to_an_answer(folder: Path, trarctl: Run) -> None:
 
 
 def test_the_name_of_an_extractor_that_is_not_there_lists_those_that_are(folder: Path, trarctl: Run) -> None:
-    code, _, stderr = trarctl("prepare", "clevr", "--images", "images", "--extractor", "vgg", "--raw", "raw")
-    assert code == 3
-    assert "unknown extractor 'vgg'" in stderr
-    assert "patches or resnet101 or" in stderr
+    for options in (("--images", "images"), ("--without-features",), ("--check",)):
+        code, _, stderr = trarctl("prepare", "clevr", *options, "--extractor", "vgg", "--raw", "raw")
+        assert code == 3
+        assert "unknown extractor 'vgg'" in stderr
+        assert "patches or resnet101 or" in stderr
 
 
 def test_patches_make_features_of_clevr_and_answer(folder: Path, trarctl: Run) -> None:

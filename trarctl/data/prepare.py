@@ -220,7 +220,7 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         )
     pictures = raw if has_own else request.images
     extractor = request.extractor or spec.extractor or "resnet101"
-    if pictures is not None and extractor not in EXTRACTORS:
+    if extractor not in EXTRACTORS:
         raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from tests.extending.toy_signs import read_signs
 from trarctl import registry
 from trarctl.config import settings
 from trarctl.data.datasets import base as datasets
@@ -38,6 +37,8 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         one = getattr(registry, name)
         monkeypatch.setattr(one, "_items", dict(one._items))
     monkeypatch.setattr(settings, "_RECIPES", dict(settings._RECIPES))
+    from tests.extending.toy_signs import read_signs  # here, since the module registers its data set
+
     (tmp_path / "birds.toml").write_text('losses = ["ce"]\nsplits = ["train"]\n[train]\nloss = "ce"\n')
     names = vars(datasets) | vars(registry) | {"np": np, "nn": nn, "functional": functional, "blended_map": blended_map}
     names |= {"Extractor": Extractor, "AveragePool": AveragePool, "read_split": read_signs}

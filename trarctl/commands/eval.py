@@ -124,7 +124,7 @@ def evaluate(
         predictions, source = scores.predictions(), str(chosen.checkpoint)
     measured = measure(predictions, opened, part, evaluator)
     if json is not None:
-        write_json(_document(measured, source, part, opened), json)
+        write_json(_document(measured, source, wanted, opened.dataset), json)
     if json != "-":
         _show(measured, opened, part, evaluator)
     if report is not None:
@@ -143,7 +143,7 @@ def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
     note(f"report written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _document(measured: Accuracy, checkpoint: str, split: PreparedSplit, data: PreparedData) -> dict[str, object]:
+def _document(measured: Accuracy, checkpoint: str, split: str, dataset: str) -> dict[str, object]:
     document: dict[str, object] = {"overall": measured.overall}
     if measured.counts:
         document["correct"], document["total"] = measured.counts["overall"]
@@ -158,8 +158,8 @@ def _document(measured: Accuracy, checkpoint: str, split: PreparedSplit, data: P
         "evaluator": measured.evaluator,
         "checkpoint": checkpoint,
         "questions": measured.questions,
-        "dataset": data.dataset,
-        "split": split.name,
+        "dataset": dataset,
+        "split": split,
     }
 
 

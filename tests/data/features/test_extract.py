@@ -194,7 +194,7 @@ def test_what_lies_about_is_not_taken_for_it(
     shutil.copytree(folder, tmp_path / "others")
     for file in (tmp_path / "others").rglob("*.npy"):
         np.save(file, np.load(file) + 1)
-    prepare(replace(request_with_images, images=None, features=tmp_path / "others"))
+    prepare(replace(request_with_images, images=None, features=tmp_path / "others", extractor=None))
     with pytest.raises(DataError, match="came from files made elsewhere"):
         extractor_of(open_prepared(tmp_path / "out"))
 

@@ -1,4 +1,7 @@
-"""Files of one's own pictures and questions: CSV with a header, or one JSON object a line."""
+"""Files of your own images and questions for ``predict``: CSV with a header, or one JSON object a line.
+
+A module of its own, though short and used by one command: a file format is a concept apart from rendering.
+"""
 
 from __future__ import annotations
 

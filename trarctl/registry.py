@@ -44,6 +44,11 @@ class Registry(Generic[Item]):
 
         return add
 
+    @property
+    def built_in(self) -> tuple[str, ...]:
+        """The names that come with trarctl; no plugin is loaded to tell."""
+        return tuple(self._built_in)
+
     def names(self) -> tuple[str, ...]:
         """Every name, the built-in ones first."""
         load_plugins()

@@ -36,7 +36,7 @@ from pydantic_core import PydanticCustomError
 
 from trarctl.config import Loss, Precision
 from trarctl.errors import SettingsError
-from trarctl.registry import KERNELS, PLUGINS_VARIABLE, POOLINGS, SPAN_SHAPES, load_plugins
+from trarctl.registry import DATASETS, KERNELS, PLUGINS_VARIABLE, POOLINGS, SPAN_SHAPES, load_plugins
 
 ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
 
@@ -52,7 +52,7 @@ class Recipe:
 
 
 DEFAULT_DATASET = "vqa"
-_RECIPES = {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in ("vqa", "clevr", "easy-vqa")}
+_RECIPES = {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in DATASETS.built_in}
 
 
 def register_recipe(dataset: str, path: Path) -> None:

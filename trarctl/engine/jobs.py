@@ -213,17 +213,16 @@ def _choose_checkpoint(
     run: RunFolder, epoch: int | None, callback: Callback
 ) -> tuple[Path, dict[str, Tensor], Description]:
     """Load the checkpoint of an epoch, or the latest that is whole; damaged ones are named and passed over."""
-    saved = run.saved()
     if epoch is not None:
         path = run.epoch_checkpoint(epoch)
         if not path.is_file():
-            kept = ", ".join(str(finished) for finished, step, _ in saved if step == 0) or "none"
+            kept = ", ".join(map(str, run.saved_epochs())) or "none"
             raise CheckpointError(
                 f"run {run.name} has no checkpoint of epoch {epoch} (there are: {kept})",
                 f"trarctl resume {run.name} --epoch N",
             )
         return path, *load_checkpoint(path)
-    for _, _, path in reversed(saved):
+    for _, _, path in reversed(run.saved()):
         try:
             return path, *load_checkpoint(path)
         except CheckpointError as error:

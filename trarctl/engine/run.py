@@ -60,6 +60,10 @@ class RunFolder:
                 found.append((int(match[1]), int(match[2] or 0), file))
         return sorted(found)
 
+    def saved_epochs(self) -> list[int]:
+        """The numbers of finished epochs that have a checkpoint."""
+        return [epoch for epoch, step, _ in self.saved() if step == 0]
+
     def create(self) -> None:
         """Make the folder; DataError if it cannot be written."""
         try:
@@ -146,7 +150,7 @@ class RunFolder:
 
     def best_epoch(self) -> int | None:
         """The epoch, counted from 1, with the best validation so far that still has a checkpoint."""
-        return self.read_metrics().best_epoch({epoch for epoch, step, _ in self.saved() if step == 0})
+        return self.read_metrics().best_epoch(self.saved_epochs())
 
 
 def list_runs(folder: Path) -> list[RunFolder]:
@@ -192,7 +196,7 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
     chosen = "the latest run" if not name else f"run {run.name}"
     if epoch_text:
         if not epoch_text.isdigit() or not run.epoch_checkpoint(int(epoch_text)).is_file():
-            kept = ", ".join(str(epoch) for epoch, step, _ in run.saved() if step == 0) or "none"
+            kept = ", ".join(map(str, run.saved_epochs())) or "none"
             raise CheckpointError(
                 f"run {run.name} has no checkpoint of epoch {epoch_text}", f"there are: {kept}; --ckpt {run.name}@EPOCH"
             )

@@ -233,3 +233,31 @@ def test_features_that_changed_since_are_not_trained_on(tmp_path: Path, pack: An
         np.save(path, np.zeros_like(array) if pack else array + 1)
     with pytest.raises(DataError, match="changed since they were prepared: the features of .* sampled images differ"):
         training_samples(open_prepared(tmp_path / "out"), "train", "bce")
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("train/question_tokens", lambda data: data.split("train").question_tokens),
+        ("train/target_answer", lambda data: data.split("train").targets),
+        ("train/training_order", lambda data: data.split("train").training_order),
+        ("val/question_text", lambda data: data.split("val").digest),
+        ("val/truth_codes", lambda data: data.split("val").truth()),
+        ("images/val.rows", lambda data: data.split("val").image),
+        ("images/train2014.ids", lambda data: data.features),
+        ("vectors", lambda data: data.vectors),
+    ],
+)
+def test_an_array_that_lost_its_content_is_refused_and_mended(tmp_path: Path, name: str, use: Any) -> None:
+    (tmp_path / "glove.txt").write_text("is 0.1 0.2\nthe 0.3 0.4\nwhat 0.5 0.6\n")
+    options = {"vectors": str(tmp_path / "glove.txt")}
+    prepare_golden("vqa", tmp_path / "vqa", **options)
+    path = tmp_path / "vqa" / f"{name}.npy"
+    whole = path.read_bytes()
+    use(open_prepared(tmp_path / "vqa"))
+    path.write_bytes(whole[:128] + bytes(len(whole) - 128))
+    with pytest.raises(DataError, match=f"is damaged: {name}.npy"):
+        use(open_prepared(tmp_path / "vqa"))
+    assert not prepare_golden("vqa", tmp_path / "vqa", **options).was_current
+    assert path.read_bytes() == whole
+    use(open_prepared(tmp_path / "vqa"))

@@ -157,6 +157,7 @@ class Manifest(_Part):
     images: ImagesPart
     aliases: dict[str, str] = {}
     files: dict[str, int] = Field(description="every file of the folder, relative, and its size in bytes")
+    checksums: dict[str, str] = Field({}, description="SHA-256 of these files but for packed features")
 
     @property
     def splits(self) -> dict[str, SplitPart]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import stat
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -204,6 +206,31 @@ def _rounded(value: Any) -> float:
     return float(f"{value:.6g}")
 
 
+class _PackedFile:
+    """Reads images of a packed file [I, N, W] by their rows.
+
+    It is not memory-mapped: a mapped file that is cut or whose disk fails ends the process by a bus error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.shape, self._dtype, self._start = array.shape, array.dtype, array.offset
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, row: int, out: Floats) -> bool:
+        """Read one image into ``out`` [N, W]; False if the file ends before it or cannot be read."""
+        cells = out if out.dtype == self._dtype else np.empty(out.shape, self._dtype)
+        try:
+            content: Any = cells.view(np.uint8)
+            size = os.preadv(self._descriptor, [content], self._start + row * cells.nbytes)
+        except OSError:
+            return False
+        if cells is not out:
+            out[:] = cells
+        return size == cells.nbytes
+
+
 class FeatureStore:
     """Features of all images of prepared data, by row of the image table; safe to use from several threads.
 
@@ -251,12 +278,9 @@ class FeatureStore:
             if images.kind == "none":
                 raise DataError(f"{self._folder} was prepared without features of {images.name}", self._cure)
             if packed is not None:
-                target = out[targets[0] : targets[-1] + 1]
-                if len(target) == len(targets) and out.dtype == packed.dtype:
-                    # They lie side by side: copied once. Other modes than clip copy everything twice.
-                    np.take(np.asarray(packed), local, axis=0, out=target, mode="clip")
-                else:
-                    out[targets] = packed[local]
+                for target, row in zip(targets.tolist(), local.tolist(), strict=True):
+                    if not packed.read(row, out[target]):
+                        raise self._damaged(f"{FEATURES}/{images.file}")
                 continue
             for row, image_id in zip(targets.tolist(), self._ids[index][local].tolist(), strict=True):
                 read_cells(self._file(images, image_id), out[row])
@@ -316,15 +340,15 @@ class FeatureStore:
             raise self._damaged("manifest.json")
         return self._folder / images.folder / images.naming.naming().name(image_id)
 
-    def _open(self, images: ImageSetPart) -> Floats:
-        path = self._folder / FEATURES / str(images.file)
+    def _open(self, images: ImageSetPart) -> _PackedFile:
+        name = f"{FEATURES}/{images.file}"
         try:
-            array: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
+            file = _PackedFile(self._folder / name)
         except (OSError, ValueError, EOFError):
-            raise self._damaged(str(path)) from None
-        if array.shape != (images.num_images, self.num_cells, self.width):
-            raise self._damaged(str(path))
-        return array
+            raise self._damaged(name) from None
+        if file.shape != (images.num_images, self.num_cells, self.width):
+            raise self._damaged(name)
+        return file
 
     def _damaged(self, name: str) -> DataError:
         return DataError(f"prepared data in {self._folder} is damaged: {name}", self._cure)

@@ -1,4 +1,4 @@
-"""Second half of ``prepare``: the features of all images, checked where they are, or packed into memory-mapped files.
+"""Second half of ``prepare``: the features of all images, checked where they are, or packed into one file a set.
 
 Axes: Q questions, I images of a set, B images of a block, N cells, W feature width.
 """
@@ -46,7 +46,7 @@ from trarctl.data.features.images import (
 from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, NamingPart, StoredType, key_of
 from trarctl.data.records import Ids
 from trarctl.errors import DataError, listed
-from trarctl.files import sync_folder, write_bytes, write_json
+from trarctl.files import remove, sync_folder, write_bytes, write_json
 from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
@@ -116,10 +116,26 @@ def plan_images(
     return ImagePlan(spec.name, options, table, fingerprints, key_of(key | made_by), warnings, extractor)
 
 
-def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress) -> ImagesPart:
+def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
+    """Whether the features that a manifest describes are those of the plan, and still are what they were."""
+    packed = [out / FEATURES / part.file for part in images.image_sets if part.file]
+    # Version 0.1 kept no record of a packed file.
+    if images.key != plan.key or not all(is_whole(path) for path in packed if record_of(path).exists()):
+        return False
+    try:
+        FeatureStore(out, plan.dataset, images, [one.ids for one in plan.table.sets]).verify()
+    except DataError:
+        return False
+    return True
+
+
+def build_images(
+    plan: ImagePlan, out: Path, building: Path, progress: Progress, *, rebuild: bool = False
+) -> ImagesPart:
     """Check or pack the features of all images; an extractor's description goes into ``building``.
 
-    Packed features are written to ``out`` at once, under names that change with their content.
+    Packed features are written to ``out`` at once, under names that change with their content; files that are whole
+    are kept, unless ``rebuild``.
     """
     extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
     num_cells = options.extractor_options.grid_size**2
@@ -151,7 +167,7 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
             content = [plan.fingerprints[images.name], str(folder), [num_cells, width], stored_type, made_by]
             path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
             path.parent.mkdir(exist_ok=True)
-            pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress)
+            pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress, rebuild=rebuild)
             part = {"kind": "packed", "file": path.name, "stored_type": stored_type}
         parts.append(ImageSetPart(name=images.name, num_images=len(images.ids), **part))
     images_part = ImagesPart(
@@ -232,18 +248,28 @@ def fill_from_files(images: ImageSet, first: int, out: Floats) -> list[str]:
     return problems
 
 
-def pack(fill: Fill, path: Path, shape: tuple[int, int, int], stored_type: StoredType, progress: Progress) -> None:
+def pack(
+    fill: Fill,
+    path: Path,
+    shape: tuple[int, int, int],
+    stored_type: StoredType,
+    progress: Progress,
+    *,
+    rebuild: bool = False,
+) -> None:
     """Write all rows [I, N, W] of an image set into one file, going on where an earlier attempt was interrupted.
 
-    The name of the file must change with its content: one that is there counts as whole. ``fill`` writes the features
-    from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
+    The name of the file must change with its content: one that is whole is kept, unless ``rebuild``. ``fill`` writes
+    the features from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
 
     Raises:
         DataError: naming the files that are unusable; the rows before them are kept for the next attempt.
     """
-    if path.exists():
+    if not rebuild and is_whole(path):
         return
     unfinished, marker = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.progress")
+    if rebuild:
+        marker.unlink(missing_ok=True)
     dtype, header = np.dtype(stored_type), BytesIO()
     described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(header, described)
@@ -274,9 +300,30 @@ def pack(fill: Fill, path: Path, shape: tuple[int, int, int], stored_type: Store
         if syncing is not None:
             syncing.result()
     refuse_problems("feature", problems)
+    write_bytes(record_of(path), orjson.dumps(_state_of(unfinished)))
+    if path.is_dir():
+        remove(path)
     unfinished.replace(path)
     marker.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def record_of(path: Path) -> Path:
+    """Name the file beside a packed file that says when that was finished."""
+    return path.with_name(f".{path.name}.record")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a packed file is there and was not written to since it was finished."""
+    try:
+        return bool(orjson.loads(record_of(path).read_bytes()) == _state_of(path))
+    except (OSError, orjson.JSONDecodeError):
+        return False
+
+
+def _state_of(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"size": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
 def _safe_rows(unfinished: Path, marker: Path, header: bytes, row_bytes: int) -> int:

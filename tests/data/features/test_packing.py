@@ -111,7 +111,7 @@ def test_all_bad_files_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (1e5, "1.npy holds values beyond the range of float16: pack it as float32"),
+        (1e5, "1.npy holds values beyond the range of float16"),
         (1e-9, "1.npy holds a cell that is zero in float16, which would count as padding"),
         (np.inf, "1.npy holds 5 values that are NaN or infinite"),
     ],
@@ -121,8 +121,10 @@ def test_what_float16_cannot_hold(tmp_path: Path, value: float, message: str) ->
     array = np.ones((4, 5), dtype=np.float32)
     array[2] = value
     write_features(tmp_path / "feats/1.npy", array)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as error:
         _pack(images, tmp_path / "packed.npy")
+    assert error.value.hint is not None
+    assert ("--pack float32" in error.value.hint) == np.isfinite(value)
 
 
 def test_nan_in_place_is_found(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import stat
-import struct
 import weakref
 import zipfile
 import zlib
@@ -31,11 +30,28 @@ Floats = npt.NDArray[np.floating]
 
 _LARGEST_MEMBER_BYTES = 1 << 30
 _LARGEST_HEADER = 1024
+_AS_FLOAT32 = "pack them as float32: --pack float32"
 _NUM_SAMPLED, _NUM_VERIFIED = 64, 16  # images of a set
 
 
 class FeatureFileError(Exception):
-    """One feature file cannot be used; the message says why, without the file's name."""
+    """One feature file cannot be used; the message says why, without the file's name, and ``hint`` what helps."""
+
+    def __init__(self, why: str, hint: str = "replace these files with good copies") -> None:
+        super().__init__(why)
+        self.hint = hint
+
+
+class Problem(NamedTuple):
+    """What is wrong with a file, beginning with its name, and what helps."""
+
+    what: str
+    hint: str
+
+    @classmethod
+    def of(cls, path: Path, error: FeatureFileError) -> Problem:
+        """Give what an error says about a file."""
+        return cls(f"{path} {error}", error.hint)
 
 
 class ArrayHeader(NamedTuple):
@@ -66,7 +82,14 @@ def read_features(path: Path, width: int | None = None) -> Floats:
         raise FeatureFileError(f"has features of width {header.shape[1]}, expected {width}")
     numbers: Floats = np.frombuffer(content, dtype=header.dtype, offset=header.start)
     array = numbers.reshape(header.shape, order="F" if header.is_fortran else "C")
-    return array.astype(header.native, copy=False)
+    if header.dtype.itemsize <= header.native.itemsize:
+        return array.astype(header.native, copy=False)
+    with np.errstate(over="ignore"):
+        narrowed: Floats = array.astype(header.native)
+    beyond = int((np.isinf(narrowed) & np.isfinite(array)).sum())
+    if beyond:
+        raise FeatureFileError(f"holds {beyond:,} values beyond the range of float32")
+    return narrowed
 
 
 def read_shape(path: Path) -> tuple[tuple[int, int], np.dtype[np.floating]]:
@@ -112,10 +135,10 @@ def store_cells(array: Floats, out: Floats) -> None:
     magnitudes = (out[:rows].view(np.uint16) & np.uint16(0x7FFF)).max(axis=1)
     if magnitudes.max() >= 0x7C00:
         refuse_not_finite(array)
-        raise FeatureFileError("holds values beyond the range of float16: pack it as float32")
+        raise FeatureFileError("holds values beyond the range of float16", _AS_FLOAT32)
     vanished = np.flatnonzero(magnitudes == 0)
     if len(vanished) and array[vanished].any():
-        raise FeatureFileError("holds a cell that is zero in float16, which would count as padding: pack it as float32")
+        raise FeatureFileError("holds a cell that is zero in float16, which would count as padding", _AS_FLOAT32)
 
 
 def read_cells(path: Path, out: Floats) -> None:
@@ -151,9 +174,27 @@ def _npz_member(file: BufferedReader) -> bytes:
                 raise FeatureFileError('has no array "x"')
             if info.file_size > _LARGEST_MEMBER_BYTES:
                 raise FeatureFileError(f"unpacks to {info.file_size:,} bytes, more than any grid of features")
-            return archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OverflowError) as error:
-        raise FeatureFileError(f"is truncated or damaged: {str(error).lower() or 'bad archive'}") from None
+            if info.flag_bits & 1:
+                raise FeatureFileError("is encrypted", "save them without a password")
+            return _without_boxes(archive.read(info), archive)
+    except NotImplementedError:
+        raise FeatureFileError("is compressed in a way that is not read here", "save them by numpy.savez") from None
+    except (FeatureFileError, MemoryError):
+        raise
+    except Exception as error:  # what zipfile and the decompressors raise over a damaged archive is not documented
+        raise FeatureFileError(f"is truncated or damaged: {str(error).lower() or 'bad archive'}") from error
+
+
+def _without_boxes(content: bytes, archive: zipfile.ZipFile) -> bytes:
+    """Refuse features of boxes with rows and width exchanged, as bottom-up attention stores them."""
+    boxes = next((member for member in archive.infolist() if member.filename == "bbox.npy"), None)
+    if boxes is not None and boxes.file_size <= _LARGEST_MEMBER_BYTES:
+        shape = _header(content[:_LARGEST_HEADER], len(content)).shape
+        num_boxes = _header(archive.read(boxes)[:_LARGEST_HEADER], boxes.file_size).shape[0]
+        if num_boxes == shape[1] != shape[0]:
+            what = f"is transposed: it holds {num_boxes} boxes as [width, boxes], shape {list(shape)}"
+            raise FeatureFileError(what, "save x.T in their place; a model of a grid needs cells of a grid, not boxes")
+    return content
 
 
 def _header(start: bytes, size: int) -> ArrayHeader:
@@ -195,7 +236,7 @@ def _parsed_header(header: bytes) -> ArrayHeader:
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise FeatureFileError(f"holds values of type {dtype.str[1:]}, expected float16 or float32")
     if len(shape) != 2 or min(shape) < 1:
-        raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]")
+        raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]", _how_to_reshape(shape))
     native: np.dtype[Any] = np.dtype(np.float16 if dtype.itemsize == 2 else np.float32)
     num_bytes = len(header) + math.prod(shape) * dtype.itemsize
     return ArrayHeader(shape, dtype, native, is_fortran, len(header), num_bytes)
@@ -204,6 +245,18 @@ def _parsed_header(header: bytes) -> ArrayHeader:
 def _rounded(value: Any) -> float:
     """Leave out the last digits of a sum, which depend on the processor."""
     return float(f"{value:.6g}")
+
+
+def _how_to_reshape(shape: tuple[int, ...]) -> str:
+    """Say how arrays of another shape become [rows, width]: maps of a network, channels first or last, or a batch."""
+    sizes = [size for size in shape if size != 1] if len(shape) > 3 else list(shape)
+    if len(sizes) == 3 and sizes[0] == 1:
+        return "save array[0] in their place"
+    if len(sizes) == 3 and min(sizes) > 0:
+        if sizes[0] == sizes[1] != sizes[2]:
+            return f"save array.reshape({sizes[0] * sizes[1]}, {sizes[2]}) in their place"
+        return f"save array.reshape({sizes[0]}, {sizes[1] * sizes[2]}).T in their place, if channels come first"
+    return "replace these files with good copies"
 
 
 class _PackedFile:
@@ -291,7 +344,7 @@ class FeatureStore:
 
         Which images are taken depends on their ids alone, so that other tables of the same images share most of them.
         """
-        images: dict[str, tuple[float, ...]] = {}
+        images: dict[str, dict[str, tuple[float, ...]]] = {}
         zero_cells, squares = list[float](), list[float]()
         along_cells, along_width = np.linspace(-1, 1, self.num_cells), np.linspace(-1, 1, self.width)
         for start, part, ids in zip(self._starts.tolist(), self._sets, self._ids, strict=False):
@@ -305,12 +358,12 @@ class FeatureStore:
                     raise DataError(what, self._cure)
                 by_cell, by_width = cells.mean(axis=1) @ along_cells, cells.mean(axis=0) @ along_width
                 moments = cells.mean(), cells.std(), by_cell / self.num_cells, by_width / self.width
-                images[f"{part.name}/{ids[row]}"] = tuple(map(_rounded, moments))
+                images.setdefault(part.name, {})[str(ids[row])] = tuple(map(_rounded, moments))
                 zero_cells.append(float((~cells.any(axis=1)).mean()))
                 squares.append(float(np.square(cells).mean()))
         if not images:
             return None
-        mean = float(np.mean([moments[0] for moments in images.values()]))
+        mean = float(np.mean([moments[0] for one in images.values() for moments in one.values()]))
         deviation = max(float(np.mean(squares)) - mean**2, 0.0) ** 0.5
         return FeatureStatistics(
             mean=_rounded(mean),

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data import Progress, no_progress
-from trarctl.data.datasets.base import DatasetSpec, SplitFiles
+from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, feature_folders, picture_table
@@ -249,7 +249,11 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
             missing += absent
     if missing:
         noun = "file" if len(missing) == 1 else "files"
-        raise DataError(f"no {noun} {listed(missing, len(missing))} in {work.raw}", work.spec.download_hint)
+        hints = [
+            split.download_hint for split in work.spec.splits if split.download_hint and {*missing} <= {*split.files}
+        ]
+        hint = hints[0] if hints else work.spec.download_hint
+        raise DataError(f"no {noun} {listed(missing, len(missing))} in {work.raw}", hint)
     return present
 
 
@@ -390,6 +394,7 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     with ThreadPoolExecutor(1) as pool, _collection_paused():
         hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
         data.splits += [work.spec.read_split(work.raw, split, data, work.progress) for split in present]
+        data.warnings += compare_splits(work.spec, data.splits)
         sources = {
             name: future.result().model_copy(update={"records": data.num_records[name]})
             for name, future in hashes.items()

@@ -337,7 +337,7 @@ class RecordReader:
         try:
             frame = self._parse(content := text[:start] + b"[]" + text[end + 1 :])
         except _NotJson as error:
-            position = error.position if error.position <= start else error.position - start - 2 + end
+            position = error.position if error.position <= start else error.position - start - 1 + end
             raise self._not_json(text, error, position) from None
         if self._key is None:
             return

@@ -349,7 +349,7 @@ def build_text(work: _Work) -> TextPart:
     work.progress("building the vocabulary", 0, None)
     vocabulary = Vocabulary.build(split.texts for split in data.splits)
     answers, answer_index = _answers(spec, data, request.min_answer_count)
-    vectors = _write_vectors(work, vocabulary)
+    vectors = _write_vectors(work, vocabulary, data.warnings)
     max_words = request.max_words or spec.max_words or _longest(data)
     write_json(folder / VOCABULARY, list(vocabulary.words))
     write_json(folder / ANSWERS, answers)
@@ -443,10 +443,11 @@ def _longest(data: RawData) -> int:
     return max(longest, 1)
 
 
-def _write_vectors(work: _Work, vocabulary: Vocabulary) -> VectorsPart | None:
+def _write_vectors(work: _Work, vocabulary: Vocabulary, warnings: list[str]) -> VectorsPart | None:
     vectors = load_vectors(work.request.vectors, vocabulary.words, work.progress)
     if vectors is None:
         return None
+    warnings += vectors.warnings
     write_array(work.building / VECTORS, vectors.matrix)
     return VectorsPart(
         source=vectors.source,

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data import Progress, no_progress
-from trarctl.data.datasets.base import DatasetSpec, SplitFiles
+from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, feature_folders, picture_table
@@ -255,7 +255,11 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
             missing += absent
     if missing:
         noun = "file" if len(missing) == 1 else "files"
-        raise DataError(f"no {noun} {listed(missing, len(missing))} in {work.raw}", work.spec.download_hint)
+        hints = [
+            split.download_hint for split in work.spec.splits if split.download_hint and {*missing} <= {*split.files}
+        ]
+        hint = hints[0] if hints else work.spec.download_hint
+        raise DataError(f"no {noun} {listed(missing, len(missing))} in {work.raw}", hint)
     return present
 
 
@@ -354,7 +358,7 @@ def build_text(work: _Work) -> TextPart:
     work.progress("building the vocabulary", 0, None)
     vocabulary = Vocabulary.build(split.texts for split in data.splits)
     answers, answer_index = _answers(spec, data, request.min_answer_count)
-    vectors = _write_vectors(work, vocabulary)
+    vectors = _write_vectors(work, vocabulary, data.warnings)
     max_words = request.max_words or spec.max_words or _longest(data)
     write_json(folder / VOCABULARY, list(vocabulary.words))
     write_json(folder / ANSWERS, answers)
@@ -399,6 +403,7 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     with ThreadPoolExecutor(1) as pool, _collection_paused():
         hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
         data.splits += [work.spec.read_split(work.raw, split, data, work.progress) for split in present]
+        data.warnings += compare_splits(work.spec, data.splits)
         sources = {
             name: future.result().model_copy(update={"records": data.num_records[name]})
             for name, future in hashes.items()
@@ -447,10 +452,11 @@ def _longest(data: RawData) -> int:
     return max(longest, 1)
 
 
-def _write_vectors(work: _Work, vocabulary: Vocabulary) -> VectorsPart | None:
+def _write_vectors(work: _Work, vocabulary: Vocabulary, warnings: list[str]) -> VectorsPart | None:
     vectors = load_vectors(work.request.vectors, vocabulary.words, work.progress)
     if vectors is None:
         return None
+    warnings += vectors.warnings
     write_array(work.building / VECTORS, vectors.matrix)
     return VectorsPart(
         source=vectors.source,

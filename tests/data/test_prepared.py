@@ -68,7 +68,11 @@ def test_missing_and_changed_files_are_all_named(folder: Path) -> None:
     os.truncate(folder / "val/image_id.npy", 50)
     with pytest.raises(DataError, match="missing or changed train/question_id.npy, val/image_id.npy") as error:
         open_prepared(folder)
-    assert error.value.hint == f"trarctl prepare vqa --out {folder}"
+    source = GOLDEN / "mini_vqa"
+    expected = (
+        f"trarctl prepare vqa --raw {source}/raw --features {source}/feats --grid 4 --vectors none --out {folder}"
+    )
+    assert error.value.hint == expected
 
 
 def test_words_and_answers_are_checked_against_the_manifest(folder: Path) -> None:

@@ -101,7 +101,7 @@ def test_some_questions_in_two_splits(raw: Path) -> None:
 
 
 def test_sound_files_have_no_warning(raw: Path) -> None:
-    assert _prepare(raw).warnings == ()
+    assert _prepare(raw).manifest.text.warnings == ()
 
 
 def test_exchanged_files(raw: Path) -> None:

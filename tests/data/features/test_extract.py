@@ -125,12 +125,12 @@ def test_a_missing_image(request_with_images: PrepareRequest, extractor: type[Me
 def test_contradictions(request_with_images: PrepareRequest, extractor: type[MeanColor], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="unknown extractor 'vgg'"):
         prepare(replace(request_with_images, extractor="vgg"))
-    with pytest.raises(SettingsError, match="takes no --features"):
+    with pytest.raises(SettingsError, match="--features and --images exclude each other"):
         prepare(replace(request_with_images, features=tmp_path))
     with pytest.raises(DataError, match="no folder of images"):
         prepare(replace(request_with_images, images=tmp_path / "missing"))
     with pytest.raises(SettingsError, match="only making features can be shared"):
-        prepare_share(replace(request_with_images, images=None))
+        prepare_share(replace(request_with_images, images=None, extractor=None))
 
 
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])

@@ -109,6 +109,24 @@ def extract_files(
     return folder, extractor
 
 
+def check_pictures(sets: Sequence[ImageSet], progress: Progress) -> None:
+    """Decode every picture; a DataError names those that are unusable."""
+    problems = list[Problem]()
+
+    def look(ids: Sequence[Any]) -> list[Problem]:
+        return _problems(read_images(map(images.file, ids), lambda image: image.resize((1, 1)))[1])
+
+    for images in sets:
+        pieces = batched(images.ids.tolist() if images.folder else [], _BATCH_IMAGES)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for number, bad in enumerate(pool.map(look, pieces), start=1):
+                problems += bad
+                progress(
+                    f"checking images of {images.name}", min(number * _BATCH_IMAGES, len(images.ids)), len(images.ids)
+                )
+    refuse_problems("image", problems)
+
+
 def training_images(images: ImageSet, extractor: Extractor, progress: Progress) -> Iterator[list[Image]]:
     """Give batches of images to fit an extractor to; a DataError names those that are unusable, after the last."""
     problems, done = list[Problem](), 0

@@ -217,6 +217,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"cannot read {path}: it is no file", _again(folder))
         content = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         dataset = folder.parent.name if folder.parent.name in DATASETS else "DATASET"

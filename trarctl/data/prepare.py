@@ -6,6 +6,7 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 from __future__ import annotations
 
 import gc
+import os
 import shlex
 import shutil
 import time
@@ -55,7 +56,7 @@ from trarctl.data.manifest import (
     read_manifest,
 )
 from trarctl.data.prepared import default_folder, write_split
-from trarctl.data.records import RawData, RawSplit
+from trarctl.data.records import Ids, RawData, RawSplit
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
 from trarctl.data.word_vectors import WordVectors, load_vectors, vectors_fingerprint
 from trarctl.errors import DataError, SettingsError, TrarError, listed
@@ -200,7 +201,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         work.old = None if request.rebuild else _old_manifest(work.out)
         text, is_text_current = _text_part(work)
         base = work.out if is_text_current else work.building
-        named = {split: np.load(base / split / "image_id.npy", allow_pickle=False) for split in text.splits}
+        named = {split: _image_ids(base / split / "image_id.npy", work) for split in text.splits}
         plan = plan_images(work.spec, named, work.image_options, work.out, progress)
         images = work.old.images if work.old is not None and is_current(work.old.images, plan, work.out) else None
         was_current = is_text_current and images is not None
@@ -219,6 +220,14 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         was_current=was_current,
         seconds=time.monotonic() - began,
     )
+
+
+def _image_ids(path: Path, work: _Work) -> Ids:
+    try:
+        ids: Ids = np.load(path, allow_pickle=False)
+    except Exception as error:  # what numpy raises over a damaged header is not documented
+        raise DataError(f"{path} is damaged", f"{work.request.command()} --rebuild") from error
+    return ids
 
 
 def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> None:
@@ -344,6 +353,8 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
 
 def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | None]:
     """Say where files lie that are missing in the raw folder, and the command for it; else what lies there instead."""
+    if not os.access(work.raw, os.R_OK | os.X_OK):
+        return ", which cannot be read", f"chmod u+rx {shlex.quote(str(work.raw))}"
     raw = work.raw.resolve()
     deeper = [path.relative_to(raw) for pattern in ("*/", "*/*/") for path in sorted(raw.glob(pattern))[:100]]
     for folder in (raw.parent, *(raw / one for one in deeper)):
@@ -445,7 +456,8 @@ def _text_part(work: _Work) -> tuple[TextPart, bool]:
     if work.old is not None and work.old.dataset == work.spec.name and _is_current(work.old.text, work):
         return work.old.text, True
     try:
-        earlier = TextPart.model_validate(orjson.loads((work.building / _TEXT_DONE).read_bytes()))
+        done = work.building / _TEXT_DONE
+        earlier = TextPart.model_validate(orjson.loads(done.read_bytes() if done.is_file() else b""))
     except (OSError, orjson.JSONDecodeError, ValidationError):
         earlier = None
     if earlier is not None and not work.request.rebuild and _is_current(earlier, work):

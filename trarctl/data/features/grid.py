@@ -401,8 +401,8 @@ class FeatureStore:
         name = f"{FEATURES}/{images.file}"
         try:
             file = _PackedFile(self._folder / name)
-        except (OSError, ValueError, EOFError):
-            raise self._damaged(name) from None
+        except Exception as error:  # what numpy raises over a damaged header is not documented
+            raise self._damaged(name) from error
         if file.shape != (images.num_images, self.num_cells, self.width):
             raise self._damaged(name)
         return file

@@ -236,7 +236,7 @@ def _instead(images: ImageSet, folder: Folder, absent: Sequence[Any], what: str)
         return []
     namings = feature_namings(images.files) if what == "features" else [images.files.images]
     entries = sorted(folder.path.iterdir())
-    for deeper in [path for path in entries[:1000] if path.is_dir()]:
+    for deeper in [path for path in entries[:1000] if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]:
         if num := max(len(naming.ids(path.name for path in deeper.iterdir())) for naming in namings):
             hint = f"find {shlex.quote(str(deeper))} -type f -exec mv -t {shlex.quote(str(folder.path))} {{}} +"
             return [(f"; {num:,} such files lie in {deeper}", hint)]

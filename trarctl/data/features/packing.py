@@ -367,7 +367,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _content_of(path: Path) -> dict[str, Any]:
-    return dict(orjson.loads(path.read_bytes()))
+    return dict(orjson.loads(path.read_bytes() if path.is_file() else b""))
 
 
 def _state_of(path: Path) -> dict[str, int]:

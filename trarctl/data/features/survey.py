@@ -207,8 +207,8 @@ def set_warnings(statistics: FeatureStatistics | None) -> tuple[str, ...]:
     sets = {} if statistics is None else statistics.images
     for one, other in combinations(sets, 2):
         shared = sets[one].keys() & sets[other].keys()
-        if len(shared) > 1 and all(sets[one][name] == sets[other][name] for name in shared):
-            said.append(f"the features of {other} seem to be those of {one}: {len(shared)} sampled images are the same")
+        if shared and all(sets[one][name] == sets[other][name] for name in shared):
+            said.append(f"the features of {other} seem to be those of {one}, by {len(shared):,} sampled images")
         if min(len(sets[one]), len(sets[other])) < _FEWEST_TO_COMPARE:
             continue
         means, deviations = zip(

@@ -300,6 +300,9 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         raise SettingsError(
             f"{spec.name} makes its own features on a grid of {spec.grid_size}", "leave out --features, --grid, --pack"
         )
+    extractor = request.extractor or spec.extractor or "resnet101"
+    if extractor not in EXTRACTORS:
+        raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
     if has_own and request.images is not None:
         what = f"{spec.name} makes its features of the images in its raw folder"
         raise SettingsError(what, request.command(images=None))
@@ -311,9 +314,6 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     if unused and not has_own:
         raise SettingsError(f"{' and '.join(unused)} without --images would have no effect", "add --images DIR")
     pictures = raw if has_own else request.images
-    extractor = request.extractor or spec.extractor or "resnet101"
-    if extractor not in EXTRACTORS:
-        raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():
         features = beside

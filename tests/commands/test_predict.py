@@ -89,7 +89,7 @@ def test_many_questions_from_a_file(run: SmallRun, tmp_path: Path, capsys: pytes
         ("q.csv", "image,question\na.png,\n,b\n,\n", "q.csv: line 2 has no question, line 3 has no image, line 4 has"),
         ("q.csv", "image,question\n", "q.csv holds no questions\n"),
         ("q.jsonl", '{"image": "a.png"}\nno json\n', "line 1 has no question, line 2 is not a JSON object\n"),
-        ("q.csv", "image,question\na.png,b c\nb.png,c\n", "line 2: "),
+        ("q.csv", "image,question\na.png,b c\nb.png,c\n", "line 2: 'a.png' is missing, line 3: 'b.png' is missing"),
     ],
 )
 def test_all_that_is_wrong_with_a_file_is_said_at_once(

@@ -96,7 +96,7 @@ def predict(
 
 def _asking(image: Path | None, question: str | None, batch: Path | None, save: Path | None) -> list[Asking]:
     """The questions, each with its picture."""
-    from trarctl.data.question_files import Asking, read_question_file, refuse_other_than_path
+    from trarctl.data.question_files import Asking, read_question_file, refuse_missing_image
     from trarctl.errors import SettingsError
 
     if batch is not None:
@@ -108,7 +108,7 @@ def _asking(image: Path | None, question: str | None, batch: Path | None, save: 
     if image is None or question is None:
         missing = "--image" if image is None else "--question"
         raise SettingsError(f"{missing} is missing", "trarctl predict --image FILE --question TEXT, or --batch FILE")
-    refuse_other_than_path(image)
+    refuse_missing_image(image)
     return [Asking("", image, question)]
 
 

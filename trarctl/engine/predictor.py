@@ -175,14 +175,15 @@ class Predictor:
         """
         where = [f"{place}: " for place in places] or [""] * len(paths)
         problems = [at + _wordless(text) for at, text in zip(where, questions, strict=True) if not tokenize(text)]
-        hint = _IN_WORDS if problems else "give image files that open, such as .jpg or .png"
+        hints: list[str | None] = [_IN_WORDS] if problems else []
         rows_of: dict[Path, list[int]] = {}
         for row, path in enumerate(paths):
             rows_of.setdefault(path, []).append(row)
         asked: dict[int, Prediction] = {}
         for part in batched(list(rows_of), QUESTIONS_AT_ONCE):
             images, faults = read_images(part, self._extractor.shrink)
-            problems += [where[rows_of[path][0]] + fault for path, fault in faults.items()]
+            problems += [where[rows_of[path][0]] + error.what for path, error in faults.items()]
+            hints += [error.hint for error in faults.values()]
             if problems:
                 continue  # the other files are still looked at
             described = dict(zip(part, self._describe(list(images.values())), strict=True))
@@ -191,7 +192,7 @@ class Predictor:
                 asked |= zip(rows, answers, strict=True)
                 progress("answering", len(asked), len(paths))
         if problems:
-            raise DataError(listed(problems, len(problems)), hint)
+            raise DataError(listed(problems, len(problems)), hints[0])
         return [asked[row] for row in range(len(paths))]
 
     def _describe(self, images: Sequence[Image]) -> list[_Described]:

@@ -113,7 +113,7 @@ def training_images(images: ImageSet, extractor: Extractor, progress: Progress) 
     problems, done = list[str](), 0
     for ids in batched(images.ids.tolist(), _BATCH_IMAGES):
         loaded, bad = read_images((images.file(image_id) for image_id in ids), extractor.shrink)
-        problems += bad.values()
+        problems += [error.what for error in bad.values()]
         if loaded:
             yield list(loaded.values())
         done += len(ids)
@@ -193,7 +193,11 @@ def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tu
     if features.shape != shape:
         what = f"the extractor {extractor.name} gave features of shape {list(features.shape)}, expected {list(shape)}"
         raise DataError(what, "correct its width, or what its extract returns")
-    return [image_id for image_id in ids if images.file(image_id) in found], features, list(problems.values())
+    return (
+        [image_id for image_id in ids if images.file(image_id) in found],
+        features,
+        [error.what for error in problems.values()],
+    )
 
 
 def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequence[Any]) -> tuple[int, list[str]]:

@@ -253,17 +253,17 @@ def notes_on(asked: Sequence[Prediction]) -> list[str]:
         notes.append(f"no word of {_questions(lost)} is in the model's vocabulary: the answer is a guess")
     if partly:
         words = list(dict.fromkeys(repr(shortened(word)) for one in partly for word in one.unknown_words))
-        notes.append(
-            f"{_questions(partly)} has words that are not in the model's vocabulary: {listed(words, len(words))}"
-        )
+        has = "has" if len(partly) == 1 else "have"
+        unknown_words = listed(words, len(words))
+        notes.append(f"{_questions(partly)} {has} words that are not in the model's vocabulary: {unknown_words}")
     if plain:
         notes.append(f"the picture of {_questions(plain)} has one color only: the answer is a guess")
     return notes
 
 
 def _questions(asked: Sequence[Prediction]) -> str:
-    first = repr(shortened(asked[0].question))
-    return first if len(asked) == 1 else f"{first} and {len(asked) - 1:,} more"
+    first, more = repr(shortened(asked[0].question)), len(asked) - 1
+    return first if not more else f"{first} and {more:,} more {'question' if more == 1 else 'questions'}"
 
 
 def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predictor, Chosen]:

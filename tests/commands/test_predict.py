@@ -288,12 +288,14 @@ def test_guesses_are_called_so_once_and_with_a_count(
     run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (9, 9), 200).save(tmp_path / "plain.png")
-    rows = f"{run.picture},zebra unicorn?\n{run.picture},quagga?\n{run.picture},is there a zebra?\nplain.png,is it a gnu?\n"
+    questions = ("zebra unicorn?", "quagga?", "is there a zebra?")
+    rows = "".join(f"{run.picture},{question}\n" for question in questions) + "plain.png,is it a gnu?\n"
     assert cli.run(predict(run, "--batch", batch(tmp_path, f"image,question\n{rows}"))) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:  ")]
     assert notes[1:] == [
         "note:  no word of 'zebra unicorn?' and 1 more question is in the model's vocabulary: the answer is a guess",
-        "note:  'is there a zebra?' and 1 more question have words that are not in the model's vocabulary: 'zebra', 'gnu'",
+        "note:  'is there a zebra?' and 1 more question have words that are not in the model's vocabulary:"
+        " 'zebra', 'gnu'",
         "note:  the picture of 'is it a gnu?' has one color only: the answer is a guess",
     ]
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ def score(
     from trarctl.engine.callbacks import no_callback
     from trarctl.engine.evaluator import score_split
 
-    return score_split(_request(ckpt, data, split, config, gpus, runs), lambda: nullcontext(no_callback))[0]
+    return score_split(_request(ckpt, data, split, config, gpus, runs), partial(nullcontext, no_callback))[0]
 
 
 def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: EvaluatorName = "official") -> Accuracy:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,13 @@ def test_asking_agrees_with_the_stored_features(run: SmallRun) -> None:
     assert asked.answers[0][1] == pytest.approx(float(insight.probabilities.max()), abs=1e-5)
 
 
-def test_two_processes_score_as_one_does(run: SmallRun) -> None:
+def test_two_processes_score_as_one_does_and_leave_nothing(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     one, two = (api.score("tiny", split="val", gpus=gpus, runs=run.runs) for gpus in ("cpu", "cpu:2"))
     assert np.abs(one.scores - two.scores).max() < 1e-5
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_of_any_mode_are_read_by_the_same_rules(run: SmallRun, tmp_path: Path) -> None:

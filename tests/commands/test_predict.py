@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -339,3 +340,18 @@ def test_one_large_photograph_asked_often_is_decoded_once(
         alone[picture, question] = json.loads(capsys.readouterr().out)["predictions"][0]["answers"][0]["probability"]
     assert [one["answers"][0]["probability"] for one in found] == pytest.approx([alone[row] for row in rows], abs=1e-6)
     assert len(set(alone.values())) == 4
+
+
+def test_attention_is_drawn_over_the_upright_picture(run: SmallRun, tmp_path: Path) -> None:
+    """A photograph that is stored on its side gives the drawing of the upright one, to the last pixel."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = draw("circle", "red", 3).crop((0, 0, 64, 40))
+    upright.save(tmp_path / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=exif)
+    drawn = []
+    for name in ("upright.png", "phone.png"):
+        options = ("--image", str(tmp_path / name), "--question", "what?", "--save", str(tmp_path / f"drawn-{name}"))
+        assert cli.run(predict(run, *options)) == 0
+        drawn.append(np.asarray(read_image(tmp_path / f"drawn-{name}")))
+    assert np.array_equal(*drawn)

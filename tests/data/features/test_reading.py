@@ -77,6 +77,7 @@ def test_orientation(orientation: int, ending: str, tmp_path: Path) -> None:
     assert np.array_equal(seen(tmp_path / f"a.{ending}"), TURNS[orientation](np.asarray(drawing())))
     with Image.open(tmp_path / f"a.{ending}") as opened:
         assert np.array_equal(to_rgb(opened), seen(tmp_path / f"a.{ending}"))
+    assert np.array_equal(to_rgb(read_image(tmp_path / f"a.{ending}")), seen(tmp_path / f"a.{ending}"))
 
 
 def test_a_photograph_on_its_side_has_the_features_of_the_upright_one(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ A picture becomes 8-bit RGB by these rules:
   file says. 32-bit gray has no usual range: white is the least of 255, 65535 and 2 ** 31 - 1 that no value exceeds.
 - Floating-point gray is taken as 0 to 1 where no value exceeds 1, else as 0 to 255; other values are refused.
 - Of several frames or pages the first counts. Color profiles are ignored; CMYK is converted without one.
-- More than ``most_pixels`` are refused before they are decoded. Decoding takes up to 8 bytes a pixel.
+- More than ``most_pixels`` are refused before they are decoded. Decoding takes up to 9 bytes a pixel,
+  and 16 of gray with more than 8 bits.
 """
 
 from __future__ import annotations
@@ -153,11 +154,12 @@ def _to_rgb(image: Image, name: str) -> Image:
     if image.mode.startswith(("I", "F")):
         image = _scaled_gray(image, name, tags)
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        ground = PIL.Image.new("RGB", image.size, "white")
-        ground.paste(image, mask=image.getchannel("A"))
-        image = ground
-    rgb = image.convert("RGB")
+        colors = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgb = PIL.Image.new("RGB", image.size, "white")
+        rgb.paste(colors, mask=colors.getchannel("A"))
+    else:
+        rgb = image.convert("RGB")
+    rgb.info.clear()  # or it would be turned again where it is read again
     turn = PIL.Image.Transpose
     turns = {
         2: turn.FLIP_LEFT_RIGHT,

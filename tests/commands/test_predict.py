@@ -355,3 +355,17 @@ def test_attention_is_drawn_over_the_upright_picture(run: SmallRun, tmp_path: Pa
         assert cli.run(predict(run, *options)) == 0
         drawn.append(np.asarray(read_image(tmp_path / f"drawn-{name}")))
     assert np.array_equal(*drawn)
+
+
+def test_a_picture_beyond_the_bound_is_answered_as_the_hint_says(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4095")
+    assert cli.run(asking(run)) == 4
+    err = capsys.readouterr().err
+    assert "0.png has 64 x 64 pixels, more than 4,095 in all (TRARCTL_MAX_PIXELS=4096 allows it)\n" in err
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4096")
+    assert cli.run(asking(run)) == 0
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4 thousand")
+    assert cli.run(asking(run)) == 3
+    assert "error: TRARCTL_MAX_PIXELS is '4 thousand', expected a number of pixels\n" in capsys.readouterr().err

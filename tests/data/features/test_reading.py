@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tests.small_runs import make_raw
+from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.data.features.base import ExtractorOptions
-from trarctl.data.features.reading import MOST_PIXELS_VARIABLE, read_image, read_images, to_rgb
+from trarctl.data.features.reading import read_image, read_images, to_rgb
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
 from trarctl.errors import DataError, SettingsError

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_PIXELS_VARIABLE = "TRARCTL_MAX_PIXELS"
 _MOST_PIXELS = 178_956_970  # what Pillow itself decodes at most
 _HINT = "give image files that open, such as .jpg or .png"
 _NOT_DECODED = ("EPS", "MPEG")  # Pillow knows them, but decodes EPS by another program, and MPEG not at all

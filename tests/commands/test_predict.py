@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -369,3 +370,15 @@ def test_a_picture_beyond_the_bound_is_answered_as_the_hint_says(
     monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4 thousand")
     assert cli.run(asking(run)) == 3
     assert "error: TRARCTL_MAX_PIXELS is '4 thousand', expected a number of pixels\n" in capsys.readouterr().err
+
+
+def test_inputs_are_not_replaced(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(run.picture, tmp_path / "a.png")
+    file = batch(tmp_path, "image,question\na.png,what?\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    picture = str(tmp_path / "a.png")
+    one = ("--image", picture, "--question", "what?")
+    for options in ((*one, "--save", picture), (*one, "--json", picture), ("--batch", file, "--json", file)):
+        assert cli.run(predict(run, *options)) == 3
+        assert "would replace what is asked about\n" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -216,7 +216,7 @@ def _has_lost_its_end(path: Path, size: int) -> bool:
         file.seek(max(size - 4096, 0))
         tail = file.read()
     rest = tail.rstrip(b"\0")
-    return len(tail) - len(rest) >= 16 and not rest.endswith(b"\xff\xd9")
+    return len(tail) - len(rest) >= 64 and not rest.endswith(b"\xff\xd9")
 
 
 def _unidentified(path: Path) -> DataError:

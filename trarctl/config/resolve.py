@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.config.original_yaml import translate
 from trarctl.config.settings import (
     ALL_SETTINGS,
@@ -37,6 +38,7 @@ from trarctl.errors import SettingsError
 from trarctl.registry import PLUGINS_VARIABLE
 
 PREFIX = "TRARCTL_"
+_NO_SETTINGS = (PLUGINS_VARIABLE, MOST_PIXELS_VARIABLE)
 
 
 class Source(Enum):
@@ -183,7 +185,7 @@ def _set_layer(sets: Sequence[str]) -> Layer:
 def _environment_layer(environ: Mapping[str, str]) -> Layer:
     names = {f"{PREFIX}{key.upper().replace('.', joint)}": key for key in FIELDS for joint in ("_", "__")}
     layer: Layer = {}
-    for variable in sorted(name for name in environ if name.startswith(PREFIX) and name != PLUGINS_VARIABLE):
+    for variable in sorted(name for name in environ if name.startswith(PREFIX) and name not in _NO_SETTINGS):
         if variable not in names:
             near = nearest_key(variable.removeprefix(PREFIX).lower().replace("_", ".", 1))
             hint = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ _HINT = (
     'a .csv file starts with the line image,question; a .jsonl line is {"image": "a.png", "question": "what is it?"}'
 )
 _PATH_HINT = "give the path of an image file"
-_MOST_PATH = 4096  # characters, of any file system
 
 Row = dict[str, Any]
 
@@ -58,56 +57,60 @@ def read_question_file(path: Path) -> list[Asking]:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 text", f"iconv -f latin1 -t utf-8 {path} > FILE.csv") from None
     asking: list[Asking] = []
-    problems: list[str] = []
+    odd: list[str] = []
+    unusable: list[str] = []
     for number, row in _json_lines(text) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_lines(path, text):
-        problem = row if isinstance(row, str) else _problem(row, path.parent)
-        if problem:
-            problems.append(f"line {number} {problem}")
+        place = f"line {number}"
+        fault = row if isinstance(row, str) else _fault(row)
+        if fault:
+            odd.append(f"{place} {fault}")
         elif isinstance(row, dict):
-            asking.append(Asking(f"line {number}", path.parent / row["image"], row["question"]))
-    if problems:
-        raise DataError(f"{path}: {listed(problems, len(problems))}", _HINT)
+            image = path.parent / row["image"]
+            if unusable_path := _unusable_path(row["image"], image):
+                unusable.append(f"{place}: {unusable_path}")
+            asking.append(Asking(place, image, row["question"]))
+    if odd or unusable:
+        problems = odd + unusable
+        raise DataError(f"{path}: {listed(problems, len(problems))}", _HINT if odd else _PATH_HINT)
     if not asking:
         raise DataError(f"{path} holds no questions", _HINT)
     return asking
 
 
-def refuse_other_than_path(image: Path) -> None:
-    """See that what is given as a picture's path is no address.
+def refuse_missing_image(image: Path) -> None:
+    """See that what is given as a picture's path is there.
 
     Raises:
-        DataError: it is.
+        DataError: it is not, or is an address.
     """
-    if problem := _no_path(str(image), image):
-        raise DataError(f"--image {problem}", _PATH_HINT)
+    if fault := _unusable_path(str(image), image):
+        raise DataError(fault, _PATH_HINT)
 
 
-def _problem(row: Row, folder: Path) -> str | None:
-    """Say what a line lacks, as the end of a sentence; None if nothing."""
+def _fault(row: Row) -> str | None:
+    """Say what is wrong with a line, as the end of a sentence; None if nothing."""
     missing = [column for column in _COLUMNS if not str(row.get(column) or "").strip()]
     if missing:
         return f"has no {' and no '.join(missing)}"
     for column in _COLUMNS:
         if not isinstance(row[column], str):
             return f"has the {column} {shortened(str(row[column]))}, expected text"
-    no_path = _no_path(row["image"], folder / row["image"])
-    return f"has an image that is none: {no_path}" if no_path else None
+    return None
 
 
-def _no_path(text: str, path: Path) -> str | None:
-    """Say why a text is no path of a picture; None if it may be one."""
-    if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names that no file can have
-        return None
+def _unusable_path(text: str, path: Path) -> str | None:
+    """Say why a text cannot be the path of a picture; None where something is there."""
     shown = repr(shortened(text))
+    with suppress(OSError, ValueError):  # of names that no file can have
+        if path.exists() or path.is_symlink():
+            return None
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text)
     if scheme:
         kind = "the data of a picture" if scheme[1].lower() == "data" else "a URL"
         return f"{shown} is {kind}, expected the path of a file"
     if text != text.strip():
-        return f"the path {shown} begins or ends with a blank"
-    if len(text) > _MOST_PATH or "\0" in text:
-        return f"{shown} is no path"
-    return None
+        return f"{shown} is missing; it begins or ends with a blank"
+    return f"{shown} is missing"
 
 
 def _json_lines(text: str) -> Iterator[tuple[int, Row | str]]:

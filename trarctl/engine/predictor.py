@@ -175,14 +175,15 @@ class Predictor:
         """
         where = [f"{place}: " for place in places] or [""] * len(paths)
         problems = [at + _wordless(text) for at, text in zip(where, questions, strict=True) if not tokenize(text)]
-        hint = _IN_WORDS if problems else "give image files that open, such as .jpg or .png"
+        hints: list[str | None] = [_IN_WORDS] if problems else []
         rows_of: dict[Path, list[int]] = {}
         for row, path in enumerate(paths):
             rows_of.setdefault(path, []).append(row)
         asked: dict[int, Prediction] = {}
         for part in batched(list(rows_of), QUESTIONS_AT_ONCE):
             images, faults = read_images(part, self._extractor.shrink)
-            problems += [where[rows_of[path][0]] + fault for path, fault in faults.items()]
+            problems += [where[rows_of[path][0]] + error.what for path, error in faults.items()]
+            hints += [error.hint for error in faults.values()]
             if problems:
                 continue  # the other files are still looked at
             described = dict(zip(part, self._describe(list(images.values())), strict=True))
@@ -191,7 +192,7 @@ class Predictor:
                 asked |= zip(rows, answers, strict=True)
                 progress("answering", len(asked), len(paths))
         if problems:
-            raise DataError(listed(problems, len(problems)), hint)
+            raise DataError(listed(problems, len(problems)), hints[0])
         return [asked[row] for row in range(len(paths))]
 
     def _describe(self, images: Sequence[Image]) -> list[_Described]:
@@ -252,17 +253,17 @@ def notes_on(asked: Sequence[Prediction]) -> list[str]:
         notes.append(f"no word of {_questions(lost)} is in the model's vocabulary: the answer is a guess")
     if partly:
         words = list(dict.fromkeys(repr(shortened(word)) for one in partly for word in one.unknown_words))
-        notes.append(
-            f"{_questions(partly)} has words that are not in the model's vocabulary: {listed(words, len(words))}"
-        )
+        has = "has" if len(partly) == 1 else "have"
+        unknown_words = listed(words, len(words))
+        notes.append(f"{_questions(partly)} {has} words that are not in the model's vocabulary: {unknown_words}")
     if plain:
         notes.append(f"the picture of {_questions(plain)} has one color only: the answer is a guess")
     return notes
 
 
 def _questions(asked: Sequence[Prediction]) -> str:
-    first = repr(shortened(asked[0].question))
-    return first if len(asked) == 1 else f"{first} and {len(asked) - 1:,} more"
+    first, more = repr(shortened(asked[0].question)), len(asked) - 1
+    return first if not more else f"{first} and {more:,} more {'question' if more == 1 else 'questions'}"
 
 
 def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predictor, Chosen]:

@@ -222,8 +222,8 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
     return [image_id for image_id in ids if not is_done(image_id)]
 
 
-def _problems(pictures: Mapping[Path, str]) -> list[Problem]:
-    return [Problem(what, "replace these files with good copies") for what in pictures.values()]
+def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
+    return [Problem(error.what, error.hint or "replace these files with good copies") for error in pictures.values()]
 
 
 def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:

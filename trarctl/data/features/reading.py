@@ -8,12 +8,14 @@ A picture becomes 8-bit RGB by these rules:
   file says. 32-bit gray has no usual range: white is the least of 255, 65535 and 2 ** 31 - 1 that no value exceeds.
 - Floating-point gray is taken as 0 to 1 where no value exceeds 1, else as 0 to 255; other values are refused.
 - Of several frames or pages the first counts. Color profiles are ignored; CMYK is converted without one.
-- More than ``most_pixels`` are refused before they are decoded. Decoding takes up to 8 bytes a pixel.
+- More than ``most_pixels`` are refused before they are decoded. Decoding takes up to 9 bytes a pixel,
+  and 16 of gray with more than 8 bits.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -23,22 +25,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_PIXELS_VARIABLE = "TRARCTL_MAX_PIXELS"
 _MOST_PIXELS = 178_956_970  # what Pillow itself decodes at most
 _HINT = "give image files that open, such as .jpg or .png"
 _NOT_DECODED = ("EPS", "MPEG")  # Pillow knows them, but decodes EPS by another program, and MPEG not at all
 _ORIENTATION = 0x0112  # tags of EXIF and TIFF
 _BITS, _PHOTOMETRIC, _SUBFILE = 258, 262, 254
 _WHITE_IS_ZERO, _IS_PREVIEW = 0, 1
-# How files begin that people take for pictures.
+# How files begin that people take for pictures, in lower case.
 _OTHER_KINDS = (
-    (b"%PDF", "a PDF document"),
-    (b"%!PS", "a PostScript drawing"),
+    (b"%pdf", "a PDF document"),
+    (b"%!ps", "a PostScript drawing"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
     (b"<svg", "an SVG drawing"),
     (b"<!doctype html", "a web page"),
@@ -76,17 +78,20 @@ def read_image(path: Path) -> Image:
 
     most = most_pixels()
     try:
-        if path.exists() and not path.is_file():
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for its writer
             raise DataError(f"{path} is not a file", _HINT)
-        size = path.stat().st_size
-        if size == 0:
+        if status.st_size == 0:
             raise DataError(f"{path} is empty", _HINT)
         with _pillow_rules(most), PIL.Image.open(path) as image:
             if image.width * image.height > most:
                 raise _too_large(path, most)
             if image.format in _NOT_DECODED or isinstance(image, PIL.ImageFile.StubImageFile):
                 raise _unsupported(path, f"a file of the format {image.format}")
-            if image.format == "JPEG" and _has_lost_its_end(path, size):
+            if image.format == "PNG":
+                with PIL.Image.open(path) as unchecked:
+                    unchecked.verify()  # checksums of the pixels, which decoding leaves aside
+            if image.format == "JPEG" and _has_lost_its_end(path, status.st_size):
                 raise DataError(f"{path} is truncated or damaged: it ends in zeros", _HINT)
             return _to_rgb(image, str(path))
     except FileNotFoundError:
@@ -107,19 +112,19 @@ def read_image(path: Path) -> Image:
 
 def read_images(
     paths: Iterable[Path], shrink: Callable[[Image], Image] = lambda image: image
-) -> tuple[dict[Path, Image], dict[Path, str]]:
+) -> tuple[dict[Path, Image], dict[Path, DataError]]:
     """Decode picture files, each once however often it is named, and shrink each before the next is decoded.
 
     Returns:
         The pictures that could be read, and what is wrong with the others.
     """
     found: dict[Path, Image] = {}
-    problems: dict[Path, str] = {}
+    problems: dict[Path, DataError] = {}
     for path in dict.fromkeys(paths):
         try:
             found[path] = shrink(read_image(path))
         except DataError as error:
-            problems[path] = error.what
+            problems[path] = error
     return found, problems
 
 
@@ -149,11 +154,12 @@ def _to_rgb(image: Image, name: str) -> Image:
     if image.mode.startswith(("I", "F")):
         image = _scaled_gray(image, name, tags)
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        ground = PIL.Image.new("RGB", image.size, "white")
-        ground.paste(image, mask=image.getchannel("A"))
-        image = ground
-    rgb = image.convert("RGB")
+        colors = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgb = PIL.Image.new("RGB", image.size, "white")
+        rgb.paste(colors, mask=colors.getchannel("A"))
+    else:
+        rgb = image.convert("RGB")
+    rgb.info.clear()  # or it would be turned again where it is read again
     turn = PIL.Image.Transpose
     turns = {
         2: turn.FLIP_LEFT_RIGHT,
@@ -210,7 +216,7 @@ def _has_lost_its_end(path: Path, size: int) -> bool:
         file.seek(max(size - 4096, 0))
         tail = file.read()
     rest = tail.rstrip(b"\0")
-    return len(tail) - len(rest) >= 16 and not rest.endswith(b"\xff\xd9")
+    return len(tail) - len(rest) >= 64 and not rest.endswith(b"\xff\xd9")
 
 
 def _unidentified(path: Path) -> DataError:
@@ -239,7 +245,7 @@ def _too_large(path: Path, most: int) -> DataError:
     with _pillow_rules(None), PIL.Image.open(path) as image:
         width, height = image.size
     what = f"{path} has {width:,} x {height:,} pixels, more than {most:,} in all"
-    return DataError(what, f"shrink it, or allow it: {MOST_PIXELS_VARIABLE}={width * height}")
+    return DataError(f"{what} ({MOST_PIXELS_VARIABLE}={width * height} allows it)", "shrink it, or set the variable")
 
 
 def _damaged(name: str, error: Exception) -> DataError:

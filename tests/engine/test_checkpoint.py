@@ -115,12 +115,17 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     for protocol in (2, 4):
         path = tmp_path / f"epoch{protocol}.pkl"
         path.write_bytes(pickle.dumps({"state_dict": {}, "epoch": _Code(trace)}, protocol=protocol))
-        with pytest.raises(CheckpointError, match="is damaged"):
+        with pytest.raises(CheckpointError, match=r"is a pickle that torch\.save did not write"):
             load_upstream(path)
     path = tmp_path / "epoch13.pkl"
-    torch.save({"state_dict": {}, "epoch": _Code(trace)}, path)
-    with pytest.raises(CheckpointError, match=r"epoch13\.pkl is damaged"):
-        load_upstream(path)
+    for is_zip in (True, False):
+        torch.save({"state_dict": {}, "epoch": _Code(trace)}, path, _use_new_zipfile_serialization=is_zip)
+        with pytest.raises(
+            CheckpointError, match=r"epoch13\.pkl holds objects other than tensors: posix\.mkdir"
+        ) as raised:
+            load_upstream(path)
+        assert raised.value.hint is not None
+        assert "torch.save(model.state_dict(), FILE)" in raised.value.hint
     assert not trace.exists()
 
 
@@ -130,7 +135,7 @@ def test_a_pickle_without_weights(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no state_dict of tensors"):
         load_upstream(path)
     path.write_bytes(b"not a pickle at all")
-    with pytest.raises(CheckpointError, match=r"epoch13\.pkl is damaged"):
+    with pytest.raises(CheckpointError, match=r"epoch13\.pkl is a text file, no checkpoint"):
         load_upstream(path)
 
 

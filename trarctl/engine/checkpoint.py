@@ -330,9 +330,9 @@ def _state_in(content: Any) -> dict[Any, Any] | None:
     """The state dict in what a program saved: the content itself, or what stands under one of the usual keys."""
     if not isinstance(content, dict):
         return None
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return content
-    return next((state for key in _STATES if (state := _state_in(content.get(key))) is not None), None)
+    inside = (_state_in(content.get(key)) for key in _STATES)
+    own = content if any(isinstance(value, Tensor) for value in content.values()) else None
+    return next((state for state in inside if state is not None), own)
 
 
 def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:

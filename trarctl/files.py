@@ -38,20 +38,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def require_writable(path: Path, hint: str) -> None:
-    """See, before the work, that a file can be written; a DataError says what stands in the way. Nothing changes."""
-    folder = path.absolute().parent
-    if path.is_dir():
-        reason = "it is a folder"
-    elif not folder.is_dir():
-        reason = f"there is no folder {path.parent}"
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        reason = f"the folder {path.parent} cannot be written"
-    else:
-        return
-    raise DataError(f"cannot write {path}: {reason}", hint)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or not there, also after a power cut."""
     with whole_file(path) as temporary:

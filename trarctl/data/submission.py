@@ -16,7 +16,7 @@ import orjson
 
 from trarctl.data.records import Ids
 from trarctl.errors import DataError, listed
-from trarctl.files import write_bytes
+from trarctl.files import write_output
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
@@ -82,11 +82,12 @@ class AnswerFile(ABC):
             problems = ["they are not in the order of the questions"]
         if problems:
             raise DataError(f"the site would reject these answers: {'; '.join(problems)}", f"{path} was not written")
+        hint = "choose another file with --out"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, content)
+            write_output(path, content, hint)
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot write {path}: {_reason(error)}", "choose another file with --out") from error
+            raise DataError(f"cannot write {path}: {_reason(error)}", hint) from error
         return len(content)
 
     def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:

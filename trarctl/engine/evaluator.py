@@ -11,7 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,9 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Write all of it as an ``.npz`` file, whole or not at all; DataError if it cannot be written."""
+        is_device = path.exists() and not path.is_file()
         try:
-            with whole_file(path) as temporary, temporary.open("wb") as file:
+            with nullcontext(path) if is_device else whole_file(path.resolve()) as target, target.open("wb") as file:
                 np.savez(
                     file,
                     question_id=self.question_id,

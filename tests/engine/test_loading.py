@@ -185,16 +185,20 @@ def test_features_of_another_extractor(run: RunFolder, data: PreparedData, tmp_p
     assert check_data(same, load_description(same), other) == []
 
 
+def tripled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: tripled(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [tripled(inner) for inner in value]
+    return 3 * value if isinstance(value, float) else value
+
+
 def test_features_that_are_far_from_those_of_the_training(run: RunFolder, data: PreparedData, tmp_path: Path) -> None:
     statistics = data.feature_statistics()
     assert statistics is not None
     near = saved_with(run, tmp_path, features=statistics)
     assert check_data(near, load_description(near), data) == []
-    scaled = statistics | {
-        "mean": statistics["mean"] * 3,
-        "deviation": statistics["deviation"] * 3,
-        "images": {name: [value * 3 for value in values] for name, values in statistics["images"].items()},
-    }
+    scaled = tripled(statistics)
     far = saved_with(run, tmp_path, features=scaled)
     (warning,) = check_data(far, load_description(far), data)
     assert "was trained on other features than those of" in warning

@@ -274,7 +274,13 @@ class Chosen:
 def choose(request: Request) -> Chosen:
     """Find the checkpoint, its settings and its data, or raise the TrarError that says what is missing."""
     folder_sets = [text for text in request.sets if text.startswith("run.folder")]
-    path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
+    try:
+        path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
+    except CheckpointError:
+        named = Path(request.ckpt or "")
+        if named.is_dir() and request.ckpt and not (named / "settings.json").exists():
+            is_ours(named)  # says that it is a folder
+        raise
     if not is_ours(path):
         data = request.data or prepared_folder(resolve(dataset="vqa").settings)
         dataset = open_prepared(data).dataset

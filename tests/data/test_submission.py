@@ -117,6 +117,10 @@ def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
             "3 rows with an answer that is not text: row 1 has none, row 2 has none, row 3 has none;"
             ' their other fields: "text"',
         ),
+        (
+            [*GOOD, {"id": 4, "answer": "x"}],
+            '1 row with a question_id that is not an integer: row 4 has none; their other fields: "id"',
+        ),
         ("yes" * 20, f'it is not a JSON list but "{"yes" * 12}...'),
     ],
 )

@@ -187,6 +187,7 @@ def first_value(value: float) -> Callable[[Scores], dict[str, Any]]:
         (lambda s: {"answers": np.arange(s.scores.shape[1])}, "holds answers .* type int64, expected .* of text"),
         (lambda _: {"dataset": np.array("clevr")}, "those of clevr, .* holds vqa"),
         (lambda _: {"split": np.array("test"), "questions": np.array("0")}, "the split test, asked for is val"),
+        (lambda _: {"is_exclusive": np.array("no")}, "holds is_exclusive 'no', expected true or false"),
         (lambda _: {"questions": np.array("0")}, "the same ids, but other texts or images than val of"),
     ],
 )

@@ -160,8 +160,9 @@ class JsonAnswers(AnswerFile):
             one, answer = row.get("question_id"), row.get("answer")
             if not isinstance(answer, str):
                 no_answer.append(f"row {number} has {_shown(answer) if 'answer' in row else 'none'}")
-                fields |= dict.fromkeys(row)
                 answer = None
+            if not {"question_id", "answer"} <= row.keys():
+                fields |= dict.fromkeys(row)
             # The exact type, since true and false are integers to Python, but not to the site.
             if type(one) is kind:
                 answered.append((one, answer))

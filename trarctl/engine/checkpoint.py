@@ -331,7 +331,7 @@ def _is_intact(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
     return True
 
 
-def _state_in(content: Any, depth: int = 3) -> dict[Any, Any] | None:
+def _state_in(content: Any, depth: int = 4) -> dict[Any, Any] | None:
     """The state dict in what a program saved: the content itself, or what stands under one of the usual keys."""
     if not isinstance(content, dict) or not depth:
         return None

@@ -474,7 +474,9 @@ def _read_scores(path: Path, *, is_exclusive: bool) -> Scores:
         logits = scores.astype(np.float32, copy=False)
     _refuse_nonfinite(logits, ids, f"the scores in {path} are", _AGAIN)
     routes = np.zeros((len(ids), 0, 0), dtype=np.float32)
-    exclusive = bool(told.pop("is_exclusive", is_exclusive))
+    exclusive = told.pop("is_exclusive", is_exclusive)
+    if not isinstance(exclusive, bool):
+        raise DataError(f"{path} holds is_exclusive {exclusive!r}, expected true or false", _AGAIN)
     return Scores(ids, logits, routes, tuple(answers.tolist()), exclusive, **{name: str(told[name]) for name in told})
 
 

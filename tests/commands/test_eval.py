@@ -102,6 +102,7 @@ def test_options_that_change_nothing_for_answers_are_named(
         (["--split", "test"], 4, "split test of "),
         (["--split", "nope"], 4, "no split 'nope' in "),
         (["--evaluator", "oficial"], 2, "oficial"),
+        (["--ckpt", "missing.pkl"], 5, "no checkpoint at missing.pkl"),
         (["--ckpt", "folder"], 5, "folder is a folder, not a checkpoint"),
     ],
 )

@@ -235,6 +235,12 @@ def test_an_epoch_of_any_type_gives_the_same_temperature(epoch: object, data: Pr
     assert (loaded.epoch, loaded.temperature) == (13, pytest.approx(0.1))
 
 
+def test_an_epoch_after_the_last_of_the_settings(data: PreparedData, tmp_path: Path) -> None:
+    warnings = loaded_from(with_epoch("vqa_hard_attention", tmp_path, epoch=20), data).warnings
+    assert "is of epoch 20, the settings are for 13: its temperature is perhaps not 0.1" in warnings[1]
+    assert len(loaded_from(with_epoch("vqa_soft_avg", tmp_path, epoch=20), data).warnings) == 1
+
+
 @pytest.mark.parametrize("epoch", [None, 12.5, "13", True])
 def test_hard_routing_needs_to_know_the_temperature(epoch: object, data: PreparedData, tmp_path: Path) -> None:
     request = with_epoch("vqa_hard_attention", tmp_path, epoch=epoch)

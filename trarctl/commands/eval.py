@@ -274,12 +274,13 @@ def _rows(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -
     from trarctl.errors import SettingsError
 
     # --config belongs to checkpoints of the original program alone; the others hold their settings.
-    is_file = [Path(request.ckpt or "").is_file() and not is_ours(Path(request.ckpt or "")) for request in requests]
-    if requests[0].config is not None and not any(is_file):
+    files = [Path(request.ckpt or "") for request in requests]
+    is_foreign = [file.is_file() and not is_ours(file) for file in files]
+    if requests[0].config is not None and not any(is_foreign):
         raise SettingsError("--config is for checkpoints of the original program, and none is compared", "leave it out")
     requests = [
-        request if is_foreign else dataclasses.replace(request, config=None)
-        for request, is_foreign in zip(requests, is_file, strict=True)
+        request if takes_config else dataclasses.replace(request, config=None)
+        for request, takes_config in zip(requests, is_foreign, strict=True)
     ]
     rows: list[Row] = []
     # All are looked at before the first is scored.

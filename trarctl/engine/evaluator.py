@@ -40,6 +40,7 @@ from trarctl.model.trar import TRAR
 FEWEST_AT_ONCE = 64  # questions that any machine that trains can score at once
 ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities
 _ARRAYS = ("question_id", "scores", "routes")  # that a process leaves in files
+_ENDINGS = (".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # of what is meant as a file
 _LARGEST_LIST_BYTES = 1 << 28  # of ids or answers in a file of scores: all of VQA-v2's take 4 MB
 _NOT_FINITE_HINT = "--set run.precision=fp32 if it was another; otherwise look at these questions' features"
 _AGAIN = "write them again: trarctl eval --save-scores FILE, or submit --save-scores FILE"
@@ -278,8 +279,9 @@ def choose(request: Request) -> Chosen:
         path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
     except CheckpointError:
         named = Path(request.ckpt or "")
-        if named.is_dir() and request.ckpt and not (named / "settings.json").exists():
-            is_ours(named)  # says that it is a folder
+        is_folder = bool(request.ckpt) and named.is_dir() and not (named / "settings.json").exists()
+        if is_folder or named.suffix in _ENDINGS:
+            is_ours(named)  # says that it is a folder, or that there is no such file
         raise
     if not is_ours(path):
         data = request.data or prepared_folder(resolve(dataset="vqa").settings)

@@ -132,6 +132,11 @@ def load_model(
         settings = _with_shape(path, state, settings, origin, data)
         last_temperature = _last_temperature(path, settings, epoch)
         warnings = [_order_warning(path, state, data)]
+        if settings.model.routing == "hard" and (epoch or 0) > settings.train.epochs:
+            what = f"{path} is of epoch {epoch}, the settings are for {settings.train.epochs}"
+            warnings.append(
+                f"{what}: its temperature is perhaps not {last_temperature}; give its trar.yml: --config FILE"
+            )
     else:
         last_temperature = description.temperature
         warnings = check_data(path, description, data)

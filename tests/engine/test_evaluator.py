@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -233,6 +234,10 @@ def test_files_that_hold_no_scores(data: PreparedData, tmp_path: Path) -> None:
         archive.writestr("answers.npy", b"")
     with pytest.raises(DataError, match="cannot read scores from"):
         load_scores(bomb, data, "val")
+    os.mkfifo(tmp_path / "pipe.npz")
+    for other in (tmp_path / "pipe.npz", tmp_path):
+        with pytest.raises(DataError, match="it is a folder, a pipe or a device"):
+            load_scores(other, data, "val")
     with pytest.raises(DataError, match="No such file"):
         load_scores(tmp_path / "none.npz", data, "val")
 

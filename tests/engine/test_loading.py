@@ -156,7 +156,11 @@ def test_data_of_another_grid(run: RunFolder, tmp_path: Path) -> None:
     prepare(finer)
     with pytest.raises(CheckpointError, match=r"trained on a grid of size 4, .*data has 5$") as raised:
         load_model(run.epoch_checkpoint(1), open_prepared(tmp_path / "data"), settings_of(run), origin={}, world=ALONE)
-    assert str(raised.value.hint).startswith("--data ")
+    (folder,) = re.findall(r"--data (\S+)$", str(raised.value.hint))
+    assert (
+        check_data(run.epoch_checkpoint(1), load_description(run.epoch_checkpoint(1)), open_prepared(Path(folder)))
+        == []
+    )
 
 
 @pytest.mark.parametrize(

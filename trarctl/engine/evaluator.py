@@ -442,6 +442,8 @@ def _other_questions(path: Path, difference: str) -> DataError:
 
 def _read_scores(path: Path, *, is_exclusive: bool) -> Scores:
     """The content of a file of scores, checked by itself; ``is_exclusive`` holds if the file does not say."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise DataError(f"cannot read scores from {path}: it is a folder, a pipe or a device", _AGAIN)
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}

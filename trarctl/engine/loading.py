@@ -193,7 +193,7 @@ def check_data(path: Path, description: Description, data: PreparedData) -> list
         CheckpointError: if words, answers, grid, features' width or extractor differ; it names both.
     """
     check_words(path, description, data)
-    trained = f"--data {description.data} is what it was trained on"
+    trained = f"give the data that it was trained on: --data {description.data}"
     for what, theirs, ours in (
         ("a grid of size", description.settings.get("model", {}).get("grid_size"), data.manifest.grid_size),
         ("features of width", description.feature_width, data.features.width),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.conftest import GOLDEN
 from tests.small_runs import SmallRun, make_run
 from trarctl import api
 from trarctl.engine import distributed
-from trarctl.errors import CheckpointError, DataError
+from trarctl.errors import CheckpointError, DataError, SettingsError
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "look_into_a_run.py"
 
@@ -44,6 +45,24 @@ def test_from_checkpoint_to_figures(run: SmallRun) -> None:
     by_type = api.routes_by_type(scores, data, "val")
     assert set(by_type) == set(measured.per_type)
     assert all(np.abs(shares.sum(axis=1) - 1).max() < 1e-5 for shares in by_type.values())
+
+
+def test_scores_are_matched_by_question(run: SmallRun, tmp_path: Path) -> None:
+    data = api.open_data(run.prepared)
+    scores = api.score("tiny@2", split="val", runs=run.runs)
+    turned = replace(
+        scores, question_id=scores.question_id[::-1], scores=scores.scores[::-1], routes=scores.routes[::-1]
+    )
+    measured = api.accuracy(scores, data, "val")
+    assert api.accuracy(turned, data, "val").right.tolist() == measured.right.tolist()
+    expected, by_type = (api.routes_by_type(one, data, "val") for one in (scores, turned))
+    assert all(np.array_equal(by_type[name], expected[name]) for name in expected)
+    with pytest.raises(DataError, match="answer other questions: .* more than once"):
+        api.accuracy(replace(scores, question_id=np.repeat(scores.question_id[:1], len(scores.scores))), data, "val")
+    with pytest.raises(SettingsError, match="there is no evaluator 'oficial'"):
+        api.accuracy(scores, data, "val", evaluator="oficial")  # type: ignore[arg-type]
+    turned.save(tmp_path / "scores.npz")
+    assert np.array_equal(api.load_scores(tmp_path / "scores.npz", data, "val").scores, scores.scores)
 
 
 def test_the_callers_process_stays_as_it_is(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:

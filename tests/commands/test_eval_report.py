@@ -187,7 +187,7 @@ def test_what_stands_in_the_way(
     assert f"error: cannot write the report to {tmp_path / 'file'}: File exists\n" in capsys.readouterr().err
     answers = ["--answers", "x.json", "--data", str(run.prepared), "--report", str(tmp_path)]
     assert cli.run(["eval", *answers]) == 3
-    assert "error: --report needs a checkpoint, --answers has none\n" in capsys.readouterr().err
+    assert "error: eval --answers makes no use of --report\nhint:  leave out --report\n" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert cli.run([*arguments, "--report", str(tmp_path)]) == 4
     assert 'error: reports need jinja2, which is not installed\nhint:  pip install "trarctl[report]"\n' in (

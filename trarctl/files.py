@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -171,3 +172,35 @@ def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
             if not name.startswith(".") and relative != except_for:
                 found[relative] = path.stat().st_size
     return found
+
+
+def refuse_unwritable(path: Path, hint: str) -> None:
+    """See, before long work, that ``write_output`` can write a file.
+
+    Raises:
+        DataError: it cannot; ``hint`` says what to give instead.
+    """
+    try:
+        is_new = not path.exists()
+        if is_new or path.is_file() or path.is_dir():  # opening a pipe would wait for its reader
+            with tempfile.TemporaryFile(dir=path.parent), path.open("ab"):
+                pass
+            if is_new:
+                path.unlink()
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None
+
+
+def write_output(path: Path, content: bytes, hint: str) -> None:
+    """Write a result whole or not at all; a device or a pipe is written to, not replaced.
+
+    Raises:
+        DataError: it cannot be written; ``hint`` says what to give instead.
+    """
+    try:
+        if path.is_file() or not path.exists():
+            write_bytes(path.resolve(), content)
+        else:
+            path.write_bytes(content)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None

@@ -148,7 +148,7 @@ def test_an_interrupted_preparation_goes_on_behind_the_questions(
     raw = write_clevr(tmp_path)
     request = PrepareRequest("clevr", raw=raw, out=tmp_path / "out", grid=2, vectors="none")
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -26,7 +26,15 @@ from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, feature_folders, picture_table
-from trarctl.data.features.packing import ImageOptions, ImagePlan, Pack, build_images, plan_images
+from trarctl.data.features.packing import (
+    ImageOptions,
+    ImagePlan,
+    Pack,
+    build_images,
+    is_current,
+    plan_images,
+    record_of,
+)
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,
@@ -73,7 +81,6 @@ class PrepareRequest:
     min_answer_count: int = 8  # VQA: an answer is learned if more annotations than this give it
     max_words: int | None = None  # words kept of a question; None: 14 for VQA, else the longest question in the data
     pack: Pack | None = None  # number type to pack features as; None: read them where they are
-    check_values: bool = True  # read every number of every feature file, not only shapes and sizes
     rebuild: bool = False  # prepare again even if nothing changed
     images: Path | None = None  # VQA, CLEVR: one folder of pictures an image set, to make features of
     extractor: str | None = None  # what makes them; None: as the data set has it, else resnet101
@@ -135,7 +142,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         base = work.out if is_text_current else work.building
         named = {split: np.load(base / split / "image_id.npy", allow_pickle=False) for split in text.splits}
         plan = plan_images(work.spec, named, work.image_options, work.out, progress)
-        images = work.old.images if work.old is not None and work.old.images.key == plan.key else None
+        images = work.old.images if work.old is not None and is_current(work.old.images, plan, work.out) else None
         was_current = is_text_current and images is not None
         if was_current and work.old is not None:
             shutil.rmtree(work.building)
@@ -228,7 +235,6 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     options = ImageOptions(
         features=None if request.without_features else features,
         pack=request.pack,
-        check_values=request.check_values,
         extractor_options=ExtractorOptions(grid, request.weights, request.devices),
         pictures=pictures,
         extractor=extractor,
@@ -301,7 +307,10 @@ def _old_manifest(out: Path) -> Manifest | None:
     except DataError:
         return None
     sizes = list_files(out, except_for=MANIFEST)
-    return manifest if all(sizes.get(name) == size for name, size in manifest.files.items()) else None
+    is_whole = all(sizes.get(name) == size for name, size in manifest.files.items()) and all(
+        file_sha256(out / name) == checksum for name, checksum in manifest.checksums.items()
+    )
+    return manifest if is_whole else None
 
 
 def _text_part(work: _Work) -> tuple[TextPart, bool]:
@@ -475,14 +484,22 @@ def _put_in_place(
     remove(work.building / IMAGES)
     plan.table.write(work.building)
     if images is None:
-        images = build_images(plan, work.out, work.building, work.progress)
+        # Features that only changed on the disk have the key of those that they replace.
+        rebuild = work.request.rebuild or (work.old is not None and work.old.images.key == plan.key)
+        images = build_images(plan, work.out, work.building, work.progress, rebuild=rebuild)
         new += [BACKBONE] if images.backbone else []
     packed = [f"{FEATURES}/{part.file}" for part in images.image_sets if part.file]
-    keep = {*_text_entries(text), IMAGES, *packed, *([BACKBONE] if images.backbone else [])}
+    records = [f"{FEATURES}/{record_of(Path(name)).name}" for name in packed]
+    keep = {*_text_entries(text), IMAGES, *packed, *records, *([BACKBONE] if images.backbone else [])}
     features = work.out / FEATURES
     present = [f"{FEATURES}/{path.name}" for path in features.iterdir()] if features.is_dir() else []
     obsolete = [name for name in [*_possible_entries(), *present] if name not in keep]
     swap_in(work.out, work.building, new, obsolete, marker=MANIFEST)
+    files = {
+        name: size
+        for name, size in sorted(list_files(work.out, except_for=MANIFEST).items())
+        if name in keep or name.partition("/")[0] in keep
+    }
     manifest = Manifest(
         version=FORMAT_VERSION,
         created_by=f"trarctl {trarctl.__version__}",
@@ -490,11 +507,8 @@ def _put_in_place(
         text=text,
         images=images,
         aliases=dict(work.spec.aliases),
-        files={
-            name: size
-            for name, size in sorted(list_files(work.out, except_for=MANIFEST).items())
-            if name in keep or name.partition("/")[0] in keep
-        },
+        files=files,
+        checksums={name: file_sha256(work.out / name) for name in files if name not in packed},
     )
     write_json(work.out / MANIFEST, manifest.model_dump(mode="json"))
     return manifest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trarctl.data import Progress
-from trarctl.data.features.base import (
-    Extractor,
-    ExtractorOptions,
-    load_images,
-    other_weights,
-    read_extractor,
-    read_image,
-)
-from trarctl.data.features.grid import FeatureFileError, Floats, read_cells, read_shape, store_cells
+from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
+from trarctl.data.features.grid import FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
+from trarctl.data.features.reading import read_images
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
@@ -50,9 +44,9 @@ def share_of_environment() -> tuple[int, int]:
     return int(rank), int(size)
 
 
-def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: Floats) -> list[str]:
+def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: Floats) -> list[Problem]:
     """Write features into ``out`` [B, N, W], from row ``first`` of a set on; return what is wrong with pictures."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     for start in range(0, len(out), _BATCH_IMAGES):
         ids = images.ids[first + start : first + min(start + _BATCH_IMAGES, len(out))].tolist()
         good, features, bad = _described(images, ids, extractor)
@@ -62,7 +56,8 @@ def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: 
             try:
                 store_cells(cells, target)
             except FeatureFileError as error:
-                problems.append(f"what {extractor.name} makes of {images.file(image_id)} {error}")
+                what = f"what {extractor.name} makes of {images.file(image_id)} {error}"
+                problems.append(Problem(what, error.hint))
     return problems
 
 
@@ -84,7 +79,7 @@ def extract_files(
     folder.mkdir(parents=True, exist_ok=True)
     if extractor.is_fitted:
         if rank == 0 and not (folder / BACKBONE).exists():
-            extractor.fit(training_images(sets[0], progress))
+            extractor.fit(training_images(sets[0], extractor, progress))
             write_json(folder / BACKBONE, extractor.describe())
         while not (folder / BACKBONE).exists():
             progress("waiting for the first process", 0, None)
@@ -94,7 +89,7 @@ def extract_files(
     left = {images.name: _left(folder, images, own[images.name]) for images in sets}
     if any(left.values()):
         extractor.load()
-    problems: list[str] = []
+    problems: list[Problem] = []
     for images in sets:
         (folder / images.name).mkdir(exist_ok=True)
         done = len(own[images.name]) - len(left[images.name])
@@ -114,13 +109,14 @@ def extract_files(
     return folder, extractor
 
 
-def training_images(images: ImageSet, progress: Progress) -> Iterator[list[Image]]:
+def training_images(images: ImageSet, extractor: Extractor, progress: Progress) -> Iterator[list[Image]]:
     """Give batches of images to fit an extractor to; a DataError names those that are unusable, after the last."""
-    problems, done = list[str](), 0
+    problems, done = list[Problem](), 0
     for ids in batched(images.ids.tolist(), _BATCH_IMAGES):
-        loaded, bad = load_images(images.file(image_id) for image_id in ids)
-        problems += bad
-        yield loaded
+        loaded, bad = read_images((images.file(image_id) for image_id in ids), extractor.shrink)
+        problems += _problems(bad)
+        if loaded:
+            yield list(loaded.values())
         done += len(ids)
         progress("fitting the image descriptor", done, len(images.ids))
     refuse_problems("image", problems)
@@ -190,19 +186,22 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
     return [image_id for image_id in ids if not is_done(image_id)]
 
 
-def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[str]]:
+def _problems(pictures: Mapping[Path, str]) -> list[Problem]:
+    return [Problem(what, "replace these files with good copies") for what in pictures.values()]
+
+
+def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:
     """Decode images and describe the good ones: their ids, features [B, N, W], and what is wrong with the others."""
-    found = {image_id: read_image(images.file(image_id)) for image_id in ids}
-    good = {image_id: one for image_id, one in found.items() if not isinstance(one, str)}
-    shape = (len(good), extractor.grid_size**2, extractor.width)
-    features = extractor.extract(list(good.values())) if good else np.empty(shape, dtype=np.float32)
+    found, problems = read_images((images.file(image_id) for image_id in ids), extractor.shrink)
+    shape = (len(found), extractor.grid_size**2, extractor.width)
+    features = extractor.extract(list(found.values())) if found else np.empty(shape, dtype=np.float32)
     if features.shape != shape:
         what = f"the extractor {extractor.name} gave features of shape {list(features.shape)}, expected {list(shape)}"
         raise DataError(what, "correct its width, or what its extract returns")
-    return list(good), features, [one for one in found.values() if isinstance(one, str)]
+    return [image_id for image_id in ids if images.file(image_id) in found], features, _problems(problems)
 
 
-def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequence[Any]) -> tuple[int, list[str]]:
+def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequence[Any]) -> tuple[int, list[Problem]]:
     """Write the feature files of a batch of images; give its size, and what is wrong with images."""
     # Taken before the image is read: an image that changes meanwhile is then described again.
     modified = {one: path.stat().st_mtime_ns for one in ids if (path := images.file(one)).exists()}

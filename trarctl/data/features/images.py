@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
+from trarctl.data.features.grid import Problem
 from trarctl.data.manifest import IMAGES
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
@@ -53,6 +54,10 @@ class ImageSet:
         assert self.folder is not None  # noqa: S101 - the callers pass over sets without a folder
         return self.folder.path / self.folder.naming.name(image_id)
 
+    def file_of_row(self, row: int) -> Path:
+        """Give the file of the image in a row of the set."""
+        return self.file(self.ids[row].item())
+
 
 @dataclass(frozen=True)
 class ImageTable:
@@ -69,11 +74,13 @@ class ImageTable:
             write_array(folder / IMAGES / f"{name}.npy", array)
 
 
-def refuse_problems(kind: str, problems: Sequence[str]) -> None:
-    """Raise a DataError that names the first ten unusable files of a kind, if there are any."""
+def refuse_problems(kind: str, problems: Sequence[Problem]) -> None:
+    """Raise a DataError that names the first ten unusable files of a kind, if there are any, and all that helps."""
     if problems:
         noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
-        raise DataError(f"{noun} unusable: {listed(problems, len(problems))}", "replace these files with good copies")
+        hints = dict.fromkeys(problem.hint for problem in problems)
+        what = f"{noun} unusable: {listed((problem.what for problem in problems), len(problems))}"
+        raise DataError(what, "; ".join(list(hints)[:3]))
 
 
 def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trarctl.commands.console import add_row, make_table, note, show_table, write_json
+from trarctl.commands.console import add_row, make_table, note, say, show_table, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -170,14 +170,16 @@ def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit, evaluato
     values = [measured]
     if data.spec.shows_baselines:
         columns += ["question alone, %", "commonest answer, %"]
-        for guess in (question_prior, commonest_answer):
-            values.append(measure(guess(data, split), data, split, evaluator))
+        guess, rule = question_prior(data, split)
+        values += [measure(one, data, split, evaluator) for one in (guess, commonest_answer(data, split))]
     title = f"{measured.questions:,} questions of {data.spec.split_title(split.name)}"
     table = make_table(data.spec.type_label, *columns, title=title, numbers=columns)
     for name in sorted(measured.per_type):
         add_row(table, name, *(f"{value.per_type[name]:.2f}" for value in values))
     add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")
     show_table(table)
+    if data.spec.shows_baselines:
+        say(f"question alone: the commonest training answer by {rule}")
 
 
 def _compare(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -> list[Row]:

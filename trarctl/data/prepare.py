@@ -52,6 +52,7 @@ from trarctl.data.manifest import (
     digest_of,
     read_manifest,
 )
+from trarctl.data.metrics import GroundTruth, ceiling
 from trarctl.data.prepared import default_folder, write_split
 from trarctl.data.records import RawData, RawSplit
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
@@ -380,6 +381,7 @@ def build_text(work: _Work) -> TextPart:
         vectors_fingerprint=vectors_fingerprint(request.vectors),
         sources=sources,
         splits=parts,
+        ceilings=_ceilings(spec, data, answers, answer_index) if spec.drops_rare_answers else {},
         warnings=tuple(data.warnings),
     )
 
@@ -440,6 +442,21 @@ def _answers(spec: DatasetSpec, data: RawData, min_count: int) -> tuple[list[str
         )
     index = {answer: position for position, answer in enumerate(answers)}
     return answers, np.array([index.get(answer, -1) for answer in map(spec.normalize_answer, strings)], np.int32)
+
+
+def _ceilings(spec: DatasetSpec, data: RawData, answers: list[str], index: npt.NDArray[np.int32]) -> dict[str, float]:
+    """Measure what the answer list can reach at most on val."""
+    strings = list(data.answers)
+    return {
+        split.name: ceiling(
+            spec.metric,
+            GroundTruth(strings, one.answers, one.answer_type, one.answer_types, one.question_type, one.question_types),
+            answers,
+            index,
+        )
+        for split in data.splits
+        if split.name == "val" and (one := split.annotations) is not None
+    }
 
 
 def _longest(data: RawData) -> int:

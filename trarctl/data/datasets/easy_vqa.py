@@ -89,6 +89,7 @@ EASY_VQA = register_dataset(
         image_sets=(_images("train", 4_000), _images("val", 1_000)),
         read_split=read_easy_vqa_split,
         numbers_questions=True,
+        types_tell_answers=True,
         grid_size=4,
         download_hint=_DOWNLOAD_HINT,
         aliases={"test": "val"},

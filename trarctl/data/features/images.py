@@ -22,6 +22,7 @@ from trarctl.data.manifest import IMAGES
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
+from trarctl.registry import DATASETS
 
 Item = TypeVar("Item")
 
@@ -167,20 +168,29 @@ def _known_ids(spec: DatasetSpec, image_set: str, named: Mapping[str, Ids], fold
 
 def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "features") -> tuple[str, ...]:
     """Raise a DataError that names the first ten images that are missing; warn of folders that are, but not needed."""
-    warnings, missing, count = list[str](), list[str](), 0
+    warnings, missing, rows, start = list[str](), list[str](), list[int](), 0
     for images in table.sets:
         if images.folder is not None:
-            absent = images.ids[rows_of(images.ids, images.folder.ids) < 0]
-            count += len(absent)
+            is_absent = rows_of(images.ids, images.folder.ids) < 0
+            absent = images.ids[is_absent]
+            rows += (start + np.flatnonzero(is_absent)).tolist()
             missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
         elif images.files.is_required and len(images.ids):
             problem = f"no folder {root / images.name} with the {what} of {len(images.ids):,} images"
             raise DataError(problem, f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.name}")
         elif len(images.ids):
             warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
-    if count:
-        problem = f"no {what} for {'image' if count == 1 else 'images'} {listed(missing, count)}"
-        raise DataError(problem, f"trarctl prepare {dataset} --{what} DIR, with a complete copy")
+        start += len(images.ids)
+    if rows:
+        asked = {split: int(np.isin(asking, rows).sum()) for split, asking in table.rows.items()}
+        who = ", ".join(f"{number:,} questions of {split}" for split, number in asked.items() if number)
+        problem = f"no {what} for {'image' if len(rows) == 1 else 'images'} {listed(missing, len(rows))}: {who}"
+        hint = f"trarctl prepare {dataset} --{what} DIR, with a complete copy"
+        # Visual Genome has pictures that COCO has not.
+        optional = [one for one in DATASETS[dataset].splits if not one.is_required and asked.get(one.name)]
+        if len(optional) == sum(map(bool, asked.values())):
+            hint += "".join(f"; without {' and '.join(one.files)}, {one.name} is left out" for one in optional)
+        raise DataError(problem, hint)
     return tuple(warnings)
 
 

@@ -503,3 +503,18 @@ def test_what_the_user_asked_for_in_vain_is_noted() -> None:
         "TRARCTL_TRAIN_TEMPERATURE_MAX=3: without effect, since routing is soft"
     ]
     assert notes(sets=["train.temperature_max=3", "model.routing=hard"]) == []
+
+
+@pytest.mark.parametrize("name", ["a.yml", "a.toml", "a.json"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert refusal(config=tmp_path / name) == (f"{tmp_path / name} is a pipe, not a file", "--config FILE")
+
+
+@pytest.mark.parametrize(
+    "value", ["!!int ''", "!!int x", "!!int [1]", "!!bool x", "!!timestamp x", "!!omap [1]", "!!float ''"]
+)
+def test_values_that_yaml_cannot_build(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "a.yml"
+    file.write_text(f"MAX_EPOCH: {value}\n")
+    assert refusal(config=file)[0].startswith(f"{file}: ")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trarctl.commands.console import add_row, make_table, note, say, show_table, write_json
+from trarctl.commands.console import add_row, make_table, note, show_table, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -179,7 +179,7 @@ def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit, evaluato
     add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")
     show_table(table)
     if data.spec.shows_baselines:
-        say(f"question alone: the commonest training answer by {rule}")
+        note(f"question alone: the commonest training answer by {rule}")
 
 
 def _compare(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -> list[Row]:

@@ -236,6 +236,8 @@ def _read_file(path: Path) -> tuple[Layer, list[str]]:
         what = f"settings are read from .toml, .yml, .yaml or .json files, not {suffix or 'one without ending'}"
         hint = "--config FILE.toml for trarctl's own keys, --config FILE.yml for the original's"
         raise SettingsError(f"{path}: {what}", hint)
+    if path.is_fifo():
+        raise SettingsError(f"{path} is a pipe, not a file", "--config FILE")
     try:
         document = readers[suffix](path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -244,7 +246,8 @@ def _read_file(path: Path) -> tuple[Layer, list[str]]:
         raise SettingsError(f"{path}: is not UTF-8 text", "save it as UTF-8") from None
     except RecursionError:
         raise SettingsError(f"{path}: is nested too deeply", "settings are one table of values deep") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError) as error:
+        # PyYAML lets what it meets while it builds odd values through.
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: {reason}", f"correct the file; it must be valid {suffix[1:].upper()}") from None
     if not isinstance(document := {} if document is None else document, Mapping):

@@ -298,7 +298,7 @@ def question_prior(data: PreparedData, split: PreparedSplit) -> tuple[list[str],
 def _commonest_by(
     known: npt.NDArray[np.integer], labels: npt.NDArray[np.int64], asked: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.int64]:
-    """Give the commonest of the ``labels`` [N] of ``known`` keys [N, K] for each of ``asked`` [Q, K], -1 without one."""
+    """Give the commonest of the ``labels`` [N] of keys ``known`` [N, K] for each key in ``asked`` [Q, K], or -1."""
     if not known.shape[1]:
         return np.full(len(asked), int(np.bincount(labels).argmax()), dtype=np.int64)
     _, group = np.unique(np.concatenate([known, asked]), axis=0, return_inverse=True)

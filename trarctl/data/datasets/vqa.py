@@ -125,6 +125,10 @@ def _read_annotations(
         given = _answer_codes(reader, records, data.answers)
         if given is None:
             return [None]
+        for name in () if files.borrows_images else ("answer_type", "question_type"):
+            reader.count(
+                f'records without "{name}", by which accuracy is reported', sum(name not in r for r in records)
+            )
         numbers[:] += np.bincount((given >= 0).sum(axis=1), minlength=len(numbers))
         return [
             *columns,

@@ -7,6 +7,7 @@ to their names, and a new marker is written: a folder with a marker is always wh
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -123,8 +124,18 @@ def _unusable(folder: Path, error: OSError) -> DataError:
     )
 
 
-def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
-    """See that no entry of these names would be replaced that this program did not write.
+def refuse_readonly(folder: Path) -> None:
+    """See that a folder can be written or made, without doing it; a DataError says why not."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        number = errno.EEXIST if nearest == folder.absolute() else errno.ENOTDIR
+        raise _unusable(folder, OSError(number, os.strerror(number)))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _unusable(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], *, claim: bool = True) -> None:
+    """See that no entry of these names would be replaced that this program did not write; ``claim`` marks the folder.
 
     Raises:
         DataError: one exists, and the folder is not one of ours.
@@ -137,7 +148,8 @@ def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
             f"{folder} holds {', '.join(present[:5])}, not written by this program, which would be replaced",
             "pass an empty or a new folder: --out DIR",
         )
-    (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
+    if claim:
+        (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
 
 
 def swap_in(folder: Path, building: Path, names: Iterable[str], obsolete: Iterable[str], *, marker: str) -> None:

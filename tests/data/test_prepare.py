@@ -311,7 +311,8 @@ def test_vqa_bad_annotations(tmp_path: Path, change: dict[str, Any], message: st
 def test_an_answer_limit_that_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no answer occurs more than 5000 times") as error:
         prepare_golden("vqa", tmp_path, min_answer_count=5000)
-    assert error.value.hint == "lower the limit: --min-answer-count 0"
+    assert error.value.hint is not None
+    assert "--min-answer-count 0" in error.value.hint
 
 
 @pytest.mark.parametrize(("option", "flag"), [("grid", "--grid"), ("max_words", "--max-words")])

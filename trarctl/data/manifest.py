@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -159,11 +160,16 @@ class Manifest(_Part):
     version: Literal[1]
     created_by: str
     dataset: str
+    command: str | None = Field(None, description="the command that prepared it, without --out")
     text: TextPart
     images: ImagesPart
     aliases: dict[str, str] = {}
     files: dict[str, int] = Field(description="every file of the folder, relative, and its size in bytes")
     checksums: dict[str, str] = Field({}, description="SHA-256 of these files but for packed features")
+
+    def command_to(self, out: Path) -> str:
+        """Give the command that prepares this data again, whole, in a folder."""
+        return f"{self.command or prepare_command(self.dataset)} --out {shlex.quote(str(out))}"
 
     @property
     def splits(self) -> dict[str, SplitPart]:
@@ -214,6 +220,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"cannot read {path}: it is no file", _again(folder))
         content = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         dataset = folder.parent.name if folder.parent.name in DATASETS else "DATASET"

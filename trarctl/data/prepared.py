@@ -55,7 +55,7 @@ def open_prepared(path: Path) -> PreparedData:
     if wrong:
         raise DataError(
             f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}",
-            f"{prepare_command(manifest.dataset)} --out {path}",
+            manifest.command_to(path),
         )
     return PreparedData(path, manifest)
 
@@ -72,8 +72,7 @@ class _Files:
     """Reads the files of a prepared folder."""
 
     path: Path
-    dataset: str
-    checksums: Mapping[str, str]
+    manifest: Manifest
 
     def strings(self, name: str) -> tuple[str, ...]:
         try:
@@ -89,20 +88,20 @@ class _Files:
 
         It is not memory-mapped: a mapped file that is cut later ends the process by a bus error.
         """
+        checksum = self.manifest.checksums.get(name)
+        if checksum is not None and checksum != file_sha256(self.path / name):
+            raise self.damaged(name)
         try:
             array: npt.NDArray[Any] = np.load(self.path / name, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise self.damaged(name) from None
-        if name in self.checksums and self.checksums[name] != file_sha256(self.path / name):
-            raise self.damaged(name)
+        except Exception as error:  # what numpy raises over a damaged header is not documented
+            raise self.damaged(name) from error
         if length is not None and len(array) != length:
             raise self.damaged(name)
         return array
 
     def damaged(self, name: str) -> DataError:
-        return DataError(
-            f"prepared data in {self.path} is damaged: {name}", f"{prepare_command(self.dataset)} --out {self.path}"
-        )
+        what = f"prepared data in {self.path} is damaged: {name}"
+        return DataError(what, self.manifest.command_to(self.path))
 
 
 class PreparedData:
@@ -111,7 +110,7 @@ class PreparedData:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._files = _Files(path, manifest.dataset, manifest.checksums)
+        self._files = _Files(path, manifest)
         self._splits: dict[str, PreparedSplit] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -158,7 +157,8 @@ class PreparedData:
     def features(self) -> FeatureStore:
         """The features of all images."""
         ids = [self._files.array(f"{IMAGES}/{part.name}.ids.npy") for part in self.manifest.images.image_sets]
-        return FeatureStore(self.path, self.dataset, self.manifest.images, ids)
+        again = self.manifest.command_to(self.path)
+        return FeatureStore(self.path, self.dataset, self.manifest.images, ids, again)
 
     @cached_property
     def digests(self) -> dict[str, str]:

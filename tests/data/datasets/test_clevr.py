@@ -134,9 +134,9 @@ def test_unknown_functions_are_named_and_counted_by_prepare_and_check(raw: Path,
     with pytest.raises(DataError) as error:
         _prepare(raw)
     assert what in error.value.what
-    rows = {row.file: row for row in check(PrepareRequest("clevr", raw=raw, without_features=True))}
-    assert rows[FILES[split]].verdict == "damaged"
-    assert what in rows[FILES[split]].advice
+    found = check(PrepareRequest("clevr", raw=raw, without_features=True, vectors="none"))
+    assert {row.file: row for row in found.rows}[FILES[split]].verdict == "damaged"
+    assert [what in fault.what for fault in found.faults] == [True]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_bad_images_are_all_named(tmp_path: Path) -> None:
     raw = _write(tmp_path / "raw")
     (raw / "train/images/0.png").write_bytes(b"")
     (raw / "train/images/2.png").write_bytes((raw / "train/images/2.png").read_bytes()[:200])
-    with pytest.raises(DataError, match=r"2 image files are unusable: .*0.png is .*2.png is truncated"):
+    with pytest.raises(DataError, match=r"2 image files are unusable: .*0.png is empty.*2.png is truncated"):
         prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
 
 
@@ -110,7 +110,8 @@ def test_a_copy_of_the_other_split(tmp_path: Path, source: str, copy: str) -> No
 
 def test_a_missing_file_of_one_s_own_set(tmp_path: Path) -> None:
     raw = _write(tmp_path / "raw")
-    (raw / "train/questions.json").unlink()
-    with pytest.raises(DataError, match="no file train/questions.json in") as error:
+    for split in ("train", "test"):
+        (raw / split / "questions.json").unlink()
+    with pytest.raises(DataError, match="no files train/questions.json, test/questions.json in") as error:
         prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
     assert str(error.value.hint).endswith("brings the whole set, for which --raw is left out")

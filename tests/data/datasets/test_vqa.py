@@ -28,12 +28,12 @@ def raw(tmp_path: Path) -> Path:
 
 
 def _prepare(raw: Path) -> PrepareReport:
-    return prepare_golden("vqa", raw.parent / "out", raw=raw, min_answer_count=0, without_features=True)
+    return prepare_golden("vqa", raw.parent / "out", raw=raw, min_answer_count=0, features=None, without_features=True)
 
 
 def _same_as_golden(raw: Path) -> bool:
     golden = raw.parent / "golden"
-    prepare_golden("vqa", golden, min_answer_count=0, without_features=True)
+    prepare_golden("vqa", golden, min_answer_count=0, features=None, without_features=True)
     names = [
         "answers.json",
         "vocabulary.json",
@@ -101,7 +101,7 @@ def test_some_questions_in_two_splits(raw: Path) -> None:
 
 
 def test_sound_files_have_no_warning(raw: Path) -> None:
-    assert _prepare(raw).warnings == ()
+    assert _prepare(raw).manifest.text.warnings == ()
 
 
 def test_exchanged_files(raw: Path) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Few enough that a batch of small images stays in the processor's cache.
 _BATCH_IMAGES = 32
+_PAUSE_SECONDS, _LONGEST_SILENCE_SECONDS = 1.0, 3600.0
 
 
 def share_of_environment() -> tuple[int, int]:
@@ -81,9 +82,10 @@ def extract_files(
         if rank == 0 and not (folder / BACKBONE).exists():
             extractor.fit(training_images(sets[0], extractor, progress))
             write_json(folder / BACKBONE, extractor.describe())
+        waiting = _Patience(folder)
         while not (folder / BACKBONE).exists():
             progress("waiting for the first process", 0, None)
-            time.sleep(1)
+            waiting.sleep(0)
         extractor = read_extractor(folder / BACKBONE, options)
     own = {images.name: images.ids[rank::num_processes].tolist() for images in sets}
     left = {images.name: _left(folder, images, own[images.name]) for images in sets}
@@ -102,11 +104,45 @@ def extract_files(
                 progress(f"extracting features of {images.name}", done, len(own[images.name]))
     refuse_problems("image", problems)
     for images in sets if num_processes > 1 and rank == 0 else []:
-        others = images.ids.tolist()
+        others, waiting = images.ids.tolist(), _Patience(folder)
         while others := _left(folder, images, others):
             progress("waiting for the other processes", len(images.ids) - len(others), len(images.ids))
-            time.sleep(1)
+            waiting.sleep(len(others))
     return folder, extractor
+
+
+class _Patience:
+    """Waits for other processes as long as their work goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._left, self._since = folder, -1, time.monotonic()
+
+    def sleep(self, num_left: int) -> None:
+        """Wait a moment; a DataError says that nothing changed for too long."""
+        if num_left != self._left:
+            self._left, self._since = num_left, time.monotonic()
+        if time.monotonic() - self._since > _LONGEST_SILENCE_SECONDS:
+            what = f"other processes wrote nothing to {self._folder} for {_LONGEST_SILENCE_SECONDS / 60:.0f} minutes"
+            raise DataError(what, "see that all of them run with the same options; what is done is kept")
+        time.sleep(_PAUSE_SECONDS)
+
+
+def check_pictures(sets: Sequence[ImageSet], progress: Progress) -> None:
+    """Decode every picture; a DataError names those that are unusable."""
+    problems = list[Problem]()
+
+    def look(ids: Sequence[Any]) -> list[Problem]:
+        return _problems(read_images(map(images.file, ids), lambda image: image.resize((1, 1)))[1])
+
+    for images in sets:
+        pieces = batched(images.ids.tolist() if images.folder else [], _BATCH_IMAGES)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for number, bad in enumerate(pool.map(look, pieces), start=1):
+                problems += bad
+                progress(
+                    f"checking images of {images.name}", min(number * _BATCH_IMAGES, len(images.ids)), len(images.ids)
+                )
+    refuse_problems("image", problems)
 
 
 def training_images(images: ImageSet, extractor: Extractor, progress: Progress) -> Iterator[list[Image]]:

@@ -141,13 +141,13 @@ def store_cells(array: Floats, out: Floats) -> None:
         raise FeatureFileError("holds a cell that is zero in float16, which would count as padding", _AS_FLOAT32)
 
 
-def read_cells(path: Path, out: Floats) -> None:
+def read_cells(path: Path, out: Floats, again: str = "run trarctl prepare again") -> None:
     """Read one image's features into ``out`` [N, W]; a DataError says why that cannot be done."""
     try:
         fit_cells(read_features(path, out.shape[1]), out)
     except FeatureFileError as error:
         what = f"the features in {path} changed since they were prepared: the file {error}"
-        raise DataError(what, "run trarctl prepare again") from None
+        raise DataError(what, again) from None
 
 
 @contextlib.contextmanager
@@ -287,12 +287,16 @@ class _PackedFile:
 class FeatureStore:
     """Features of all images of prepared data, by row of the image table; safe to use from several threads.
 
-    ``part`` is what the manifest says about them, ``ids`` has the image ids of each set, ascending: numbers or texts.
+    ``part`` is what the manifest says about them, ``ids`` has the image ids of each set, ascending: numbers or texts;
+    ``again`` is the command that prepares them again.
     """
 
-    def __init__(self, folder: Path, dataset: str, part: ImagesPart, ids: Sequence[npt.NDArray[Any]]) -> None:
+    def __init__(
+        self, folder: Path, dataset: str, part: ImagesPart, ids: Sequence[npt.NDArray[Any]], again: str | None = None
+    ) -> None:
         self._folder = folder
-        self._cure = f"{prepare_command(dataset)} --features DIR --out {folder}"
+        self._missing = f"{prepare_command(dataset)} --features DIR --out {folder}"
+        self._cure = again or self._missing
         self._sets = part.image_sets
         self._ids = ids
         self._starts = np.cumsum([0] + [images.num_images for images in part.image_sets])
@@ -329,14 +333,14 @@ class FeatureStore:
             targets = np.flatnonzero(set_indices == index)
             images, packed, local = self._sets[index], self._packed[index], rows[targets] - self._starts[index]
             if images.kind == "none":
-                raise DataError(f"{self._folder} was prepared without features of {images.name}", self._cure)
+                raise DataError(f"{self._folder} was prepared without features of {images.name}", self._missing)
             if packed is not None:
                 for target, row in zip(targets.tolist(), local.tolist(), strict=True):
                     if not packed.read(row, out[target]):
                         raise self._damaged(f"{FEATURES}/{images.file}")
                 continue
             for row, image_id in zip(targets.tolist(), self._ids[index][local].tolist(), strict=True):
-                read_cells(self._file(images, image_id), out[row])
+                read_cells(self._file(images, image_id), out[row], self._cure)
         return out
 
     def statistics(self, num_images: int = _NUM_SAMPLED) -> FeatureStatistics | None:
@@ -397,8 +401,8 @@ class FeatureStore:
         name = f"{FEATURES}/{images.file}"
         try:
             file = _PackedFile(self._folder / name)
-        except (OSError, ValueError, EOFError):
-            raise self._damaged(name) from None
+        except Exception as error:  # what numpy raises over a damaged header is not documented
+            raise self._damaged(name) from error
         if file.shape != (images.num_images, self.num_cells, self.width):
             raise self._damaged(name)
         return file

@@ -9,6 +9,7 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -22,7 +23,7 @@ import orjson
 from trarctl.data import Progress
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.base import Extractor, ExtractorOptions
-from trarctl.data.features.extract import extract_files, fill_from_pictures, training_images
+from trarctl.data.features.extract import check_pictures, extract_files, fill_from_pictures, training_images
 from trarctl.data.features.grid import (
     FeatureFileError,
     FeatureStore,
@@ -34,6 +35,8 @@ from trarctl.data.features.grid import (
     store_cells,
 )
 from trarctl.data.features.images import (
+    Command,
+    Folder,
     ImageSet,
     ImageTable,
     batched,
@@ -46,13 +49,14 @@ from trarctl.data.features.images import (
 )
 from trarctl.data.features.survey import Common, Survey, in_common, set_warnings
 from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, NamingPart, StoredType, key_of
-from trarctl.data.records import Ids
+from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError
 from trarctl.files import remove, sync_folder, write_bytes, write_json
 from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
 Fill = Callable[[int, Floats], list[Problem]]
+Attempt = Callable[[], AbstractContextManager[None]]
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
@@ -71,6 +75,7 @@ class ImageOptions:
     features: Path | None
     pack: Pack | None
     extractor_options: ExtractorOptions
+    command: Command
     pictures: Path | None = None
     extractor: str = ""
     packs_pictures: bool = False
@@ -98,15 +103,15 @@ def plan_images(
     # The key's entries are those of version 0.1, so that what it prepared is not prepared again.
     made_by: dict[str, Any] = {"patches": None}
     if options.pictures is not None and options.packs_pictures:
-        table = picture_table(spec, named, options.pictures)
+        table = picture_table(spec, named, options.pictures, options.command)
         extractor = EXTRACTORS[options.extractor](options.extractor_options)
         made_by = {extractor.name: extractor.identity()}
     else:
         if options.pictures is not None:
-            sets = picture_table(spec, named, options.pictures).sets
+            sets = picture_table(spec, named, options.pictures, options.command).sets
             root, extractor = extract_files(sets, options.extractor, options.extractor_options, out, progress)
         table = build_table(spec, named, {} if root is None else feature_folders(spec, root))
-        warnings = () if root is None else refuse_missing(table, root, spec.name)
+        warnings = () if root is None else refuse_missing(table, root, spec, options.command)
     fingerprints = {images.name: fingerprint(images) for images in table.sets}
     key = {
         "grid_size": options.extractor_options.grid_size,
@@ -129,6 +134,39 @@ def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
     except DataError:
         return False
     return True
+
+
+def check_images(
+    spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, progress: Progress, attempt: Attempt
+) -> tuple[dict[str, Folder | None], tuple[str, ...]]:
+    """Look at all images or feature files that the second half of ``prepare`` reads; write nothing.
+
+    Returns:
+        The folder of each image set, and what is odd.
+    """
+    if not named or (options.pictures is None and options.features is None):
+        return {}, ()
+    if options.pictures is not None:
+        with attempt():
+            extractor: Extractor = EXTRACTORS[options.extractor](options.extractor_options)
+            if not extractor.is_fitted:
+                extractor.load()
+        table = picture_table(spec, named, options.pictures, options.command)
+        with attempt():
+            check_pictures(table.sets, progress)
+        return {images.name: images.folder for images in table.sets}, ()
+    assert options.features is not None  # noqa: S101 - one of both is there
+    folders = feature_folders(spec, options.features)
+    table, warnings = build_table(spec, named, folders), list[str]()
+    with attempt():
+        warnings += refuse_missing(table, options.features, spec, options.command)
+    there = [
+        replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder is not None
+    ]
+    with attempt():
+        num_cells = options.extractor_options.grid_size**2
+        warnings += check_files(there, num_cells, progress, pack_as=options.pack, check_values=True).warnings
+    return folders, tuple(warnings)
 
 
 def build_images(
@@ -329,7 +367,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _content_of(path: Path) -> dict[str, Any]:
-    return dict(orjson.loads(path.read_bytes()))
+    return dict(orjson.loads(path.read_bytes() if path.is_file() else b""))
 
 
 def _state_of(path: Path) -> dict[str, int]:

@@ -162,3 +162,15 @@ def test_ids_that_appear_twice_are_named(tmp_path: Path) -> None:
     refuse_duplicates(tmp_path, np.array(["a", "A", "a "]), "id")
     with pytest.raises(DataError, match="id 7, 9 appears more than once"):
         refuse_duplicates(tmp_path, np.array([9, 7, 8, 7, 9, 9]), "id")
+
+
+@pytest.mark.parametrize(
+    "before",
+    ['"comment": {"list": [1]}', '"a": [{"list": [1, {"list": []}]}]', '"a": "say \\"list\\": [5]"', '"list ": [4]'],
+)
+@pytest.mark.parametrize("piece_bytes", [1, 1000])
+def test_a_list_of_the_same_name_further_in(tmp_path: Path, before: str, piece_bytes: int) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(f'{{{before}, "list": [1, 2, 3], {before.replace("list", "lost")}}}')
+    assert json.loads(path.read_text())["list"] == [1, 2, 3]
+    assert _read(path, piece_bytes) == [1, 2, 3]

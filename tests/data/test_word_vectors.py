@@ -107,11 +107,11 @@ def test_what_is_odd_is_counted(tmp_path: Path) -> None:
         "glove.3d.txt: rows with fewer than 3 numbers: 2",
     )
     # Rows of several words are no second "red".
-    assert _warnings(tmp_path, "red herring 1 2 3\nred red 1 2 3\nunk 1 2 3\nred 1 2 3\ncube 1 2 3\n") == ()
-    assert _warnings(tmp_path, "red 1 2 3\nunk 0 0 0\ncube 1 2 3\n") == (
+    assert _warnings(tmp_path, "red herring 1 2 3\nred red 1 2 3\nunk 1 2 4\nred 1 2 3\ncube 1 2 3\n") == ()
+    assert _warnings(tmp_path, "red 1 2 3\nunk 0 0 0\ncube 1 2 4\n") == (
         "glove.3d.txt: words that it knows, but with nothing but zeros: 1",
     )
-    assert _warnings(tmp_path, "red 1 2 3\nunk 1 2 3\n") == (
+    assert _warnings(tmp_path, "red 1 2 3\nunk 1 2 4\n") == (
         "glove.3d.txt knows 2 of the 6 words (33.3 %), the others start from zeros",
     )
 
@@ -185,6 +185,7 @@ def test_zip_file_with_several_texts(tmp_path: Path) -> None:
         (b"2 3\n" + b"red " + bytes(8) + b"\0\0\x80\x3f\n", "is word2vec's binary form, which is not read"),
         (b"\xba\x16\x4f\x2f" + bytes(90), "is a binary file, which is not read"),
         (TEXT.encode("utf-16"), "is UTF-16 text"),
+        ("red 1 2 3\ncube 1 2 3\n", "has the same numbers for all of the 2 words found"),
         ("red 0 0 0\ncube 0 0 -0.0\n", "has nothing but zeros: 0 of the 2 words found have numbers"),
         (b"\x80\x04\x95" * 1000, "is not a text file of word vectors"),
         ("blue 1 2 3\n", "glove.3d.txt knows none of the 6 words"),

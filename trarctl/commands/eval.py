@@ -244,14 +244,16 @@ def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit) -> None:
     values = [measured]
     if data.spec.shows_baselines:
         columns += ["question alone, %", "commonest answer, %"]
-        for guess in (question_prior, commonest_answer):
-            values.append(measure(guess(data, split), data, split, measured.evaluator))
+        guess, rule = question_prior(data, split)
+        values += [measure(one, data, split, measured.evaluator) for one in (guess, commonest_answer(data, split))]
     title = f"{measured.questions:,} questions of {data.spec.split_title(split.name)}"
     table = make_table(data.spec.type_label, *columns, title=title, numbers=columns)
     for name in sorted(measured.per_type):
         add_row(table, name, *(f"{value.per_type[name]:.2f}" for value in values))
     add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")
     show_table(table)
+    if data.spec.shows_baselines:
+        note(f"question alone: the commonest training answer by {rule}")
 
 
 def _compare(requests: Sequence[Request], evaluator: EvaluatorName, json: str | None, watch: Watch) -> None:

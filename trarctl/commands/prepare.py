@@ -198,6 +198,9 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
     say(f"{manifest.dataset} {state}: {report.out}")
     for name, split in manifest.splits.items():
         say(f"  {name}: {split.questions:,} questions about {split.images:,} images")
+    for name, percent in manifest.text.ceilings.items():
+        least = manifest.text.min_answer_count
+        say(f"  answers: those of more than {least} annotations, which reach at most {percent:.2f} % on {name}")
     say(f"  word vectors: {_describe_vectors(manifest)}")
     say(f"  features: {_describe_features(manifest)}")
     if manifest.feature_width:

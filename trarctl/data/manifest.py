@@ -74,6 +74,9 @@ class TextPart(_Part):
     vectors_fingerprint: str = Field("", description="changes when the source of the vectors does")
     sources: dict[str, SourceFile]
     splits: dict[str, SplitPart]
+    ceilings: dict[str, float] = Field(
+        default_factory=dict, description="by split, the accuracy in percent that the answer list can reach at most"
+    )
     warnings: tuple[str, ...] = ()
 
 

@@ -55,6 +55,7 @@ from trarctl.data.manifest import (
     digest_of,
     read_manifest,
 )
+from trarctl.data.metrics import GroundTruth, ceiling
 from trarctl.data.prepared import default_folder, write_split
 from trarctl.data.records import Ids, RawData, RawSplit
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
@@ -419,7 +420,9 @@ def _check_rows(
             elif (work.raw / name).exists():
                 rows.append(counted(name, found.get(name), split.num_questions, "is it the whole published file?"))
             elif split.is_required or is_begun:
-                rows.append(CheckRow(name, None, split.num_questions, "missing", work.spec.download_hint))
+                rows.append(
+                    CheckRow(name, None, split.num_questions, "missing", split.download_hint or work.spec.download_hint)
+                )
             else:
                 advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
                 rows.append(CheckRow(name, None, split.num_questions, "not there, not needed", advice))
@@ -542,6 +545,7 @@ def build_text(work: _Work) -> TextPart:
         vectors_fingerprint=vectors_fingerprint(request.vectors),
         sources=sources,
         splits=parts,
+        ceilings=_ceilings(work.spec, data, text) if work.spec.drops_rare_answers else {},
         warnings=tuple(data.warnings),
     )
 
@@ -612,6 +616,21 @@ def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int3
         )
     index = {answer: position for position, answer in enumerate(answers)}
     return answers, np.array([index.get(answer, -1) for answer in map(spec.normalize_answer, strings)], np.int32)
+
+
+def _ceilings(spec: DatasetSpec, data: RawData, text: _Text) -> dict[str, float]:
+    """Measure what the answer list can reach at most on val."""
+    strings = list(data.answers)
+    return {
+        split.name: ceiling(
+            spec.metric,
+            GroundTruth(strings, one.answers, one.answer_type, one.answer_types, one.question_type, one.question_types),
+            text.answers,
+            text.answer_index,
+        )
+        for split in data.splits
+        if split.name == "val" and (one := split.annotations) is not None
+    }
 
 
 def _longest(work: _Work, data: RawData) -> int:

@@ -323,7 +323,8 @@ class RecordReader:
         """Find the bracket that opens the list."""
         key = self._key
         pattern = rb"\s*\[" if key is None else rb'(?<!\\)"' + re.escape(key.encode()) + rb'"\s*:\s*\['
-        match = re.match(pattern, text) if key is None else re.search(pattern, text)
+        found = [re.match(pattern, text)] if key is None else re.finditer(pattern, text)
+        match = next((one for one in found if one and (key is None or _is_in_outer_object(text, one.start()))), None)
         if match is None:
             try:
                 document = self._parse(text[:])
@@ -392,13 +393,13 @@ class RecordReader:
     def _no_list(self, document: Any) -> DataError:
         """Say which layout was found instead of the one that is wanted."""
         if isinstance(document, dict):
-            lists = [name for name, value in document.items() if isinstance(value, list)]
-            found = f"it holds {listed(document, len(document)) or 'nothing'}"
+            kinds: dict[type, str] = {dict: "an object", list: "a list"}
+            names = [f"{name} ({kinds.get(type(one), 'a value')})" for name, one in document.items()]
+            found = f"it holds {listed(names, len(names)) or 'nothing'}"
+            lists = [name for name, one in document.items() if isinstance(one, list) and name != self._key]
             if lists and "info" in document:
-                found = f"it holds {lists[0]}"
-                return DataError(
-                    f'{self.path} has no list "{self._key}": {found}', f"is it the file of {lists[0]}, exchanged?"
-                )
+                what = f'{self.path} has no list "{self._key}": it holds {lists[0]}'
+                return DataError(what, f"is it the file of {lists[0]}, exchanged?")
         elif isinstance(document, list):
             fields = listed(document[0], len(document[0])) if document and isinstance(document[0], dict) else ""
             found = f"it is a list of {len(document):,} elements" + (f" with the fields {fields}" if fields else "")
@@ -555,6 +556,14 @@ def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tup
         if len(kinds):
             depth, is_inside_string = int(depths[-1]), bool(parity[-1] & 1)
     raise DataError(f"{path} is cut off: it ends inside its list, after {size:,} bytes", _AGAIN)
+
+
+def _is_in_outer_object(text: _Text, position: int) -> bool:
+    """Whether a quote at this byte begins a name of the file's outermost object."""
+    _, kinds, _ = _block_tokens(text, 0, position, is_escaped=False)
+    is_outside = np.cumsum(kinds == _QUOTE) % 2 == 0
+    depth = int(((kinds == _OPEN) & is_outside).sum() - ((kinds == _CLOSE) & is_outside).sum())
+    return depth == 1 and bool(is_outside[-1:].all())
 
 
 def _block_tokens(

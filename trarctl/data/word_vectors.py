@@ -83,6 +83,9 @@ def load_vectors(source: str, words: Sequence[str], progress: Progress = no_prog
         raise DataError(
             f"{vectors.source} has nothing but zeros: 0 of the {vectors.found:,} words found have numbers", _OTHER
         )
+    found = vectors.matrix[vectors.matrix.any(axis=1)]
+    if len(found) > 1 and (found == found[0]).all():
+        raise DataError(f"{vectors.source} has the same numbers for all of the {len(found):,} words found", _OTHER)
     warnings = list(vectors.warnings)
     if num_zero:
         warnings.append(f"{vectors.source}: words that it knows, but with nothing but zeros: {num_zero:,}")

@@ -20,7 +20,7 @@ from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
 from trarctl.errors import CheckpointError, DataError, SettingsError, listed
 from trarctl.model.original import shape_settings
-from trarctl.model.spans import Spans
+from trarctl.model.spans import Spans, describe_coinciding
 from trarctl.model.trar import TRAR, ModelSizes
 from trarctl.registry import POOLINGS
 
@@ -69,7 +69,7 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
         notes.append(f"model.{key} = {value}, as the prepared data has it ({source.text}: {given})")
     if changes:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
-    return settings, notes
+    return settings, notes + describe_coinciding(settings.model.spans, settings.model.grid_size)
 
 
 def check_shape(settings: ModelSettings) -> None:

@@ -28,12 +28,12 @@ def raw(tmp_path: Path) -> Path:
 
 
 def _prepare(raw: Path) -> PrepareReport:
-    return prepare_golden("vqa", raw.parent / "out", raw=raw, min_answer_count=0)
+    return prepare_golden("vqa", raw.parent / "out", raw=raw, min_answer_count=0, features=None, without_features=True)
 
 
 def _same_as_golden(raw: Path) -> bool:
     golden = raw.parent / "golden"
-    prepare_golden("vqa", golden, min_answer_count=0)
+    prepare_golden("vqa", golden, min_answer_count=0, features=None, without_features=True)
     names = [
         "answers.json",
         "vocabulary.json",
@@ -285,3 +285,9 @@ def test_order_of_annotations_does_not_matter_to_the_truth(raw: Path) -> None:
     questions = [one["question_id"] for one in json.loads((raw / VAL_Q).read_text())["questions"]]
     assert [truth.strings[code] for code in truth.codes[:, 0].tolist()] == [answers[number] for number in questions]
     assert np.array_equal(truth.codes >= 0, np.ones((100, 10), dtype=bool))
+
+
+def test_types_that_are_missing_are_counted(raw: Path) -> None:
+    edit_json(raw / VAL_A, lambda content: [one.pop("answer_type") for one in content["annotations"][:7]] and None)
+    (warning,) = _prepare(raw).warnings
+    assert warning == f'{raw / VAL_A}: records without "answer_type", by which accuracy is reported: 7'

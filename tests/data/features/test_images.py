@@ -99,6 +99,20 @@ def test_an_image_that_lies_in_another_set_is_found(tmp_path: Path) -> None:
     refuse_missing(table, tmp_path, VQA, _command)
 
 
+def test_who_asks_about_missing_images_is_counted(tmp_path: Path) -> None:
+    for name, number in (("train2014", 3), ("val2014", 5)):
+        _touch(tmp_path / name, f"COCO_{name}_{number:012d}.jpg.npy")
+    folders = feature_folders(VQA, tmp_path)
+    table = build_table(VQA, _named(train=[3], val=[5], vg=[5, 99, 98, 99]), folders)
+    with pytest.raises(DataError, match=r"no features for images 98 \(.*, 99 \(.*: 3 questions of vg$") as error:
+        refuse_missing(table, tmp_path, VQA, _command)
+    assert str(error.value.hint).endswith("; without VG_questions.json and VG_annotations.json, vg is left out")
+    table = build_table(VQA, _named(train=[3], val=[5, 99], vg=[5, 99, 98, 99]), folders)
+    with pytest.raises(DataError, match=r": 1 questions of val, 3 questions of vg$") as error:
+        refuse_missing(table, tmp_path, VQA, _command)
+    assert "left out" not in str(error.value.hint)
+
+
 def test_a_missing_folder(tmp_path: Path) -> None:
     _touch(tmp_path / "train2014", "COCO_train2014_000000000003.jpg.npy")
     table = build_table(VQA, _named(train=[3], val=[5]), feature_folders(VQA, tmp_path))

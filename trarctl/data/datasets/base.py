@@ -123,6 +123,7 @@ class DatasetSpec:
     drops_rare_answers: bool = False  # the list leaves out answers rarer than --min-answer-count says
     has_one_answer: bool = True  # one answer is the true one; False: several annotators may differ
     metric: Metric = plain_accuracy
+    types_tell_answers: bool = False  # the question types are drawn from the true answers
     type_label: str = "question type"  # what Accuracy.per_type groups questions by
     shows_baselines: bool = False  # the table of eval has what guessing scores
     answer_file: AnswerFile = field(default_factory=JsonAnswers)  # what submit writes and eval --answers reads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
     Raises:
         DataError: the file is damaged.
     """
+    for other in {split.questions for split in EASY_VQA.splits} - {files.questions}:
+        if (raw / other).is_file() and filecmp.cmp(raw / other, raw / files.questions, shallow=False):
+            what = f"{raw / files.questions} and {raw / other} are the same file"
+            raise DataError(what, "put each split's own questions there")
     reader = RecordReader(
         raw / files.questions, None, progress, warnings=data.warnings, layout='[["is it?", "yes", 0]]'
     )
@@ -89,8 +94,9 @@ EASY_VQA = register_dataset(
         image_sets=(_images("train", 4_000), _images("val", 1_000)),
         read_split=read_easy_vqa_split,
         numbers_questions=True,
+        types_tell_answers=True,
         grid_size=4,
-        download_hint=_DOWNLOAD_HINT,
+        download_hint=f"{_DOWNLOAD_HINT} brings the whole set, for which --raw is left out",
         aliases={"test": "val"},
         split_notes={"val": "the package's test set"},
         raw_folder=package_data,

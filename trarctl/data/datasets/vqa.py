@@ -117,7 +117,7 @@ def _read_annotations(
 ) -> tuple[Ids, Ids, RawAnnotations]:
     """Read question ids [A], image ids [A] and annotations whose ``rows`` are still to be filled in."""
     reader = RecordReader(path, "annotations", progress, warnings=data.warnings, layout=_layout(_ANNOTATIONS, files))
-    numbers: Counter[int] = Counter()
+    numbers = np.zeros(NUM_ANNOTATORS + 1, dtype=np.int64)
     answer_types, question_types = StringTable(), StringTable()
 
     def take(records: list[Any]) -> list[Any]:
@@ -125,7 +125,11 @@ def _read_annotations(
         given = _answer_codes(reader, records, data.answers)
         if given is None:
             return [None]
-        numbers.update((given >= 0).sum(axis=1).tolist())
+        for name in () if files.borrows_images else ("answer_type", "question_type"):
+            reader.count(
+                f'records without "{name}", by which accuracy is reported', sum(name not in r for r in records)
+            )
+        numbers[:] += np.bincount((given >= 0).sum(axis=1), minlength=len(numbers))
         return [
             *columns,
             given,
@@ -136,8 +140,8 @@ def _read_annotations(
 
     question_id, image_id, given, chosen, answer_type, question_type = reader.collect(take)
     _check_head(reader, files, data.warnings)
-    if set(numbers) != {NUM_ANNOTATORS}:
-        found = ", ".join(f"{count:,} have {number}" for number, count in sorted(numbers.items()))
+    if numbers[:NUM_ANNOTATORS].any():
+        found = ", ".join(f"{count:,} have {number}" for number, count in enumerate(numbers.tolist()) if count)
         data.warnings.append(f"{path}: questions have other than {NUM_ANNOTATORS} answers: {found}")
     annotations = RawAnnotations(
         rows=np.empty(0, dtype=np.int32),
@@ -162,7 +166,8 @@ def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) 
     except (KeyError, TypeError, IndexError):
         texts = [None]
     if set(map(type, texts)) <= {str} and lengths.min() > 0 and lengths.max() <= NUM_ANNOTATORS:
-        reader.count("answers of annotators that are empty", sum(not text.strip() for text in texts))
+        if blank := {text for text in set(texts) if not text.strip()}:
+            reader.count("answers of annotators that are empty", sum(text in blank for text in texts))
         codes = np.full((len(groups), NUM_ANNOTATORS), -1, dtype=np.int32)
         codes[np.arange(NUM_ANNOTATORS) < lengths[:, None]] = table.codes(texts)
         return codes
@@ -181,17 +186,18 @@ def _chosen_codes(
 ) -> npt.NDArray[np.int32] | None:
     """Number the answers that count for the answer list, [records]; else the commonest of those given."""
     texts = [record.get("multiple_choice_answer") for record in records]
-    if not (set(map(type, texts)) <= {str} and all(map(str.strip, texts))):
-        strings = list(table)
-        for number, text in enumerate(texts):
-            if text is None or (isinstance(text, str) and not text.strip()):
-                names = [name for name in (strings[code] for code in given[number] if code >= 0) if name.strip()]
-                if not names:
-                    reader.report(number, "has only empty answers")
-                texts[number] = Counter(names).most_common(1)[0][0] if names else "?"
-                reader.count(
-                    'records without a "multiple_choice_answer", for which the commonest of their answers stands in'
-                )
+    if set(map(type, texts)) <= {str} and all(map(str.strip, set(texts))):
+        return table.codes(texts)
+    strings = list(table)
+    for number, text in enumerate(texts):
+        if text is None or (isinstance(text, str) and not text.strip()):
+            names = [name for name in (strings[code] for code in given[number] if code >= 0) if name.strip()]
+            if not names:
+                reader.report(number, "has only empty answers")
+            texts[number] = Counter(names).most_common(1)[0][0] if names else "?"
+            reader.count(
+                'records without a "multiple_choice_answer", for which the commonest of their answers stands in'
+            )
     filled = [{"multiple_choice_answer": text} for text in texts]
     return reader.codes(filled, "multiple_choice_answer", table)
 

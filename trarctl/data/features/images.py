@@ -200,11 +200,13 @@ def refuse_missing(
     Returns:
         Warnings of folders that are missing, but not needed, and of files that are left out.
     """
-    warnings, missing, count, instead = list[str](), list[str](), 0, list[tuple[str, str]]()
+    warnings, missing = list[str](), list[str]()
+    rows, start, instead = list[int](), 0, list[tuple[str, str]]()
     for images in table.sets:
         if images.folder is not None:
-            absent = images.ids[rows_of(images.ids, images.folder.ids) < 0]
-            count += len(absent)
+            is_absent = rows_of(images.ids, images.folder.ids) < 0
+            absent = images.ids[is_absent]
+            rows += (start + np.flatnonzero(is_absent)).tolist()
             missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
             warnings += images.folder.warnings
             instead += _instead(images, images.folder, absent.tolist(), what)
@@ -217,10 +219,18 @@ def refuse_missing(
             raise DataError(f"{problem}; {root} holds {holds or 'nothing'}", _to_add(spec, command, what, images.name))
         elif len(images.ids):
             warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
-    if count:
-        problem = f"no {what} for {'image' if count == 1 else 'images'} {listed(missing, count)}"
+        start += len(images.ids)
+    if rows:
+        asked = {split: int(np.isin(asking, rows).sum()) for split, asking in table.rows.items()}
+        who = ", ".join(f"{number:,} questions of {split}" for split, number in asked.items() if number)
+        problem = f"no {what} for {'image' if len(rows) == 1 else 'images'} {listed(missing, len(rows))}: {who}"
         said, hint = instead[0] if instead else ("", "")
-        raise DataError(f"{problem}{said}", hint or _to_add(spec, command, what, "these images"))
+        hint = hint or _to_add(spec, command, what, "these images")
+        # Visual Genome has pictures that COCO has not.
+        optional = [one for one in spec.splits if not one.is_required and asked.get(one.name)]
+        if len(optional) == sum(map(bool, asked.values())):
+            hint += "".join(f"; without {' and '.join(one.files)}, {one.name} is left out" for one in optional)
+        raise DataError(f"{problem}{said}", hint)
     return tuple(warnings)
 
 

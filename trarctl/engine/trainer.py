@@ -36,7 +36,7 @@ from trarctl.engine.loading import build_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature
 from trarctl.engine.signals import STOPPING, StopRequest
-from trarctl.errors import DataError, Stopped, TrarError
+from trarctl.errors import DataError, DivergenceError, Stopped
 from trarctl.model.trar import count_parameters
 
 
@@ -96,7 +96,7 @@ class Trainer:
 
         Raises:
             Stopped: after a signal; the state is saved.
-            TrarError: if the loss is not finite; the state is saved.
+            DivergenceError: if the loss is not finite; the state is saved.
         """
         run, started = self.run, time.monotonic()
         self.callback(self._run_started())
@@ -304,7 +304,7 @@ class Trainer:
         """Save and end, since a loss or a gradient is not finite; the weights are those from before."""
         where = describe_faults(self.world.all_gather(_first_fault(self._unread)))
         path = self._save()
-        raise TrarError(
+        raise DivergenceError(
             f"the loss or its gradient is not finite at {where} of run {self.run.name}; "
             f"the state is saved in {path.name}, without that step's update",
             f"trarctl resume {self.run.name} --set train.learning_rate=... or train.gradient_clip=...; "

@@ -72,6 +72,8 @@ class Description(BaseModel):
     backbone: str | None = None
     data: str
     num_processes: int = 1
+    samples: str | None = None  # digest of the training questions' ids in training order; None in old files
+    features: dict[str, Any] | None = None  # statistics of the features that it was trained on; None in old files
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ def folder(tmp_path: Path) -> Path:
     """Two runs: ``old`` with a best epoch 2 of 3, and ``new`` with nothing but a step checkpoint."""
     old, new = RunFolder(tmp_path / "runs" / "old"), RunFolder(tmp_path / "runs" / "new")
     for run in (old, new):
-        run.create()
+        run.checkpoints.mkdir(parents=True)
         run.settings_file.write_text("{}")
     for epoch, overall in ((1, 50.0), (2, 61.5), (3, 61.5)):
         old.epoch_checkpoint(epoch).write_bytes(b"")

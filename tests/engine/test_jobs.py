@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.engine.callbacks import Event, Note, StepDone
 from trarctl.engine.checkpoint import load_checkpoint, load_description, save_checkpoint
 from trarctl.engine.run import RunFolder
-from trarctl.errors import CheckpointError, SettingsError, TrarError
+from trarctl.errors import CheckpointError, DataError, SettingsError, TrarError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -355,3 +356,48 @@ def test_a_start_that_is_refused_late_leaves_no_folder(
     with pytest.raises(TrarError, match="too little memory"):
         train(tiny_settings(golden_data["vqa"], tmp_path))
     assert content_of(tmp_path) == {"runs": ""}
+
+
+# What is damaged or cannot be written
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b"\xff\xfe", b'{"train": {"epochs": -1}}', b'{"new": {}}'])
+def test_settings_that_are_damaged_are_in_the_checkpoints(
+    content: bytes | None, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trarctl: Run
+) -> None:
+    run = copy(finished, tmp_path)
+    run.settings_file.unlink() if content is None else run.settings_file.write_bytes(content)
+    run.epoch_checkpoint(3).write_bytes(b"cut")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = trarctl("runs", "--json", "-")
+    assert code == 0
+    (row,) = orjson.loads(out)["runs"]
+    assert (row["name"], row["dataset"], row["epochs"]) == ("tiny", "vqa", 3)
+    code, _, errors = trarctl("resume", "tiny")
+    assert code == 0, errors
+    assert "; taking the settings from epoch-002.safetensors" in errors
+    assert weights(run) == weights(finished)
+    assert orjson.loads(run.settings_file.read_bytes()) == orjson.loads(finished.settings_file.read_bytes()) | {
+        "run": orjson.loads(finished.settings_file.read_bytes())["run"] | {"folder": "runs"}
+    }
+
+
+@pytest.mark.parametrize("most_bytes", [0, 100, 3000])
+def test_a_full_disk_before_the_first_step_changes_nothing(
+    most_bytes: int, finished: RunFolder, golden_data: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy(finished, tmp_path)
+    before = content_of(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        with pytest.raises(DataError, match=f"cannot write the .*{run.path}") as raised:
+            resume(run, epoch=1)
+        with pytest.raises(DataError, match=f"cannot write the .*{run.path}2"):
+            train(tiny_settings(golden_data["vqa"], tmp_path, run__name="tiny2"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "free some space" in str(raised.value.hint)
+    after = content_of(tmp_path)
+    assert {name: digest for name, digest in after.items() if not name.startswith("runs/tiny2")} == before
+    assert run.path.exists()

@@ -23,7 +23,7 @@ from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_check
 from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
 from trarctl.engine.launch import Job
 from trarctl.engine.loading import adopt_shape, check_shape, check_words, fit_to_data, prepared_folder, read_weights
-from trarctl.engine.run import RunFolder, find_checkpoint, write_settings
+from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings
 from trarctl.engine.signals import stop_requests
 from trarctl.engine.trainer import Trainer, digest_of_samples, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
@@ -252,23 +252,20 @@ def _write_beginning(
 ) -> None:
     """Make a new run's files, or bring those of a resumed one back to its checkpoint; the first thing written."""
     state, notes = beginning.state, list(beginning.notes)
-    with run.writable():
+    with replaced_settings(run, settings, data.path):
         run.checkpoints.mkdir(exist_ok=True)
-    if beginning.checkpoint is None:
-        with run.writable():
+        if beginning.checkpoint is None:
             run.metrics_file.unlink(missing_ok=True)
-        run.log(f"run {run.name}: {data.dataset}, {data.path}, {_now()}")
-        run.log(orjson.dumps(settings.model_dump(mode="json")).decode())
-    else:
-        if num_unreadable := run.read_metrics().num_unreadable:
-            notes.append(f"{num_unreadable} line(s) of metrics.jsonl cannot be read and are left out")
-        aside = run.rewind(epoch=state.epoch, step_in_epoch=state.step_in_epoch, step=state.step)
-        if aside is not None:
-            notes.append(
-                f"what the run did after {beginning.checkpoint.name} is set aside as a run of its own: {aside}"
-            )
-        run.log(f"resumed from {beginning.checkpoint.name}, {_now()}")
-    write_settings(run, settings, data.path)
+            run.log(f"run {run.name}: {data.dataset}, {data.path}, {_now()}")
+            run.log(orjson.dumps(settings.model_dump(mode="json")).decode())
+        else:
+            if num_unreadable := run.read_metrics().num_unreadable:
+                notes.append(f"unreadable lines of metrics.jsonl, which are left out: {num_unreadable}")
+            aside = run.rewind(epoch=state.epoch, step_in_epoch=state.step_in_epoch, step=state.step)
+            if aside is not None:
+                after = f"what the run did after {beginning.checkpoint.name}"
+                notes.append(f"{after} is set aside as a run of its own: {aside}")
+            run.log(f"resumed from {beginning.checkpoint.name}, {_now()}")
     for note in notes:
         callback(Note(note))
         run.log(note)

@@ -13,7 +13,7 @@ import orjson
 
 from trarctl.config.settings import Settings, from_dict
 from trarctl.errors import CheckpointError, DataError, SettingsError
-from trarctl.files import claimed, sync_folder, write_bytes, write_json
+from trarctl.files import claimed, remove, sync_folder, whole_file, write_bytes
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
@@ -183,12 +183,14 @@ class RunFolder:
         def is_before(entry: Mapping[str, Any]) -> bool:
             # After the last step of an epoch its own end is still to come.
             is_end_of_epoch = entry["event"] != "step" and step_in_epoch > 0
-            return bool(entry["step"] < step or (entry["step"] == step and not is_end_of_epoch))
+            return entry.get("step", 0) < step or (entry.get("step", 0) == step and not is_end_of_epoch)
 
         later = [path for number, steps, path in self.saved() if (number, steps) > (epoch, step_in_epoch)]
-        aside = self._set_aside(later) if later else None
         kept = [entry for entry in self.metrics() if is_before(entry)]
-        write_bytes(self.metrics_file, b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
+        with whole_file(self.metrics_file) as temporary:
+            # A full disk shows here, before anything is moved.
+            temporary.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
+            aside = self._set_aside(later) if later else None
         for torn in self.checkpoints.glob(".*.tmp"):
             torn.unlink(missing_ok=True)
         return aside
@@ -197,10 +199,16 @@ class RunFolder:
         folder = self.path / "superseded"
         numbers = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal()]
         aside = RunFolder(folder / str(max(numbers, default=0) + 1))
-        aside.checkpoints.mkdir(parents=True)
-        for ours, theirs in ((self.settings_file, aside.settings_file), (self.metrics_file, aside.metrics_file)):
-            if ours.is_file():
-                write_bytes(theirs, ours.read_bytes())
+        try:
+            aside.checkpoints.mkdir(parents=True)
+            for ours, theirs in ((self.settings_file, aside.settings_file), (self.metrics_file, aside.metrics_file)):
+                if ours.is_file():
+                    write_bytes(theirs, ours.read_bytes())
+        except OSError:
+            remove(aside.path)
+            with suppress(OSError):
+                folder.rmdir()
+            raise
         # The latest first: whatever ends this in between, a plain resume goes on from what is left.
         for path in reversed(checkpoints):
             path.replace(aside.checkpoints / path.name)
@@ -265,7 +273,10 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
                 f"run {run.name} has no checkpoint of epoch {epoch_text}", f"there are: {kept}; --ckpt {run.name}@EPOCH"
             )
         return run.epoch_checkpoint(int(epoch_text)), f"{chosen}, epoch {epoch_text}"
-    best = run.best_epoch()
+    metrics = run.read_metrics()
+    if metrics.num_unreadable:
+        chosen += f" (unreadable lines of its metrics.jsonl: {metrics.num_unreadable})"
+    best = metrics.best_epoch(run.saved_epochs())
     if best is not None:
         return run.epoch_checkpoint(best), f"{chosen}, its best epoch {best}"
     saved = run.saved()
@@ -288,11 +299,11 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
     names = _NUMBERS.get(entry["event"]) if isinstance(entry, dict) and isinstance(entry.get("event"), str) else None
     if names is None or not all(type(entry.get(name)) in (int, float) for name in names):
         return None
-    whole, speed = [entry["epoch"], entry.setdefault("step", 0)], entry.setdefault("samples_per_second", 0.0)
-    per_type, routes = entry.get("per_type", {}), entry.get("routes")
-    numbers = [speed, *per_type.values()] if isinstance(per_type, dict) else [per_type]
-    is_sound = all(type(value) is int for value in whole) and all(type(value) in (int, float) for value in numbers)
-    return entry if is_sound and entry["epoch"] > 0 and (not routes or _is_table(routes)) else None
+    step, per_type, routes = entry.get("step", 0), entry.get("per_type", {}), entry.get("routes")
+    numbers = [entry.get("samples_per_second", 0.0), *(per_type.values() if isinstance(per_type, dict) else [None])]
+    is_sound = all(type(value) in (int, float) for value in numbers) and (not routes or _is_table(routes))
+    is_counted = type(step) is type(entry["epoch"]) is int and step >= (entry["event"] != "validation")
+    return entry if is_sound and is_counted and entry["epoch"] >= 1 else None
 
 
 def _is_table(rows: Any) -> bool:
@@ -302,12 +313,18 @@ def _is_table(rows: Any) -> bool:
     return len({len(row) for row in rows}) == 1 and all(type(value) in (int, float) for row in rows for value in row)
 
 
-def write_settings(run: RunFolder, settings: Settings, data: Path) -> None:
-    """Keep the resolved settings beside the run, with the absolute path of its data; DataError if it cannot be."""
+@contextmanager
+def replaced_settings(run: RunFolder, settings: Settings, data: Path) -> Iterator[None]:
+    """Keep the resolved settings beside the run, with the absolute path of its data, once the block has ended well.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full, as a rule before the block begins.
+    """
     values = settings.model_dump(mode="json")
     values["data"]["path"] = str(data.resolve())
-    with run.writable():
-        write_json(run.settings_file, values)
+    with run.writable(), whole_file(run.settings_file) as temporary:
+        temporary.write_bytes(orjson.dumps(values, option=orjson.OPT_INDENT_2) + b"\n")
+        yield
 
 
 def read_settings(run: RunFolder, notes: list[str] | None = None) -> Settings:

@@ -16,16 +16,17 @@ from torch import Tensor
 from trarctl.config.resolve import Origin
 from trarctl.config.settings import Settings, flat, from_dict, to_text
 from trarctl.data.loader import training_samples
+from trarctl.data.metrics import refuse_unmeasurable
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import callbacks
 from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint
 from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
 from trarctl.engine.launch import Job
-from trarctl.engine.loading import adopt_shape, check_shape, check_words, fit_to_data, prepared_folder, read_weights
+from trarctl.engine.loading import adopt_shape, check_data, check_shape, fit_to_data, prepared_folder, read_weights
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings
 from trarctl.engine.signals import stop_requests
-from trarctl.engine.trainer import Trainer, digest_of_samples, split_of_epoch
+from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
 
 
@@ -110,6 +111,9 @@ class TrainJob(Job):
             return None
         if is_restarted:
             callback(Note(f"a process was lost: run {run.name} goes on from its latest checkpoint"))
+        splits = settings.data.split, settings.data.later_split or settings.data.split
+        if any(is_validated(settings, data, split) for split in splits):
+            refuse_unmeasurable(data, data.split("val"), "official")
         if self.kind == "resume" or is_restarted:
             return _resumed(run, settings, data, None if is_restarted else self.checkpoint, callback)
         refuse_existing(run)
@@ -276,7 +280,8 @@ def _resumed(
 ) -> Beginning:
     """Load a checkpoint of a run, and see that the run can go on from it with these settings and this data."""
     path, tensors, description = _load_chosen(run, chosen, callback)
-    check_words(path, description, data)
+    for difference in check_data(path, description, data):
+        raise CheckpointError(difference, f"trarctl train --init {path} starts a new run from its weights")
     state, epochs = description.progress, settings.train.epochs
     if state.epoch >= epochs:
         done = f"its {epochs} epochs" if state.epoch == epochs else f"{state.epoch} epochs, more than {epochs}"
@@ -285,11 +290,6 @@ def _resumed(
         )
     then = from_dict(description.settings, str(path))
     _refuse_another_model(path, then, settings, description)
-    if difference := data.feature_difference(description.features):
-        raise CheckpointError(
-            f"{path} was trained with other features than {data.path} has: {difference}",
-            f"give the prepared data that it was trained on: --data DIR (it was {description.data})",
-        )
     samples = training_samples(data, split_of_epoch(settings.data, state.epoch), settings.train.loss)
     is_same_data = description.samples in (None, digest_of_samples(samples))
     if state.step_in_epoch:
@@ -343,12 +343,9 @@ def _changes(then: Settings, now: Settings, keys: Iterable[str] | None = None) -
 def _refuse_another_model(path: Path, then: Settings, now: Settings, description: Description) -> None:
     keys = [key for key in flat(now) if key.startswith("model.") and key not in _NOT_WEIGHTS]
     if changes := _changes(then, now, keys):
-        of_data = [change for change in changes if change.startswith(("model.grid_size", "model.word_embedding_size"))]
         raise CheckpointError(
             f"{path} is of another model: {', '.join(changes)}",
-            f"give the prepared data that it was trained on: --data DIR (it was {description.data})"
-            if of_data
-            else "leave that as it was; trarctl train starts a run with another model",
+            f"leave that as it was, with --data {description.data}; trarctl train starts a run with another model",
         )
 
 

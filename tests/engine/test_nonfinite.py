@@ -47,6 +47,8 @@ def spoil(features: Path) -> Path:
 
 def test_it_stops_with_the_step_the_questions_and_a_checkpoint(tmp_path: Path) -> None:
     data, features = own_features(tmp_path)
+    opened = open_prepared(data)
+    samples = training_samples(opened, "train", "bce")
     last: list[int] = []
     spoiled: list[Path] = []
 
@@ -64,8 +66,7 @@ def test_it_stops_with_the_step_the_questions_and_a_checkpoint(tmp_path: Path) -
     image = int(spoiled[0].stem.split("_")[-1].removesuffix(".jpg"))
     assert match
     assert raised.value.exit_code == 7
-    opened = open_prepared(data)
-    samples, step = training_samples(opened, "train", "bce"), int(match[1])
+    step = int(match[1])
     rows = np.arange(20 * (step - 1), 20 * step)
     assert [int(number) for number in match[2].split(", ")] == samples.batch(rows).question_id[:8].tolist()
     split = opened.split("train")

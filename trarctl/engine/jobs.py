@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings
 from trarctl.engine.signals import stop_requests
 from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
+from trarctl.files import remove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +90,9 @@ class TrainJob(Job):
             trainer = Trainer(settings, data, run, world, callback=callback, stop=stop, tensors=tensors, state=state)
             tensors.clear()
             if origin is not None:
-                _write_beginning(run, settings, data, origin, callback)
                 recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
                 trainer.callback = stack.enter_context(recorded)
+                _write_beginning(run, settings, data, origin, trainer.callback)
             return trainer.fit()
 
     def _shared_values(self, data: PreparedData) -> dict[str, object]:
@@ -139,14 +140,15 @@ _RELEASE_SECONDS = 30.0
 
 @contextmanager
 def _only_writer(run: RunFolder) -> Iterator[None]:
-    """Lock a run while the block runs; a folder that was made for it goes if nothing came to be in it."""
+    """Lock a run while the block runs; a folder that was made for it goes if it does not become one."""
+    is_new = not run.path.exists()
     run.create()
-    try:
-        with run.claimed(wait_seconds=_RELEASE_SECONDS if num_restarts() else 0.0):
+    with run.claimed(wait_seconds=_RELEASE_SECONDS if num_restarts() else 0.0):
+        try:
             yield
-    finally:
-        with suppress(OSError):
-            run.path.rmdir()
+        finally:
+            if is_new and not run.exists():
+                remove(run.path)
 
 
 def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[TrainJob, list[str]]:
@@ -272,7 +274,6 @@ def _write_beginning(
             run.log(f"resumed from {beginning.checkpoint.name}, {_now()}")
     for note in notes:
         callback(Note(note))
-        run.log(note)
 
 
 def _resumed(

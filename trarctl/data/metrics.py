@@ -305,7 +305,7 @@ def question_prior(data: PreparedData, split: PreparedSplit) -> tuple[list[str],
     """
     labels, rows = _training_labels(data)
     if not len(labels):
-        return [""] * len(split)
+        return [""] * len(split), "no training answer at all"
     train = data.split("train")
     words, asked_words = train.question_tokens[rows], split.question_tokens
     rules = {"same words": (words, asked_words)}

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trarctl.engine.run import CHECKPOINT
 from trarctl.errors import CheckpointError, DataError, listed
 from trarctl.files import whole_file
 from trarctl.model.original import translate_name
@@ -142,6 +143,16 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
             f"cannot write the checkpoint {path}: {error}",
             "free some space or permissions; earlier checkpoints are untouched: trarctl resume goes on from the latest",
         ) from error
+
+
+def misnamed(path: Path, description: Description) -> str | None:
+    """Say that a checkpoint was saved at another point than its name says; None if it was not."""
+    if not (match := CHECKPOINT.match(path.name)):
+        return None
+    at = description.progress.epoch, description.progress.step_in_epoch
+    if at == (int(match[1]), int(match[2] or 0)):
+        return None
+    return f"{path} was saved after {at[0]} epochs and {at[1]} steps, not when its name says"
 
 
 def load_description(path: Path) -> Description:
@@ -265,7 +276,7 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
             f"cannot read {path}: {error.strerror or error}", "make it readable: chmod u+r"
         ) from error
     if head[:4] == b"PK\x03\x04":
-        return "zip"
+        return _archive_kind(path)
     if head.startswith(_LEGACY):
         return "legacy"
     header_bytes = int.from_bytes(head[:8], "little")
@@ -292,6 +303,20 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
     raise _damaged(path, "its beginning is that of no checkpoint")
 
 
+def _archive_kind(path: Path) -> Literal["zip"]:
+    """See that a zip archive holds what ``torch.save`` writes; one that cannot be listed is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
+    if {"question_id.npy", "scores.npy"} <= set(names):
+        raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise CheckpointError(f"{path} is an archive of other files: {listed(names, len(names))}", _FOREIGN_HINT)
+    return "zip"
+
+
 def _unpickled(path: Path) -> Any:
     """What ``torch.save`` wrote, if it is tensors and plain values."""
     if _kind_of(path) == "zip":
@@ -315,12 +340,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            names = [member.filename for member in members]
             unpacked = sum(member.file_size for member in members)
-            if not any(name.endswith("/data.pkl") for name in names):
-                is_arrays = all(name.endswith(".npy") for name in names)
-                what = "an .npz file of scores or features" if is_arrays else "an archive of other files"
-                raise CheckpointError(f"{path} is {what}, no checkpoint: {listed(names, len(names))}", _FOREIGN_HINT)
             if unpacked > 4 * path.stat().st_size + _CHUNK:
                 raise _damaged(path, f"it would unpack to {unpacked:,} bytes", _COPY_HINT)
             changed = [member.filename for member in members if not _is_intact(archive, member)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -13,9 +14,11 @@ import typer
 from trarctl import __version__
 from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
-from trarctl.commands.console import show_error
+from trarctl.commands.console import show_error, warn
 from trarctl.commands.options import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
+from trarctl.groups import LEFT_BEHIND
+from trarctl.processors import prepare_environment
 
 EXIT_CODES = (
     (0, "done"),
@@ -92,12 +95,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Run the console script."""
+    if warning := prepare_environment():
+        warn(warning)
     code = run()
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output has closed it; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):
+        # It is in a library that aborts where Python has ended by the time it returns.
+        os._exit(code)
     sys.exit(code)
 
 

@@ -113,14 +113,21 @@ def test_json_to_stdout_and_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
         write_json(document, str(tmp_path / "no" / "x.json"))
 
 
+GROUP = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2") | {
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
 @pytest.mark.parametrize(
     ("environment", "speaks"),
     [
         ({}, True),
         ({"RANK": "0"}, True),
-        ({"RANK": "1"}, False),
-        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}, False),
-        ({"SLURM_PROCID": "3"}, True),
+        ({"RANK": "1"}, True),
+        ({**GROUP, "RANK": "0"}, True),
+        ({**GROUP, "RANK": "1"}, False),
     ],
 )
 def test_one_process_of_a_group_speaks(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trarctl.errors import DataError
+from trarctl.groups import is_follower
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,22 +51,15 @@ def show_error(what: str, hint: str | None, label: str = "error") -> None:
         _labeled("hint:  ", hint, "bold cyan")
 
 
-def is_follower() -> bool:
-    """Whether torchrun or Slurm started several processes and this is not the first, which alone prints."""
-    if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
-        return os.environ.get("SLURM_PROCID", "0") != "0"
-    return os.environ.get("RANK", "0") != "0"
-
-
 def note(*texts: str) -> None:
     """Say on stderr what the user should know but need not act on."""
-    for text in () if is_follower() else texts:
+    for text in () if is_follower(os.environ) else texts:
         _labeled("note:  ", text, "bold blue")
 
 
 def warn(text: str) -> None:
     """Say on stderr what is odd, though the work continues."""
-    if not is_follower():
+    if not is_follower(os.environ):
         _labeled("warning: ", text, "bold yellow")
 
 
@@ -81,7 +75,7 @@ def _labeled(label: str, text: str, style: str) -> None:
 
 def say(text: str) -> None:
     """Print one line of a result."""
-    if not is_follower():
+    if not is_follower(os.environ):
         open_console().print(printable(text), soft_wrap=True)
 
 

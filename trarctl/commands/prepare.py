@@ -125,6 +125,7 @@ def prepare(
     """Check the raw files and turn them into the data that all other commands read."""
     from trarctl.commands.progress import show_progress
     from trarctl.data import prepare as preparing
+    from trarctl.data.features.extract import share_of_environment
     from trarctl.errors import DataError
 
     request = preparing.PrepareRequest(
@@ -153,7 +154,7 @@ def prepare(
                 f"{len(bad)} of {len(rows)} entries stop the preparation: {', '.join(bad)}", "fix them first"
             )
         say("nothing stops the preparation")
-    elif images is not None and int(os.environ.get("RANK", "0")):
+    elif images is not None and share_of_environment()[0]:
         preparing.prepare_share(request)
     else:
         with show_progress() as progress:
@@ -166,7 +167,7 @@ def _devices(gpus: str | None) -> tuple[str, ...]:
     from trarctl.engine.distributed import plan_placement
 
     placement = plan_placement(gpus, os.environ)
-    return placement.devices if placement.rank is None else (placement.devices[placement.local_rank],)
+    return placement.devices if placement.group is None else (placement.device,)
 
 
 def _show_checks(rows: Sequence[CheckRow]) -> None:

@@ -24,7 +24,6 @@ from trarctl.engine.distributed import World, num_restarts, plan_placement, use_
 from trarctl.engine.launch import Job
 from trarctl.engine.loading import adopt_shape, check_shape, check_words, fit_to_data, prepared_folder, read_weights
 from trarctl.engine.run import CHECKPOINT, RunFolder, find_checkpoint, read_settings, write_settings
-from trarctl.engine.signals import stop_requests
 from trarctl.engine.trainer import Trainer
 from trarctl.errors import CheckpointError, SettingsError
 
@@ -58,6 +57,10 @@ class TrainJob(Job):
         """The run's folder."""
         return _run_folder(self.settings)
 
+    def advice(self) -> str:
+        """The command that continues the run, if it has a checkpoint to continue from."""
+        return self.hint if self.run.saved() else "nothing was saved: start it again"
+
     def work(self, world: World, callback: Callback) -> TrainState | None:
         """Start the run or resume it, and train to its last epoch; a process that was started again resumes it.
 
@@ -67,6 +70,7 @@ class TrainJob(Job):
         Raises:
             TrarError: whatever ends the training early.
         """
+        stop = world.stop.defer()
         settings = _named(self.settings, world.broadcast(self.settings.run.name))
         run, data = _run_folder(settings), open_prepared(self.data)
         is_restarted = num_restarts() > 0 and bool(world.broadcast(run.saved()))
@@ -85,7 +89,7 @@ class TrainJob(Job):
         tensors, state = world.broadcast_tensors(tensors), world.broadcast(state)
         recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
         log = recorded if world.is_main else nullcontext(callback)
-        with use_threads(settings.run.num_threads), stop_requests() as stop, log as callback:
+        with use_threads(settings.run.num_threads), log as callback:
             trainer = Trainer(settings, data, run, world, callback=callback, stop=stop, tensors=tensors, state=state)
             del tensors
             return trainer.fit()

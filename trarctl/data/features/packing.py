@@ -46,6 +46,7 @@ from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, 
 from trarctl.data.records import Ids
 from trarctl.errors import DataError, listed
 from trarctl.files import sync_folder, write_bytes, write_json
+from trarctl.processors import usable_processors
 from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
@@ -55,7 +56,7 @@ Common = tuple[int, StoredType, tuple[str, ...]]
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
-_NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
+_NUM_THREADS = max(2, min(8, usable_processors()))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import typer
 from trarctl import __version__
 from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
-from trarctl.commands.console import show_error, warn
+from trarctl.commands.console import shield_streams, show_error, shown_warnings, warn
 from trarctl.commands.options import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
 from trarctl.groups import LEFT_BEHIND
@@ -75,12 +75,12 @@ for name, command, epilog in (
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command with the arguments after ``trarctl``, None for those of the process; return the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        # A file name that is not valid text must not end a run.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    shield_streams()
+    if warning := prepare_environment():
+        warn(warning)
     try:
-        return _exit_code_of(arguments)
+        with shown_warnings():
+            return _exit_code_of(arguments)
     except TrarError as error:
         failure = error
     except KeyboardInterrupt:
@@ -95,16 +95,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Run the console script."""
-    if warning := prepare_environment():
-        warn(warning)
     code = run()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output has closed it; Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):
         # It is in a library that aborts where Python has ended by the time it returns.
+        sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -33,6 +33,10 @@ def threads_of_each(num_processes: int, environ: MutableMapping[str, str] = os.e
 
 def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> str | None:
     """Set what libraries read while they are loaded, unless the user has; a warning where the user's cannot be read."""
+    # Libraries take the sizes of a terminal from here without a look.
+    for name in ("COLUMNS", "LINES"):
+        if name in environ and not re.fullmatch(r"0*[1-9][0-9]{0,4}", environ[name]):
+            del environ[name]
     # What torch's network layer says is said again by the error that follows, in words for people.
     environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if "OMP_WAIT_POLICY" not in environ:

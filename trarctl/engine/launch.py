@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import trarctl
 from trarctl import errors
 from trarctl.engine import distributed
-from trarctl.engine.callbacks import Callback, no_callback
+from trarctl.engine.callbacks import Callback, Shielded, no_callback, warnings_as_notes
 from trarctl.engine.distributed import GRACE_SECONDS, LostProcess, Placement, World, plan_placement
 from trarctl.engine.signals import asked_to_stop, ended_with_parent, forwarded_signals, stop_requests
 from trarctl.errors import DeviceError, Stopped, TrarError
@@ -91,9 +91,10 @@ def _process(
     # The callback outlives the group: what it shows last must not wait for other processes.
     with (
         stop_requests(functools.partial(explain or _stopped, job)) as stop,
-        nullcontext(no_callback) if placement.rank else watch() as callback,
+        nullcontext(no_callback) if placement.rank else watch() as shown,
         distributed.joined(placement, timeout_seconds=job.timeout_seconds) as world,
         distributed.reused_memory(),
+        warnings_as_notes(callback := Shielded(shown, "the display")),
     ):
         try:
             yield dataclasses.replace(world, stop=stop), callback

@@ -38,7 +38,7 @@ __all__ = ["accuracy", "load_model", "look_inside", "open_data", "open_predictor
 
 
 def open_data(path: str | Path) -> PreparedData:
-    """Open a prepared folder: its words, answers, splits and features, memory-mapped.
+    """Open a prepared folder: its words, answers, splits and features.
 
     Raises:
         DataError: if there is none, or it is damaged.

@@ -31,7 +31,8 @@ EXIT_CODES = (
 )
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
 EPILOG = "\b\nExit codes:\n" + "\n".join(
-    f"  {code:<8}{meaning}" for code, meaning in (*EXIT_CODES, ("128 + n", "stopped by signal n, after saving"))
+    f"  {code:<8}{meaning}"
+    for code, meaning in (*EXIT_CODES, ("128 + n", "stopped by signal n, after saving if training had begun"))
 )
 
 app = typer.Typer(

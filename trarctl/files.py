@@ -7,9 +7,11 @@ to their names, and a new marker is written: a folder with a marker is always wh
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -122,8 +124,18 @@ def _unusable(folder: Path, error: OSError) -> DataError:
     )
 
 
-def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
-    """See that no entry of these names would be replaced that this program did not write.
+def refuse_readonly(folder: Path) -> None:
+    """See that a folder can be written or made, without doing it; a DataError says why not."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        number = errno.EEXIST if nearest == folder.absolute() else errno.ENOTDIR
+        raise _unusable(folder, OSError(number, os.strerror(number)))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _unusable(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], *, claim: bool = True) -> None:
+    """See that no entry of these names would be replaced that this program did not write; ``claim`` marks the folder.
 
     Raises:
         DataError: one exists, and the folder is not one of ours.
@@ -136,7 +148,8 @@ def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
             f"{folder} holds {', '.join(present[:5])}, not written by this program, which would be replaced",
             "pass an empty or a new folder: --out DIR",
         )
-    (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
+    if claim:
+        (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
 
 
 def swap_in(folder: Path, building: Path, names: Iterable[str], obsolete: Iterable[str], *, marker: str) -> None:
@@ -171,3 +184,35 @@ def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
             if not name.startswith(".") and relative != except_for:
                 found[relative] = path.stat().st_size
     return found
+
+
+def refuse_unwritable(path: Path, hint: str) -> None:
+    """See, before long work, that ``write_output`` can write a file.
+
+    Raises:
+        DataError: it cannot; ``hint`` says what to give instead.
+    """
+    try:
+        is_new = not path.exists()
+        if is_new or path.is_file() or path.is_dir():  # opening a pipe would wait for its reader
+            with tempfile.TemporaryFile(dir=path.parent), path.open("ab"):
+                pass
+            if is_new:
+                path.unlink()
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None
+
+
+def write_output(path: Path, content: bytes, hint: str) -> None:
+    """Write a result whole or not at all; a device or a pipe is written to, not replaced.
+
+    Raises:
+        DataError: it cannot be written; ``hint`` says what to give instead.
+    """
+    try:
+        if path.is_file() or not path.exists():
+            write_bytes(path.resolve(), content)
+        else:
+            path.write_bytes(content)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None

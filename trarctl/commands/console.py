@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Without a terminal nothing is wrapped: a log or a pipe has no width.
 UNLIMITED_WIDTH = 10_000
+JSON_HINT = "--json FILE in another folder"
 
 
 class _Stream(io.FileIO):
@@ -220,15 +221,15 @@ def write_json(document: Mapping[str, object], target: str) -> None:
     Raises:
         DataError: if the file cannot be written.
     """
-    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    from trarctl.files import write_output
+
+    # A file name may hold bytes that are no text: JSON has escapes for what stands for them.
+    content = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False).encode(errors="backslashreplace")
     if target == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(content.decode() + "\n")
         _require_written()
         return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror or error}", "--json FILE in another folder") from None
+    write_output(Path(target), content + b"\n", JSON_HINT)
 
 
 def duration(seconds: float) -> str:

@@ -60,7 +60,7 @@ def test_bad_images_are_all_named(tmp_path: Path) -> None:
     raw = _write(tmp_path / "raw")
     (raw / "train/images/0.png").write_bytes(b"")
     (raw / "train/images/2.png").write_bytes((raw / "train/images/2.png").read_bytes()[:200])
-    with pytest.raises(DataError, match=r"2 image files are unusable: .*0.png is not an image.*2.png is truncated"):
+    with pytest.raises(DataError, match=r"2 image files are unusable: .*0.png is empty.*2.png is truncated"):
         prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
 
 
@@ -74,7 +74,7 @@ def test_bad_rows(tmp_path: Path) -> None:
     raw = _write(tmp_path / "raw")
     (raw / "train/questions.json").write_text('[["a?", "yes", 0], ["b?", "no"], ["c?", "no", "1"], 4]')
     with pytest.raises(
-        DataError, match=r"record 1 is not an object, record 2 has '1' as .*, record 3 is not an object"
+        DataError, match=r'record 1 is not an object, record 2 has "1" as .*, record 3 is not an object'
     ):
         prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
 

@@ -51,7 +51,9 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
     Raises:
         DataError: the file is damaged.
     """
-    reader = RecordReader(raw / files.questions, None, progress)
+    reader = RecordReader(
+        raw / files.questions, None, progress, warnings=data.warnings, layout='[["is it?", "yes", 0]]'
+    )
     types = StringTable()
 
     def take(rows: list[Any]) -> list[Any]:
@@ -60,7 +62,7 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
             for row in rows
         ]
         images, texts = reader.ids(records, "image_id"), reader.texts(records, "question")
-        answers = reader.column(records, "answer", str)
+        answers = reader.column(records, "answer", str, is_valid=lambda text: bool(text.strip()), expected="a text")
         if answers is None:
             return [None]
         kinds = types.codes([question_type(answer) for answer in answers])
@@ -86,6 +88,7 @@ EASY_VQA = register_dataset(
         ),
         image_sets=(_images("train", 4_000), _images("val", 1_000)),
         read_split=read_easy_vqa_split,
+        numbers_questions=True,
         grid_size=4,
         download_hint=_DOWNLOAD_HINT,
         aliases={"test": "val"},

@@ -29,11 +29,9 @@ EXIT_CODES = (
     (CheckpointError.exit_code, "checkpoint or run"),
     (DeviceError.exit_code, "device"),
 )
+STOPPED = ("128 + n", "stopped by signal n, after saving if training had begun")
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
-EPILOG = "\b\nExit codes:\n" + "\n".join(
-    f"  {code:<8}{meaning}"
-    for code, meaning in (*EXIT_CODES, ("128 + n", "stopped by signal n, after saving if training had begun"))
-)
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<8}{meaning}" for code, meaning in (*EXIT_CODES, STOPPED))
 
 app = typer.Typer(
     name="trarctl",

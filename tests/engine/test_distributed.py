@@ -213,22 +213,24 @@ def test_a_freed_block_is_used_again() -> None:
     assert reused is None or reused <= plain
 
 
-def _join(group: Group, seconds: float, answers: Any) -> None:
+def _join(group: Group, seconds: float, answers: Any, release: Any) -> None:
     """Join as a process of its own; the message, or that all went well."""
     try:
         with joined(Placement(("cpu",) * group.local_size, group), timeout_seconds=seconds) as world:
             answers.put((group.rank, world.all_gather(group.rank)))
+            release.wait(60)  # strangers come while the group works
     except DeviceError as error:
         answers.put((group.rank, error.what))
 
 
 def join_all(groups: list[Group], seconds: float) -> list[tuple[int, Any]]:
     context = multiprocessing.get_context("spawn")
-    answers: Any = context.Queue()
-    processes = [context.Process(target=_join, args=(group, seconds, answers)) for group in groups]
+    answers, release = context.Queue(), context.Event()
+    processes = [context.Process(target=_join, args=(group, seconds, answers, release)) for group in groups]
     for process in processes:
         process.start()
-    found = [answers.get(timeout=60) for _ in processes]
+    found: list[tuple[int, Any]] = [answers.get(timeout=60) for _ in processes]
+    release.set()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * len(processes)

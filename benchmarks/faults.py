@@ -104,7 +104,9 @@ def _hit(started: Program, run: RunFolder, chance: random.Random, victim: str, *
         is_saving = any(run.checkpoints.glob(".*.tmp")) if run.checkpoints.is_dir() else False
         if since is not None and time.monotonic() - since > wait and (is_saving or not in_a_save):
             members, workers = started.members(), started.workers()
-            for pid in {"all": members, "launcher": [started.process.pid]}.get(victim, workers[-1:]):
+            for pid in {"all": members, "launcher": [started.process.pid]}.get(
+                victim, workers and [chance.choice(workers)]
+            ):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             was_saving = any(run.checkpoints.glob(".*.tmp"))

@@ -273,7 +273,8 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
         return
     timeout = timedelta(seconds=timeout_seconds)
     try:
-        store = within(timeout_seconds, lambda: _meet(group, timeout))
+        # A little longer than the waits inside, which say better what they wait for.
+        store = within(timeout_seconds + GRACE_SECONDS, lambda: _meet(group, timeout))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size, timeout=timeout)
     except (RuntimeError, ValueError, TimeoutError) as error:

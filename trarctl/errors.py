@@ -46,6 +46,12 @@ class DeviceError(TrarError):
     exit_code = 6
 
 
+class DivergenceError(TrarError):
+    """A loss or gradient that is not finite; the state from before is saved."""
+
+    exit_code = 7
+
+
 class Stopped(TrarError):
     """A run that a signal ended after its state was saved.
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.data.preparing import prepare_golden
+from tests.data.preparing import GOLDEN, edit_json, prepare_golden, write_clevr
+from trarctl.data.loader import training_samples
 from trarctl.data.manifest import MANIFEST
+from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
 from trarctl.errors import DataError
 
@@ -120,3 +125,111 @@ def test_features_that_moved_away(tmp_path: Path, folder: Path) -> None:
 def test_questions_as_they_were_asked(folder: Path) -> None:
     split = open_prepared(folder).split("val")
     assert split.question_text(3) == "  Right  wearing wearing frisbee?"
+
+
+# What identifies the data
+
+
+def test_the_digest_of_a_split_is_that_of_its_ids_texts_and_images(folder: Path) -> None:
+    split = open_prepared(folder).split("val")
+    texts = [split.question_text(row).encode() for row in range(len(split))]
+    starts = np.cumsum([0, *map(len, texts)]).astype("<i8").tobytes()
+    ids = [array.astype("<i8").tobytes() for array in (split.question_id, split.image_id)]
+    content = b"".join(b"i" + len(one).to_bytes(8, "little") + one for one in ids) + starts + b"".join(texts)
+    assert split.digest == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("change", ["order", "text", "image", "id"])
+def test_another_question_image_or_order_is_another_digest(tmp_path: Path, change: str) -> None:
+    raw = write_clevr(tmp_path)
+    request = PrepareRequest("clevr", raw=raw, out=tmp_path / "out", grid=2, vectors="none")
+    prepare(request)
+    before = {name: open_prepared(tmp_path / "out").split(name).digest for name in ("train", "val", "test")}
+    assert len(set(before.values())) == 3
+
+    def edit(content: Any) -> None:
+        first = content["questions"][0]
+        match change:
+            case "order":
+                content["questions"].reverse()
+            case "text":
+                first["question"] = "is train number 7?"
+            case "image":
+                first["image_index"] = 2
+            case _:
+                first["question_index"] = 77
+
+    edit_json(raw / "questions/CLEVR_train_questions.json", edit)
+    prepare(request)
+    after = {name: open_prepared(tmp_path / "out").split(name).digest for name in before}
+    assert [name for name in before if before[name] != after[name]] == ["train"]
+
+
+def test_digests_of_words_answers_vectors_and_features(tmp_path: Path) -> None:
+    def digests(name: str, **options: Any) -> dict[str, str]:
+        prepare_golden("vqa", tmp_path / name, **options)
+        return open_prepared(tmp_path / name).digests
+
+    first, again = digests("a"), digests("b")
+    assert sorted(first) == ["answers", "features", "vectors", "words"]
+    assert again == first
+    assert digests("c", pack="float32") == first
+    assert digests("d", min_answer_count=0).keys() == first.keys()
+    assert [name for name, one in digests("d", min_answer_count=0).items() if one != first[name]] == ["answers"]
+    shutil.copytree(GOLDEN / "mini_vqa/feats", tmp_path / "feats")
+    for path in (tmp_path / "feats").rglob("*.npy"):
+        np.save(path, np.load(path)[::-1])
+    other = digests("e", features=tmp_path / "feats")
+    assert [name for name, one in other.items() if one != first[name]] == ["features"]
+
+
+def test_statistics_of_features_are_those_of_the_numbers(folder: Path) -> None:
+    data = open_prepared(folder)
+    statistics = data.feature_statistics()
+    assert statistics is not None
+    # All images are in the sample, as there are fewer than 64 of each set.
+    cells = data.features.read(np.arange(data.features.num_images)).astype(np.float64)
+    assert statistics["mean"] == pytest.approx(cells.mean(), rel=1e-5)
+    assert statistics["deviation"] == pytest.approx(cells.std(), rel=1e-5)
+    assert statistics["zero_cells"] == pytest.approx((cells == 0).all(axis=2).mean(), rel=1e-5)
+    assert len(statistics["images"]) == len(cells)
+    first = f"{data.features.image_set(0)}/{data.features.image_id(0)}"
+    assert statistics["images"][first][:2] == pytest.approx([cells[0].mean(), cells[0].std()], rel=1e-5)
+
+
+def test_features_are_compared_within_the_rounding_of_float16(tmp_path: Path, folder: Path) -> None:
+    data, statistics = open_prepared(folder), open_prepared(folder).feature_statistics()
+    prepare_golden("vqa", tmp_path / "half", pack="float16")
+    assert open_prepared(tmp_path / "half").feature_difference(statistics) is None
+    assert data.feature_difference(None) is None
+    shutil.copytree(GOLDEN / "mini_vqa/feats", tmp_path / "feats")
+    for path in (tmp_path / "feats").rglob("*.npy"):
+        np.save(path, np.load(path) * np.float32(1.05))
+    prepare_golden("vqa", tmp_path / "other", features=tmp_path / "feats")
+    difference = open_prepared(tmp_path / "other").feature_difference(statistics)
+    assert difference is not None
+    assert "of 34 sampled images differ: image" in difference
+
+
+def test_features_of_other_images_are_compared_by_scale(folder: Path) -> None:
+    statistics = open_prepared(folder).feature_statistics()
+    assert statistics is not None
+    others = {f"other/{name}": moments for name, moments in statistics["images"].items()}
+    assert open_prepared(folder).feature_difference(statistics | {"images": others}) is None
+    scaled = {"mean": statistics["mean"] * 2, "deviation": statistics["deviation"] * 2, "images": others}
+    difference = open_prepared(folder).feature_difference(statistics | scaled)
+    assert difference is not None
+    assert f"expected mean {scaled['mean']:g}" in difference
+
+
+@pytest.mark.parametrize("pack", [None, "float16"])
+def test_features_that_changed_since_are_not_trained_on(tmp_path: Path, pack: Any) -> None:
+    shutil.copytree(GOLDEN / "mini_vqa/feats", tmp_path / "feats")
+    prepare_golden("vqa", tmp_path / "out", features=tmp_path / "feats", pack=pack)
+    training_samples(open_prepared(tmp_path / "out"), "train", "bce")
+    changed = tmp_path / "out/features" if pack else tmp_path / "feats/val2014"
+    for path in changed.glob("*.npy"):
+        array = np.load(path)
+        np.save(path, np.zeros_like(array) if pack else array + 1)
+    with pytest.raises(DataError, match="changed since they were prepared: the features of .* sampled images differ"):
+        training_samples(open_prepared(tmp_path / "out"), "train", "bce")

@@ -21,7 +21,7 @@ from trarctl.engine.distributed import World
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
-from trarctl.errors import TrarError
+from trarctl.errors import DivergenceError
 
 
 def own_features(folder: Path) -> tuple[Path, Path]:
@@ -54,12 +54,13 @@ def test_it_stops_with_the_step_the_questions_and_a_checkpoint(tmp_path: Path) -
         if isinstance(event, StepDone):
             last.append(event.step)
 
-    with pytest.raises(TrarError, match="the loss or its gradient is not finite at step") as raised:
+    with pytest.raises(DivergenceError, match="the loss or its gradient is not finite at step") as raised:
         train(tiny_settings(data, tmp_path, train__shuffle="false"), on_event=on_event)
     match = re.search(
         r"at step (\d+) \(questions ([\d, ]+) and 12 more\) of run tiny; .* saved in (\S+),", raised.value.what
     )
     assert match
+    assert raised.value.exit_code == 7
     opened = open_prepared(data)
     samples, step = training_samples(opened, "train", "bce"), int(match[1])
     rows = np.arange(20 * (step - 1), 20 * step)

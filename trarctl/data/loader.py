@@ -69,6 +69,9 @@ class Samples:
         data: the prepared data.
         parts: splits and, of each, the rows to take in order.
         loss: what ``Batch.target`` is for; None leaves it out.
+
+    Raises:
+        DataError: features changed or were lost since they were prepared, by a sample of the images.
     """
 
     def __init__(self, data: PreparedData, parts: Sequence[tuple[PreparedSplit, Rows]], loss: Loss | None) -> None:
@@ -77,6 +80,7 @@ class Samples:
         self._starts = np.cumsum([0] + [len(rows) for _, rows in parts])
         self._loss = loss
         self.num_answers = len(data.answers)
+        data.features.verify()
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -100,6 +100,40 @@ class ImageSetPart(_Part):
     stored_type: StoredType | None = None
 
 
+class FeatureStatistics(_Part):
+    """What the features are like, by a fixed sample of images: the same numbers have it whatever they are stored as."""
+
+    mean: float
+    deviation: float = Field(description="standard deviation")
+    zero_cells: float = Field(description="share of the cells that are all zero")
+    images: dict[str, tuple[float, ...]] = Field(
+        description="by image set and id: mean, standard deviation, mean weighted along the cells and along the width"
+    )
+
+    def difference(self, other: FeatureStatistics) -> str | None:
+        """Say how features differ from those of ``other``, beyond the rounding of float16; None: they do not."""
+        shared = [name for name in self.images if name in other.images]
+        differing = [name for name in shared if _differs(self.images[name], other.images[name])]
+        if differing:
+            ours, theirs = (
+                f"mean {one[0]:g}, deviation {one[1]:g}"
+                for one in (self.images[differing[0]], other.images[differing[0]])
+            )
+            count = f"{len(differing)} of {len(shared)} sampled images"
+            return f"the features of {count} differ: image {differing[0]} has {ours}, expected {theirs}"
+        # Of other images only the scale can be compared.
+        ratio = (self.deviation + 1e-7) / (other.deviation + 1e-7)
+        if shared or (0.7 < ratio < 1.4 and abs(self.mean - other.mean) <= 0.5 * other.deviation + 1e-7):
+            return None
+        ours, theirs = (f"mean {one.mean:g}, deviation {one.deviation:g}" for one in (self, other))
+        return f"the features have {ours}, expected {theirs}"
+
+
+def _differs(one: Sequence[float], other: Sequence[float]) -> bool:
+    allowed = 0.01 * other[1] + 1e-3 * abs(other[0]) + 1e-7
+    return any(abs(ours - theirs) > allowed for ours, theirs in zip(one, other, strict=True))
+
+
 class ImagesPart(_Part):
     """The image table, and where its features are."""
 
@@ -109,6 +143,7 @@ class ImagesPart(_Part):
     pack: Literal["float16", "float32", "as-found"] | None
     backbone: str | None = Field(description="what made the features out of images")
     image_sets: tuple[ImageSetPart, ...]
+    statistics: FeatureStatistics | None = None
     warnings: tuple[str, ...] = ()
 
 

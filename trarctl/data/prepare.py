@@ -73,7 +73,6 @@ class PrepareRequest:
     min_answer_count: int = 8  # VQA: an answer is learned if more annotations than this give it
     max_words: int | None = None  # words kept of a question; None: 14 for VQA, else the longest question in the data
     pack: Pack | None = None  # number type to pack features as; None: read them where they are
-    check_values: bool = True  # read every number of every feature file, not only shapes and sizes
     rebuild: bool = False  # prepare again even if nothing changed
     images: Path | None = None  # VQA, CLEVR: one folder of pictures an image set, to make features of
     extractor: str | None = None  # what makes them; None: as the data set has it, else resnet101
@@ -228,7 +227,6 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     options = ImageOptions(
         features=None if request.without_features else features,
         pack=request.pack,
-        check_values=request.check_values,
         extractor_options=ExtractorOptions(grid, request.weights, request.devices),
         pictures=pictures,
         extractor=extractor,

@@ -5,7 +5,8 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +23,11 @@ from trarctl.data.manifest import (
     IMAGES,
     VECTORS,
     VOCABULARY,
+    FeatureStatistics,
     Manifest,
     SplitPart,
     digest_of,
+    key_of,
     prepare_command,
     read_manifest,
 )
@@ -150,6 +153,45 @@ class PreparedData:
         ids = [self._files.array(f"{IMAGES}/{part.name}.ids.npy") for part in self.manifest.images.image_sets]
         return FeatureStore(self.path, self.dataset, self.manifest.images, ids)
 
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What identifies the words, the answers, the word vectors and the features: equal for equal content."""
+        manifest, statistics = self.manifest, self.feature_statistics()
+        return {
+            "words": manifest.text.vocabulary_digest,
+            "answers": manifest.text.answers_digest,
+            "vectors": manifest.vectors.digest if manifest.vectors else "none",
+            "features": key_of(
+                {
+                    "extractor": manifest.images.backbone,
+                    "shape": [manifest.grid_size, manifest.feature_width],
+                    "statistics": statistics,
+                }
+            ),
+        }
+
+    def feature_statistics(self) -> dict[str, Any] | None:
+        """Describe the features by a fixed sample of images, None while there are none; see ``FeatureStatistics``.
+
+        Raises:
+            DataError: the folder was prepared before version 0.4, and its features cannot be read.
+        """
+        statistics = self._statistics
+        return None if statistics is None else statistics.model_dump(mode="json")
+
+    def feature_difference(self, statistics: Mapping[str, Any] | None) -> str | None:
+        """Say how the features differ from those that ``feature_statistics`` described; None: they do not.
+
+        Features stored as float16 are those stored as float32. Nothing to compare with is no difference.
+        """
+        if statistics is None or self._statistics is None:
+            return None
+        return self._statistics.difference(FeatureStatistics.model_validate(statistics))
+
+    @cached_property
+    def _statistics(self) -> FeatureStatistics | None:
+        return self.manifest.images.statistics or (self.features.statistics() if self.manifest.feature_width else None)
+
     def split(self, name: str) -> PreparedSplit:
         """Give one split; ``test`` may be another name for ``val`` where the data has no other.
 
@@ -177,6 +219,18 @@ class PreparedSplit:
 
     def __len__(self) -> int:
         return self._part.questions
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the questions' ids, texts and image ids in their order: equal for the same questions."""
+        digest = hashlib.sha256()
+        for ids in (self.question_id, self.image_id):
+            digest.update(ids.dtype.kind.encode())
+            content = "\0".join(ids.tolist()).encode() if ids.dtype.kind == "U" else ids.astype("<i8").tobytes()
+            digest.update(len(content).to_bytes(8, "little") + content)
+        digest.update(self._questions.offsets.astype("<i8").tobytes())
+        digest.update(self._questions.content.tobytes())
+        return digest.hexdigest()
 
     @property
     def is_annotated(self) -> bool:

@@ -72,6 +72,8 @@ class Description(BaseModel):
     backbone: str | None = None
     data: str
     num_processes: int = 1
+    samples: str | None = None  # digest of the training questions' ids in training order; None in old files
+    features: dict[str, Any] | None = None  # statistics of the features that it was trained on; None in old files
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
@@ -91,10 +93,21 @@ def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
-    """Restore Adam's averages; of parameters that have none it starts from zero."""
+    """Restore Adam's averages; of parameters that have none it starts from zero.
+
+    Raises:
+        CheckpointError: some are missing or of another shape.
+    """
     for name, parameter in model.named_parameters():
         if _AVERAGE + name not in tensors:
             continue
+        wanted = {_STEP: torch.Size(), _AVERAGE + name: parameter.shape, _SQUARE + name: parameter.shape}
+        for held, shape in wanted.items():
+            if held not in tensors or tensors[held].shape != shape:
+                given = f"is {list(tensors[held].shape)}" if held in tensors else "is missing"
+                raise CheckpointError(
+                    f"the checkpoint's {held} {given}, expected {list(shape)}", "resume from another: --epoch N"
+                )
         optimizer.state[parameter] = {
             "step": tensors[_STEP].to(parameter.device, copy=True),
             "exp_avg": tensors[_AVERAGE + name].to(parameter.device),

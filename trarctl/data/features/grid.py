@@ -22,13 +22,14 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
-from trarctl.data.manifest import FEATURES, ImageSetPart, ImagesPart, prepare_command
+from trarctl.data.manifest import FEATURES, FeatureStatistics, ImageSetPart, ImagesPart, prepare_command
 from trarctl.errors import DataError
 
 Floats = npt.NDArray[np.floating]
 
 _LARGEST_MEMBER_BYTES = 1 << 30
 _LARGEST_HEADER = 1024
+_NUM_SAMPLED, _NUM_VERIFIED = 64, 16  # images of a set
 
 
 class FeatureFileError(Exception):
@@ -198,6 +199,11 @@ def _parsed_header(header: bytes) -> ArrayHeader:
     return ArrayHeader(shape, dtype, native, is_fortran, len(header), num_bytes)
 
 
+def _rounded(value: Any) -> float:
+    """Leave out the last digits of a sum, which depend on the processor."""
+    return float(f"{value:.6g}")
+
+
 class FeatureStore:
     """Features of all images of prepared data, by row of the image table; safe to use from several threads.
 
@@ -212,6 +218,7 @@ class FeatureStore:
         self._starts = np.cumsum([0] + [images.num_images for images in part.image_sets])
         self.num_cells = part.grid_size**2
         self.width = part.feature_width
+        self._statistics = part.statistics
         self.num_images = int(self._starts[-1])
         stored = {images.stored_type for images in part.image_sets if images.kind != "none"}
         self.dtype: np.dtype[np.floating[Any]] = np.dtype(np.float16 if stored == {"float16"} else np.float32)
@@ -254,6 +261,49 @@ class FeatureStore:
             for row, image_id in zip(targets.tolist(), self._ids[index][local].tolist(), strict=True):
                 read_cells(self._file(images, image_id), out[row])
         return out
+
+    def statistics(self, num_images: int = _NUM_SAMPLED) -> FeatureStatistics | None:
+        """Describe the features by a fixed sample of ``num_images`` of every set; None while there are none.
+
+        Which images are taken depends on their ids alone, so that other tables of the same images share most of them.
+        """
+        images: dict[str, tuple[float, ...]] = {}
+        zero_cells, squares = list[float](), list[float]()
+        along_cells, along_width = np.linspace(-1, 1, self.num_cells), np.linspace(-1, 1, self.width)
+        for start, part, ids in zip(self._starts.tolist(), self._sets, self._ids, strict=False):
+            if part.kind == "none":
+                continue
+            sums = np.array([zlib.crc32(str(one).encode()) for one in ids.tolist()], dtype=np.uint32)
+            for row in np.argsort(sums, kind="stable")[:num_images].tolist():
+                cells = self.read(np.array([start + row]))[0].astype(np.float64)
+                if not np.isfinite(cells).all():
+                    what = f"the features of image {part.name}/{ids[row]} in {self._folder} are NaN or infinite"
+                    raise DataError(what, self._cure)
+                by_cell, by_width = cells.mean(axis=1) @ along_cells, cells.mean(axis=0) @ along_width
+                moments = cells.mean(), cells.std(), by_cell / self.num_cells, by_width / self.width
+                images[f"{part.name}/{ids[row]}"] = tuple(map(_rounded, moments))
+                zero_cells.append(float((~cells.any(axis=1)).mean()))
+                squares.append(float(np.square(cells).mean()))
+        if not images:
+            return None
+        mean = float(np.mean([moments[0] for moments in images.values()]))
+        deviation = max(float(np.mean(squares)) - mean**2, 0.0) ** 0.5
+        return FeatureStatistics(
+            mean=_rounded(mean),
+            deviation=_rounded(deviation),
+            zero_cells=_rounded(np.mean(zero_cells)),
+            images=images,
+        )
+
+    def verify(self) -> None:
+        """Compare some images with what they were when they were prepared; a DataError says how they differ."""
+        if self._statistics is None:
+            return
+        found = self.statistics(_NUM_VERIFIED)
+        if found is not None and (difference := found.difference(self._statistics)):
+            raise DataError(
+                f"the features of {self._folder} changed since they were prepared: {difference}", self._cure
+            )
 
     def _set_indices(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Give the index of each row's image set, [R]."""

@@ -25,6 +25,7 @@ from trarctl.data.features.base import Extractor, ExtractorOptions
 from trarctl.data.features.extract import extract_files, fill_from_pictures, training_images
 from trarctl.data.features.grid import (
     FeatureFileError,
+    FeatureStore,
     Floats,
     read_features,
     read_shape,
@@ -67,7 +68,6 @@ class ImageOptions:
 
     features: Path | None
     pack: Pack | None
-    check_values: bool
     extractor_options: ExtractorOptions
     pictures: Path | None = None
     extractor: str = ""
@@ -78,6 +78,7 @@ class ImageOptions:
 class ImagePlan:
     """The image table, and a key that changes with all that the features depend on; ``extractor`` may be unfitted."""
 
+    dataset: str
     options: ImageOptions
     table: ImageTable
     fingerprints: dict[str, str]
@@ -108,11 +109,11 @@ def plan_images(
     key = {
         "grid_size": options.extractor_options.grid_size,
         "pack": options.pack,
-        "check_values": options.check_values,
+        "check_values": True,
         "fingerprints": fingerprints,
         "folders": {one.name: str(one.folder.path.resolve()) for one in table.sets if one.folder},
     }
-    return ImagePlan(options, table, fingerprints, key_of(key | made_by), warnings, extractor)
+    return ImagePlan(spec.name, options, table, fingerprints, key_of(key | made_by), warnings, extractor)
 
 
 def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress) -> ImagesPart:
@@ -130,7 +131,7 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
         width, common_type, warnings = extractor.width, extractor.stored_type, plan.warnings
     else:
         # Packing reads and checks every number anyway, so shapes are enough before it.
-        check_values = options.check_values and pack_as is None
+        check_values = pack_as is None
         width, common_type, odd = check_files(plan.table.sets, num_cells, check_values=check_values, progress=progress)
         warnings = plan.warnings + odd
     if extractor is not None:
@@ -153,7 +154,7 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
             pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress)
             part = {"kind": "packed", "file": path.name, "stored_type": stored_type}
         parts.append(ImageSetPart(name=images.name, num_images=len(images.ids), **part))
-    return ImagesPart(
+    images_part = ImagesPart(
         key=plan.key,
         grid_size=options.extractor_options.grid_size,
         feature_width=width,
@@ -162,6 +163,8 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
         image_sets=tuple(parts),
         warnings=warnings,
     )
+    store = FeatureStore(out, plan.dataset, images_part, [images.ids for images in plan.table.sets])
+    return images_part.model_copy(update={"statistics": store.statistics()})
 
 
 def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool, progress: Progress) -> Common:

@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     from trarctl.engine.loading import Loaded
     from trarctl.engine.predictor import Insight, Predictor
 
-__all__ = ["accuracy", "load_model", "look_inside", "open_data", "open_predictor", "routes_by_type", "score"]
+__all__ = [
+    "accuracy",
+    "load_model",
+    "load_scores",
+    "look_inside",
+    "open_data",
+    "open_predictor",
+    "routes_by_type",
+    "score",
+]
 
 
 def open_data(path: str | Path) -> PreparedData:
@@ -92,15 +101,27 @@ def score(
     return score_split(_request(ckpt, data, split, config, gpus, runs), lambda: nullcontext(no_callback))[0]
 
 
+def load_scores(path: str | Path, data: PreparedData, split: str) -> Scores:
+    """Read a file of ``--save-scores``, without the routes, its questions in the order of the split.
+
+    Raises:
+        DataError: if it cannot be read, or holds anything but finite scores for exactly these questions.
+    """
+    from trarctl.engine import evaluator
+
+    return evaluator.load_scores(Path(path), data, split)[0]
+
+
 def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: EvaluatorName = "official") -> Accuracy:
-    """Compare scores with the answers of a split, in percent: overall and by type.
+    """Compare scores with the answers of a split, in percent: overall and by type; questions are matched by their ids.
 
     Raises:
         DataError: if the split has no answers, or is not the one that was scored.
     """
     from trarctl.data.metrics import measure
 
-    return measure(scores.predictions(), data, data.split(split), evaluator)
+    part = data.split(split)
+    return measure(scores.in_order_of(part.question_id).predictions(), data, part, evaluator)
 
 
 def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, NDArray[np.float64]]:
@@ -111,6 +132,7 @@ def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, 
     """
     from trarctl.report import outcomes
 
+    scores = scores.in_order_of(data.split(split).question_id)
     outcome = outcomes.outcome_of(scores, data.split(split), accuracy(scores, data, split))
     return dict(zip(outcome.types, outcomes.routes_by_type(outcome, scores.routes), strict=True))
 

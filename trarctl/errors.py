@@ -71,3 +71,8 @@ def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:
     """Write out the first ``most`` of ``count`` things: ``1, 2, 3 and 4 more``."""
     shown = [str(item) for item in islice(items, most)]
     return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
+
+
+def shortened(text: str, *, most: int = 80) -> str:
+    """Cut a long text of a user's for a message."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

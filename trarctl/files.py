@@ -14,7 +14,9 @@ import os
 import shlex
 import shutil
 import socket
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -31,17 +33,35 @@ from trarctl.errors import DataError, TrarError
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; the file takes its own name when the block ends well, or is not there at all.
 
-    It is on the disk by then, also after a power cut. What was there before stays until that moment.
+    It is on the disk by then, also after a power cut. What was there before stays until that moment. The file has the
+    mode that the process gives to new files, whoever wrote it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(stat.S_IMODE(mode))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def require_writable(path: Path, hint: str) -> None:
+    """See, before the work, that a file can be written; a DataError says what stands in the way. Nothing changes."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"there is no folder {path.parent}"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"the folder {path.parent} cannot be written"
+    else:
+        return
+    raise DataError(f"cannot write {path}: {reason}", hint)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -265,3 +285,35 @@ def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
             if not name.startswith(".") and relative != except_for:
                 found[relative] = path.stat().st_size
     return found
+
+
+def refuse_unwritable(path: Path, hint: str) -> None:
+    """See, before long work, that ``write_output`` can write a file.
+
+    Raises:
+        DataError: it cannot; ``hint`` says what to give instead.
+    """
+    try:
+        is_new = not path.exists()
+        if is_new or path.is_file() or path.is_dir():  # opening a pipe would wait for its reader
+            with tempfile.TemporaryFile(dir=path.parent), path.open("ab"):
+                pass
+            if is_new:
+                path.unlink()
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None
+
+
+def write_output(path: Path, content: bytes, hint: str) -> None:
+    """Write a result whole or not at all; a device or a pipe is written to, not replaced.
+
+    Raises:
+        DataError: it cannot be written; ``hint`` says what to give instead.
+    """
+    try:
+        if path.is_file() or not path.exists():
+            write_bytes(path.resolve(), content)
+        else:
+            path.write_bytes(content)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None

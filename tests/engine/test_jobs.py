@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import os
 import resource
 import shutil
 import signal
+import stat
+import sys
+import types
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ from trarctl.engine.callbacks import Event, Note, StepDone
 from trarctl.engine.checkpoint import load_checkpoint, load_description, save_checkpoint
 from trarctl.engine.run import RunFolder
 from trarctl.errors import CheckpointError, DataError, SettingsError, TrarError
+from trarctl.registry import DATASETS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -109,7 +115,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[TrarError], str]] = {
     "a batch larger than the data": ({"epochs": 4, "train__batch_size": 500}, SettingsError, "larger than the"),
     "a batch that does not divide": ({"epochs": 4, "run__gpus": "cpu:3"}, SettingsError, "does not divide"),
     "a logger that is not installed": ({"epochs": 4, "run__loggers": "wandb"}, SettingsError, "not installed"),
-    "data of another grid": ({"epochs": 4, "other": "grid"}, CheckpointError, r"model\.grid_size = 5 \(was 4\)"),
+    "data of another grid": ({"epochs": 4, "other": "grid"}, CheckpointError, "on a grid of size 4, .* has 5"),
     "data of another order": ({"epochs": 4, "other": "order"}, CheckpointError, "another vocabulary"),
     "other features": ({"epochs": 4, "other": "features"}, CheckpointError, "other features"),
 }  # fmt: skip
@@ -361,6 +367,17 @@ def test_a_start_that_is_refused_late_leaves_no_folder(
 # What is damaged or cannot be written
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_checkpoints_have_the_mode_of_new_files(mask: int, finished: RunFolder, tmp_path: Path) -> None:
+    run, before = copy(finished, tmp_path), os.umask(mask)
+    try:
+        resume(run, epochs=4)
+    finally:
+        os.umask(before)
+    files = (run.epoch_checkpoint(4), run.settings_file, run.metrics_file)
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o666 & ~mask] * 3
+
+
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b"\xff\xfe", b'{"train": {"epochs": -1}}', b'{"new": {}}'])
 def test_settings_that_are_damaged_are_in_the_checkpoints(
     content: bytes | None, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trarctl: Run
@@ -401,3 +418,49 @@ def test_a_full_disk_before_the_first_step_changes_nothing(
     after = content_of(tmp_path)
     assert {name: digest for name, digest in after.items() if not name.startswith("runs/tiny2")} == before
     assert run.path.exists()
+
+
+# Noticed before the work
+
+
+def test_a_logger_that_cannot_begin_is_found_before_the_run_is(
+    finished: RunFolder, golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``wandb.init`` without a key does, after it has made its folder."""
+
+    def init(**options: Any) -> None:
+        (Path(options["dir"]) / "wandb").mkdir(exist_ok=True)
+        raise RuntimeError("api_key not configured (no-tty).\nCall wandb.login")
+
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    fake.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run = copy(finished, tmp_path, "resumed")
+    (run.path / "wandb").mkdir()
+    before = content_of(tmp_path)
+    settings = tiny_settings(golden_data["vqa"], tmp_path, run__loggers="wandb")
+    for begin in (lambda: train(settings), lambda: resume(run, epochs=4, run__loggers="wandb")):
+        with pytest.raises(SettingsError, match=r"run\.loggers: wandb cannot begin: api_key not configured") as raised:
+            begin()
+        assert content_of(tmp_path) == before
+        assert "wandb login" in str(raised.value.hint)
+
+
+def test_val_that_cannot_be_measured_is_found_before_the_first_epoch(
+    golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def metric(*_: object) -> None:
+        raise DataError("function 'fly' is of no type")
+
+    settings = tiny_settings(golden_data["clevr"], tmp_path, "clevr", run__validate_every=2)
+    monkeypatch.setattr("trarctl.data.prepared.PreparedData.spec", replace(DATASETS["clevr"], metric=metric))
+    with pytest.raises(DataError, match="function 'fly'"):
+        train(settings)
+    assert not (tmp_path / "runs" / "tiny").exists()
+    train(settings.model_copy(update={"run": settings.run.model_copy(update={"validate_every": 0})}))
+
+
+@pytest.mark.parametrize("size", ["1000000", "99999999999999999999", "1e20", "-64"])
+def test_a_batch_beyond_all_bounds_is_refused_at_once(size: str, trarctl: Run) -> None:
+    assert trarctl("train", "vqa", "--set", f"train.batch_size={size}", "--accu", 3)[0] == 3

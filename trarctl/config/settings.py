@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import reprlib
 import tomllib
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -204,7 +205,7 @@ class TrainSettings(Frozen):
     """How the weights are learned."""
 
     epochs: PositiveInt = setting(13, "passes over the training split")
-    batch_size: PositiveInt = setting(64, "samples of one optimizer step, over all GPUs and parts")
+    batch_size: PositiveInt = setting(64, "samples of one optimizer step, over all GPUs and parts", le=999_999)
     accumulation: PositiveInt = setting(1, "parts that a batch is computed in, to save memory; must divide its size")
     learning_rate: PositiveFloat = setting(1e-4, "base rate of Adam")
     warmup_epochs: int = setting(3, "the rate rises in four stages over the first warmup_epochs + 1", ge=0)
@@ -225,7 +226,8 @@ class TrainSettings(Frozen):
     def _divides(self) -> Self:
         batch, parts = self.batch_size, self.accumulation
         if batch % parts:
-            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+            small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
+            divisors = small + [batch // n for n in reversed(small)]
             near = [n for n in divisors if n < parts][-1:] + [n for n in divisors if n > parts][:1]
             message = (
                 f"accumulation {parts} does not divide batch_size {batch} (nearest that do: {_either(near, 'and')})"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from trarctl.config import EvaluatorName
-from trarctl.data.records import StringTable
+from trarctl.data.records import NUM_ANNOTATORS, StringTable
 from trarctl.data.text import strip_punctuation, strip_words
-from trarctl.errors import DataError
+from trarctl.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
@@ -55,6 +55,7 @@ class Accuracy:
     right: npt.NDArray[np.float64]  # share of the truth that each answer has, 0 to 1, [Q]
     type_of: npt.NDArray[np.int64]  # each question's type, an index into types, [Q]
     types: tuple[str, ...]  # all of them occur
+    note: str | None = None  # by which rule, where it is not the usual one
 
 
 Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
@@ -65,14 +66,23 @@ def measure(predictions: Sequence[str], data: PreparedData, split: PreparedSplit
     """Compare an answer for each question of a split, in file order, with its ground truth by the data set's rules.
 
     Raises:
-        DataError: the split has no answers.
+        DataError: the split has no answers, or they are not those of the data set.
+        SettingsError: there is no such evaluator.
     """
+    if evaluator not in get_args(EvaluatorName):
+        names = " or ".join(get_args(EvaluatorName))
+        raise SettingsError(f"there is no evaluator {evaluator!r}", f"choose {names}")
     if not split.is_annotated:
         raise DataError(
             f"split {split.name} of {data.path} has no answers to compare with",
             f"trarctl submit --split {split.name} writes its answers; trarctl eval --split val measures",
         )
     return data.spec.metric(predictions, split.truth(), evaluator)
+
+
+def refuse_unmeasurable(data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> None:
+    """See, before the work, that ``measure`` will be able to compare answers to a split; it raises what that would."""
+    measure([""] * len(split), data, split, evaluator)
 
 
 def _clean(text: str) -> str:
@@ -102,6 +112,8 @@ _RULES: dict[EvaluatorName, _Rules] = {
 def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
     """Score VQA answers: the mean over the ten leave-one-out sets of min(1, matches / 3).
 
+    With K annotators it is min(1, matches / min(3, K)), averaged over the leave-one-out sets where K is 3 or more.
+
     Args:
         predictions: an answer for each question, [Q] in the order of ``truth``.
         truth: the annotators' answers.
@@ -124,6 +136,21 @@ def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Eval
         right=right,
         type_of=type_of,
         types=types,
+        note=_annotators_note(truth),
+    )
+
+
+def _annotators_note(truth: GroundTruth) -> str | None:
+    """Say how many questions have how many annotators, and what that means; None if all have ten."""
+    per_question, questions = np.unique((truth.codes >= 0).sum(axis=1), return_counts=True)
+    if per_question.tolist() == [NUM_ANNOTATORS]:
+        return None
+    counts = dict(zip(per_question.tolist(), questions.tolist(), strict=True))
+    held = ", ".join(f"{questions:,} have {number}" for number, questions in counts.items())
+    best = "; three who agree make 66.67 %" if _ENOUGH_MATCHES in counts else ""
+    return (
+        f"of {len(truth):,} questions {held} of {NUM_ANNOTATORS} annotators' answers: with K an answer scores"
+        f" min(1, matches / min(3, K)), averaged over the leave-one-out sets where K is 3 or more{best}"
     )
 
 
@@ -229,7 +256,9 @@ def _shares(states: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
 
 
 def _share(pattern: list[int]) -> float:
-    num_matches = pattern.count(_MATCH)
+    num_matches, num_annotators = pattern.count(_MATCH), len(pattern) - pattern.count(_ABSENT)
+    if num_annotators < _ENOUGH_MATCHES:
+        return num_matches / num_annotators
     others_who_match = [num_matches - (state == _MATCH) for state in pattern if state != _ABSENT]
     leave_one_out = [min(1.0, others / _ENOUGH_MATCHES) for others in others_who_match]
     return sum(leave_one_out) / len(leave_one_out)
@@ -251,12 +280,14 @@ def _by_type(
 def commonest_answer(data: PreparedData, split: PreparedSplit) -> list[str]:
     """Give the commonest answer of the training split to every question of ``split``."""
     labels, _ = _training_labels(data)
-    return [data.answers[int(np.bincount(labels).argmax())]] * len(split)
+    return [data.answers[int(np.bincount(labels).argmax())] if len(labels) else ""] * len(split)
 
 
 def question_prior(data: PreparedData, split: PreparedSplit) -> list[str]:
     """Give the commonest training answer to the same words, or of all, to each question; no image is looked at."""
     labels, rows = _training_labels(data)
+    if not len(labels):
+        return [""] * len(split)
     train = data.split("train")
     tokens = np.concatenate([train.question_tokens[rows], split.question_tokens])
     _, question = np.unique(tokens, axis=0, return_inverse=True)

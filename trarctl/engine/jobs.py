@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,17 +16,19 @@ from torch import Tensor
 from trarctl.config.resolve import Origin
 from trarctl.config.settings import Settings, flat, from_dict, to_text
 from trarctl.data.loader import training_samples
+from trarctl.data.metrics import refuse_unmeasurable
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import callbacks
 from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint
 from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
 from trarctl.engine.launch import Job
-from trarctl.engine.loading import adopt_shape, check_shape, check_words, fit_to_data, prepared_folder, read_weights
+from trarctl.engine.loading import adopt_shape, check_data, check_shape, fit_to_data, prepared_folder, read_weights
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings
 from trarctl.engine.signals import stop_requests
-from trarctl.engine.trainer import Trainer, digest_of_samples, split_of_epoch
+from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
+from trarctl.files import remove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +90,9 @@ class TrainJob(Job):
             trainer = Trainer(settings, data, run, world, callback=callback, stop=stop, tensors=tensors, state=state)
             tensors.clear()
             if origin is not None:
-                _write_beginning(run, settings, data, origin, callback)
                 recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
                 trainer.callback = stack.enter_context(recorded)
+                _write_beginning(run, settings, data, origin, trainer.callback)
             return trainer.fit()
 
     def _shared_values(self, data: PreparedData) -> dict[str, object]:
@@ -110,6 +112,9 @@ class TrainJob(Job):
             return None
         if is_restarted:
             callback(Note(f"a process was lost: run {run.name} goes on from its latest checkpoint"))
+        splits = settings.data.split, settings.data.later_split or settings.data.split
+        if any(is_validated(settings, data, split) for split in splits):
+            refuse_unmeasurable(data, data.split("val"), "official")
         if self.kind == "resume" or is_restarted:
             return _resumed(run, settings, data, None if is_restarted else self.checkpoint, callback)
         refuse_existing(run)
@@ -135,14 +140,15 @@ _RELEASE_SECONDS = 30.0
 
 @contextmanager
 def _only_writer(run: RunFolder) -> Iterator[None]:
-    """Lock a run while the block runs; a folder that was made for it goes if nothing came to be in it."""
+    """Lock a run while the block runs; a folder that was made for it goes if it does not become one."""
+    is_new = not run.path.exists()
     run.create()
-    try:
-        with run.claimed(wait_seconds=_RELEASE_SECONDS if num_restarts() else 0.0):
+    with run.claimed(wait_seconds=_RELEASE_SECONDS if num_restarts() else 0.0):
+        try:
             yield
-    finally:
-        with suppress(OSError):
-            run.path.rmdir()
+        finally:
+            if is_new and not run.exists():
+                remove(run.path)
 
 
 def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[TrainJob, list[str]]:
@@ -268,7 +274,6 @@ def _write_beginning(
             run.log(f"resumed from {beginning.checkpoint.name}, {_now()}")
     for note in notes:
         callback(Note(note))
-        run.log(note)
 
 
 def _resumed(
@@ -276,7 +281,8 @@ def _resumed(
 ) -> Beginning:
     """Load a checkpoint of a run, and see that the run can go on from it with these settings and this data."""
     path, tensors, description = _load_chosen(run, chosen, callback)
-    check_words(path, description, data)
+    for difference in check_data(path, description, data):
+        raise CheckpointError(difference, f"trarctl train --init {path} starts a new run from its weights")
     state, epochs = description.progress, settings.train.epochs
     if state.epoch >= epochs:
         done = f"its {epochs} epochs" if state.epoch == epochs else f"{state.epoch} epochs, more than {epochs}"
@@ -285,11 +291,6 @@ def _resumed(
         )
     then = from_dict(description.settings, str(path))
     _refuse_another_model(path, then, settings, description)
-    if difference := data.feature_difference(description.features):
-        raise CheckpointError(
-            f"{path} was trained with other features than {data.path} has: {difference}",
-            f"give the prepared data that it was trained on: --data DIR (it was {description.data})",
-        )
     samples = training_samples(data, split_of_epoch(settings.data, state.epoch), settings.train.loss)
     is_same_data = description.samples in (None, digest_of_samples(samples))
     if state.step_in_epoch:
@@ -343,12 +344,9 @@ def _changes(then: Settings, now: Settings, keys: Iterable[str] | None = None) -
 def _refuse_another_model(path: Path, then: Settings, now: Settings, description: Description) -> None:
     keys = [key for key in flat(now) if key.startswith("model.") and key not in _NOT_WEIGHTS]
     if changes := _changes(then, now, keys):
-        of_data = [change for change in changes if change.startswith(("model.grid_size", "model.word_embedding_size"))]
         raise CheckpointError(
             f"{path} is of another model: {', '.join(changes)}",
-            f"give the prepared data that it was trained on: --data DIR (it was {description.data})"
-            if of_data
-            else "leave that as it was; trarctl train starts a run with another model",
+            f"leave that as it was, with --data {description.data}; trarctl train starts a run with another model",
         )
 
 

@@ -74,6 +74,10 @@ class RunFolder:
         """The numbers of finished epochs that have a checkpoint."""
         return [epoch for epoch, step, _ in self.saved() if step == 0]
 
+    def exists(self) -> bool:
+        """Whether the folder holds a run: settings or a checkpoint."""
+        return self.settings_file.is_file() or bool(self.saved())
+
     def create(self) -> None:
         """Make the folder; DataError if it cannot be written."""
         with self.writable():
@@ -224,13 +228,8 @@ def list_runs(folder: Path) -> list[RunFolder]:
     """The runs in a folder, the most recently written last."""
     if not folder.is_dir():
         return []
-    runs = [RunFolder(path) for path in folder.iterdir() if _is_run(path)]
+    runs = [RunFolder(path) for path in folder.iterdir() if RunFolder(path).exists()]
     return sorted(runs, key=lambda run: (_last_written(run), run.name))
-
-
-def _is_run(path: Path) -> bool:
-    run = RunFolder(path)
-    return run.settings_file.is_file() or bool(run.saved())
 
 
 def find_run(text: str | None, folder: Path) -> RunFolder:
@@ -245,9 +244,9 @@ def find_run(text: str | None, folder: Path) -> RunFolder:
             raise CheckpointError(f"no runs in {folder}", "start one: trarctl train")
         return runs[-1]
     for path in (folder / text, Path(text)):
-        if _is_run(path):
+        if RunFolder(path).exists():
             return RunFolder(path if path.name not in ("", "..") else path.resolve())
-        if path.is_file() and _is_run(path.parent.parent):
+        if path.is_file() and RunFolder(path.parent.parent).exists():
             return RunFolder(path.parent.parent)
     known = ", ".join(run.name for run in runs[-5:]) or "none"
     raise CheckpointError(f"no run {text!r} in {folder} (latest: {known})", "trarctl train starts one")

@@ -344,10 +344,8 @@ class Trainer:
 
     def _is_validation_due(self) -> bool:
         every, finished = self.settings.run.validate_every, self.state.epoch + 1
-        if not every or (finished % every and finished != self.settings.train.epochs):
-            return False
-        has_val = "val" in self.data.split_names and "val" not in self.split.split("+")
-        return has_val and self.data.split("val").is_annotated
+        is_due = bool(every) and (finished % every == 0 or finished == self.settings.train.epochs)
+        return is_due and is_validated(self.settings, self.data, self.split)
 
     def _validate(self) -> Validated:
         started, world = time.monotonic(), self.world
@@ -422,6 +420,12 @@ def split_of_epoch(settings: DataSettings, epoch: int) -> str:
     """The splits that an epoch, counted from 0, trains on."""
     is_later = settings.later_split_epoch is not None and epoch >= settings.later_split_epoch
     return settings.later_split if is_later and settings.later_split is not None else settings.split
+
+
+def is_validated(settings: Settings, data: PreparedData, split: str) -> bool:
+    """Whether epochs on a split are followed by a validation: on val, if it has answers and is not trained on."""
+    has_val = "val" in data.split_names and "val" not in split.split("+")
+    return settings.run.validate_every > 0 and has_val and data.split("val").is_annotated
 
 
 def digest_of_samples(samples: Samples) -> str:

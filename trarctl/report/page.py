@@ -28,6 +28,7 @@ from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of
 from trarctl.report.pictures import span_color, span_names, type_name
 
 FILE_NAME = "index.html"
+_SIGNATURE = b" by trarctl "  # in every page, see _facts
 _TASK, _NUM_PARTS = "making the report", 4
 
 
@@ -61,10 +62,15 @@ def prepare_folder(folder: Path) -> None:
     """Make the folder and see that a report can be written there, before any long work begins.
 
     Raises:
-        DataError: if jinja2 is not installed, or the folder cannot be written.
+        DataError: if jinja2 is not installed, the folder cannot be written, or its page is not one of ours.
     """
     _template()
     try:
+        page = folder / FILE_NAME
+        if page.exists() and not (page.is_file() and _SIGNATURE in page.read_bytes()):
+            raise DataError(
+                f"{page} was not written by this program, and would be replaced", "choose another --report DIR"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{FILE_NAME}.{os.getpid()}"
         probe.touch()

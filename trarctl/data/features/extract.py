@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trarctl.data import Progress
-from trarctl.data.features.base import (
-    Extractor,
-    ExtractorOptions,
-    load_images,
-    other_weights,
-    read_extractor,
-    read_image,
-)
+from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
 from trarctl.data.features.grid import FeatureFileError, Floats, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
+from trarctl.data.features.reading import read_images
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
@@ -84,7 +78,7 @@ def extract_files(
     folder.mkdir(parents=True, exist_ok=True)
     if extractor.is_fitted:
         if rank == 0 and not (folder / BACKBONE).exists():
-            extractor.fit(training_images(sets[0], progress))
+            extractor.fit(training_images(sets[0], extractor, progress))
             write_json(folder / BACKBONE, extractor.describe())
         while not (folder / BACKBONE).exists():
             progress("waiting for the first process", 0, None)
@@ -114,13 +108,14 @@ def extract_files(
     return folder, extractor
 
 
-def training_images(images: ImageSet, progress: Progress) -> Iterator[list[Image]]:
+def training_images(images: ImageSet, extractor: Extractor, progress: Progress) -> Iterator[list[Image]]:
     """Give batches of images to fit an extractor to; a DataError names those that are unusable, after the last."""
     problems, done = list[str](), 0
     for ids in batched(images.ids.tolist(), _BATCH_IMAGES):
-        loaded, bad = load_images(images.file(image_id) for image_id in ids)
-        problems += bad
-        yield loaded
+        loaded, bad = read_images((images.file(image_id) for image_id in ids), extractor.shrink)
+        problems += [error.what for error in bad.values()]
+        if loaded:
+            yield list(loaded.values())
         done += len(ids)
         progress("fitting the image descriptor", done, len(images.ids))
     refuse_problems("image", problems)
@@ -192,14 +187,17 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
 
 def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[str]]:
     """Decode images and describe the good ones: their ids, features [B, N, W], and what is wrong with the others."""
-    found = {image_id: read_image(images.file(image_id)) for image_id in ids}
-    good = {image_id: one for image_id, one in found.items() if not isinstance(one, str)}
-    shape = (len(good), extractor.grid_size**2, extractor.width)
-    features = extractor.extract(list(good.values())) if good else np.empty(shape, dtype=np.float32)
+    found, problems = read_images((images.file(image_id) for image_id in ids), extractor.shrink)
+    shape = (len(found), extractor.grid_size**2, extractor.width)
+    features = extractor.extract(list(found.values())) if found else np.empty(shape, dtype=np.float32)
     if features.shape != shape:
         what = f"the extractor {extractor.name} gave features of shape {list(features.shape)}, expected {list(shape)}"
         raise DataError(what, "correct its width, or what its extract returns")
-    return list(good), features, [one for one in found.values() if isinstance(one, str)]
+    return (
+        [image_id for image_id in ids if images.file(image_id) in found],
+        features,
+        [error.what for error in problems.values()],
+    )
 
 
 def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequence[Any]) -> tuple[int, list[str]]:

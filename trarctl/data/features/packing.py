@@ -125,7 +125,7 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
     num_cells = options.extractor_options.grid_size**2
     if extractor is not None and options.packs_pictures:
         if extractor.is_fitted:
-            extractor.fit(training_images(plan.table.sets[0], progress))
+            extractor.fit(training_images(plan.table.sets[0], extractor, progress))
         extractor.load()
         pack_as = pack_as or extractor.stored_type
         width, common_type, warnings = extractor.width, extractor.stored_type, plan.warnings

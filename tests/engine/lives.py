@@ -440,9 +440,7 @@ class Reference:
         return Trained({f"model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}, 0.0)
 
     def _seeded(self, seed: int) -> Settings:
-        return self._settings.model_copy(
-            update={"train": self._settings.train.model_copy(update={"seed": seed})}
-        )
+        return self._settings.model_copy(update={"train": self._settings.train.model_copy(update={"seed": seed})})
 
     def _learn(self, start: str, history: History) -> Trained:
         before, step = self._known[start, history[:-1]].tensors, history[-1]

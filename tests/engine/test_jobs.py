@@ -282,6 +282,33 @@ def test_a_checkpoint_under_another_name_is_passed_over(finished: RunFolder, tmp
     assert [epoch for epoch, _, _ in run.saved()] == [2, 3, 4]
 
 
+def test_a_checkpoint_of_another_run_is_named(
+    finished: RunFolder, golden_data: dict[str, Path], tmp_path: Path
+) -> None:
+    other = train(tiny_settings(golden_data["vqa"], tmp_path, run__name="other", train__epochs=4, train__seed=5))
+    run, notes = copy(finished, tmp_path), list[str]()
+    shutil.copy(other.epoch_checkpoint(4), run.checkpoints)
+    resume(run, epochs=5, on_event=notes_of(notes))
+    assert notes == [
+        "epoch-004.safetensors was written by run other, under that name",
+        "changed from here on: train.seed = 0 (was 5)",
+    ]
+
+
+def test_a_run_that_is_moved_while_it_trains_goes_on_where_it_is(
+    finished: RunFolder, golden_data: dict[str, Path], tmp_path: Path
+) -> None:
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 12:
+            (tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "moved")
+
+    with pytest.raises(DataError, match="cannot write .*metrics.jsonl") as raised:
+        train(tiny_settings(golden_data["vqa"], tmp_path, train__epochs=3), on_event=on_event)
+    assert "moved or removed; where it is now, trarctl resume NAME goes on" in str(raised.value.hint)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["moved"]
+    assert weights(resume(RunFolder(tmp_path / "runs" / "moved"))) == weights(finished)
+
+
 def test_the_order_of_an_epoch_is_as_the_refusals_assume() -> None:
     """In a changed batch size, samples of the epoch come twice and others never: what is refused for a reason."""
 

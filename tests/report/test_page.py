@@ -12,7 +12,7 @@ from trarctl.config.resolve import resolve
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.evaluator import Chosen
-from trarctl.engine.run import RunFolder, write_settings
+from trarctl.engine.run import RunFolder, replaced_settings
 from trarctl.errors import DataError
 from trarctl.report import page
 from trarctl.report.page import ReportRequest, prepare_folder, write_report
@@ -28,7 +28,8 @@ def request_for(golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytes
     settings = resolve("vqa", environ={}, sets=["model.spans=0,1,2", "model.routing=hard"]).settings
     run = RunFolder(tmp_path / "run")
     run.create()
-    write_settings(run, settings, data.path)
+    with replaced_settings(run, settings, data.path):
+        pass
     chosen = Chosen(run.checkpoints / "<i>x.safetensors", "the file given", data.path, settings, {}, ())
     return ReportRequest(scores, measure(scores.predictions(), data, split, "upstream"), data, split, chosen)
 

@@ -296,6 +296,8 @@ def _resumed(
     if state.step_in_epoch:
         _refuse_within_epoch(run, path, then, settings, state, len(samples) if is_same_data else None)
     notes = []
+    if description.run != run.name:
+        notes.append(f"{path.name} was written by run {description.run}, under that name")
     if changes := _changes(then, settings):
         notes.append(f"changed from here on: {', '.join(changes)}")
     if settings.model.routing == "hard" and then.train.epochs != epochs:

@@ -148,10 +148,10 @@ class RunFolder:
             with path.open("ab") as file:
                 file.write(content)
         except OSError as error:
-            raise DataError(
-                f"cannot write {path}: {error.strerror or error}",
-                f"free some space or correct its permissions; then trarctl resume {self.name} goes on",
-            ) from error
+            hint = f"free some space or correct its permissions; then trarctl resume {self.name} goes on"
+            if not self.path.is_dir():
+                hint = f"its folder was moved or removed; where it is now, trarctl resume NAME goes on ({self.path})"
+            raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
     def prune(self, *, epoch: int, best_epoch: int | None, keep: int) -> None:
         """Remove the checkpoints that a new one, after ``epoch`` finished epochs, makes superfluous.

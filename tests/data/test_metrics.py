@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from tests.data.reference_accuracy import Questions, adversarial_questions, plain_vqa_accuracy
 from trarctl.config import EvaluatorName
 from trarctl.data.datasets.clevr import clevr_accuracy
-from trarctl.data.metrics import GroundTruth, plain_accuracy, vqa_accuracy
+from trarctl.data.metrics import GroundTruth, measure, plain_accuracy, question_prior, vqa_accuracy
 from trarctl.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -218,3 +220,46 @@ def test_types_are_numbered_by_those_that_occur() -> None:
     accuracy = clevr_accuracy(["1", "no", "2"], truth)
     assert (accuracy.types, accuracy.type_of.tolist()) == (("count", "exist"), [0, 1, 0])
     assert accuracy.right.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_the_data_set_measures() -> None:
+    asked: list[tuple[object, ...]] = []
+    data: Any = SimpleNamespace(path="here", spec=SimpleNamespace(metric=lambda *arguments: asked.append(arguments)))
+    split: Any = SimpleNamespace(name="val", is_annotated=True, truth=lambda: "truth")
+    measure(["yes"], data, split, "upstream")
+    assert asked == [(["yes"], "truth", "upstream")]
+    split.is_annotated = False
+    with pytest.raises(DataError, match="split val of here has no answers to compare with") as caught:
+        measure(["yes"], data, split, "official")
+    assert caught.value.hint is not None
+    assert "trarctl submit --split val" in caught.value.hint
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("blank", ["\n", "\t", " "])
+def test_line_ends_and_tabs_are_blanks_to_the_evaluator(blank: str) -> None:
+    said = f"a{blank}red{blank}car"
+    truth = Questions([["red car"] * 9 + ["no"]], [said], ["other"], ["what"]).truth()
+    assert vqa_accuracy([said], truth, "official").overall == 100.0
+    assert vqa_accuracy(["redcar"], truth, "official").overall == 0.0
+
+
+def test_what_an_accuracy_says_of_itself() -> None:
+    truth = Questions([["a"] * 10, ["b"] * 10], ["", ""], ["x", "y"], ["p", "q"]).truth()
+    accuracy = vqa_accuracy(["a", "c"], truth, "upstream")
+    assert (accuracy.questions, accuracy.evaluator, accuracy.counts) == (2, "upstream", {})
+    assert (accuracy.types, accuracy.type_of.tolist()) == (("x", "y"), [0, 1])
+    plain = plain_accuracy(["a", "b"], _one_answer_each(["a", "c"], ["x", "x"]))
+    assert (plain.questions, plain.evaluator, plain.per_question_type) == (2, "official", {})
+    assert plain.right.dtype == np.float64
+
+
+def test_the_commonest_answer_to_the_same_words() -> None:
+    yes, no = 0, 1
+    train = SimpleNamespace(
+        question_tokens=np.array([[1, 2], [1, 2], [1, 2], [3, 0], [5, 6]]),
+        targets=(np.array([0, 1, 2, 3, 5, 6]), np.array([no, yes, yes, no, yes, no]), np.array([9, 9, 9, 2, 8, 9])),
+    )
+    data: Any = SimpleNamespace(answers=("yes", "no"), split=lambda name: train)
+    asked: Any = SimpleNamespace(question_tokens=np.array([[3, 0], [5, 6], [9, 9], [1, 2]]))
+    assert question_prior(data, asked) == ["yes", "no", "yes", "yes"]

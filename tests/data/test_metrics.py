@@ -260,6 +260,6 @@ def test_the_commonest_answer_to_the_same_words() -> None:
         question_tokens=np.array([[1, 2], [1, 2], [1, 2], [3, 0], [5, 6]]),
         targets=(np.array([0, 1, 2, 3, 5, 6]), np.array([no, yes, yes, no, yes, no]), np.array([9, 9, 9, 2, 8, 9])),
     )
-    data: Any = SimpleNamespace(answers=("yes", "no"), split=lambda name: train)
+    data: Any = SimpleNamespace(answers=("yes", "no"), split=lambda _name: train)
     asked: Any = SimpleNamespace(question_tokens=np.array([[3, 0], [5, 6], [9, 9], [1, 2]]))
     assert question_prior(data, asked) == ["yes", "no", "yes", "yes"]

@@ -185,7 +185,7 @@ class Command:
 
     def __init__(self, plan: Callable[[], Any], folder: Path, fault: Fault) -> None:
         sys.stdout.flush()
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - the child's, until it ends
         read, write = os.pipe()
         self.outcome = Outcome()
         self.pid = os.fork()
@@ -248,7 +248,7 @@ def _in_child(plan: Callable[[], Any], folder: Path, fault: Fault, pipe: int, ou
 
     try:
         gc.disable()  # would copy what is shared
-        os.fsync = lambda descriptor: None  # durable or not, nobody pulls the plug here
+        os.fsync = lambda _descriptor: None  # durable or not, nobody pulls the plug here
         _note_steps(send)
         job = plan()
         seen = 0

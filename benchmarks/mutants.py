@@ -10,6 +10,7 @@ anybody could notice. The texts of errors are not changed here: the tests of mes
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -88,7 +89,7 @@ def run(group: Group, folder: Path, processes: int) -> dict[str, str]:
         "timeout_constant": 2.0,
     }
     with (folder / "pyproject.toml").open("a") as file:
-        file.write("\n[tool.mutmut]\n" + "".join(f"{key} = {value!r}\n" for key, value in config.items()))
+        file.write("\n[tool.mutmut]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
     mutmut = [sys.executable, "-m", "mutmut"]
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*mutmut, "run", "--max-children", str(processes)], cwd=folder, env=environ, check=False)

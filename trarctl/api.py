@@ -19,7 +19,7 @@ The functions that take a checkpoint share their arguments:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trarctl.config import EvaluatorName
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData
+    from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded
     from trarctl.engine.predictor import Insight, Predictor
@@ -47,7 +48,7 @@ __all__ = [
 
 
 def open_data(path: str | Path) -> PreparedData:
-    """Open a prepared folder: its words, answers, splits and features, memory-mapped.
+    """Open a prepared folder: its words, answers, splits and features.
 
     Raises:
         DataError: if there is none, or it is damaged.
@@ -95,10 +96,16 @@ def score(
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
     """
-    from trarctl.engine.callbacks import no_callback
     from trarctl.engine.evaluator import score_split
 
-    return score_split(_request(ckpt, data, split, config, gpus, runs), lambda: nullcontext(no_callback))[0]
+    return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
+
+
+def _unwatched() -> AbstractContextManager[Callback]:
+    """Make the callback of ``score``; a function of the module, so that it can be sent to the processes it starts."""
+    from trarctl.engine.callbacks import no_callback
+
+    return nullcontext(no_callback)
 
 
 def load_scores(path: str | Path, data: PreparedData, split: str) -> Scores:

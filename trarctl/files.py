@@ -50,20 +50,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def require_writable(path: Path, hint: str) -> None:
-    """See, before the work, that a file can be written; a DataError says what stands in the way. Nothing changes."""
-    folder = path.absolute().parent
-    if path.is_dir():
-        reason = "it is a folder"
-    elif not folder.is_dir():
-        reason = f"there is no folder {path.parent}"
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        reason = f"the folder {path.parent} cannot be written"
-    else:
-        return
-    raise DataError(f"cannot write {path}: {reason}", hint)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or not there, also after a power cut."""
     with whole_file(path) as temporary:
@@ -236,8 +222,18 @@ def _unusable(folder: Path, error: OSError) -> DataError:
     )
 
 
-def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
-    """See that no entry of these names would be replaced that this program did not write.
+def refuse_readonly(folder: Path) -> None:
+    """See that a folder can be written or made, without doing it; a DataError says why not."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        number = errno.EEXIST if nearest == folder.absolute() else errno.ENOTDIR
+        raise _unusable(folder, OSError(number, os.strerror(number)))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _unusable(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], *, claim: bool = True) -> None:
+    """See that no entry of these names would be replaced that this program did not write; ``claim`` marks the folder.
 
     Raises:
         DataError: one exists, and the folder is not one of ours.
@@ -250,7 +246,8 @@ def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
             f"{folder} holds {', '.join(present[:5])}, not written by this program, which would be replaced",
             "pass an empty or a new folder: --out DIR",
         )
-    (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
+    if claim:
+        (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
 
 
 def swap_in(folder: Path, building: Path, names: Iterable[str], obsolete: Iterable[str], *, marker: str) -> None:

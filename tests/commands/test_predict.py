@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -339,3 +341,44 @@ def test_one_large_photograph_asked_often_is_decoded_once(
         alone[picture, question] = json.loads(capsys.readouterr().out)["predictions"][0]["answers"][0]["probability"]
     assert [one["answers"][0]["probability"] for one in found] == pytest.approx([alone[row] for row in rows], abs=1e-6)
     assert len(set(alone.values())) == 4
+
+
+def test_attention_is_drawn_over_the_upright_picture(run: SmallRun, tmp_path: Path) -> None:
+    """A photograph that is stored on its side gives the drawing of the upright one, to the last pixel."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = draw("circle", "red", 3).crop((0, 0, 64, 40))
+    upright.save(tmp_path / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=exif)
+    drawn = []
+    for name in ("upright.png", "phone.png"):
+        options = ("--image", str(tmp_path / name), "--question", "what?", "--save", str(tmp_path / f"drawn-{name}"))
+        assert cli.run(predict(run, *options)) == 0
+        drawn.append(np.asarray(read_image(tmp_path / f"drawn-{name}")))
+    assert np.array_equal(*drawn)
+
+
+def test_a_picture_beyond_the_bound_is_answered_as_the_hint_says(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4095")
+    assert cli.run(asking(run)) == 4
+    err = capsys.readouterr().err
+    assert "0.png has 64 x 64 pixels, more than 4,095 in all (TRARCTL_MAX_PIXELS=4096 allows it)\n" in err
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4096")
+    assert cli.run(asking(run)) == 0
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4 thousand")
+    assert cli.run(asking(run)) == 3
+    assert "error: TRARCTL_MAX_PIXELS is '4 thousand', expected a number of pixels\n" in capsys.readouterr().err
+
+
+def test_inputs_are_not_replaced(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(run.picture, tmp_path / "a.png")
+    file = batch(tmp_path, "image,question\na.png,what?\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    picture = str(tmp_path / "a.png")
+    one = ("--image", picture, "--question", "what?")
+    for options in ((*one, "--save", picture), (*one, "--json", picture), ("--batch", file, "--json", file)):
+        assert cli.run(predict(run, *options)) == 3
+        assert "would replace what is asked about\n" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

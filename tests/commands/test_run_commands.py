@@ -270,4 +270,4 @@ def test_bad_arguments(
 def test_scores_that_cannot_be_written(there: Path, trarctl: Run) -> None:
     code, _, err = trarctl("eval", "--ckpt", "first", "--save-scores", "nowhere/scores.npz")
     assert code == 4
-    assert "cannot write nowhere/scores.npz: there is no folder nowhere" in err
+    assert "cannot write nowhere/scores.npz: No such file or directory" in err

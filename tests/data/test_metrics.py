@@ -254,6 +254,17 @@ def test_what_an_accuracy_says_of_itself() -> None:
     assert plain.right.dtype == np.float64
 
 
+@dataclasses.dataclass
+class Split:
+    """Questions without answers."""
+
+    question_tokens: np.ndarray
+    is_annotated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.question_tokens)
+
+
 def test_the_commonest_answer_to_the_same_words() -> None:
     yes, no = 0, 1
     train = SimpleNamespace(
@@ -261,5 +272,6 @@ def test_the_commonest_answer_to_the_same_words() -> None:
         targets=(np.array([0, 1, 2, 3, 5, 6]), np.array([no, yes, yes, no, yes, no]), np.array([9, 9, 9, 2, 8, 9])),
     )
     data: Any = SimpleNamespace(answers=("yes", "no"), split=lambda _name: train)
-    asked: Any = SimpleNamespace(question_tokens=np.array([[3, 0], [5, 6], [9, 9], [1, 2]]))
-    assert question_prior(data, asked) == ["yes", "no", "yes", "yes"]
+    asked = np.array([[3, 0], [5, 6], [9, 9], [1, 2]])
+    split: Any = Split(question_tokens=asked)
+    assert question_prior(data, split) == (["yes", "no", "yes", "yes"], "same words 75 %, commonest answer 25 %")

@@ -133,6 +133,10 @@ def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
         ),
         ("x" * 38, f'it is not a JSON list but "{"x" * 38}"'),
         ("x" * 39, f'it is not a JSON list but "{"x" * 36}...'),
+        (
+            [*GOOD, {"id": 4, "answer": "x"}],
+            '1 row with a question_id that is not an integer: row 4 has none; their other fields: "id"',
+        ),
         ("yes" * 20, f'it is not a JSON list but "{"yes" * 12}...'),
     ],
 )

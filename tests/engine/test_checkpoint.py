@@ -172,6 +172,12 @@ def with_state(**changes: Any) -> Change:
     return lambda saved: {**saved, "state_dict": saved["state_dict"] | changed}
 
 
+def in_itself(_: dict[str, Any]) -> dict[str, Any]:
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    return endless
+
+
 def in_type(kind: torch.dtype) -> Change:
     return lambda saved: {**saved, "state_dict": {name: value.to(kind) for name, value in saved["state_dict"].items()}}
 
@@ -269,13 +275,15 @@ SPOILT = torch.where(torch.arange(len(BIAS)) < 2, torch.nan, BIAS)
         (with_state(proj__bias=[0.0]), r"proj\.bias is a list, not a tensor"),
         (with_state(module__proj__bias=BIAS), r"proj\.bias is there twice, with and without a prefix"),
         (with_state(proj__bias=torch.zeros(1).expand(10**6, 10**6)), "the file has fewer numbers"),
+        (with_state(proj__bias=BIAS.to("meta")), "the file has fewer numbers"),
+        (in_itself, "holds no state_dict of tensors: its keys are 'model'"),
         (lambda saved: {**saved, "state_dict": {**saved["state_dict"], 5: BIAS}}, "cannot be used: 5 is no name"),
         (
             lambda _: {"epoch": 13, "weights": "elsewhere"},
             "no state_dict of tensors: its keys are 'epoch', 'w",
         ),
-        (lambda saved: list(saved["state_dict"].values()), "holds no state_dict of tensors: a list"),
-        (lambda _: BIAS, "holds no state_dict of tensors: a Tensor"),
+        (lambda saved: list(saved["state_dict"].values()), "holds no state_dict of tensors: it is of type list"),
+        (lambda _: BIAS, "holds no state_dict of tensors: it is of type Tensor"),
         (lambda _: torch.nn.Linear(2, 2), r"holds objects other than tensors: torch\.nn\.modules\.linear\.Linear"),
         (lambda saved: {**saved, "when": np.datetime64("2021-01-01")}, "holds objects other|damaged"),
         (lambda saved: {**saved, "config": CheckpointError}, "objects other than tensors: trarctl.errors.CheckpointEr"),

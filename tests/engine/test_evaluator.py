@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -187,6 +188,7 @@ def first_value(value: float) -> Callable[[Scores], dict[str, Any]]:
         (lambda s: {"answers": np.arange(s.scores.shape[1])}, "holds answers .* type int64, expected .* of text"),
         (lambda _: {"dataset": np.array("clevr")}, "those of clevr, .* holds vqa"),
         (lambda _: {"split": np.array("test"), "questions": np.array("0")}, "the split test, asked for is val"),
+        (lambda _: {"is_exclusive": np.array("no")}, "holds is_exclusive 'no', expected true or false"),
         (lambda _: {"questions": np.array("0")}, "the same ids, but other texts or images than val of"),
     ],
 )
@@ -232,6 +234,10 @@ def test_files_that_hold_no_scores(data: PreparedData, tmp_path: Path) -> None:
         archive.writestr("answers.npy", b"")
     with pytest.raises(DataError, match="cannot read scores from"):
         load_scores(bomb, data, "val")
+    os.mkfifo(tmp_path / "pipe.npz")
+    for other in (tmp_path / "pipe.npz", tmp_path):
+        with pytest.raises(DataError, match="it is a folder, a pipe or a device"):
+            load_scores(other, data, "val")
     with pytest.raises(DataError, match="No such file"):
         load_scores(tmp_path / "none.npz", data, "val")
 

@@ -244,14 +244,16 @@ def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit) -> None:
     values = [measured]
     if data.spec.shows_baselines:
         columns += ["question alone, %", "commonest answer, %"]
-        for guess in (question_prior, commonest_answer):
-            values.append(measure(guess(data, split), data, split, measured.evaluator))
+        guess, rule = question_prior(data, split)
+        values += [measure(one, data, split, measured.evaluator) for one in (guess, commonest_answer(data, split))]
     title = f"{measured.questions:,} questions of {data.spec.split_title(split.name)}"
     table = make_table(data.spec.type_label, *columns, title=title, numbers=columns)
     for name in sorted(measured.per_type):
         add_row(table, name, *(f"{value.per_type[name]:.2f}" for value in values))
     add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")
     show_table(table)
+    if data.spec.shows_baselines:
+        note(f"question alone: the commonest training answer by {rule}")
 
 
 def _compare(requests: Sequence[Request], evaluator: EvaluatorName, json: str | None, watch: Watch) -> None:
@@ -274,12 +276,13 @@ def _rows(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -
     from trarctl.errors import SettingsError
 
     # --config belongs to checkpoints of the original program alone; the others hold their settings.
-    is_file = [Path(request.ckpt or "").is_file() and not is_ours(Path(request.ckpt or "")) for request in requests]
-    if requests[0].config is not None and not any(is_file):
+    files = [Path(request.ckpt or "") for request in requests]
+    is_foreign = [file.is_file() and not is_ours(file) for file in files]
+    if requests[0].config is not None and not any(is_foreign):
         raise SettingsError("--config is for checkpoints of the original program, and none is compared", "leave it out")
     requests = [
-        request if is_foreign else dataclasses.replace(request, config=None)
-        for request, is_foreign in zip(requests, is_file, strict=True)
+        request if takes_config else dataclasses.replace(request, config=None)
+        for request, takes_config in zip(requests, is_foreign, strict=True)
     ]
     rows: list[Row] = []
     # All are looked at before the first is scored.

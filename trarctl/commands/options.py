@@ -115,17 +115,19 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) 
         SettingsError: one would overwrite another.
     """
     from trarctl.errors import SettingsError
-    from trarctl.files import require_writable
+    from trarctl.files import refuse_unwritable
 
-    taken = {Path(str(one)).absolute(): "what is read" for one in inputs if one is not None}
+    taken = {Path(str(one)).resolve(): "what is read" for one in inputs if one is not None}
     for flag, target in targets.items():
         if target is None:
             continue
         hint = f"choose another file with {flag}"
-        require_writable(target, hint)
-        if other := taken.get(target.absolute()):
+        refuse_unwritable(target, hint)
+        if target.exists() and not target.is_file():
+            continue  # a device or a pipe
+        if other := taken.get(target.resolve()):
             raise SettingsError(f"{flag} {target} would overwrite {other}", hint)
-        taken[target.absolute()] = f"the result of {flag}"
+        taken[target.resolve()] = f"the result of {flag}"
 
 
 @dataclass(frozen=True)

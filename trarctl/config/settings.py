@@ -127,7 +127,9 @@ Span = Annotated[
     Annotated[NonNegativeInt, Tag("window")] | Annotated[str, AfterValidator(_shaped), Tag("shape")],
     Discriminator(lambda span: "shape" if isinstance(span, str) and ":" in span else "window"),
 ]
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# A file system takes names of 255 bytes, some of which other files of the run add.
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+_LARGEST = 2**31 - 1
 INTERVAL = r"^[1-9][0-9]*(m|min)?$"
 
 
@@ -148,12 +150,26 @@ class Frozen(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """Python counts True as 1: nobody means that."""
+    def _no_odd_value(cls, value: object, info: ValidationInfo) -> object:
+        """Python counts True as 1, and an empty path is the current folder: nobody means that."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         values = value if isinstance(value, list | tuple) else [value]
         if annotation is not bool and any(isinstance(one, bool) for one in values):
             raise PydanticCustomError("switch", "must not be true or false")
+        if isinstance(value, str) and not value.strip():
+            raise PydanticCustomError("empty", "must not be empty")
+        if any("\0" in one for one in values if isinstance(one, str)):
+            raise PydanticCustomError("zero", "must not hold a zero character")
+        if isinstance(value, str) and value.strip().isdecimal() and int in map(type, get_args(annotation)):
+            return int(value)
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_huge_number(cls, value: object) -> object:
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(one, int) and one > _LARGEST for one in values):
+            raise PydanticCustomError("huge", "must be a smaller number")
         return value
 
 
@@ -414,8 +430,8 @@ def _list_from_text(text: str) -> object:
 # What is wrong, in the user's words
 
 _PROBLEMS = {
-    RUN_NAME: "may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit",
-    INTERVAL: "must be a number of steps, such as 500, or of minutes, such as 10m",
+    RUN_NAME: "may hold up to 200 letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+    INTERVAL: "must be a number of steps from 1, such as 500, or of minutes, such as 10m",
     "greater_than_equal": "must be {ge:g} or more",
     "less_than_equal": "must be {le:g} or less",
     "int_parsing_size": "must be a smaller number",

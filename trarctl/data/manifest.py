@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,9 @@ class TextPart(_Part):
     vectors_fingerprint: str = Field("", description="changes when the source of the vectors does")
     sources: dict[str, SourceFile]
     splits: dict[str, SplitPart]
+    ceilings: dict[str, float] = Field(
+        default_factory=dict, description="by split, the accuracy in percent that the answer list can reach at most"
+    )
     warnings: tuple[str, ...] = ()
 
 
@@ -106,24 +110,27 @@ class FeatureStatistics(_Part):
     mean: float
     deviation: float = Field(description="standard deviation")
     zero_cells: float = Field(description="share of the cells that are all zero")
-    images: dict[str, tuple[float, ...]] = Field(
+    images: dict[str, dict[str, tuple[float, ...]]] = Field(
         description="by image set and id: mean, standard deviation, mean weighted along the cells and along the width"
     )
 
     def difference(self, other: FeatureStatistics) -> str | None:
         """Say how features differ from those of ``other``, beyond the rounding of float16; None: they do not."""
-        shared = [name for name in self.images if name in other.images]
-        differing = [name for name in shared if _differs(self.images[name], other.images[name])]
+        pairs = [
+            (f"{name}/{image_id}", moments, other.images[name][image_id])
+            for name, images in self.images.items()
+            for image_id, moments in images.items()
+            if image_id in other.images.get(name, {})
+        ]
+        differing = [(image, ours, theirs) for image, ours, theirs in pairs if _differs(ours, theirs)]
         if differing:
-            ours, theirs = (
-                f"mean {one[0]:g}, deviation {one[1]:g}"
-                for one in (self.images[differing[0]], other.images[differing[0]])
-            )
-            count = f"{len(differing)} of {len(shared)} sampled images"
-            return f"the features of {count} differ: image {differing[0]} has {ours}, expected {theirs}"
+            image, *both = differing[0]
+            ours, theirs = (f"mean {mean:g}, deviation {deviation:g}" for mean, deviation, *_ in both)
+            count = f"{len(differing)} of {len(pairs)} sampled images"
+            return f"the features of {count} differ: image {image} has {ours}, expected {theirs}"
         # Of other images only the scale can be compared.
         ratio = (self.deviation + 1e-7) / (other.deviation + 1e-7)
-        if shared or (0.7 < ratio < 1.4 and abs(self.mean - other.mean) <= 0.5 * other.deviation + 1e-7):
+        if pairs or (0.7 < ratio < 1.4 and abs(self.mean - other.mean) <= 0.5 * other.deviation + 1e-7):
             return None
         ours, theirs = (f"mean {one.mean:g}, deviation {one.deviation:g}" for one in (self, other))
         return f"the features have {ours}, expected {theirs}"
@@ -153,10 +160,16 @@ class Manifest(_Part):
     version: Literal[1]
     created_by: str
     dataset: str
+    command: str | None = Field(None, description="the command that prepared it, without --out")
     text: TextPart
     images: ImagesPart
     aliases: dict[str, str] = {}
     files: dict[str, int] = Field(description="every file of the folder, relative, and its size in bytes")
+    checksums: dict[str, str] = Field({}, description="SHA-256 of these files but for packed features")
+
+    def command_to(self, out: Path) -> str:
+        """Give the command that prepares this data again, whole, in a folder."""
+        return f"{self.command or prepare_command(self.dataset)} --out {shlex.quote(str(out))}"
 
     @property
     def splits(self) -> dict[str, SplitPart]:
@@ -207,6 +220,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"cannot read {path}: it is no file", _again(folder))
         content = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         dataset = folder.parent.name if folder.parent.name in DATASETS else "DATASET"

@@ -1,4 +1,4 @@
-"""Prepared data, cheap to open: arrays are memory-mapped, nothing is parsed but the lists of words and answers.
+"""Prepared data, cheap to open: arrays are read when they are needed, nothing is parsed but words and answers.
 
 Axes: Q questions in file order, A annotations in file order, T words, V vocabulary, E width of the word vectors.
 """
@@ -35,7 +35,7 @@ from trarctl.data.metrics import GroundTruth
 from trarctl.data.records import FlatText, Ids, RawAnnotations, RawSplit, flatten
 from trarctl.data.text import Vocabulary, encode
 from trarctl.errors import DataError, listed
-from trarctl.files import write_array
+from trarctl.files import file_sha256, write_array
 from trarctl.registry import DATASETS
 
 
@@ -55,7 +55,7 @@ def open_prepared(path: Path) -> PreparedData:
     if wrong:
         raise DataError(
             f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}",
-            f"{prepare_command(manifest.dataset)} --out {path}",
+            manifest.command_to(path),
         )
     return PreparedData(path, manifest)
 
@@ -72,7 +72,7 @@ class _Files:
     """Reads the files of a prepared folder."""
 
     path: Path
-    dataset: str
+    manifest: Manifest
 
     def strings(self, name: str) -> tuple[str, ...]:
         try:
@@ -84,18 +84,24 @@ class _Files:
         return tuple(content)
 
     def array(self, name: str, length: int | None = None) -> npt.NDArray[Any]:
+        """Read an array that is what it was when it was prepared.
+
+        It is not memory-mapped: a mapped file that is cut later ends the process by a bus error.
+        """
+        checksum = self.manifest.checksums.get(name)
+        if checksum is not None and checksum != file_sha256(self.path / name):
+            raise self.damaged(name)
         try:
-            array: npt.NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise self.damaged(name) from None
+            array: npt.NDArray[Any] = np.load(self.path / name, allow_pickle=False)
+        except Exception as error:  # what numpy raises over a damaged header is not documented
+            raise self.damaged(name) from error
         if length is not None and len(array) != length:
             raise self.damaged(name)
         return array
 
     def damaged(self, name: str) -> DataError:
-        return DataError(
-            f"prepared data in {self.path} is damaged: {name}", f"{prepare_command(self.dataset)} --out {self.path}"
-        )
+        what = f"prepared data in {self.path} is damaged: {name}"
+        return DataError(what, self.manifest.command_to(self.path))
 
 
 class PreparedData:
@@ -104,7 +110,7 @@ class PreparedData:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._files = _Files(path, manifest.dataset)
+        self._files = _Files(path, manifest)
         self._splits: dict[str, PreparedSplit] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -151,7 +157,8 @@ class PreparedData:
     def features(self) -> FeatureStore:
         """The features of all images."""
         ids = [self._files.array(f"{IMAGES}/{part.name}.ids.npy") for part in self.manifest.images.image_sets]
-        return FeatureStore(self.path, self.dataset, self.manifest.images, ids)
+        again = self.manifest.command_to(self.path)
+        return FeatureStore(self.path, self.dataset, self.manifest.images, ids, again)
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -210,7 +217,7 @@ class PreparedData:
 
 
 class PreparedSplit:
-    """One split, as memory-mapped arrays."""
+    """One split, as arrays that are read when they are first asked for."""
 
     def __init__(self, files: _Files, name: str, part: SplitPart) -> None:
         self.name = name
@@ -228,8 +235,9 @@ class PreparedSplit:
             digest.update(ids.dtype.kind.encode())
             content = "\0".join(ids.tolist()).encode() if ids.dtype.kind == "U" else ids.astype("<i8").tobytes()
             digest.update(len(content).to_bytes(8, "little") + content)
-        digest.update(self._questions.offsets.astype("<i8").tobytes())
-        digest.update(self._questions.content.tobytes())
+        texts = self._texts("question_text")
+        digest.update(texts.offsets.astype("<i8").tobytes())
+        digest.update(texts.content.tobytes())
         return digest.hexdigest()
 
     @property

@@ -16,7 +16,7 @@ import orjson
 
 from trarctl.data.records import Ids
 from trarctl.errors import DataError, listed
-from trarctl.files import write_bytes
+from trarctl.files import write_output
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
@@ -82,11 +82,12 @@ class AnswerFile(ABC):
             problems = ["they are not in the order of the questions"]
         if problems:
             raise DataError(f"the site would reject these answers: {'; '.join(problems)}", f"{path} was not written")
+        hint = "choose another file with --out"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, content)
+            write_output(path, content, hint)
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot write {path}: {_reason(error)}", "choose another file with --out") from error
+            raise DataError(f"cannot write {path}: {_reason(error)}", hint) from error
         return len(content)
 
     def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
@@ -159,8 +160,9 @@ class JsonAnswers(AnswerFile):
             one, answer = row.get("question_id"), row.get("answer")
             if not isinstance(answer, str):
                 no_answer.append(f"row {number} has {_shown(answer) if 'answer' in row else 'none'}")
-                fields |= dict.fromkeys(row)
                 answer = None
+            if not {"question_id", "answer"} <= row.keys():
+                fields |= dict.fromkeys(row)
             # The exact type, since true and false are integers to Python, but not to the site.
             if type(one) is kind:
                 answered.append((one, answer))

@@ -201,7 +201,9 @@ def load_upstream(path: Path) -> tuple[dict[str, Tensor], int | None]:
     state = _state_in(content)
     if state is None:
         keys = [str(key) for key in content] if isinstance(content, Mapping) else []
-        inside = f"its keys are {listed(map(repr, keys), len(keys))}" if keys else f"a {type(content).__name__}"
+        inside = (
+            f"its keys are {listed(map(repr, keys), len(keys))}" if keys else f"it is of type {type(content).__name__}"
+        )
         raise CheckpointError(f"{path} holds no state_dict of tensors: {inside}", _FOREIGN_HINT)
     epoch = state.pop("epoch", None) if state is content else content.get("epoch")
     return _usable(path, state), _whole_number(epoch)
@@ -223,6 +225,7 @@ def _nonfinite(tensor: Tensor) -> int:
     return int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
 
 
+_COPY_HINT = "copy it again from where it came, and compare the sizes"
 _FOREIGN_HINT = "give the epochN.pkl that the original program wrote, or a state dict of its model"
 # Where other programs keep a model's weights, and what they and their wrappers put before each name.
 _STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
@@ -294,16 +297,17 @@ def _unpickled(path: Path) -> Any:
     if _kind_of(path) == "zip":
         _check_archive(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+        # The open file, since torch goes by the ending of a name.
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
                 f"{path} holds objects other than tensors: {foreign[1]}",
                 "save its weights alone, where they come from: torch.save(model.state_dict(), FILE)",
             ) from error
-        raise _damaged(path, "its content cannot be read") from error
+        raise _damaged(path, "its content cannot be read", _COPY_HINT) from error
 
 
 def _check_archive(path: Path) -> None:
@@ -318,13 +322,14 @@ def _check_archive(path: Path) -> None:
                 what = "an .npz file of scores or features" if is_arrays else "an archive of other files"
                 raise CheckpointError(f"{path} is {what}, no checkpoint: {listed(names, len(names))}", _FOREIGN_HINT)
             if unpacked > 4 * path.stat().st_size + _CHUNK:
-                raise _damaged(path, f"it would unpack to {unpacked:,} bytes")
+                raise _damaged(path, f"it would unpack to {unpacked:,} bytes", _COPY_HINT)
             changed = [member.filename for member in members if not _is_intact(archive, member)]
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
-        raise _damaged(path, "its archive is cut off or changed") from error
+        raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
     # Without a single right checksum the program that wrote it had them switched off.
     if changed and len(changed) < sum(member.file_size > 0 for member in members):
-        raise _damaged(path, f"changed since it was written: {listed(changed, len(changed), most=3)}")
+        what = f"changed since it was written: {listed(changed, len(changed), most=3)}"
+        raise _damaged(path, what, _COPY_HINT)
 
 
 def _is_intact(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
@@ -337,11 +342,11 @@ def _is_intact(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
     return True
 
 
-def _state_in(content: Any) -> dict[Any, Any] | None:
+def _state_in(content: Any, depth: int = 4) -> dict[Any, Any] | None:
     """The state dict in what a program saved: the content itself, or what stands under one of the usual keys."""
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not depth:
         return None
-    inside = (_state_in(content.get(key)) for key in _STATES)
+    inside = (_state_in(content.get(key), depth - 1) for key in _STATES)
     own = content if any(isinstance(value, Tensor) for value in content.values()) else None
     return next((state for state in inside if state is not None), own)
 
@@ -357,7 +362,7 @@ def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
             faults.append(f"{name} is a {type(value).__name__}, not a tensor")
         elif value.dtype not in _FLOATS or value.layout is not torch.strided:
             faults.append(f"{name} holds {value.dtype}".replace("torch.", "") + ", expected floating-point numbers")
-        elif value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        elif value.is_meta or value.untyped_storage().nbytes() < value.numel() * value.element_size():
             faults.append(f"{name} is {list(value.shape)}, the file has fewer numbers")
         else:
             plain = ".".join(part for part in name.split(".") if part not in PREFIXES)
@@ -419,7 +424,8 @@ def _missing(path: Path) -> CheckpointError:
     return CheckpointError(f"no checkpoint at {path}", "trarctl train makes one; --ckpt takes RUN, RUN@EPOCH or FILE")
 
 
-def _damaged(path: Path, why: str) -> CheckpointError:
+def _damaged(path: Path, why: str, hint: str | None = None) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {path} is damaged ({why})", "use an earlier one: --ckpt RUN@EPOCH, or trarctl resume RUN"
+        f"the checkpoint {path} is damaged ({why})",
+        hint or "use an earlier one: --ckpt RUN@EPOCH, or trarctl resume RUN",
     )

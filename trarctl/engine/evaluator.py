@@ -11,7 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from trarctl.model.trar import TRAR
 FEWEST_AT_ONCE = 64  # questions that any machine that trains can score at once
 ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities
 _ARRAYS = ("question_id", "scores", "routes")  # that a process leaves in files
+_ENDINGS = (".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # of what is meant as a file
 _LARGEST_LIST_BYTES = 1 << 28  # of ids or answers in a file of scores: all of VQA-v2's take 4 MB
 _NOT_FINITE_HINT = "--set run.precision=fp32 if it was another; otherwise look at these questions' features"
 _AGAIN = "write them again: trarctl eval --save-scores FILE, or submit --save-scores FILE"
@@ -90,8 +91,9 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Write all of it as an ``.npz`` file, whole or not at all; DataError if it cannot be written."""
+        is_device = path.exists() and not path.is_file()
         try:
-            with whole_file(path) as temporary, temporary.open("wb") as file:
+            with nullcontext(path) if is_device else whole_file(path.resolve()) as target, target.open("wb") as file:
                 np.savez(
                     file,
                     question_id=self.question_id,
@@ -273,7 +275,14 @@ class Chosen:
 def choose(request: Request) -> Chosen:
     """Find the checkpoint, its settings and its data, or raise the TrarError that says what is missing."""
     folder_sets = [text for text in request.sets if text.startswith("run.folder")]
-    path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
+    try:
+        path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
+    except CheckpointError:
+        named = Path(request.ckpt or "")
+        is_folder = bool(request.ckpt) and named.is_dir() and not (named / "settings.json").exists()
+        if is_folder or named.suffix in _ENDINGS:
+            is_ours(named)  # says that it is a folder, or that there is no such file
+        raise
     if not is_ours(path):
         data = request.data or prepared_folder(resolve(dataset="vqa").settings)
         dataset = open_prepared(data).dataset
@@ -433,6 +442,8 @@ def _other_questions(path: Path, difference: str) -> DataError:
 
 def _read_scores(path: Path, *, is_exclusive: bool) -> Scores:
     """The content of a file of scores, checked by itself; ``is_exclusive`` holds if the file does not say."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise DataError(f"cannot read scores from {path}: it is a folder, a pipe or a device", _AGAIN)
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -467,7 +478,9 @@ def _read_scores(path: Path, *, is_exclusive: bool) -> Scores:
         logits = scores.astype(np.float32, copy=False)
     _refuse_nonfinite(logits, ids, f"the scores in {path} are", _AGAIN)
     routes = np.zeros((len(ids), 0, 0), dtype=np.float32)
-    exclusive = bool(told.pop("is_exclusive", is_exclusive))
+    exclusive = told.pop("is_exclusive", is_exclusive)
+    if not isinstance(exclusive, bool):
+        raise DataError(f"{path} holds is_exclusive {exclusive!r}, expected true or false", _AGAIN)
     return Scores(ids, logits, routes, tuple(answers.tolist()), exclusive, **{name: str(told[name]) for name in told})
 
 

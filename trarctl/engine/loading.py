@@ -20,7 +20,7 @@ from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
 from trarctl.errors import CheckpointError, DataError, SettingsError, listed
 from trarctl.model.original import shape_settings
-from trarctl.model.spans import Spans
+from trarctl.model.spans import Spans, describe_coinciding
 from trarctl.model.trar import TRAR, ModelSizes
 from trarctl.registry import POOLINGS
 
@@ -69,7 +69,7 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
         notes.append(f"model.{key} = {value}, as the prepared data has it ({source.text}: {given})")
     if changes:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
-    return settings, notes
+    return settings, notes + describe_coinciding(settings.model.spans, settings.model.grid_size)
 
 
 def check_shape(settings: ModelSettings) -> None:
@@ -132,6 +132,11 @@ def load_model(
         settings = _with_shape(path, state, settings, origin, data)
         last_temperature = _last_temperature(path, settings, epoch)
         warnings = [_order_warning(path, state, data)]
+        if settings.model.routing == "hard" and (epoch or 0) > settings.train.epochs:
+            what = f"{path} is of epoch {epoch}, the settings are for {settings.train.epochs}"
+            warnings.append(
+                f"{what}: its temperature is perhaps not {last_temperature}; give its trar.yml: --config FILE"
+            )
     else:
         last_temperature = description.temperature
         warnings = check_data(path, description, data)
@@ -188,7 +193,7 @@ def check_data(path: Path, description: Description, data: PreparedData) -> list
         CheckpointError: if words, answers, grid, features' width or extractor differ; it names both.
     """
     check_words(path, description, data)
-    trained = f"--data {description.data} is what it was trained on"
+    trained = f"give the data that it was trained on: --data {description.data}"
     for what, theirs, ours in (
         ("a grid of size", description.settings.get("model", {}).get("grid_size"), data.manifest.grid_size),
         ("features of width", description.feature_width, data.features.width),

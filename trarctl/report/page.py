@@ -126,7 +126,7 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
     progress(_TASK, 0, _NUM_PARTS)
     outcome = outcome_of(scores, split, request.measured)
     progress(_TASK, 1, _NUM_PARTS)
-    columns = _columns(request)
+    columns, rule = _columns(request)
     progress(_TASK, 2, _NUM_PARTS)
     bins, error = calibration(outcome)
     shown, why_no_pictures = examples(choose_rows(outcome), scores, outcome, data, split, chosen, request.images)
@@ -145,6 +145,7 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
         "measured": request.measured,
         "facts": _facts(request),
         "columns": columns,
+        "rule": rule,
         "counts": counts,
         "spans": [
             {"name": name, "color": span_color(index)}
@@ -183,15 +184,20 @@ def _facts(request: ReportRequest) -> list[tuple[str, str]]:
     ]
 
 
-def _columns(request: ReportRequest) -> list[dict[str, Any]]:
-    """The table of accuracies: this model, then what to compare it with; ``per_type`` may lack types."""
+def _columns(request: ReportRequest) -> tuple[list[dict[str, Any]], str]:
+    """The table of accuracies: this model, then what to compare it with; ``per_type`` may lack types.
+
+    Also by which rules the question alone was answered.
+    """
     data, split, measured = request.data, request.split, request.measured
     columns: list[tuple[str, Any]] = [("this model", measured)]
+    rule = ""
     if data.split("train").is_annotated:
-        for name, guess in (("question alone", question_prior), ("commonest answer", commonest_answer)):
-            columns.append((name, measure(guess(data, split), data, split, measured.evaluator)))
+        guess, rule = question_prior(data, split)
+        guesses = {"question alone": guess, "commonest answer": commonest_answer(data, split)}
+        columns += [(name, measure(guess, data, split, measured.evaluator)) for name, guess in guesses.items()]
     columns += [(f"published: {row.name}", row) for row in data.spec.published_on(split.name)]
-    return [{"name": name, "overall": one.overall, "per_type": one.per_type} for name, one in columns]
+    return [{"name": name, "overall": one.overall, "per_type": one.per_type} for name, one in columns], rule
 
 
 def _routes(outcome: Outcome, scores: Scores, counts: dict[str, int]) -> list[tuple[str, list[list[float]]]]:

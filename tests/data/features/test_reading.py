@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import threading
 import warnings
@@ -15,8 +16,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from tests.small_runs import make_raw
+from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.data.features.base import ExtractorOptions
-from trarctl.data.features.reading import MOST_PIXELS_VARIABLE, read_image, read_images, to_rgb
+from trarctl.data.features.reading import read_image, read_images, to_rgb
+from trarctl.data.prepare import PrepareRequest, prepare
+from trarctl.data.prepared import open_prepared
 from trarctl.errors import DataError, SettingsError
 from trarctl.registry import EXTRACTORS
 
@@ -73,6 +78,7 @@ def test_orientation(orientation: int, ending: str, tmp_path: Path) -> None:
     assert np.array_equal(seen(tmp_path / f"a.{ending}"), TURNS[orientation](np.asarray(drawing())))
     with Image.open(tmp_path / f"a.{ending}") as opened:
         assert np.array_equal(to_rgb(opened), seen(tmp_path / f"a.{ending}"))
+    assert np.array_equal(to_rgb(read_image(tmp_path / f"a.{ending}")), seen(tmp_path / f"a.{ending}"))
 
 
 def test_a_photograph_on_its_side_has_the_features_of_the_upright_one(tmp_path: Path) -> None:
@@ -361,3 +367,47 @@ def test_features_of_shrunk_pictures_are_those_of_whole_ones(name: str) -> None:
     images = [Image.fromarray(random.integers(0, 256, (90, 131, 3), dtype=np.uint8)) for _ in range(3)]
     extractor = EXTRACTORS[name](ExtractorOptions(2))
     assert np.array_equal(extractor.extract(images), extractor.extract([extractor.shrink(one) for one in images]))
+
+
+def prepared_features(raw: Path, out: Path) -> NDArray[np.float32]:
+    prepare(PrepareRequest("easy-vqa", out, raw, vectors="none"))
+    features = open_prepared(out).features
+    return features.read(np.arange(features.num_images)).astype(np.float32)
+
+
+def test_prepare_sees_what_a_viewer_shows(tmp_path: Path) -> None:
+    """The same gray pictures as 8 bits, as 16 bits, and stored on their sides with a tag: the same features."""
+    make_raw(tmp_path / "raw", num_train=6, num_test=3)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for path in (tmp_path / "raw").rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    for kind in ("deep", "turned"):
+        shutil.copytree(tmp_path / "raw", tmp_path / kind)
+        for path in (tmp_path / kind).rglob("*.png"):
+            with Image.open(path) as image:
+                if kind == "deep":
+                    changed, options = Image.fromarray(np.asarray(image).astype(np.uint16) * 257), {}
+                else:
+                    changed, options = image.transpose(Image.Transpose.ROTATE_270), {"exif": exif}
+            changed.save(path, **options)
+    plain, deep, turned = (
+        prepared_features(tmp_path / kind, tmp_path / f"p-{kind}") for kind in ("raw", "deep", "turned")
+    )
+    assert plain.std() > 0.5
+    assert np.array_equal(plain, deep)
+    assert np.array_equal(plain, turned)
+
+
+def test_prepare_looks_at_every_picture_and_names_ten(tmp_path: Path) -> None:
+    make_raw(tmp_path / "raw", num_train=20, num_test=3)
+    bad = [tmp_path / "raw" / "train" / "images" / f"{number}.png" for number in range(1, 13)]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError) as caught:
+        prepare(PrepareRequest("easy-vqa", tmp_path / "out", tmp_path / "raw", vectors="none"))
+    assert caught.value.what.startswith("12 image files are unusable: ")
+    assert caught.value.what.endswith(" and 2 more")
+    assert sum(f"{path} is truncated or damaged: " in caught.value.what for path in bad) == 10
+    assert not (tmp_path / "out" / "manifest.json").exists()

@@ -8,7 +8,8 @@ A picture becomes 8-bit RGB by these rules:
   file says. 32-bit gray has no usual range: white is the least of 255, 65535 and 2 ** 31 - 1 that no value exceeds.
 - Floating-point gray is taken as 0 to 1 where no value exceeds 1, else as 0 to 255; other values are refused.
 - Of several frames or pages the first counts. Color profiles are ignored; CMYK is converted without one.
-- More than ``most_pixels`` are refused before they are decoded. Decoding takes up to 8 bytes a pixel.
+- More than ``most_pixels`` are refused before they are decoded. Decoding takes up to 9 bytes a pixel,
+  and 16 of gray with more than 8 bits.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_PIXELS_VARIABLE = "TRARCTL_MAX_PIXELS"
 _MOST_PIXELS = 178_956_970  # what Pillow itself decodes at most
 _HINT = "give image files that open, such as .jpg or .png"
 _NOT_DECODED = ("EPS", "MPEG")  # Pillow knows them, but decodes EPS by another program, and MPEG not at all
@@ -153,11 +154,12 @@ def _to_rgb(image: Image, name: str) -> Image:
     if image.mode.startswith(("I", "F")):
         image = _scaled_gray(image, name, tags)
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        ground = PIL.Image.new("RGB", image.size, "white")
-        ground.paste(image, mask=image.getchannel("A"))
-        image = ground
-    rgb = image.convert("RGB")
+        colors = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgb = PIL.Image.new("RGB", image.size, "white")
+        rgb.paste(colors, mask=colors.getchannel("A"))
+    else:
+        rgb = image.convert("RGB")
+    rgb.info.clear()  # or it would be turned again where it is read again
     turn = PIL.Image.Transpose
     turns = {
         2: turn.FLIP_LEFT_RIGHT,
@@ -214,7 +216,7 @@ def _has_lost_its_end(path: Path, size: int) -> bool:
         file.seek(max(size - 4096, 0))
         tail = file.read()
     rest = tail.rstrip(b"\0")
-    return len(tail) - len(rest) >= 16 and not rest.endswith(b"\xff\xd9")
+    return len(tail) - len(rest) >= 64 and not rest.endswith(b"\xff\xd9")
 
 
 def _unidentified(path: Path) -> DataError:

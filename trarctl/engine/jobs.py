@@ -261,6 +261,8 @@ def _write_beginning(
 ) -> None:
     """Make a new run's files, or bring those of a resumed one back to its checkpoint; the first thing written."""
     state, notes = beginning.state, list(beginning.notes)
+    with run.writable():
+        run.remove_torn_files()
     with replaced_settings(run, settings, data.path):
         run.checkpoints.mkdir(exist_ok=True)
         if beginning.checkpoint is None:

@@ -1,0 +1,8 @@
+"""All surfaces by name."""
+
+from __future__ import annotations
+
+from tests.fuzz import text_surfaces
+from tests.fuzz.harness import Surface
+
+SURFACES: dict[str, type[Surface]] = {one.name: one for one in (*text_surfaces.SURFACES,)}

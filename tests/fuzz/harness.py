@@ -17,10 +17,11 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from random import Random
@@ -169,7 +170,13 @@ class Surface(ABC):
 
         def mutate() -> None:
             for mutator in mutators:
-                done.append(mutator(random, work / "in"))
+                try:
+                    done.append(mutator(random, work / "in"))
+                except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+                    # What the first has damaged, the second may not be able to read.
+                    if not done:
+                        raise
+                    done.append(Mutation("as damaged before"))
 
         fault, ran = self._try(work, random, mutate)
         effects = {one.effect for one in done}
@@ -183,10 +190,12 @@ class Surface(ABC):
         """Make an input, run it, and judge what holds of every input."""
         self.copy_base(work)
         if mutate is not None:
-            mutate()
+            with _time_limit():
+                mutate()
         before = snapshot(work / "in")
         with _time_limit(), _as_it_was(work):
             ran = self.run(work, random)
+        ran = replace(ran, err=ran.err.replace(str(work), "WORK"), out=ran.out.replace(str(work), "WORK"))
         fault = _ill(ran)
         if fault is None and not self.may_write(ran):
             changed = _changed(before, snapshot(work / "in"))

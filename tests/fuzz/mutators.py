@@ -30,6 +30,8 @@ NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
 def damage_bytes(random: Random, path: Path) -> Mutation:
     """Damage a file as disks, downloads and editors do."""
     content = path.read_bytes() if path.is_file() else b""
+    if not content:
+        return Mutation("nothing")
     size = len(content)
     first = random.randrange(size + 1)
     length = random.choice((1, 2, 7, 64, 512, 5000))
@@ -69,6 +71,8 @@ def damage_bytes(random: Random, path: Path) -> Mutation:
 def replace_file(random: Random, path: Path) -> Mutation:
     """Put something else in the place of a file."""
     kind = random.choice(("nothing", "folder", "loop", "pipe", "dangling link", "forbidden", "device"))
+    if not path.is_file():
+        return Mutation("nothing")
     content = path.read_bytes()
     path.unlink()
     if kind == "folder":
@@ -91,7 +95,7 @@ def replace_file(random: Random, path: Path) -> Mutation:
 def load_json(path: Path) -> Any:
     """Read JSON; None where an earlier mutation has left none."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text()) if path.is_file() else None
     except (OSError, ValueError):
         return None
 
@@ -103,7 +107,7 @@ def edit_json(path: Path, change: Callable[[Any], Mutation | None]) -> Mutation:
         mutation = change(document)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError):
         mutation = None
-    if mutation is None:
+    if mutation is None or document is None:
         return Mutation("nothing")
     path.write_text(json.dumps(document), errors="surrogatepass")
     return mutation
@@ -201,7 +205,9 @@ def _reordered(random: Random, value: Any) -> Any:
 
 def odd_json(random: Random, path: Path) -> Mutation:
     """Write a document in a way that JSON does not have, or that readers differ about."""
-    content = path.read_bytes() if path.is_file() else b""
+    if not path.is_file():
+        return Mutation("nothing")
+    content = path.read_bytes()
     kind = random.choice(("BOM", "UTF-16", "Latin-1", "comment", "trailing comma", "single quotes", "nested", "lines"))
     if kind == "BOM":
         content = b"\xef\xbb\xbf" + content

@@ -9,12 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-from tests.data.preparing import GOLDEN
+from tests.fuzz.bases import write_small_clevr, write_small_vqa
 from tests.fuzz.harness import Effect, Mutation, Ran, Surface, call
 from tests.fuzz.mutators import (
     damage_bytes,
     edit_json,
-    load_json,
     mutate_document,
     odd_json,
     replace_file,
@@ -171,19 +170,8 @@ class VqaFiles(TextFiles):
     years: ClassVar[dict[str, str]] = {"train": "train2014", "val": "val2014", "test": "test2015"}
 
     def build(self) -> None:
-        """Take some records of each golden file, so that an input is read in a few milliseconds."""
-        (self.base / "in").mkdir()
-        ids: set[int] = set()
-        for path in sorted((GOLDEN / "mini_vqa/raw").iterdir(), key=lambda path: "question" not in path.name.lower()):
-            if "test-dev" in path.name:
-                continue
-            document = load_json(path)
-            if "questions" in document:
-                document["questions"] = document["questions"][:8]
-                ids |= {record["question_id"] for record in document["questions"]}
-            else:
-                document["annotations"] = [one for one in document["annotations"] if one["question_id"] in ids]
-            (self.base / "in" / path.name).write_text(json.dumps(document))
+        """See ``write_small_vqa``."""
+        write_small_vqa(self.base / "in")
 
     def read(self, raw: Path, split: str) -> dict[str, Any] | None:
         """See ``TextFiles``."""
@@ -267,12 +255,8 @@ class ClevrQuestions(TextFiles):
     files = tuple(f"questions/CLEVR_{split}_questions.json" for split in ("train", "val", "test"))
 
     def build(self) -> None:
-        """Take some records of each golden file."""
-        (self.base / "in/questions").mkdir(parents=True)
-        for name in self.files:
-            document = load_json(GOLDEN / "mini_clevr/raw" / name)
-            document["questions"] = document["questions"][:10]
-            (self.base / "in" / name).write_text(json.dumps(document))
+        """See ``write_small_clevr``."""
+        write_small_clevr(self.base / "in")
 
     def options(self) -> list[str]:
         """Give further arguments of prepare."""

@@ -183,7 +183,8 @@ class Surface(ABC):
         # A harmless change leaves another what it is; what else is combined is judged by its value alone.
         significant = effects - {Effect.NONE} or effects
         effect = significant.pop() if len(significant) == 1 else Effect.ANY
-        mutation = Mutation(", then ".join(one.what for one in done), effect)
+        decisive = [one for one in done if one.effect is effect] or done
+        mutation = Mutation(", then ".join(one.what for one in decisive), effect)
         return fault or self._judge(work, ran, mutation), ran, mutation
 
     def _try(self, work: Path, random: Random, mutate: Callable[[], None] | None) -> tuple[Fault | None, Ran]:
@@ -203,7 +204,7 @@ class Surface(ABC):
                 fault = Fault("changed input", re.sub(r"\d+", "N", changed[0]), ", ".join(changed[:5]))
         if fault is None:
             complaint = self.complaint(work, ran)
-            fault = Fault("half-written", complaint) if complaint else None
+            fault = Fault("half-written", complaint, ran.err) if complaint else None
         return fault, ran
 
     def _judge(self, work: Path, ran: Ran, mutation: Mutation) -> Fault | None:
@@ -360,7 +361,8 @@ def _difference(one: object, other: object) -> str:
         for place, (mine, theirs) in enumerate(zip(one, other, strict=True)):
             if mine != theirs:
                 return f"[{place}]: {_difference(mine, theirs)}"
-    return f"{one!r:.200} instead of {other!r:.200}"
+    shown = [f"{len(value)} bytes" if isinstance(value, bytes) else f"{value!r:.200}" for value in (one, other)]
+    return f"{shown[0]} instead of {shown[1]}"
 
 
 @contextlib.contextmanager

@@ -174,12 +174,13 @@ def _retyped(random: Random, value: Any) -> Any:
     return random.choice((json.dumps(value), None, 0, dict(enumerate(value)) if isinstance(value, list) else [value]))
 
 
-def rewrite_json(random: Random, path: Path) -> Mutation:
-    """Write the same document in another way that is as valid."""
+def rewrite_json(random: Random, path: Path, *, may_add: bool = True) -> Mutation:
+    """Write the same document in another way that is as valid; readers that know all keys refuse a further one."""
     document = load_json(path)
     if document is None:
         return Mutation("nothing")
-    kind = random.choice(("indented", "escaped", "unescaped", "spaced", "other order of keys", "unknown key"))
+    kinds = ("indented", "escaped", "unescaped", "spaced", "other order of keys", "unknown key")
+    kind = random.choice(kinds if may_add else kinds[:-1])
     if kind == "other order of keys":
         document = _reordered(random, document)
     if kind == "unknown key" and isinstance(document, dict):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tests.data.preparing import GOLDEN, prepare_golden
 from tests.fuzz.mutators import load_json
-from tests.small_runs import SmallRun, make_run
+from tests.small_runs import TINY, SmallRun, make_run
+from trarctl import cli
 
 VQA_FILES = ("train2014", "val2014", "test2015")
 
@@ -66,3 +67,26 @@ def write_small_clevr(raw: Path, num_questions: int = 10) -> None:
         document = load_json(path)
         document["questions"] = document["questions"][:num_questions]
         (raw / "questions" / path.name).write_text(json.dumps(document))
+
+
+@cache
+def golden_run(dataset: str) -> Path:
+    """Train a tiny model for an epoch on a golden set; give the folder of runs, which holds the run ``golden``."""
+    runs = scratch() / f"runs-{dataset}"
+    sets = [part for text in (*TINY, f"run.folder={runs}", "model.spans=0,1") for part in ("--set", text)]
+    data = golden_prepared(dataset)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        arguments = ["train", dataset, "--data", str(data), "--name", "golden", "--epochs", "1", "--gpus", "cpu"]
+        assert cli.run([*arguments, *sets]) == 0
+    return runs
+
+
+@cache
+def golden_scores(dataset: str, split: str) -> Path:
+    """Save the scores of that run."""
+    target = scratch() / f"{dataset}-{split}.npz"
+    arguments = ["submit", "--ckpt", "golden", "--set", f"run.folder={golden_run(dataset)}", "--split", split]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = cli.run([*arguments, "--save-scores", str(target), "--out", str(scratch() / "answers"), "-q"])
+        assert code == 0
+    return target

@@ -17,7 +17,6 @@ import tempfile
 import time
 import traceback
 import warnings
-import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -154,9 +153,14 @@ class Surface(ABC):
         random = Random(f"{self.name} {seed} {index}")  # noqa: S311 - the same input for the same numbers
         work = keep or self.base / f"work-{index}"
         began = time.monotonic()
+        fault: Fault | None
         try:
             mutations = [random.choice(self.mutators) for _ in range(random.choice((1, 1, 1, 1, 2)))]
             fault, ran, mutation = self._mutated(work, random, mutations)
+        except Exception as error:  # noqa: BLE001 - what was accepted cannot be read, or this harness is wrong
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            fault = Fault("unreadable outcome", f"{type(error).__name__} {where.name}: {where.line}", str(error)[:300])
+            ran, mutation = Ran(1), Mutation("see --index")
         finally:
             if keep is None:
                 _remove(work)
@@ -172,7 +176,7 @@ class Surface(ABC):
             for mutator in mutators:
                 try:
                     done.append(mutator(random, work / "in"))
-                except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+                except Exception:
                     # What the first has damaged, the second may not be able to read.
                     if not done:
                         raise
@@ -183,7 +187,7 @@ class Surface(ABC):
         # A harmless change leaves another what it is; what else is combined is judged by its value alone.
         significant = effects - {Effect.NONE} or effects
         effect = significant.pop() if len(significant) == 1 else Effect.ANY
-        decisive = [one for one in done if one.effect is effect] or done
+        decisive = [one for one in done if one.effect is not Effect.NONE] or done
         mutation = Mutation(", then ".join(one.what for one in decisive), effect)
         return fault or self._judge(work, ran, mutation), ran, mutation
 

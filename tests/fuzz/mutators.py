@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -88,8 +89,8 @@ def replace_file(random: Random, path: Path) -> Mutation:
     elif kind == "forbidden":
         path.write_bytes(content)
         path.chmod(0)
-    # Root may read what is forbidden.
-    return Mutation(f"{path.name} is {kind}", Effect.ANY if kind == "forbidden" else Effect.DAMAGE)
+    # Root may read what is forbidden, and the null device is an empty file.
+    return Mutation(f"{path.name} is {kind}", Effect.ANY if kind in ("forbidden", "device") else Effect.DAMAGE)
 
 
 def load_json(path: Path) -> Any:
@@ -260,7 +261,8 @@ def mutate_array(random: Random, array: np.ndarray[Any, Any]) -> tuple[np.ndarra
     elif kind == "type":
         dtype = random.choice(("<f2", "<f4", "<f8", ">f4", ">i8", "<i8", "<i4", "<i2", "<u1", "?", "<c16"))
         kind = f"as {dtype}"
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             try:
                 changed = array.astype(dtype)
             except (ValueError, TypeError):

@@ -77,7 +77,7 @@ class Features(Surface):
             return Mutation("as damaged before")
         changed, kind = mutate_array(random, array)
         save(path, changed)
-        is_damage = kind in DAMAGED_FEATURES and changed.shape + (changed.dtype,) != array.shape + (array.dtype,)
+        is_damage = kind in DAMAGED_FEATURES and (changed.shape, changed.dtype) != (array.shape, array.dtype)
         is_damage |= kind in ("not finite", "zeros", "constant")
         return Mutation(f"one array {kind}", Effect.DAMAGE if is_damage else Effect.ANY)
 
@@ -298,14 +298,18 @@ class Prepared(Surface):
         return Mutation(f"{target.name} gone", Effect.DAMAGE)
 
     def _extra(self, random: Random, folder: Path) -> Mutation:
-        (folder / "prepared" / random.choice(("val/note.txt", "features/old.npy", "x\udcff", ".DS_Store"))).write_text("x")
+        (folder / "prepared" / random.choice(("val/note.txt", "features/old.npy", "x\udcff", ".DS_Store"))).write_text(
+            "x"
+        )
         return Mutation("another file", Effect.NONE)
 
     def run(self, work: Path, random: Random) -> Ran:
         """Score the validation split."""
         ckpt = small_run().runs / "tiny/checkpoints/epoch-002.safetensors"
         scores = ["--save-scores", work / "out/scores.npz"]
-        return call("eval", "--ckpt", ckpt, "--data", work / "in/prepared", "--json", work / "out/e.json", *scores, "-q")
+        return call(
+            "eval", "--ckpt", ckpt, "--data", work / "in/prepared", "--json", work / "out/e.json", *scores, "-q"
+        )
 
     def value(self, work: Path, ran: Ran) -> object:
         """Give accuracies and scores."""
@@ -411,7 +415,9 @@ class Repaired(Surface):
     def run(self, work: Path, random: Random) -> Ran:
         """Prepare again, from scratch where that is asked for."""
         zeroed = any(
-            not path.read_bytes()[128:].strip(b"\0") for path in (work / "in/p/features").glob("*.npy") if path.is_file()
+            not path.read_bytes()[128:].strip(b"\0")
+            for path in (work / "in/p/features").glob("*.npy")
+            if path.is_file()
         )
         return self._prepare(work / "in", *(["--rebuild"] if zeroed or random.random() < 0.5 else []))
 
@@ -484,7 +490,21 @@ class WordVectors(Surface):
 
     def _row(self, random: Random, folder: Path) -> Mutation:
         """Change one row."""
-        kinds = ("nan", "inf", "word", "short", "long", "twice", "zeros", "huge", "comma", "blank", "tab", "gone", "hex")
+        kinds = (
+            "nan",
+            "inf",
+            "word",
+            "short",
+            "long",
+            "twice",
+            "zeros",
+            "huge",
+            "comma",
+            "blank",
+            "tab",
+            "gone",
+            "hex",
+        )
         kind = random.choice(kinds)
 
         def change(lines: list[str]) -> list[str]:

@@ -38,6 +38,7 @@ class Effect(Enum):
 
     NONE = "must not matter"  # the same value as of the undamaged input, without a warning
     DAMAGE = "must matter"  # refused or warned of, unless the value is that of the undamaged input
+    REFUSED = "must be refused"  # or warned of, whatever the value
     ANY = "may matter"  # refused, warned of, or the value that is expected of the changed input
 
 
@@ -100,6 +101,7 @@ class Surface(ABC):
         self.sound: object = UNKNOWN  # value of the undamaged input
         self.sound_notes: list[str] = []
 
+    @abstractmethod
     def build(self) -> None:
         """Write the undamaged input into ``base/in``; once."""
 
@@ -150,7 +152,7 @@ class Surface(ABC):
 
     def attempt(self, seed: int, index: int, *, keep: Path | None = None) -> Outcome:
         """Mutate, run and judge one input."""
-        random = Random(f"{self.name} {seed} {index}")  # noqa: S311 - the same input for the same numbers
+        random = Random(f"{self.name} {seed} {index}")
         work = keep or self.base / f"work-{index}"
         began = time.monotonic()
         fault: Fault | None
@@ -223,6 +225,8 @@ class Surface(ABC):
                 return Fault("other value", what, _difference(value, self.sound))
             warned = [line for line in new_notes if line.startswith("warning: ")]
             return Fault("warning about sound input", what, warned[0]) if warned else None
+        if mutation.effect is Effect.REFUSED and not new_notes:
+            return Fault("accepted", what, str(value)[:200])
         if mutation.effect is Effect.DAMAGE and not new_notes and value != self.sound:
             return Fault("silent", what, _difference(value, self.sound))
         expected = self.expected(work)
@@ -233,15 +237,24 @@ class Surface(ABC):
 
 def call(*arguments: object) -> Ran:
     """Run a command in this process as the console script would."""
+    return captured(lambda: cli.run([str(argument) for argument in arguments]))
+
+
+def captured(function: Callable[[], int]) -> Ran:
+    """Call a function that gives an exit code, and catch whatever else comes out of it."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     raised: BaseException | None = None
     code = 1
-    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         warnings.simplefilter("always")
         for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", hidden)
         try:
-            code = cli.run([str(argument) for argument in arguments])
+            code = function()
         except (Exception, SystemExit, Hang) as error:  # noqa: BLE001 - nothing should come out
             raised = error
     texts = []
@@ -313,7 +326,10 @@ def _remove(work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-_RAW = re.compile(r"Traceback \(most recent call last\)|^\S*(?:Warning|Error): |File \"[^\"]+\", line \d+| at 0x[0-9a-f]+", re.M)
+_RAW = re.compile(
+    r"Traceback \(most recent call last\)|(?:^|: )\w*Warning: |^\w+Error: |File \"[^\"]+\", line \d+| at 0x[0-9a-f]+",
+    re.M,
+)
 
 
 def _ill(ran: Ran) -> Fault | None:

@@ -17,7 +17,18 @@ from tests.fuzz.harness import Effect, Mutation
 
 TEXTS = (
     *("", " ", "x", "12", "-1", "1e3", "nan", "true", "null", "yes", "../../../../etc/passwd", "\x00", "\x1b[31mred"),
-    *("\U0001f600", "e\u0301", "\u202egnp.exe", "\ufeffx", "\u0661", "a\tb", "a\r\nb", "'; rm -rf /", "{}", "[bold]x[/]"),
+    *(
+        "\U0001f600",
+        "e\u0301",
+        "\u202egnp.exe",
+        "\ufeffx",
+        "\u0661",
+        "a\tb",
+        "a\r\nb",
+        "'; rm -rf /",
+        "{}",
+        "[bold]x[/]",
+    ),
     *("a " * 700, "x" * 70_000, "%s%n", "${HOME}", "ß" * 300, "\u2028", "=1+1"),
 )
 NUMBERS = (
@@ -37,7 +48,20 @@ def damage_bytes(random: Random, path: Path) -> Mutation:
     first = random.randrange(size + 1)
     length = random.choice((1, 2, 7, 64, 512, 5000))
     kind = random.choice(
-        ("cut", "flip", "flips", "zeros", "removed", "repeated", "noise", "swapped", "appended", "empty", "text", "CR LF")
+        (
+            "cut",
+            "flip",
+            "flips",
+            "zeros",
+            "removed",
+            "repeated",
+            "noise",
+            "swapped",
+            "appended",
+            "empty",
+            "text",
+            "CR LF",
+        )
     )
     if kind == "cut":
         content = content[:first]

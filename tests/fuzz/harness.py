@@ -361,6 +361,8 @@ def _place(error: BaseException) -> str:
     """Name the innermost lines of the program in a traceback: the last of ours, and where it ended."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/trarctl/" in frame.filename]
+    if not frames:
+        return ""
     chosen = ours[-1] if ours else frames[-1]
     return f"{chosen.filename.rpartition('/trarctl/')[2]}:{chosen.name}: {(chosen.line or '')[:80]}"
 

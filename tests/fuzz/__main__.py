@@ -47,21 +47,25 @@ def _campaign(names: list[str], arguments: argparse.Namespace, root: Path) -> in
         most = (arguments.inputs - sum(tally.inputs for tally in tallies.values())) // left
         tallies[name] = campaign(surface, arguments.seed, _until(stop, most))
         shutil.rmtree(root / name, ignore_errors=True)
-        print(_row(name, tallies[name]), file=sys.stderr, flush=True)
-    print(f"seed {arguments.seed}\n\n{_table(tallies)}")
-    for name, tally in tallies.items():
-        for (kind, where), outcomes in sorted(tally.faults.items(), key=lambda item: -len(item[1])):
-            first = outcomes[0]
-            print(f"\n{name}: {kind}: {where} ({len(outcomes)} inputs)")
-            print(f"  {first.mutation.what:.200} ({first.mutation.effect.value})")
-            detail = first.fault.detail.strip() if first.fault else ""
-            print(f"  {' | '.join(detail.splitlines())[:600]}")
-            print(f"  python -m tests.fuzz --surface {name} --seed {arguments.seed} --index {first.index}")
-        if arguments.verbose:
-            print(f"\n{name}: messages")
-            for text, count in tally.messages.most_common(60):
-                print(f"  {count:5} {text}")
+        _show(name, tallies[name], arguments)
+    print(f"\nseed {arguments.seed}\n\n{_table(tallies)}")
     return int(any(tally.num_faults for tally in tallies.values()))
+
+
+def _show(name: str, tally: Tally, arguments: argparse.Namespace) -> None:
+    """Print what was found, and how to repeat it."""
+    print(_row(name, tally))
+    for (kind, where), outcomes in sorted(tally.faults.items(), key=lambda item: -len(item[1])):
+        first = outcomes[0]
+        print(f"  {kind}: {where} ({len(outcomes)} inputs)")
+        print(f"    {first.mutation.what:.200} ({first.mutation.effect.value})")
+        detail = first.fault.detail.strip() if first.fault else ""
+        print(f"    {' | '.join(detail.splitlines())[:600]}")
+        print(f"    python -m tests.fuzz --surface {name} --seed {arguments.seed} --index {first.index}")
+    if arguments.verbose:
+        for text, count in tally.messages.most_common(60):
+            print(f"  {count:5} {text}")
+    sys.stdout.flush()
 
 
 def _until(stop: float, most: int) -> Iterator[int]:

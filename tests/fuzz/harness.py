@@ -176,6 +176,8 @@ class Surface(ABC):
 
         def mutate() -> None:
             for mutator in mutators:
+                if done and _holds_pipe(work / "in"):
+                    return  # whoever opened it would wait for ever
                 try:
                     done.append(mutator(random, work / "in"))
                 except Exception:
@@ -312,6 +314,10 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
             else:
                 found[key] = path.read_bytes() if path.is_file() else "special"
     return found
+
+
+def _holds_pipe(folder: Path) -> bool:
+    return any(path.is_fifo() for path in folder.rglob("*"))
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -154,12 +155,14 @@ def exactly(value: Any, kind: type) -> Any:
 
 
 def parsed(path: Path) -> Any:
-    """Parse strict JSON in UTF-8."""
+    """Parse strict JSON in UTF-8, or in what a byte order mark says."""
 
     def refuse(text: str) -> None:
         raise ValueError(f"{text} is no JSON")
 
-    return json.loads(path.read_bytes().decode("utf-8"), parse_constant=refuse)
+    content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return json.loads(content.decode(json.detect_encoding(content) if marked else "utf-8"), parse_constant=refuse)
 
 
 class VqaFiles(TextFiles):

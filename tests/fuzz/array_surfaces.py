@@ -388,7 +388,8 @@ class Repaired(Surface):
         """Damage what was prepared."""
 
         def file(random: Random, folder: Path) -> Path:
-            return random.choice([path for path in sorted((folder / "p").rglob("*.*")) if path.is_file()])
+            files = [path for path in sorted((folder / "p").rglob("*.*")) if path.is_file()]
+            return random.choice([path for path in files if not path.name.startswith(".")])
 
         def packed(random: Random, folder: Path) -> Path:
             return random.choice([path for path in sorted((folder / "p/features").iterdir()) if path.is_file()])

@@ -26,6 +26,7 @@ from tests.fuzz.mutators import (
     damage_bytes,
     edit_json,
     load_json,
+    marked_text,
     mutate_document,
     odd_json,
     replace_file,
@@ -90,7 +91,7 @@ def agrees(shown: Any, said: Any) -> bool:
     try:
         return float(shown) == float(said)
     except (TypeError, ValueError):
-        return str(shown).strip("/") == str(said).strip().strip("/")
+        return str(shown).strip("/").lower() == str(said).strip().strip("/").lower()
 
 
 class OwnFile(SettingsFile):
@@ -198,7 +199,7 @@ class TomlSettings(OwnFile):
 
     def plain(self, path: Path) -> object:
         """See ``SettingsFile``."""
-        return tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(marked_text(path))
 
 
 def _toml(random: Random) -> str:
@@ -240,7 +241,7 @@ class JsonSettings(OwnFile):
 
     def plain(self, path: Path) -> object:
         """See ``SettingsFile``."""
-        return json.loads(path.read_bytes().decode())
+        return json.loads(marked_text(path))
 
 
 class YamlSettings(SettingsFile):

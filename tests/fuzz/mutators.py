@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
@@ -115,6 +116,13 @@ def replace_file(random: Random, path: Path) -> Mutation:
         path.chmod(0)
     # Root may read what is forbidden, and the null device is an empty file.
     return Mutation(f"{path.name} is {kind}", Effect.ANY if kind in ("forbidden", "device") else Effect.DAMAGE)
+
+
+def marked_text(path: Path) -> str:
+    """Read text in UTF-8, or in what a byte order mark says; or raise."""
+    content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode(json.detect_encoding(content) if marked else "utf-8")
 
 
 def load_json(path: Path) -> Any:

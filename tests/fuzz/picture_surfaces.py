@@ -9,6 +9,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.fuzz.array_surfaces import half_json
 from tests.fuzz.bases import small_run
 from tests.fuzz.harness import UNKNOWN, Effect, Mutation, Ran, Surface, call
-from tests.fuzz.mutators import damage_bytes, load_json, odd_json, replace_file
+from tests.fuzz.mutators import damage_bytes, load_json, marked_text, odd_json, replace_file
 from tests.small_runs import make_raw
 from trarctl.data.prepared import open_prepared
 
@@ -41,6 +42,12 @@ def answered(work: Path) -> list[Any]:
         answers = [(each["answer"], round(each["probability"], 4)) for each in one["answers"]]
         found.append((Path(one["image"]).name, one["question"], answers))
     return found
+
+
+def _without_plain(way: Mutator, random: Random, folder: Path) -> Mutation:
+    """Change a picture whose plain form, of an earlier change, holds no longer."""
+    (folder / PLAIN).unlink(missing_ok=True)
+    return way(random, folder)
 
 
 class Pictures(Surface):
@@ -67,12 +74,13 @@ class Pictures(Surface):
             return replace_file(random, folder / self.file)
 
         forms = (self._form, self._form, self._turned, self._turned, self._gray, self._damaged_form, self._damaged_form)
-        return (bytes_of, bytes_of, replaced, *forms, self._odd, self._chunks, self._bomb)
+        ways = (bytes_of, bytes_of, replaced, *forms, self._odd, self._chunks, self._bomb)
+        return tuple(partial(_without_plain, way) for way in ways)
 
     def _form(self, random: Random, folder: Path) -> Mutation:
         """Write the same pixels in another format or mode."""
         path = folder / self.file
-        picture = Image.open(path).convert("RGB")
+        picture = upright(path)
         format, mode = random.choice((
             ("BMP", "RGB"), ("TIFF", "RGB"), ("PPM", "RGB"), ("WEBP", "RGB"), ("PNG", "P"), ("GIF", "P"),
             ("PNG", "RGBA"),
@@ -89,7 +97,7 @@ class Pictures(Surface):
     def _turned(self, random: Random, folder: Path) -> Mutation:
         """Turn the pixels, and say so as cameras do."""
         path = folder / self.file
-        picture = Image.open(path).convert("RGB")
+        picture = upright(path)
         orientation = random.randrange(1, 9)
         undo = {
             2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -111,7 +119,7 @@ class Pictures(Surface):
     def _gray(self, random: Random, folder: Path) -> Mutation:
         """Write gray in other depths; the same gray in eight bits is what it should look like."""
         path = folder / self.file
-        gray = Image.open(path).convert("L")
+        gray = upright(path).convert("L")
         kind = random.choice(("16 bits", "16 bits TIFF", "L", "LA", "1 bit", "16 bits with alpha"))
         if kind.startswith("16 bits") and not kind.endswith("alpha"):
             deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
@@ -135,7 +143,7 @@ class Pictures(Surface):
     def _damaged_form(self, random: Random, folder: Path) -> Mutation:
         """Damage the bytes of another format, whose reader may raise anything."""
         path = folder / self.file
-        picture = Image.open(path).convert("RGB")
+        picture = upright(path)
         format = random.choice(
             ("JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "PCX", "SGI", "DDS", "JPEG2000")
         )
@@ -167,7 +175,7 @@ class Pictures(Surface):
         """Add or change chunks of a PNG file, with right checksums."""
         path = folder / self.file
         kind = random.choice(("text", "huge text", "header", "color type", "no end", "gamma", "profile", "exif"))
-        picture = Image.open(path).convert("RGB")
+        picture = upright(path)
         if kind in ("text", "huge text"):
             info = PngInfo()
             info.add_text("comment", "x" * (10 if kind == "text" else 80_000_000), zip=True)
@@ -222,6 +230,11 @@ class Pictures(Surface):
     def complaint(self, work: Path, ran: Ran) -> str:
         """See that the JSON is whole."""
         return half_json(work / "out/p.json", ran)
+
+
+def upright(path: Path) -> Image.Image:
+    """Open a picture as it should look."""
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -375,7 +388,7 @@ class Tables(Surface):
         """Read the table with the csv module; the answers are the sound table's, where it asks the same."""
         try:
             pairs = self.plain(work / "in" / self.file)
-        except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        except (OSError, ValueError, LookupError, TypeError, csv.Error):
             return "a plain reader cannot read this"
         assert isinstance(self.sound, list)
         known = {(image, question): answers for image, question, answers in self.sound}
@@ -386,9 +399,13 @@ class Tables(Surface):
 
     def plain(self, path: Path) -> list[tuple[str, str]]:
         """Read pictures and questions; or raise."""
-        text = path.read_bytes().decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        return [(Path(row["image"]).name, row["question"]) for row in rows]
+        text = marked_text(path)
+        header = text.splitlines()[0]
+        delimiter = next((one for one in (",", ";", "\t") if one in header), ",")
+        names = [name.strip().lower() for name in header.split(delimiter)]
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))[1:]
+        image, question = names.index("image"), names.index("question")
+        return [(Path(row[image].strip()).name, row[question]) for row in rows if row]
 
     def complaint(self, work: Path, ran: Ran) -> str:
         """See that the JSON is whole."""
@@ -441,7 +458,7 @@ class JsonTables(Tables):
 
     def plain(self, path: Path) -> list[tuple[str, str]]:
         """See ``Tables``."""
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+        lines = marked_text(path).splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
         return [(Path(row["image"]).name, row["question"]) for row in rows]
 

@@ -701,6 +701,8 @@ class RunFiles(Surface):
             def mutate(random: Random, folder: Path) -> Mutation:
                 mutation = way(random, where(folder), **more)
                 name = where(folder).name
+                if way is replace_file and name == "metrics.jsonl":
+                    mutation = Mutation(mutation.what)  # a run that has measured nothing yet has none
                 return Mutation(mutation.what if name in mutation.what else f"{name} {mutation.what}", mutation.effect)
 
             return mutate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from tests.fuzz.harness import Effect, Mutation, Ran, Surface, call
 from tests.fuzz.mutators import (
     damage_bytes,
     edit_json,
+    marked_text,
     mutate_document,
     odd_json,
     replace_file,
@@ -160,9 +160,7 @@ def parsed(path: Path) -> Any:
     def refuse(text: str) -> None:
         raise ValueError(f"{text} is no JSON")
 
-    content = path.read_bytes()
-    marked = content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return json.loads(content.decode(json.detect_encoding(content) if marked else "utf-8"), parse_constant=refuse)
+    return json.loads(marked_text(path), parse_constant=refuse)
 
 
 class VqaFiles(TextFiles):

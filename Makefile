@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz test-features test-browser lint bench bench-quick full-size clean faults gpu-check
+.PHONY: help install demo test fuzz test-features test-browser lint bench bench-quick full-size clean faults soak gpu-check
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -43,6 +43,9 @@ faults: $(INSTALLED) ## Kill, fill up, interrupt and resume runs in every way th
 
 fuzz: $(INSTALLED) ## Damaged, odd and hostile input to every command that reads some, one table (10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes 10
+
+soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, threads must stay level (30 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
 gpu-check: $(INSTALLED) ## Parity, step time and loader speed on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check

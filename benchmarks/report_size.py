@@ -25,7 +25,7 @@ from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.checkpoint import Description, TrainState, save_checkpoint
 from trarctl.engine.evaluator import Request, Scores, choose
 from trarctl.engine.loading import model_sizes
-from trarctl.engine.run import RunFolder, write_settings
+from trarctl.engine.run import RunFolder, replaced_settings
 from trarctl.model.trar import TRAR
 from trarctl.report.page import ReportRequest, write_report
 
@@ -84,7 +84,8 @@ def write_run(folder: Path, data: PreparedData, settings: Settings) -> Path:
     run_folder = RunFolder(folder / "full")
     run_folder.create()
     run_folder.metrics_file.unlink(missing_ok=True)
-    write_settings(run_folder, settings, data.path)
+    with replaced_settings(run_folder, settings, data.path):
+        pass
     steps, num_layers, num_spans = 6_933, settings.model.num_layers, len(settings.model.spans)
     random = np.random.default_rng(0)
     for step in range(50, 13 * steps, 50):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from tests.conftest import GOLDEN
 from tests.small_runs import SmallRun, make_run
 from trarctl import api
 from trarctl.engine import distributed
-from trarctl.errors import CheckpointError
+from trarctl.errors import CheckpointError, DataError, SettingsError
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "look_into_a_run.py"
 
@@ -45,6 +47,24 @@ def test_from_checkpoint_to_figures(run: SmallRun) -> None:
     assert all(np.abs(shares.sum(axis=1) - 1).max() < 1e-5 for shares in by_type.values())
 
 
+def test_scores_are_matched_by_question(run: SmallRun, tmp_path: Path) -> None:
+    data = api.open_data(run.prepared)
+    scores = api.score("tiny@2", split="val", runs=run.runs)
+    turned = replace(
+        scores, question_id=scores.question_id[::-1], scores=scores.scores[::-1], routes=scores.routes[::-1]
+    )
+    measured = api.accuracy(scores, data, "val")
+    assert api.accuracy(turned, data, "val").right.tolist() == measured.right.tolist()
+    expected, by_type = (api.routes_by_type(one, data, "val") for one in (scores, turned))
+    assert all(np.array_equal(by_type[name], expected[name]) for name in expected)
+    with pytest.raises(DataError, match="answer other questions: .* more than once"):
+        api.accuracy(replace(scores, question_id=np.repeat(scores.question_id[:1], len(scores.scores))), data, "val")
+    with pytest.raises(SettingsError, match="there is no evaluator 'oficial'"):
+        api.accuracy(scores, data, "val", evaluator="oficial")  # type: ignore[arg-type]
+    turned.save(tmp_path / "scores.npz")
+    assert np.array_equal(api.load_scores(tmp_path / "scores.npz", data, "val").scores, scores.scores)
+
+
 def test_the_callers_process_stays_as_it_is(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[int, int]] = []
     monkeypatch.setattr(distributed, "_set_malloc", lambda options: told.append(dict(options)) or True)
@@ -72,6 +92,45 @@ def test_asking_agrees_with_the_stored_features(run: SmallRun) -> None:
     (asked,) = api.open_predictor("tiny", runs=run.runs).ask([Image.open(picture)], ["what color is the shape?"], top=1)
     insight = api.look_inside(api.load_model("tiny", runs=run.runs), data, "val", [row])
     assert asked.answers[0][1] == pytest.approx(float(insight.probabilities.max()), abs=1e-5)
+
+
+def test_two_processes_score_as_one_does_and_leave_nothing(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one, two = (api.score("tiny", split="val", gpus=gpus, runs=run.runs) for gpus in ("cpu", "cpu:2"))
+    assert np.abs(one.scores - two.scores).max() < 1e-5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_of_any_mode_are_read_by_the_same_rules(run: SmallRun, tmp_path: Path) -> None:
+    """An opened file with a tag, 16-bit gray and a clear ground answer as the upright 8-bit picture does."""
+    predictor = api.open_predictor("tiny", runs=run.runs)
+    with Image.open(run.picture) as opened:
+        gray = opened.convert("L")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    gray.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    clear = gray.convert("LA")
+    clear.putalpha(gray.point(lambda value: 0 if value == 236 else 255))
+    white = Image.fromarray(np.where(np.asarray(gray) == 236, 255, np.asarray(gray)).astype(np.uint8))
+    with Image.open(tmp_path / "turned.png") as turned:
+        images = [gray, turned, Image.fromarray(np.asarray(gray).astype(np.uint16) * 257), white, clear]
+        one, *others = predictor.ask(images, ["what shape is it?"] * len(images), top=100)
+    shares = np.array([[share for _, share in sorted(asked.answers)] for asked in (one, *others)])
+    assert np.abs(shares[[1, 2]] - shares[0]).max() < 1e-6
+    assert np.abs(shares[4] - shares[3]).max() < 1e-6
+    assert np.abs(shares[4] - shares[0]).max() > 1e-5
+    with pytest.raises(DataError, match="the picture holds floating-point values from 7 to 700"):
+        predictor.ask([Image.fromarray(np.array([[7, 700]], dtype=np.float32))], ["what?"])
+
+
+def test_numbers_that_are_none_are_no_answers(run: SmallRun) -> None:
+    predictor = api.open_predictor("tiny", runs=run.runs)
+    with torch.no_grad():
+        next(predictor._loaded.model.parameters()).fill_(torch.nan)
+    with pytest.raises(CheckpointError, match="the model gives numbers that are NaN or infinite"):
+        predictor.ask([Image.new("RGB", (9, 9))], ["what shape is it?"])
 
 
 def test_a_checkpoint_of_the_original(golden_data: dict[str, Path]) -> None:

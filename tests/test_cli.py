@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from trarctl import __version__, cli
-from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
+from trarctl.errors import CheckpointError, DataError, DeviceError, DivergenceError, SettingsError, Stopped, TrarError
 
 HEAVY = ("torch", "spacy", "numpy", "yaml", "PIL")
 PROGRAM = [sys.executable, "-m", "trarctl"]
@@ -46,9 +46,9 @@ def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
-    kinds = (TrarError, SettingsError, DataError, CheckpointError, DeviceError)
-    assert [kind.exit_code for kind in kinds] == [1, 3, 4, 5, 6]
-    assert [code for code, _ in cli.EXIT_CODES] == [0, 1, 2, 3, 4, 5, 6]
+    kinds = (TrarError, SettingsError, DataError, CheckpointError, DeviceError, DivergenceError)
+    assert [kind.exit_code for kind in kinds] == [1, 3, 4, 5, 6, 7]
+    assert [code for code, _ in cli.EXIT_CODES] == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_every_command_has_grouped_options_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:

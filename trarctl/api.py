@@ -19,7 +19,7 @@ The functions that take a checkpoint share their arguments:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,15 +30,25 @@ if TYPE_CHECKING:
     from trarctl.config import EvaluatorName
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData
+    from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded
     from trarctl.engine.predictor import Insight, Predictor
 
-__all__ = ["accuracy", "load_model", "look_inside", "open_data", "open_predictor", "routes_by_type", "score"]
+__all__ = [
+    "accuracy",
+    "load_model",
+    "load_scores",
+    "look_inside",
+    "open_data",
+    "open_predictor",
+    "routes_by_type",
+    "score",
+]
 
 
 def open_data(path: str | Path) -> PreparedData:
-    """Open a prepared folder: its words, answers, splits and features, memory-mapped.
+    """Open a prepared folder: its words, answers, splits and features.
 
     Raises:
         DataError: if there is none, or it is damaged.
@@ -86,21 +96,39 @@ def score(
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
     """
-    from trarctl.engine.callbacks import no_callback
     from trarctl.engine.evaluator import score_split
 
-    return score_split(_request(ckpt, data, split, config, gpus, runs), lambda: nullcontext(no_callback))[0]
+    return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
+
+
+def _unwatched() -> AbstractContextManager[Callback]:
+    """Make the callback of ``score``; a function of the module, so that it can be sent to the processes it starts."""
+    from trarctl.engine.callbacks import no_callback
+
+    return nullcontext(no_callback)
+
+
+def load_scores(path: str | Path, data: PreparedData, split: str) -> Scores:
+    """Read a file of ``--save-scores``, without the routes, its questions in the order of the split.
+
+    Raises:
+        DataError: if it cannot be read, or holds anything but finite scores for exactly these questions.
+    """
+    from trarctl.engine import evaluator
+
+    return evaluator.load_scores(Path(path), data, split)[0]
 
 
 def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: EvaluatorName = "official") -> Accuracy:
-    """Compare scores with the answers of a split, in percent: overall and by type.
+    """Compare scores with the answers of a split, in percent: overall and by type; questions are matched by their ids.
 
     Raises:
         DataError: if the split has no answers, or is not the one that was scored.
     """
     from trarctl.data.metrics import measure
 
-    return measure(scores.predictions(), data, data.split(split), evaluator)
+    part = data.split(split)
+    return measure(scores.in_order_of(part.question_id).predictions(), data, part, evaluator)
 
 
 def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, NDArray[np.float64]]:
@@ -111,6 +139,7 @@ def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, 
     """
     from trarctl.report import outcomes
 
+    scores = scores.in_order_of(data.split(split).question_id)
     outcome = outcomes.outcome_of(scores, data.split(split), accuracy(scores, data, split))
     return dict(zip(outcome.types, outcomes.routes_by_type(outcome, scores.routes), strict=True))
 

@@ -15,7 +15,7 @@ from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
 from trarctl.commands.console import show_error
 from trarctl.commands.options import Command, Group
-from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, Stopped, TrarError
+from trarctl.errors import CheckpointError, DataError, DeviceError, DivergenceError, SettingsError, Stopped, TrarError
 
 EXIT_CODES = (
     (0, "done"),
@@ -25,6 +25,7 @@ EXIT_CODES = (
     (DataError.exit_code, "data, or a folder that cannot be written"),
     (CheckpointError.exit_code, "checkpoint or run"),
     (DeviceError.exit_code, "device"),
+    (DivergenceError.exit_code, "the loss is not finite"),
 )
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
 EPILOG = "\b\nExit codes:\n" + "\n".join(

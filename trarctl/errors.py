@@ -46,6 +46,12 @@ class DeviceError(TrarError):
     exit_code = 6
 
 
+class DivergenceError(TrarError):
+    """A loss or gradient that is not finite; the state from before is saved."""
+
+    exit_code = 7
+
+
 class Stopped(TrarError):
     """A run that a signal ended after its state was saved.
 
@@ -65,3 +71,8 @@ def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:
     """Write out the first ``most`` of ``count`` things: ``1, 2, 3 and 4 more``."""
     shown = [str(item) for item in islice(items, most)]
     return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
+
+
+def shortened(text: str, *, most: int = 80) -> str:
+    """Cut a long text of a user's for a message."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -7,28 +7,41 @@ to their names, and a new marker is written: a folder with a marker is always wh
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
+import shlex
 import shutil
+import socket
+import stat
+import sys
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from trarctl.errors import DataError
+from trarctl.errors import DataError, TrarError
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; the file takes its own name when the block ends well, or is not there at all.
 
-    It is on the disk by then, also after a power cut. What was there before stays until that moment.
+    It is on the disk by then, also after a power cut. What was there before stays until that moment. The file has the
+    mode that the process gives to new files, whoever wrote it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(stat.S_IMODE(mode))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -80,6 +93,103 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
+def claimed(
+    folder: Path, what: str, error: type[TrarError] = DataError, *, wait_seconds: float = 0.0
+) -> Iterator[None]:
+    """Be the only writer of an existing folder while the block runs.
+
+    The lock is the system's: a writer that dies lets go of it, also one on another host or in a container. ``.lock``
+    says for people who holds it; nothing is decided by its content, and a claim leaves it as it was.
+
+    Args:
+        folder: what to write in.
+        what: it is, for the message: ``run tiny``.
+        error: the kind of error for a folder that has another writer.
+        wait_seconds: how long to wait for that writer.
+
+    Raises:
+        TrarError: of that kind, naming the holder as it describes itself.
+        OSError: the lock cannot be made, as where the folder cannot be written.
+    """
+    path, deadline = folder / _LOCK, time.monotonic() + wait_seconds
+    while True:
+        is_new = not path.exists()
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            if is_new:
+                raise
+            descriptor = os.open(path, os.O_RDONLY)  # of another user of the folder
+        try:
+            is_held = _lock(descriptor) and _is_same_file(descriptor, path)
+            before = os.pread(descriptor, _MOST_LOCK_BYTES, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if is_held:
+            break
+        os.close(descriptor)
+        if time.monotonic() >= deadline:
+            raise error(
+                f"another process writes {what}: {_holder(before)}", "wait until it has finished, or stop that process"
+            )
+        time.sleep(0.1)
+    try:
+        _fill(descriptor, _own_name())
+        yield
+    finally:
+        _fill(descriptor, before)
+        if is_new:
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+_MOST_LOCK_BYTES = 4096
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems that are mounted without
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _NO_LOCKS
+    return True
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    """Whether the file still has its name: the holder before may have removed it in between."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _own_name() -> bytes:
+    name = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000],
+    }
+    return orjson.dumps(name, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _holder(content: bytes) -> str:
+    try:
+        holder = orjson.loads(content)
+        return "process {pid} on {host} since {since} ({command})".format(**holder)
+    except (ValueError, TypeError, KeyError):
+        return "which one is not known"
+
+
+def _fill(descriptor: int, content: bytes) -> None:
+    # It is for people only: a full disk must not end what it is about.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+
+
+@contextlib.contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """Claim an output folder, creating it where it is missing; a writer that dies lets go of it.
 
@@ -89,28 +199,18 @@ def writing(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: it cannot be written, or another process is writing it.
     """
-    from filelock import FileLock, Timeout
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DataError(f"another prepare is writing to {folder}", "wait until it has finished") from None
-    except OSError as error:
-        raise _unusable(folder, error) from error
-    try:
-        building = folder / _BUILDING
-        building.mkdir(exist_ok=True)
-        yield building
+        with claimed(folder, f"the folder {folder}"):
+            building = folder / _BUILDING
+            building.mkdir(exist_ok=True)
+            yield building
     except OSError as error:
         name = None if error.filename is None else Path(os.fsdecode(error.filename))
         # A full disk is reported without a name, and only what is written can fill it.
-        if name is None or name == folder or folder in name.parents:
+        if name is None or name == folder or folder in name.parents or name in folder.parents:
             raise _unusable(folder, error) from error
         raise DataError(f"cannot read {name}: {error.strerror or error}", "make it readable: chmod u+rX") from error
-    finally:
-        lock.release()
 
 
 _BUILDING, _LOCK, _OWNED = ".building", ".lock", ".trarctl"
@@ -122,8 +222,18 @@ def _unusable(folder: Path, error: OSError) -> DataError:
     )
 
 
-def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
-    """See that no entry of these names would be replaced that this program did not write.
+def refuse_readonly(folder: Path) -> None:
+    """See that a folder can be written or made, without doing it; a DataError says why not."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        number = errno.EEXIST if nearest == folder.absolute() else errno.ENOTDIR
+        raise _unusable(folder, OSError(number, os.strerror(number)))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _unusable(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], *, claim: bool = True) -> None:
+    """See that no entry of these names would be replaced that this program did not write; ``claim`` marks the folder.
 
     Raises:
         DataError: one exists, and the folder is not one of ours.
@@ -136,7 +246,8 @@ def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
             f"{folder} holds {', '.join(present[:5])}, not written by this program, which would be replaced",
             "pass an empty or a new folder: --out DIR",
         )
-    (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
+    if claim:
+        (folder / _OWNED).write_text("Written by trarctl prepare, which may replace what is here.\n")
 
 
 def swap_in(folder: Path, building: Path, names: Iterable[str], obsolete: Iterable[str], *, marker: str) -> None:
@@ -171,3 +282,35 @@ def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
             if not name.startswith(".") and relative != except_for:
                 found[relative] = path.stat().st_size
     return found
+
+
+def refuse_unwritable(path: Path, hint: str) -> None:
+    """See, before long work, that ``write_output`` can write a file.
+
+    Raises:
+        DataError: it cannot; ``hint`` says what to give instead.
+    """
+    try:
+        is_new = not path.exists()
+        if is_new or path.is_file() or path.is_dir():  # opening a pipe would wait for its reader
+            with tempfile.TemporaryFile(dir=path.parent), path.open("ab"):
+                pass
+            if is_new:
+                path.unlink()
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None
+
+
+def write_output(path: Path, content: bytes, hint: str) -> None:
+    """Write a result whole or not at all; a device or a pipe is written to, not replaced.
+
+    Raises:
+        DataError: it cannot be written; ``hint`` says what to give instead.
+    """
+    try:
+        if path.is_file() or not path.exists():
+            write_bytes(path.resolve(), content)
+        else:
+            path.write_bytes(content)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None

@@ -4,11 +4,13 @@ import base64
 import hashlib
 import html
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import GOLDEN
 from tests.small_runs import HOSTILE, SmallRun, make_run
@@ -92,6 +94,69 @@ def test_pictures_that_are_not_at_hand_are_named(
     assert 'class="photo"' not in text
 
 
+def test_missing_and_damaged_pictures_are_one_note(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.raw, tmp_path / "raw")
+    images = tmp_path / "raw" / "test" / "images"
+    (images / "0.png").unlink()
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:99])
+    text = report(run, tmp_path / "report", "--images", str(tmp_path / "raw"))
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "have no image" in line)
+    found = re.fullmatch(
+        rf"note:  (\d+) of (\d+) examples have no image in {tmp_path / 'raw'}; 1 of 11 images are unusable: "
+        rf"{images / '1.png'} is truncated or damaged: .*",
+        said,
+    )
+    assert found is not None, said
+    ids = re.findall(r"image (\d+), question", text)
+    assert [int(number) for number in found.groups()] == [ids.count("0"), len(ids)]
+    assert text.count('class="photo"') == len([one for one in ids if one not in "01"])
+    assert html.escape(said.removeprefix("note:  ")).replace("&#x27;", "&#39;") in text
+
+
+def test_pictures_of_the_report_are_upright(run: SmallRun, tmp_path: Path) -> None:
+    """Stored on their sides, with a tag that says so: the page shows what the model saw."""
+    shutil.copytree(run.raw, tmp_path / "raw")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in (tmp_path / "raw" / "test" / "images").iterdir():
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    straight = report(run, tmp_path / "a", "--images", str(run.raw))
+    turned = report(run, tmp_path / "b", "--images", str(tmp_path / "raw"))
+    photos = [re.findall(r'class="photo" src="([^"]+)"', text) for text in (straight, turned)]
+    assert photos[0] == photos[1] != []
+
+
+def test_hostile_names_of_files_stay_text(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "<script>alert('1')</script>"
+    shutil.copytree(run.raw, folder)
+    (folder / "test" / "images" / "3.png").write_bytes(b"")
+    text = report(run, tmp_path / "report", "--images", str(folder))
+    page = Page(text)
+    assert page.tags.count("script") == 1
+    assert "&lt;script&gt;alert(&#39;1&#39;)&lt;" in text
+    assert "3.png is empty" in capsys.readouterr().err
+
+
+def test_a_foreign_page_is_not_replaced(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other files stay; an earlier report is replaced, and another program's page is not."""
+    (tmp_path / "notes.txt").write_text("mine")
+    first = report(run, tmp_path)
+    assert len(report(run, tmp_path)) == len(first)
+    (tmp_path / "index.html").write_text("<html>my site</html>")
+    capsys.readouterr()
+    assert cli.run(["eval", "--ckpt", run.name, *run.folder_option, "--gpus", "cpu", "--report", str(tmp_path)]) == 4
+    err = capsys.readouterr().err
+    assert f"error: {tmp_path / 'index.html'} was not written by this program, and would be replaced\n" in err
+    assert "checkpoint" not in err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "notes.txt": "mine",
+        "index.html": "<html>my site</html>",
+    }
+
+
 @pytest.mark.parametrize(
     ("case", "columns"),
     [
@@ -122,7 +187,7 @@ def test_what_stands_in_the_way(
     assert f"error: cannot write the report to {tmp_path / 'file'}: File exists\n" in capsys.readouterr().err
     answers = ["--answers", "x.json", "--data", str(run.prepared), "--report", str(tmp_path)]
     assert cli.run(["eval", *answers]) == 3
-    assert "error: --report needs a checkpoint, --answers has none\n" in capsys.readouterr().err
+    assert "error: eval --answers makes no use of --report\nhint:  leave out --report\n" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert cli.run([*arguments, "--report", str(tmp_path)]) == 4
     assert 'error: reports need jinja2, which is not installed\nhint:  pip install "trarctl[report]"\n' in (

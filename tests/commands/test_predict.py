@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.small_runs import SmallRun, make_run
+from tests.small_runs import SmallRun, draw, make_run
 from trarctl import cli
-from trarctl.data.features.base import load_images
+from trarctl.data.features.reading import read_image
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -64,9 +67,7 @@ def test_saves_a_picture_of_any_photograph(run: SmallRun, tmp_path: Path, capsys
     err = capsys.readouterr().err
     assert "'Is there a $zebra_$?' has words that are not in the model's vocabulary: '$zebra_$'\n" in err
     assert f"picture written to {picture}\n" in err
-    images, problems = load_images([picture])
-    assert problems == []
-    assert images[0].width > 1000
+    assert read_image(picture).width > 1000
 
 
 def test_many_questions_from_a_file(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,11 +88,11 @@ def test_many_questions_from_a_file(run: SmallRun, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("q.csv", "picture,question\na,b\n", "q.csv has no column image\n"),
+        ("q.csv", "picture,question\na,b\n", "q.csv has no column image: its first line has 'picture', 'question'\n"),
         ("q.csv", "image,question\na.png,\n,b\n,\n", "q.csv: line 2 has no question, line 3 has no image, line 4 has"),
         ("q.csv", "image,question\n", "q.csv holds no questions\n"),
-        ("q.jsonl", '{"image": "a.png"}\nno json\n', "line 1 has no question, line 2 has no image and no question\n"),
-        ("q.csv", "image,question\na.png,b c\nb.png,c\n", "a.png is missing, "),
+        ("q.jsonl", '{"image": "a.png"}\nno json\n', "line 1 has no question, line 2 is not a JSON object\n"),
+        ("q.csv", "image,question\na.png,b c\nb.png,c\n", "line 2: 'a.png' is missing, line 3: 'b.png' is missing"),
     ],
 )
 def test_all_that_is_wrong_with_a_file_is_said_at_once(
@@ -121,7 +122,7 @@ def test_options_that_do_not_go_together(
 def test_unusable_pictures_and_questions(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_text("no picture")
     assert cli.run(predict(run, "--image", str(tmp_path / "a.png"), "--question", "what?")) == 4
-    assert "a.png is not an image, or is empty\n" in capsys.readouterr().err
+    assert "a.png is not an image, or is damaged\n" in capsys.readouterr().err
     assert cli.run(predict(run, "--image", str(run.picture), "--question", "?!")) == 4
     assert "error: '?!' holds no word\n" in capsys.readouterr().err
     assert cli.run(asking(run, "--save", str(tmp_path / "no" / "x.png"))) == 4
@@ -148,3 +149,236 @@ def test_features_made_elsewhere_cannot_be_made_of_a_picture(
     assert cli.run(["predict", *arguments, "--image", str(run.picture), "--question", "what?"]) == 4
     err = capsys.readouterr().err
     assert f"error: the features in {out} came from files made elsewhere, so trarctl cannot make matching" in err
+
+
+def batch(folder: Path, content: str | bytes, name: str = "q.csv") -> str:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.csv", b"\xef\xbb\xbfimage,question\r\na b.png,is there a circle?\r\n"),
+        ("q.csv", "image;question\na b.png;is there a circle?\n"),
+        ("q.csv", "question\timage\nis there a circle?\ta b.png\n"),
+        ("q.csv", "Image, Question\na b.png, is there a circle?\n\n"),
+        ("q.csv", "image,question\na b.png,is there a circle?\n".encode("utf-16")),
+        ("q.JSONL", '{"question": "is there a circle?", "image": "a b.png", "id": 3}\r\n'),
+    ],
+)
+def test_files_as_spreadsheets_write_them(
+    name: str, content: str | bytes, run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.open(run.picture).save(tmp_path / "a b.png")
+    assert cli.run(predict(run, "--batch", batch(tmp_path, content, name), "--json", "-")) == 0
+    (one,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert (one["question"], one["image"]) == ("is there a circle?", str(tmp_path / "a b.png"))
+
+
+def test_a_question_over_two_lines_counts_as_one(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = run.picture
+    text = f'image,question\n{picture},"what shape\nis it?"\n{picture},\n{picture},"a ""red"" one?"\nno.png,why?\n'
+    assert cli.run(predict(run, "--batch", batch(tmp_path, text))) == 4
+    assert "q.csv: line 4 has no question, line 6: 'no.png' is missing\n" in capsys.readouterr().err
+    text = text.replace(f"{picture},\n", "").replace("no.png,why?\n", "")
+    assert cli.run(predict(run, "--batch", batch(tmp_path, text), "--json", "-")) == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    assert [one["question"] for one in found] == ["what shape\nis it?", 'a "red" one?']
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.png,what, then?", "line 2 has 3 values, expected 2: put quotes around a text with ','\n"),
+        ("http://host/a.png,what?", "line 2: 'http://host/a.png' is a URL, expected the path of a file\n"),
+        ("file:///a.png,what?", "line 2: 'file:///a.png' is a URL, expected the path of a file\n"),
+        ('"data:image/png;base64,AAAA",what?', "line 2: 'data:image/png;base64,AAAA' is the data of a picture, exp"),
+        ("a.png ,what?", "line 2: 'a.png ' is missing; it begins or ends with a blank\n"),
+        ('a.png,"what?', "line 2 cannot be read: unexpected end of data\n"),
+        ("a.png,?!", "line 2: '?!' holds no word\n"),
+        ("bad.png,what?", "bad.png is not an image, or is damaged\n"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number(
+    line: str, message: str, run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.open(run.picture).save(tmp_path / "a.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    assert cli.run(predict(run, "--batch", batch(tmp_path, f"image,question\n{line}\n"))) == 4
+    err = capsys.readouterr().err
+    assert "line 2" in err
+    assert message in err
+
+
+def test_long_values_are_cut_and_many_lines_counted(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "data:image/png;base64," + "A" * 5000
+    rows = "".join(f'"{long}",what is {number}?\n' for number in range(30))
+    assert cli.run(predict(run, "--batch", batch(tmp_path, f"image,question\nno.png,what?\n{rows}"))) == 4
+    err = capsys.readouterr().err
+    assert "q.csv: line 2: 'no.png' is missing, line 3: 'data:image/png;base64,AAA" in err
+    assert " and 21 more\n" in err
+    assert len(err) < 2500
+
+
+def test_a_file_in_another_encoding_is_named(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "image,question\na.png,what?\nb.png,größe?\n".encode("latin1")
+    assert cli.run(predict(run, "--batch", batch(tmp_path, text))) == 4
+    assert "q.csv, line 3: not UTF-8 text\n" in capsys.readouterr().err
+
+
+def test_outputs_are_tried_before_the_work(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trarctl.engine import predictor
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(predictor, "open_predictor", fail)
+    for option, name, message in [
+        ("--json", "no/o.json", "No such file or directory"),
+        ("--json", ".", "Is a directory"),
+        ("--save", "no/o.png", "No such file or directory"),
+        ("--save", "o.docx", "the format 'docx' is not one of"),
+        ("--save", "o", "the format '' is not one of"),
+    ]:
+        assert cli.run(asking(run, option, str(tmp_path / name))) == 4, name
+        err = capsys.readouterr().err
+        assert f"error: cannot write {tmp_path / name}: " in err
+        assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_is_not_lost_where_the_next_cannot_be_written(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "o.json").write_text("before")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    assert cli.run(asking(run, "--json", str(tmp_path / "o.json"))) == 4
+    assert "o.json: No space left on device\n" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("o.json", "before")]
+
+
+def test_a_device_is_written_to_and_not_replaced(run: SmallRun) -> None:
+    assert cli.run(asking(run, "--json", "/dev/null")) == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_options_that_would_be_dropped_are_refused(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = batch(tmp_path, f"image,question\n{run.picture},what?\n")
+    assert cli.run(predict(run, "--batch", file, "--top", "2")) == 3
+    assert "error: --top with --batch is for --json" in capsys.readouterr().err
+    assert cli.run(predict(run, "--batch", file, "--top", "2", "--json", "-")) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"][0]["answers"]) == 2
+    (tmp_path / "weights.pth").touch()
+    assert cli.run(asking(run, "--weights", str(tmp_path / "weights.pth"))) == 3
+    assert "were made without weights\n" in capsys.readouterr().err
+
+
+def test_guesses_are_called_so_once_and_with_a_count(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (9, 9), 200).save(tmp_path / "plain.png")
+    questions = ("zebra unicorn?", "quagga?", "is there a zebra?")
+    rows = "".join(f"{run.picture},{question}\n" for question in questions) + "plain.png,is it a gnu?\n"
+    assert cli.run(predict(run, "--batch", batch(tmp_path, f"image,question\n{rows}"))) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:  ")]
+    assert notes[1:] == [
+        "note:  no word of 'zebra unicorn?' and 1 more question is in the model's vocabulary: the answer is a guess",
+        "note:  'is there a zebra?' and 1 more question have words that are not in the model's vocabulary:"
+        " 'zebra', 'gnu'",
+        "note:  the picture of 'is it a gnu?' has one color only: the answer is a guess",
+    ]
+
+
+def test_a_question_in_another_script_is_drawn_without_warnings(run: SmallRun, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (
+            cli.run(
+                predict(
+                    run, "--image", str(run.picture), "--question", "什么 颜色 is it", "--save", str(tmp_path / "x.svg")
+                )
+            )
+            == 0
+        )
+    assert (tmp_path / "x.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_one_large_photograph_asked_often_is_decoded_once(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two pictures in turn, 150 questions: each is decoded once, and every answer stands beside its question."""
+    from trarctl.data.features import reading
+
+    draw("circle", "red", 3).save(tmp_path / "a.png")
+    draw("rectangle", "blue", 9).save(tmp_path / "b.png")
+    decoded: list[str] = []
+    whole = reading.read_image
+    monkeypatch.setattr(reading, "read_image", lambda path: decoded.append(path.name) or whole(path))
+    questions = ["is there a circle?", "what color is the shape?"]
+    rows = [("ab"[index % 2] + ".png", questions[index // 2 % 2]) for index in range(150)]
+    text = "".join(f"{picture},{question}\n" for picture, question in rows)
+    assert cli.run(predict(run, "--batch", batch(tmp_path, f"image,question\n{text}"), "--json", "-")) == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    assert decoded == ["a.png", "b.png"]
+    assert [(Path(one["image"]).name, one["question"]) for one in found] == rows
+    alone = {}
+    for picture, question in set(rows):
+        options = ("--image", str(tmp_path / picture), "--question", question, "--json", "-")
+        assert cli.run(predict(run, *options)) == 0
+        alone[picture, question] = json.loads(capsys.readouterr().out)["predictions"][0]["answers"][0]["probability"]
+    assert [one["answers"][0]["probability"] for one in found] == pytest.approx([alone[row] for row in rows], abs=1e-6)
+    assert len(set(alone.values())) == 4
+
+
+def test_attention_is_drawn_over_the_upright_picture(run: SmallRun, tmp_path: Path) -> None:
+    """A photograph that is stored on its side gives the drawing of the upright one, to the last pixel."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = draw("circle", "red", 3).crop((0, 0, 64, 40))
+    upright.save(tmp_path / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=exif)
+    drawn = []
+    for name in ("upright.png", "phone.png"):
+        options = ("--image", str(tmp_path / name), "--question", "what?", "--save", str(tmp_path / f"drawn-{name}"))
+        assert cli.run(predict(run, *options)) == 0
+        drawn.append(np.asarray(read_image(tmp_path / f"drawn-{name}")))
+    assert np.array_equal(*drawn)
+
+
+def test_a_picture_beyond_the_bound_is_answered_as_the_hint_says(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4095")
+    assert cli.run(asking(run)) == 4
+    err = capsys.readouterr().err
+    assert "0.png has 64 x 64 pixels, more than 4,095 in all (TRARCTL_MAX_PIXELS=4096 allows it)\n" in err
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4096")
+    assert cli.run(asking(run)) == 0
+    monkeypatch.setenv("TRARCTL_MAX_PIXELS", "4 thousand")
+    assert cli.run(asking(run)) == 3
+    assert "error: TRARCTL_MAX_PIXELS is '4 thousand', expected a number of pixels\n" in capsys.readouterr().err
+
+
+def test_inputs_are_not_replaced(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(run.picture, tmp_path / "a.png")
+    file = batch(tmp_path, "image,question\na.png,what?\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    picture = str(tmp_path / "a.png")
+    one = ("--image", picture, "--question", "what?")
+    for options in ((*one, "--save", picture), (*one, "--json", picture), ("--batch", file, "--json", file)):
+        assert cli.run(predict(run, *options)) == 3
+        assert "would replace what is asked about\n" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

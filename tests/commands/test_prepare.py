@@ -41,7 +41,9 @@ def test_without_features_the_next_step_is_to_get_them(tmp_path: Path, capsys: p
     assert cli.run([*MINI, "--without-features", "--out", str(tmp_path / "prepared")]) == 0
     text = capsys.readouterr().out
     assert "  features: none yet; training needs them\n" in text
-    assert text.endswith("next: trarctl prepare vqa --features DIR\n")
+    raw = GOLDEN / "mini_vqa" / "raw"
+    options = f"--raw {raw} --features DIR --grid 4 --vectors none --out {tmp_path / 'prepared'}"
+    assert text.endswith(f"next: trarctl prepare vqa {options}\n")
 
 
 def test_options_reach_the_data(tmp_path: Path) -> None:
@@ -107,7 +109,10 @@ def test_check_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert "missing" in captured.out
     assert "damaged" in captured.out
-    assert "v2_mscoco_train2014_annotations.json, v2_mscoco_val2014_annotations.json" in captured.err
+    assert f"no file v2_mscoco_val2014_annotations.json in {raw}" in captured.err
+    assert f"{raw}/v2_mscoco_train2014_annotations.json" in captured.err
+    assert captured.err.endswith("error: 2 faults stop the preparation\nhint:  mend them in the order shown\n")
+    assert max(map(len, captured.out.splitlines())) < 200
 
 
 def test_features_from_images_need_torchvision_or_the_gpu_named(

@@ -161,11 +161,12 @@ def test_checkpoints_side_by_side(there: Path, trarctl: Run) -> None:
     code, out, err = trarctl("eval", "--compare", "first@1", "first@2", "--evaluator", "upstream", "--json", "c.json")
     assert code == 0, err
     assert "first@1" in out
-    assert "against published (soft, avg)" in out
+    assert "against published" not in out
+    assert "first@1: published results are of 214,354 questions, not of these 100" in err
     rows = json.loads(Path("c.json").read_text())["checkpoints"]
     assert [row["checkpoint"] for row in rows] == ["first@1", "first@2"]
     assert rows[0]["overall"] == single["overall"]
-    assert rows[0]["difference"] == round(single["overall"] - 67.62, 2)
+    assert "difference" not in rows[0]
     code, _, err = trarctl("eval", "first@1")
     assert code == 3
     assert "trarctl eval --ckpt first@1" in err
@@ -269,4 +270,4 @@ def test_bad_arguments(
 def test_scores_that_cannot_be_written(there: Path, trarctl: Run) -> None:
     code, _, err = trarctl("eval", "--ckpt", "first", "--save-scores", "nowhere/scores.npz")
     assert code == 4
-    assert "cannot write the scores to nowhere/scores.npz" in err
+    assert "cannot write nowhere/scores.npz: No such file or directory" in err

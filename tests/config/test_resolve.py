@@ -202,7 +202,8 @@ def test_values_are_validated_without_torch() -> None:
         ),
         (
             {"sets": ["run.save_every=0"]},
-            "--set run.save_every=0: run.save_every must be a number of steps, such as 500, or of minutes, such as 10m",
+            "--set run.save_every=0: run.save_every must be a number of steps from 1, such as 500, or of minutes,"
+            " such as 10m",
         ),
         ({"sets": ["model.spans="]}, "--set model.spans=: model.spans must have 1 or more values"),
         ({"sets": ["model.dropout=1"]}, "--set model.dropout=1: model.dropout must be less than 1"),
@@ -220,7 +221,7 @@ def test_values_are_validated_without_torch() -> None:
         ({"sets": ["train.epochs"]}, "--set train.epochs: must be KEY=VALUE"),
         (
             {"sets": ["run.name=a/b"]},
-            "--set run.name=a/b: run.name may hold letters, digits, '.', '_' and '-',"
+            "--set run.name=a/b: run.name may hold up to 200 letters, digits, '.', '_' and '-',"
             " and begins with a letter or a digit",
         ),
     ],
@@ -422,3 +423,98 @@ def test_amend_changes_some_settings_of_a_run() -> None:
     assert result.origins["model.spans"] == Origin(Source.RUN, "run x")
     with pytest.raises(SettingsError, match="--epochs 0: train.epochs must be greater than 0"):
         amend(settings, "run x", options={"train.epochs": (0, "--epochs")})
+
+
+# What is odd, or does nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.yml", "LR_BASE: 1e-4\nMAX_EPOCH: 3\nLR_BASE: 1e-3\n", "has the key LR_BASE more than once"),
+        ("a.yml", "OPT_PARAMS: {eps: 1e-9, eps: 1e-8}\n", "has the key eps more than once"),
+        ("a.json", '{"train": {"epochs": 5, "epochs": 6}}', "has the key epochs more than once"),
+        ("a.json", '{"train": {"epochs": 5}, "run": {}, "train": {}}', "has the key train more than once"),
+        ("a.toml", "[train]\nepochs = 5\nepochs = 6\n", "Cannot overwrite a value"),
+        ("a.yml", "SEED: 1\nMAX_EPOCH: 010\n", "line 2: YAML reads 010 as 8: write 8, or the number meant"),
+        ("a.yml", "SEED: 1:30\n", "line 1: YAML reads 1:30 as 90"),
+        ("a.yml", "ORDERS: [0, 01]\n", "line 1: YAML reads 01 as 1"),
+    ],
+)
+def test_what_a_file_says_twice_or_means_otherwise(tmp_path: Path, name: str, text: str, reason: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    what, hint = refusal(config=file)
+    assert what.startswith(f"{file}: ")
+    assert reason in what
+    assert hint.startswith("correct the file")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yml", "MAX_EPOCH: 10\nSEED: 0\n"),
+        ("a.yml", "MAX_EPOCH: '010'\n"),
+        ("a.yml", "MAX_EPOCH: 0xA\n"),
+        ("a.yml", "<<: {MAX_EPOCH: 10}\n"),
+        ("a.yml", "\ufeffMAX_EPOCH: 10\n"),
+        ("a.toml", "\ufeff[train]\nepochs = 10\n"),
+        ("a.json", '\ufeff{"train": {"epochs": 10}}'),
+    ],
+)
+def test_ten_epochs_in_many_ways(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    assert settle(config=file).train.epochs == 10
+
+
+def test_numbers_as_text_in_a_choice(tmp_path: Path) -> None:
+    file = tmp_path / "a.yml"
+    file.write_text("TAU_POLICY: '2'\n")
+    assert settle(config=file).train.temperature_policy == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("train.epochs=99999999999999999999", "train.epochs must be a smaller number"),
+        ("model.spans=0,2147483648", "model.spans must be a smaller number"),
+        ("run.folder=", "run.folder must not be empty"),
+        ("data.path=  ", "data.path must not be empty"),
+        ("run.folder=a\0b", "run.folder must not hold a zero character"),
+        ("train.learning_rate=-inf", "train.learning_rate must be a finite number"),
+        ("train.seed=\u0663", "train.seed must be a whole number"),
+        (f"run.name={'a' * 201}", "run.name may hold up to 200 letters"),
+    ],
+)
+def test_odd_values(change: str, reason: str) -> None:
+    assert reason in refusal(sets=[change])[0]
+
+
+def test_what_the_user_asked_for_in_vain_is_noted() -> None:
+    def notes(**given: Any) -> list[str]:
+        return resolve(**{"environ": {}, **given}).notes
+
+    assert notes() == notes(sets=["train.epochs=5"]) == notes(sets=["train.decay_epochs=11,12"]) == []
+    assert notes(sets=["train.decay_epochs=2,13,40"]) == [
+        "--set train.decay_epochs=2,13,40: without effect, since epoch 13 is not reached in 13"
+    ]
+    assert notes(environ={"TRARCTL_TRAIN_TEMPERATURE_MAX": "3"}) == [
+        "TRARCTL_TRAIN_TEMPERATURE_MAX=3: without effect, since routing is soft"
+    ]
+    assert notes(sets=["train.temperature_max=3", "model.routing=hard"]) == []
+
+
+@pytest.mark.parametrize("name", ["a.yml", "a.toml", "a.json"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert refusal(config=tmp_path / name) == (f"{tmp_path / name} is a pipe, not a file", "--config FILE")
+
+
+@pytest.mark.parametrize(
+    "value", ["!!int ''", "!!int x", "!!int [1]", "!!bool x", "!!timestamp x", "!!omap [1]", "!!float ''"]
+)
+def test_values_that_yaml_cannot_build(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "a.yml"
+    file.write_text(f"MAX_EPOCH: {value}\n")
+    assert refusal(config=file)[0].startswith(f"{file}: ")

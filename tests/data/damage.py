@@ -305,13 +305,17 @@ def _different_answers(dataset: str, data: PreparedData, name: str, annotations:
         row = row_of[record["question_id" if dataset == "vqa" else "question_index"]]
         order.append(row)
         given = [truth.strings[code] for code in truth.codes[row] if code >= 0]
-        expected = [a["answer"] for a in record["answers"]] if dataset == "vqa" else [record["answer"]]
+        expected = [a["answer"] for a in record["answers"]] if dataset == "vqa" else [_as_text(record["answer"])]
         if given != expected:
             return f"{name}: other answers"
         function = record.get("question_type", "") if dataset == "vqa" else record["program"][-1]["function"]
         if truth.question_types[truth.question_type[row]] != function:
             return f"{name}: other question types"
     return "" if split.training_order.tolist() == order else f"{name}: other order of samples"
+
+
+def _as_text(answer: Any) -> str:
+    return {True: "yes", False: "no"}[answer] if isinstance(answer, bool) else str(answer)
 
 
 def _different_features(source: Path, data: PreparedData, name: str) -> str:

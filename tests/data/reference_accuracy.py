@@ -142,6 +142,9 @@ def _score(answers: list[str], prediction: str, evaluator: str) -> float:
         prediction = _words(_punctuation(prediction))
         if len(set(answers)) > 1:
             answers = [_punctuation(answer) for answer in answers]
+    if len(answers) < 3:
+        # The team's scripts know ten annotators only; this is the rule for one and two.
+        return answers.count(prediction) / len(answers)
     scores = []
     for left_out in range(len(answers)):
         others = answers[:left_out] + answers[left_out + 1 :]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +13,17 @@ from pathlib import Path
 import pytest
 
 from tests.data.preparing import prepare_golden
-from trarctl.errors import DataError
-from trarctl.files import refuse_foreign, write_bytes, writing
+from trarctl.errors import CheckpointError, DataError
+from trarctl.files import claimed, refuse_foreign, write_bytes, writing
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     with writing(tmp_path), pytest.raises(DataError) as caught:  # noqa: SIM117
         with writing(tmp_path):
             pass
-    assert caught.value.what == f"another prepare is writing to {tmp_path}"
-    assert caught.value.hint == "wait until it has finished"
+    holder = re.escape(f"process {os.getpid()} on {socket.gethostname()} since ")
+    assert re.match(f"another process writes the folder {re.escape(str(tmp_path))}: {holder}20", caught.value.what)
+    assert caught.value.hint == "wait until it has finished, or stop that process"
     with writing(tmp_path):
         pass
 
@@ -31,7 +34,7 @@ def test_a_writer_in_another_process_is_refused(tmp_path: Path) -> None:
     )
     with writing(tmp_path):
         refused = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True)
-    assert b"another prepare is writing to" in refused.stderr
+    assert b"another process writes the folder" in refused.stderr
 
 
 def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
@@ -43,6 +46,34 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     assert (tmp_path / ".lock").exists()
     with writing(tmp_path) as building:
         assert building.is_dir()
+
+
+@pytest.mark.parametrize(
+    "left", [None, b"", b'{"pid": 1}', b'{"pid":1,"host":"elsewhere","started":1}', b"\xff" * 9000]
+)
+def test_a_claim_leaves_the_folder_as_it_was(left: bytes | None, tmp_path: Path) -> None:
+    if left is not None:
+        (tmp_path / ".lock").write_bytes(left[:4096])
+    with claimed(tmp_path, "run a"), pytest.raises(CheckpointError, match=r"run a: process \d+ on"):  # noqa: SIM117
+        with claimed(tmp_path, "run a", CheckpointError):
+            pass
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == ({} if left is None else {".lock": left[:4096]})
+
+
+def test_one_of_many_that_claim_at_once(tmp_path: Path) -> None:
+    """Each adds one to a number in a file, which loses some where two hold the lock at once."""
+    code = (
+        "import sys; from pathlib import Path; from trarctl.files import claimed\n"
+        "file = Path(sys.argv[1]) / 'count'\n"
+        "for _ in range(50):\n"
+        "    with claimed(file.parent, 'it', wait_seconds=60):\n"
+        "        file.write_text(str(int(file.read_text()) + 1))"
+    )
+    (tmp_path / "count").write_text("0")
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "150"
 
 
 def test_a_lock_file_of_version_0_1_is_no_lock(tmp_path: Path) -> None:

@@ -129,3 +129,13 @@ def test_trimming_keeps_all_columns_where_a_question_is_empty() -> None:
     tokens = np.array([[4, 5, 0, 0], [6, 0, 0, 0]])
     assert trimmed_length(tokens) == 2
     assert trimmed_length(np.vstack([tokens, np.zeros((1, 4), dtype=np.int64)])) == 4
+
+
+def test_questions_without_a_known_answer_are_counted_before_training(vqa: PreparedData) -> None:
+    split = vqa.split("train")
+    offsets = split.targets[0].tolist()
+    num_lost = sum(offsets[row] == offsets[row + 1] for row in split.training_order.tolist())
+    assert num_lost > 0
+    with pytest.raises(DataError, match=f"^{num_lost} of 140 training questions of train have no answer out of the"):
+        training_samples(vqa, "train", "ce")
+    training_samples(vqa, "train", "bce")

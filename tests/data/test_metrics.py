@@ -107,14 +107,32 @@ def test_scoring_changes_nothing(evaluator: EvaluatorName) -> None:
         (["yes"] * 9 + ["yes "], " yes\n", 100.0, 100.0),
         (["two"] * 9 + ["2"], "2", 100.0, 30.0),
         (["yes"] * 3 + ["no"] * 7, "yes", 90.0, 90.0),
-        (["yes", "no"], "yes", 16.67, 16.67),
-        (["yes"], "yes", 0.0, 0.0),
+        # Fewer annotators than ten: exact match for one, half a match each for two, leave-one-out from three on.
+        (["yes"], "yes", 100.0, 100.0),
+        (["yes"], "no", 0.0, 0.0),
+        (["yes", "no"], "yes", 50.0, 50.0),
+        (["yes", "yes"], "yes", 100.0, 100.0),
+        (["yes"] * 3, "yes", 66.67, 66.67),
+        (["yes", "yes", "no"], "yes", 44.44, 44.44),
+        (["yes", "no", "red"], "yes", 22.22, 22.22),
+        (["yes"] * 4, "yes", 100.0, 100.0),
     ],
 )
 def test_one_question(answers: list[str], prediction: str, official: float, upstream: float) -> None:
     truth = Questions([answers], [prediction], ["other"], ["what"]).truth()
     assert vqa_accuracy([prediction], truth, "official").overall == official
     assert vqa_accuracy([prediction], truth, "upstream").overall == upstream
+
+
+def test_fewer_annotators_are_counted_and_the_rule_is_said() -> None:
+    groups = [["yes"] * 10] * 4 + [["yes"]] * 2 + [["no"] * 3]
+    questions = Questions(groups, ["yes"] * 7, ["other"] * 7, ["what"] * 7)
+    note = vqa_accuracy(questions.predictions, questions.truth()).note
+    assert note is not None
+    assert note.startswith("of 7 questions 2 have 1, 1 have 3, 4 have 10 of 10 annotators' answers: with K an answer")
+    assert note.endswith("averaged over the leave-one-out sets where K is 3 or more; three who agree make 66.67 %")
+    whole = Questions(groups[:4], ["yes"] * 4, ["other"] * 4, ["what"] * 4)
+    assert vqa_accuracy(whole.predictions, whole.truth()).note is None
 
 
 def test_official_is_the_default() -> None:

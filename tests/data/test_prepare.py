@@ -148,7 +148,7 @@ def test_an_interrupted_preparation_goes_on_behind_the_questions(
     raw = write_clevr(tmp_path)
     request = PrepareRequest("clevr", raw=raw, out=tmp_path / "out", grid=2, vectors="none")
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -237,17 +237,19 @@ def test_a_grid_that_does_not_fit_the_files_warns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question_index": "7"}, "record 2 has '7' as \"question_index\", expected an integer"),
-        ({"question_index": True}, 'record 2 has True as "question_index"'),
-        ({"question_index": 2**70}, "expected an integer"),
-        ({"question_index": 2**63}, "record 2 has 9223372036854775808"),
+        ({"question_index": "7"}, 'record 2 has "7" as "question_index", expected an integer from 0'),
+        ({"question_index": True}, 'record 2 has true as "question_index"'),
+        ({"question_index": 2**70}, "record 2 has 1180591620717411303424 as .*, expected an integer from 0 to"),
+        ({"question_index": 2**63}, "record 2 has 9223372036854775808 as"),
         ({"question_index": -1}, 'record 2 has -1 as "question_index"'),
         ({"question_index": 1}, "question_index 1 appears more than once"),
-        ({"image_index": None}, 'record 2 has None as "image_index"'),
+        ({"image_index": None}, 'record 2 has null as "image_index"'),
         ({"image_index": 77}, r"no features for image 77 \(.*train\)"),
         ({"question": ["a"]}, "expected a text"),
         ({"question": "a " * 600}, "the longest question has 600 words"),
-        ({"answer": 3}, 'record 2 has 3 as "answer", expected a text'),
+        ({"answer": 3.5}, 'record 2 has 3.5 as "answer", expected a text that is not empty'),
+        ({"answer": None}, 'record 2 has null as "answer", expected a text that is not empty'),
+        ({"answer": " "}, 'record 2 has " " as "answer", expected a text that is not empty'),
         ({"program": []}, "record 2 has a program without a last function"),
         ({"program": [{"function": 4}]}, "record 2 has a program without a last function"),
     ],
@@ -296,7 +298,7 @@ def _drop(annotations: list[dict[str, Any]], question: int) -> None:
     [
         ({"answers": []}, "record 4 has 0 answers"),
         ({"answers": [{"answer": "x"}] * 11}, "record 4 has 11 answers, expected 1 to 10"),
-        ({"answers": [{"answer": 1}]}, "record 4 has an answer that is not text"),
+        ({"answers": [{"answer": 1}]}, 'record 4 has {"answer": 1} among its "answers", expected'),
         ({"answers": "yes"}, "expected a list"),
         ({"multiple_choice_answer": 4}, "expected a text"),
     ],
@@ -309,7 +311,8 @@ def test_vqa_bad_annotations(tmp_path: Path, change: dict[str, Any], message: st
 def test_an_answer_limit_that_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no answer occurs more than 5000 times") as error:
         prepare_golden("vqa", tmp_path, min_answer_count=5000)
-    assert error.value.hint == "lower the limit: --min-answer-count 0"
+    assert error.value.hint is not None
+    assert "--min-answer-count 0" in error.value.hint
 
 
 @pytest.mark.parametrize(("option", "flag"), [("grid", "--grid"), ("max_words", "--max-words")])

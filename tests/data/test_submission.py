@@ -28,6 +28,8 @@ class Split:
     """The questions of a split."""
 
     question_id: np.ndarray
+    is_annotated: bool = True
+    name: str = "test"
 
     def __len__(self) -> int:
         return len(self.question_id)
@@ -109,6 +111,16 @@ def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
         ([*GOOD, {"answer": "x"}], "1 row with a question_id that is not an integer: row 4 has none"),
         ([*GOOD, "yes", [1, 2]], '2 rows not an object: row 4 is "yes", row 5 is a list'),
         ({"262144000": "yes"}, "it is not a JSON list but an object"),
+        ({"results": GOOD, "n": 3}, 'it is not a JSON list but an object; its key "results" holds a list of 3'),
+        (
+            [{"question_id": number, "text": "yes"} for number in IDS],
+            "3 rows with an answer that is not text: row 1 has none, row 2 has none, row 3 has none;"
+            ' their other fields: "text"',
+        ),
+        (
+            [*GOOD, {"id": 4, "answer": "x"}],
+            '1 row with a question_id that is not an integer: row 4 has none; their other fields: "id"',
+        ),
         ("yes" * 20, f'it is not a JSON list but "{"yes" * 12}...'),
     ],
 )
@@ -116,9 +128,21 @@ def test_what_the_site_would_reject(tmp_path: Path, rows: object, problem: str) 
     assert validate_vqa(_json_file(tmp_path, rows), IDS) == [problem]
 
 
+def test_a_part_of_the_test_questions_is_named(tmp_path: Path) -> None:
+    split = _split(IDS)
+    split.is_annotated = False
+    assert JSON.problems(_json_file(tmp_path, GOOD[:1]), CLEVR, split) == [
+        "only a part of test is answered, such as test-dev; the site takes all of it",
+        "2 of 3 questions have no answer: 262144001, 393225000",
+    ]
+    assert JSON.problems(_json_file(tmp_path, GOOD), CLEVR, split) == []
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
+        (b'{"question_id": 1, "answer": "a"}\n{"question_id": 2, "answer": "b"}\n', "it is JSON Lines, one object a"),
+        (b'{"question_id": 1, "answer": "a"}\nb', "it is not valid JSON: "),
         (b"", "it is empty"),
         (b'[{"question_id": 1', "it is not valid JSON: "),
         (b"[NaN]", "it is not valid JSON: "),
@@ -239,6 +263,9 @@ def test_a_result_file_of_another_split_is_refused(tmp_path: Path) -> None:
     assert '{"question_id": int, "answer": str}' in caught.value.hint
 
 
+ALMOST = "(2 for a blank or a capital letter alone)"
+
+
 def test_a_clevr_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "answers.txt"
     assert write_clevr(path, ["yes", "3", "cube"]) == len("yes\n3\ncube\n")
@@ -255,7 +282,16 @@ def test_a_clevr_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
         (b"yes\nno\ncube\n\n", ["4 lines for 3 questions", "1 line is blank: line 4"]),
         (b"yes\n \n\n", ["2 lines are blank: line 2, 3"]),
         (b"yes\r\nno\r\ncube\r\n", ["lines end in CR LF instead of LF"]),
-        (b"yes\nYes\nyes \n", ["2 answers that CLEVR does not have: 'Yes', 'yes '"]),
+        (
+            b"yes\nYes\nyes \n",
+            [f"2 of 3 answers are none that CLEVR has {ALMOST}: 'Yes', 'yes '"],
+        ),
+        (
+            b"Yes\nYes\nsphere\n",
+            [f"3 of 3 answers are none that CLEVR has {ALMOST}: 'Yes', 'sphere'"],
+        ),
+        (b"ball\nno\nno\n", ["1 of 3 answers are none that CLEVR has: 'ball'"]),
+        (b"yes\rno\rcube\r", ["1 line for 3 questions", "lines end in CR instead of LF"]),
         (b"yes\n\xff\nno\n", ["it is not UTF-8 text (byte 4)"]),
         (b"", ["it is empty"]),
     ],

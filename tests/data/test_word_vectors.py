@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import sys
@@ -68,14 +69,72 @@ def test_text_file(tmp_path: Path) -> None:
         "6 3\n" + TEXT,
         TEXT.replace("\n", " \r\n"),
         TEXT.removesuffix("\n"),
+        TEXT.replace(" ", "\t"),
+        TEXT.replace("red ", "red\t").replace("cube ", "cube   ").replace("unk 4 5 6", " unk 4  5\t6  "),
+        "6 3\n" + TEXT + "\n \n",
         "\ufeff" + TEXT,
         ". . . 1 1 1\nred herring 5 5 5\n" + TEXT + "\x85 2 2 2\ncube 3 3\n" + "x 1\n",
     ],
-    ids=["word2vec header", "carriage returns", "no last line end", "byte order mark", "spaces in words"],
+    ids=[
+        "word2vec header",
+        "carriage returns",
+        "no last line end",
+        "tabs",
+        "blanks of all kinds",
+        "empty lines",
+        "byte order mark",
+        "spaces in words",
+    ],
 )
 def test_quirks_of_text_files(tmp_path: Path, content: str) -> None:
     vectors = load_vectors(str(_text_file(tmp_path, content)), WORDS)
     assert vectors is not None
+    assert np.array_equal(vectors.matrix, np.array(EXPECTED, dtype=np.float32))
+
+
+def _warnings(tmp_path: Path, content: str, words: tuple[str, ...] = WORDS) -> tuple[str, ...]:
+    vectors = load_vectors(str(_text_file(tmp_path, content)), words)
+    assert vectors is not None
+    return vectors.warnings
+
+
+def test_what_is_odd_is_counted(tmp_path: Path) -> None:
+    assert _warnings(tmp_path, TEXT.removesuffix("red 8 8 8\n")) == ()
+    assert _warnings(tmp_path, TEXT) == (
+        "glove.3d.txt: words that it has more than once, of which the first counts: 1",
+    )
+    assert _warnings(tmp_path, "x 1 2\ny\n" + TEXT.removesuffix("red 8 8 8\n")) == (
+        "glove.3d.txt: rows with fewer than 3 numbers: 2",
+    )
+    # Rows of several words are no second "red".
+    assert _warnings(tmp_path, "red herring 1 2 3\nred red 1 2 3\nunk 1 2 4\nred 1 2 3\ncube 1 2 3\n") == ()
+    assert _warnings(tmp_path, "red 1 2 3\nunk 0 0 0\ncube 1 2 4\n") == (
+        "glove.3d.txt: words that it knows, but with nothing but zeros: 1",
+    )
+    assert _warnings(tmp_path, "red 1 2 3\nunk 1 2 4\n") == (
+        "glove.3d.txt knows 2 of the 6 words (33.3 %), the others start from zeros",
+    )
+
+
+def test_gzip(tmp_path: Path) -> None:
+    path = _text_file(tmp_path, gzip.compress(TEXT.encode()), "glove.txt.gz")
+    vectors = load_vectors(str(path), WORDS)
+    assert vectors is not None
+    assert np.array_equal(vectors.matrix, np.array(EXPECTED, dtype=np.float32))
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(DataError, match="cannot unpack"):
+        load_vectors(str(path), WORDS)
+
+
+def test_what_a_mac_leaves_in_a_zip(tmp_path: Path) -> None:
+    path = tmp_path / "mac.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("glove/._glove.txt", b"\0")
+        archive.writestr("__MACOSX/glove/._glove.txt", b"\0")
+        archive.writestr("glove/glove.txt", TEXT)
+    vectors = load_vectors(str(path), WORDS)
+    assert vectors is not None
+    assert vectors.source == "mac.zip/glove/glove.txt"
     assert np.array_equal(vectors.matrix, np.array(EXPECTED, dtype=np.float32))
 
 
@@ -121,7 +180,13 @@ def test_zip_file_with_several_texts(tmp_path: Path) -> None:
         ("4 3\nred 1 2 3\nx 1 2 3\n", "damaged: it has 2 rows where its first line says 4"),
         ("4 99999999\nred 1 2 3\n", "is not a text file of word vectors"),
         ('{"red": [1, 2, 3]}', "is not a text file of word vectors"),
-        ("red\t1\t2\t3\n", "is not a text file of word vectors"),
+        ("red,1,2,3\n", "is not a text file of word vectors: it begins with 'red,1,2,3'"),
+        ("red 0,1 0,2\n", "is not a text file of word vectors: it begins with 'red 0,1 0,2'"),
+        (b"2 3\n" + b"red " + bytes(8) + b"\0\0\x80\x3f\n", "is word2vec's binary form, which is not read"),
+        (b"\xba\x16\x4f\x2f" + bytes(90), "is a binary file, which is not read"),
+        (TEXT.encode("utf-16"), "is UTF-16 text"),
+        ("red 1 2 3\ncube 1 2 3\n", "has the same numbers for all of the 2 words found"),
+        ("red 0 0 0\ncube 0 0 -0.0\n", "has nothing but zeros: 0 of the 2 words found have numbers"),
         (b"\x80\x04\x95" * 1000, "is not a text file of word vectors"),
         ("blue 1 2 3\n", "glove.3d.txt knows none of the 6 words"),
     ],

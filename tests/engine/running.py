@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trarctl.config.resolve import resolve
+from trarctl.config.resolve import amend, resolve
 from trarctl.config.settings import Settings
 from trarctl.engine.callbacks import Callback, Event, no_callback
 from trarctl.engine.checkpoint import load_checkpoint
@@ -67,13 +67,16 @@ def resume(
     *,
     epochs: int | None = None,
     epoch: int | None = None,
+    file: Path | None = None,
     on_event: OnEvent = no_callback,
+    **changes: object,
 ) -> RunFolder:
-    """Go on with a run, up to another number of epochs if that is given."""
-    settings = read_settings(run)
+    """Go on with a run, up to another number of epochs if that is given, or from one of its checkpoints' files."""
     if epochs is not None:
-        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": epochs})})
-    job, _ = plan_resume(run, settings, named=None, epoch=epoch)
+        changes["train__epochs"] = epochs
+    values = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    settings = amend(read_settings(run), "run", sets=values).settings
+    job, _ = plan_resume(run, settings, named=None if file is None else str(file), epoch=epoch)
     return _run(job, on_event)
 
 

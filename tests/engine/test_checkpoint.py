@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +23,7 @@ from trarctl.data.prepared import open_prepared
 from trarctl.engine.checkpoint import (
     Description,
     TrainState,
+    is_ours,
     load_checkpoint,
     load_description,
     load_upstream,
@@ -115,12 +121,17 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     for protocol in (2, 4):
         path = tmp_path / f"epoch{protocol}.pkl"
         path.write_bytes(pickle.dumps({"state_dict": {}, "epoch": _Code(trace)}, protocol=protocol))
-        with pytest.raises(CheckpointError, match="is damaged"):
+        with pytest.raises(CheckpointError, match=r"is a pickle that torch\.save did not write"):
             load_upstream(path)
     path = tmp_path / "epoch13.pkl"
-    torch.save({"state_dict": {}, "epoch": _Code(trace)}, path)
-    with pytest.raises(CheckpointError, match=r"epoch13\.pkl is damaged"):
-        load_upstream(path)
+    for is_zip in (True, False):
+        torch.save({"state_dict": {}, "epoch": _Code(trace)}, path, _use_new_zipfile_serialization=is_zip)
+        with pytest.raises(
+            CheckpointError, match=r"epoch13\.pkl holds objects other than tensors: posix\.mkdir"
+        ) as raised:
+            load_upstream(path)
+        assert raised.value.hint is not None
+        assert "torch.save(model.state_dict(), FILE)" in raised.value.hint
     assert not trace.exists()
 
 
@@ -130,8 +141,228 @@ def test_a_pickle_without_weights(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no state_dict of tensors"):
         load_upstream(path)
     path.write_bytes(b"not a pickle at all")
-    with pytest.raises(CheckpointError, match=r"epoch13\.pkl is damaged"):
+    with pytest.raises(CheckpointError, match=r"epoch13\.pkl is a text file, no checkpoint"):
         load_upstream(path)
+
+
+# Checkpoints of other programs: what they save, and what wraps it
+
+
+ORIGINAL = GOLDEN / "cases" / "vqa_soft_avg.pkl"
+Change = Callable[[dict[str, Any]], Any]
+
+
+def content() -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(ORIGINAL, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def with_prefix(prefix: str) -> Change:
+    return lambda saved: {**saved, "state_dict": {prefix + name: value for name, value in saved["state_dict"].items()}}
+
+
+def inside_names(saved: dict[str, Any]) -> Any:
+    """Only a part of the model was compiled."""
+    return {**saved, "state_dict": {k.replace(".", "._orig_mod.", 1): v for k, v in saved["state_dict"].items()}}
+
+
+def with_state(**changes: Any) -> Change:
+    """Replace weights, under the names that the original gives them (``__`` stands for a point)."""
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    return lambda saved: {**saved, "state_dict": saved["state_dict"] | changed}
+
+
+def in_itself(_: dict[str, Any]) -> dict[str, Any]:
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    return endless
+
+
+def in_type(kind: torch.dtype) -> Change:
+    return lambda saved: {**saved, "state_dict": {name: value.to(kind) for name, value in saved["state_dict"].items()}}
+
+
+@pytest.mark.parametrize(
+    ("change", "epoch"),
+    [
+        (lambda saved: saved, 13),
+        (with_prefix("module."), 13),
+        (with_prefix("_orig_mod."), 13),
+        (with_prefix("module._orig_mod."), 13),
+        (with_prefix("_orig_mod.module.model."), 13),
+        (with_prefix("net."), 13),
+        (
+            lambda saved: {
+                **saved,
+                "state_dict": {k.replace(".", "._orig_mod.", 1): v for k, v in saved["state_dict"].items()},
+            },
+            13,
+        ),
+        (lambda saved: saved["state_dict"], None),
+        (lambda saved: {"model": saved["state_dict"], "epoch": 2}, 2),
+        (lambda saved: {"model_state_dict": saved["state_dict"]}, None),
+        (lambda saved: {"net": {"state_dict": saved["state_dict"]}, "epoch": np.int64(4)}, 4),
+        (lambda saved: {**saved, "epoch": 13.0}, 13),
+        (lambda saved: {**saved, "epoch": np.float64(13)}, 13),
+        (lambda saved: {**saved, "epoch": np.array([13])}, 13),
+        (lambda saved: {**saved, "epoch": torch.tensor(13)}, 13),
+        (lambda saved: {**saved, "epoch": 12.5}, None),
+        (lambda saved: {**saved, "epoch": float("nan")}, None),
+        (lambda saved: {**saved, "epoch": -1}, None),
+        (lambda saved: {**saved, "epoch": True}, None),
+        (lambda saved: {**saved, "epoch": "13"}, None),
+        (lambda saved: {**saved, "epoch": None}, None),
+        (lambda saved: {**saved, "lr_base": np.float64(1e-4), "seen": np.arange(3), "names": np.array(["a"])}, 13),
+        (lambda saved: {**saved, "args": argparse.Namespace(lr=1e-4, out=Path("x"))}, 13),
+        (in_type(torch.float64), 13),
+        (with_state(adam__step=torch.tensor(3)), 13),
+    ],
+)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_what_wrappers_leave_changes_no_weight(change: Change, epoch: int | None, is_zip: bool, tmp_path: Path) -> None:
+    path = tmp_path / "some.bin"
+    torch.save(change(content()), path, _use_new_zipfile_serialization=is_zip)
+    expected = load_upstream(ORIGINAL)[0]
+    state, found = load_upstream(path)
+    assert found == epoch
+    assert not is_ours(path)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_and_nothing_else(kind: torch.dtype, tmp_path: Path) -> None:
+    torch.save(in_type(kind)(content()), tmp_path / "half.pt")
+    expected = load_upstream(ORIGINAL)[0]
+    state, _ = load_upstream(tmp_path / "half.pt")
+    assert all(torch.equal(state[name], expected[name].to(kind).float()) for name in expected)
+
+
+def test_safetensors_of_another_program(tmp_path: Path, run: RunFolder) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({f"module.{name}": tensor for name, tensor in content()["state_dict"].items()}, path)
+    expected, state = load_upstream(ORIGINAL)[0], load_upstream(path)[0]
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    # One of ours that another program has written again, without the description.
+    own = run.epoch_checkpoint(1)
+    tensors, _ = load_checkpoint(own)
+    save_file(tensors, path)
+    assert is_ours(own)
+    assert not is_ours(path)
+    state, epoch = load_upstream(path)
+    assert epoch is None
+    assert state.keys() == {name.removeprefix("model.") for name in tensors if name.startswith("model.")}
+    assert all(torch.equal(state[name], tensors[f"model.{name}"]) for name in state)
+
+
+BIAS = content()["state_dict"]["proj.bias"]
+SPOILT = torch.where(torch.arange(len(BIAS)) < 2, torch.nan, BIAS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_state(proj__bias=SPOILT), rf"not finite in 1 of \d+ tensors: head\.bias \(2 of {len(BIAS)}\)$"),
+        (with_state(proj__bias=BIAS.double() * 1e300), r"not finite in 1 of \d+ tensors: head\.bias"),
+        (
+            with_state(proj__bias=BIAS.long()),
+            r"1 of \d+ weights in .* cannot be used: proj\.bias holds int64, exp",
+        ),
+        (with_state(proj__bias=BIAS.to(torch.complex64)), r"proj\.bias holds complex64"),
+        (with_state(proj__bias=BIAS > 0), r"proj\.bias holds bool"),
+        (with_state(proj__bias=BIAS.to_sparse()), r"proj\.bias holds float32|damaged"),
+        (with_state(proj__bias=[0.0]), r"proj\.bias is a list, not a tensor"),
+        (with_state(module__proj__bias=BIAS), r"proj\.bias is there twice, with and without a prefix"),
+        (with_state(proj__bias=torch.zeros(1).expand(10**6, 10**6)), "the file has fewer numbers"),
+        (with_state(proj__bias=BIAS.to("meta")), "the file has fewer numbers"),
+        (in_itself, "holds no state_dict of tensors: its keys are 'model'"),
+        (lambda saved: {**saved, "state_dict": {**saved["state_dict"], 5: BIAS}}, "cannot be used: 5 is no name"),
+        (
+            lambda _: {"epoch": 13, "weights": "elsewhere"},
+            "no state_dict of tensors: its keys are 'epoch', 'w",
+        ),
+        (lambda saved: list(saved["state_dict"].values()), "holds no state_dict of tensors: it is of type list"),
+        (lambda _: BIAS, "holds no state_dict of tensors: it is of type Tensor"),
+        (lambda _: torch.nn.Linear(2, 2), r"holds objects other than tensors: torch\.nn\.modules\.linear\.Linear"),
+        (lambda saved: {**saved, "when": np.datetime64("2021-01-01")}, "holds objects other|damaged"),
+        (lambda saved: {**saved, "config": CheckpointError}, "objects other than tensors: trarctl.errors.CheckpointEr"),
+    ],
+)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_weights_that_cannot_be_used(change: Change, message: str, is_zip: bool, tmp_path: Path) -> None:
+    path = tmp_path / "epoch13.pkl"
+    torch.save(change(content()), path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load_upstream(path)
+    assert "weights_only" not in raised.value.what + str(raised.value.hint)
+
+
+def changed(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "is a web page or XML"),
+        (b"\n  <html>Sign in</html>", "is a web page or XML"),
+        (b"", "is damaged [(]it is empty[)]"),
+        (b'{"weight_map": {}}', "is a text file, no checkpoint"),
+        (b"\x1f\x8b" + bytes(40), "is a gzip archive"),
+        (pickle.dumps({"state_dict": {}}), "is a pickle that torch.save did not write"),
+        (bytes(range(256)), "is damaged"),
+        (ORIGINAL.read_bytes()[:-40], "is damaged .*archive is cut off or changed"),
+        (ORIGINAL.read_bytes()[: 1 << 12], "is damaged"),
+        (
+            changed(ORIGINAL.read_bytes(), ORIGINAL.read_bytes().find(BIAS.numpy().tobytes()) + 2),
+            "changed since it was written: vqa_soft_avg/",
+        ),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_what_it_is(content: bytes, message: str, tmp_path: Path) -> None:
+    for name in ("epoch13.pkl", "model.safetensors", "model.bin"):
+        (tmp_path / name).write_bytes(content)
+        for load in (load_upstream, load_checkpoint, is_ours):
+            if load is is_ours and content[:2] == b"PK":
+                continue
+            with pytest.raises(CheckpointError, match=f"{name}|{message}") as raised:
+                load(tmp_path / name)
+            assert load is load_checkpoint or re.search(message, raised.value.what)
+    with pytest.raises(CheckpointError, match="is a folder, not a checkpoint"):
+        is_ours(tmp_path)
+
+
+def test_archives_of_other_things(tmp_path: Path) -> None:
+    np.savez(tmp_path / "scores.npz", scores=np.zeros(3), question_id=np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"an \.npz file of scores or features, no checkpoint: scores\.npy, q"):
+        load_upstream(tmp_path / "scores.npz")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("epoch13.pkl", ORIGINAL.read_bytes())
+    with pytest.raises(CheckpointError, match=r"is an archive of other files, no checkpoint: epoch13\.pkl"):
+        load_upstream(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("bomb/data/0", bytes(50 << 20))
+    with pytest.raises(CheckpointError, match="would unpack to 52,4"):
+        load_upstream(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("name", ["model.a", "adam.average.a"])
+def test_values_that_are_not_finite_in_one_of_ours(name: str, description: Description, tmp_path: Path) -> None:
+    path = tmp_path / "epoch-003.safetensors"
+    save_checkpoint(path, TENSORS | {name: torch.tensor([[1.0, torch.inf, 0.0]])}, description)
+    with pytest.raises(CheckpointError, match=rf"not finite in 1 of 3 tensors: {name} \(1 of 3\)"):
+        load_checkpoint(path)
+
+
+def test_files_of_earlier_versions_lack_what_is_optional(description: Description, tmp_path: Path) -> None:
+    path = tmp_path / "epoch-003.safetensors"
+    save_checkpoint(path, TENSORS, description.model_copy(update={"samples": "ab", "features": {"mean": 0.5}}))
+    assert (load_description(path).samples, load_description(path).features) == ("ab", {"mean": 0.5})
+    old = {key: value for key, value in description.model_dump().items() if key not in ("samples", "features")}
+    assert Description.model_validate(old) == description
 
 
 @pytest.fixture(scope="module")

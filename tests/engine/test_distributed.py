@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.distributed import TCPStore
 
+from tests.engine.programs import free_port
 from trarctl.engine.distributed import Placement, first_host, joined, plan_placement, precision_of, use_threads
-from trarctl.errors import DeviceError
+from trarctl.errors import DeviceError, SettingsError
 
 
 def test_alone_on_the_cpu() -> None:
@@ -130,6 +133,51 @@ def _attempt(number: int, rank: int, port: int, dies: bool) -> None:
         if dies:
             os._exit(9)
         assert total.tolist() == [3.0]
+
+
+AGREEMENTS: list[tuple[dict[str, object], dict[str, object], str]] = [
+    ({"seed": 1, "path": Path("a")}, {"seed": 1, "path": Path("a")}, ""),
+    ({}, {}, ""),
+    ({"seed": 1, "rate": 0.1}, {"seed": 2, "rate": 0.1}, "seed is 1 in process 0 and 2 in process 1"),
+    (
+        {"rate": 0.1, "batch": 3},
+        {"batch": 64, "rate": 0.10000000000000002},
+        "rate is 0.1 in process 0 and 0.10000000000000002 in process 1, batch is 3 in process 0 and 64 in process 1",
+    ),
+    ({"a": 1}, {"a": 1, "b": ""}, "b is not there in process 0 and empty in process 1"),
+    ({"a": "x" * 70}, {}, f"a is {'x' * 60}... in process 0 and not there in process 1"),
+]
+
+
+def _compare(rank: int, port: int, answers: Any) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    found = []
+    with joined(Placement(("cpu", "cpu"), rank, rank, 2), timeout_seconds=30) as world:
+        for *values, _ in AGREEMENTS:
+            try:
+                world.require_equal(values[rank], "start them alike")
+            except SettingsError as error:
+                found.append((error.exit_code, error.what, error.hint))
+            else:
+                found.append((0, "", ""))
+    answers.put(found)
+
+
+def test_what_processes_must_agree_on() -> None:
+    context = multiprocessing.get_context("spawn")
+    answers: Any = context.Queue()
+    port = free_port()
+    processes = [context.Process(target=_compare, args=(rank, port, answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    expected = [
+        (3, f"the processes of this group differ: {what}", "start them alike") if what else (0, "", "")
+        for _, _, what in AGREEMENTS
+    ]
+    assert found == [expected, expected]
 
 
 def test_processes_started_again_do_not_meet_lost_ones() -> None:

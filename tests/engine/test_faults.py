@@ -192,9 +192,10 @@ def test_features_that_cannot_be_read(gpus: str, tmp_path: Path) -> None:
 @SLOW
 def test_a_loss_that_is_not_finite_in_one_of_two(tmp_path: Path) -> None:
     data, features = own_features(tmp_path)
-    spoil(features)
     with program(train_command(data, "vqa", **RUN, run__gpus="cpu:2"), tmp_path) as started:
-        assert started.wait(60) == 1
+        wait_for_step(started, run_in(tmp_path), 2)
+        spoil(features)
+        assert started.wait(60) == 7
         assert len(started.complaints()) == 1
         assert "error: the loss or its gradient is not finite at step " in started.complaints()[0]
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.conftest import GOLDEN
 from tests.engine.running import tiny_settings, train
 from trarctl.config.settings import Settings
+from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import distributed
-from trarctl.engine.checkpoint import load_checkpoint, load_description, save_checkpoint
+from trarctl.engine.checkpoint import load_checkpoint, load_description, load_upstream, save_checkpoint
 from trarctl.engine.distributed import World
 from trarctl.engine.evaluator import Request, choose
-from trarctl.engine.loading import adopt_shape, check_words, fit_to_data, load_model, load_weights
+from trarctl.engine.loading import Loaded, adopt_shape, check_data, check_words, fit_to_data, load_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.errors import CheckpointError, SettingsError
 from trarctl.registry import SPAN_SHAPES
@@ -130,3 +135,146 @@ def test_a_checkpoint_of_other_data(run: RunFolder, golden_data: dict[str, Path]
     save_checkpoint(other, tensors, description.model_copy(update={"answers": answers}))
     with pytest.raises(CheckpointError, match="trained with another answer list than .*'nobody says this', in the"):
         check_words(other, load_description(other), open_prepared(golden_data["vqa"]))
+
+
+# What a checkpoint was trained on, compared with the data
+
+
+def saved_with(run: RunFolder, folder: Path, **changes: object) -> Path:
+    """The run's checkpoint with another description."""
+    tensors, description = load_checkpoint(run.epoch_checkpoint(1))
+    path = folder / "epoch-001.safetensors"
+    save_checkpoint(path, tensors, description.model_copy(update=changes))
+    return path
+
+
+def test_data_of_another_grid(run: RunFolder, tmp_path: Path) -> None:
+    source = GOLDEN / "mini_vqa"
+    finer = PrepareRequest(
+        "vqa", out=tmp_path / "data", raw=source / "raw", features=source / "feats", grid=5, vectors="none", pack=None
+    )
+    prepare(finer)
+    with pytest.raises(CheckpointError, match=r"trained on a grid of size 4, .*data has 5$") as raised:
+        load_model(run.epoch_checkpoint(1), open_prepared(tmp_path / "data"), settings_of(run), origin={}, world=ALONE)
+    (folder,) = re.findall(r"--data (\S+)$", str(raised.value.hint))
+    assert (
+        check_data(run.epoch_checkpoint(1), load_description(run.epoch_checkpoint(1)), open_prepared(Path(folder)))
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"feature_width": 7}, r"trained on features of width 7, .* has \d+$"),
+        ({"settings": {"model": {"grid_size": 8}}}, r"trained on a grid of size 8, .* has 4$"),
+    ],
+)
+def test_data_of_another_shape(
+    changes: dict[str, object], message: str, run: RunFolder, data: PreparedData, tmp_path: Path
+) -> None:
+    path = saved_with(run, tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        check_data(path, load_description(path), data)
+
+
+def test_features_of_another_extractor(run: RunFolder, data: PreparedData, tmp_path: Path) -> None:
+    other = open_prepared(data.path)
+    images = data.manifest.images.model_copy(update={"backbone": "patches"})
+    other.manifest = data.manifest.model_copy(update={"images": images})
+    path = saved_with(run, tmp_path, backbone="resnet101")
+    with pytest.raises(CheckpointError, match=r"features by the extractor resnet101, .* has patches$"):
+        check_data(path, load_description(path), other)
+    same = saved_with(run, tmp_path, backbone="patches")
+    assert check_data(same, load_description(same), other) == []
+
+
+def tripled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: tripled(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [tripled(inner) for inner in value]
+    return 3 * value if isinstance(value, float) else value
+
+
+def test_features_that_are_far_from_those_of_the_training(run: RunFolder, data: PreparedData, tmp_path: Path) -> None:
+    statistics = data.feature_statistics()
+    assert statistics is not None
+    near = saved_with(run, tmp_path, features=statistics)
+    assert check_data(near, load_description(near), data) == []
+    scaled = tripled(statistics)
+    far = saved_with(run, tmp_path, features=scaled)
+    (warning,) = check_data(far, load_description(far), data)
+    assert "was trained on other features than those of" in warning
+    loaded = load_model(far, data, settings_of(run), origin={}, world=ALONE)
+    assert loaded.warnings == (warning,)
+
+
+def test_layers_without_weights_are_named(run: RunFolder, data: PreparedData, tmp_path: Path) -> None:
+    tensors, description = load_checkpoint(run.epoch_checkpoint(1))
+    zero = tensors | {"model.head.weight": torch.zeros_like(tensors["model.head.weight"])}
+    save_checkpoint(tmp_path / "zero.safetensors", zero, description)
+    (warning,) = load_model(tmp_path / "zero.safetensors", data, settings_of(run), origin={}, world=ALONE).warnings
+    assert warning.endswith("all weights are zero in 1 layers: head.weight")
+
+
+# The original's checkpoints name neither words nor answers nor, perhaps, their epoch
+
+
+def with_epoch(case: str, folder: Path, **changes: object) -> Request:
+    content = torch.load(GOLDEN / "cases" / f"{case}.pkl", map_location="cpu", weights_only=True)
+    torch.save({key: value for key, value in (content | changes).items() if value is not None}, folder / "some.pkl")
+    return Request(str(folder / "some.pkl"), None, "val", GOLDEN / "cases" / f"{case}.yml")
+
+
+def loaded_from(request: Request, data: PreparedData, *sets: str) -> Loaded:
+    chosen = choose(replace(request, data=data.path, sets=sets))
+    return load_model(chosen.checkpoint, data, chosen.settings, origin=chosen.origin, world=ALONE)
+
+
+@pytest.mark.parametrize("epoch", [13, 13.0, np.float32(13), torch.tensor(13)])
+def test_an_epoch_of_any_type_gives_the_same_temperature(epoch: object, data: PreparedData, tmp_path: Path) -> None:
+    loaded = loaded_from(with_epoch("vqa_hard_attention", tmp_path, epoch=epoch), data)
+    # The last of 13 epochs of policy 1 with 3 of warm-up: 1 - (12 - 3) / 10.
+    assert (loaded.epoch, loaded.temperature) == (13, pytest.approx(0.1))
+
+
+def test_an_epoch_after_the_last_of_the_settings(data: PreparedData, tmp_path: Path) -> None:
+    warnings = loaded_from(with_epoch("vqa_hard_attention", tmp_path, epoch=20), data).warnings
+    assert "is of epoch 20, the settings are for 13: its temperature is perhaps not 0.1" in warnings[1]
+    assert len(loaded_from(with_epoch("vqa_soft_avg", tmp_path, epoch=20), data).warnings) == 1
+
+
+@pytest.mark.parametrize("epoch", [None, 12.5, "13", True])
+def test_hard_routing_needs_to_know_the_temperature(epoch: object, data: PreparedData, tmp_path: Path) -> None:
+    request = with_epoch("vqa_hard_attention", tmp_path, epoch=epoch)
+    with pytest.raises(CheckpointError, match="does not say after which epoch it was saved") as raised:
+        loaded_from(request, data)
+    sets = re.findall(r"--set (\S+)", str(raised.value.hint))
+    loaded = loaded_from(request, data, *sets)
+    assert loaded.temperature == 0.1
+    soft = with_epoch("vqa_soft_avg", tmp_path, epoch=epoch)
+    assert loaded_from(soft, data).epoch == 0
+
+
+class _WithVectors(PreparedData):
+    vectors: Any = None
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(1.0, "that the answers of"), (0.4, r"that the words and answers \(4\d% of the words have embeddings like the")],
+)
+def test_word_vectors_tell_the_order_of_words(share: float, words: str, data: PreparedData, tmp_path: Path) -> None:
+    request = with_epoch("vqa_soft_avg", tmp_path)
+    (plain,) = loaded_from(request, data).warnings
+    assert "does not name its words and answers: that the words and answers of" in plain
+    assert f"trarctl eval --ckpt {tmp_path}/some.pkl --data {data.path} --split val" in plain
+    embedding = load_upstream(tmp_path / "some.pkl")[0]["embedding.weight"].numpy()
+    kept = round(share * len(embedding))
+    noise = np.random.default_rng(0).normal(scale=0.05 * embedding.std(), size=embedding.shape)
+    vectors = np.concatenate([embedding[:kept], np.roll(embedding[kept:], 1, axis=0)]) + noise
+    other = _WithVectors(data.path, data.manifest)
+    other.vectors = vectors.astype(np.float32)
+    (warning,) = loaded_from(request, other).warnings
+    assert re.search(words, warning)

@@ -15,13 +15,13 @@ from tests.engine.running import tiny_settings, train
 from trarctl.data.loader import load_batches, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
-from trarctl.engine.callbacks import Event, StepDone, no_callback
+from trarctl.engine.callbacks import Event, RunStarted, StepDone, no_callback
 from trarctl.engine.checkpoint import TrainState, load_checkpoint, state_tensors
 from trarctl.engine.distributed import World
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
-from trarctl.errors import TrarError
+from trarctl.errors import DivergenceError
 
 
 def own_features(folder: Path) -> tuple[Path, Path]:
@@ -47,21 +47,26 @@ def spoil(features: Path) -> Path:
 
 def test_it_stops_with_the_step_the_questions_and_a_checkpoint(tmp_path: Path) -> None:
     data, features = own_features(tmp_path)
-    image = int(spoil(features).stem.split("_")[-1].removesuffix(".jpg"))
+    opened = open_prepared(data)
+    samples = training_samples(opened, "train", "bce")
     last: list[int] = []
+    spoiled: list[Path] = []
 
     def on_event(event: Event) -> None:
+        if isinstance(event, RunStarted):  # features that were so before are refused before
+            spoiled.append(spoil(features))
         if isinstance(event, StepDone):
             last.append(event.step)
 
-    with pytest.raises(TrarError, match="the loss or its gradient is not finite at step") as raised:
+    with pytest.raises(DivergenceError, match="the loss or its gradient is not finite at step") as raised:
         train(tiny_settings(data, tmp_path, train__shuffle="false"), on_event=on_event)
     match = re.search(
         r"at step (\d+) \(questions ([\d, ]+) and 12 more\) of run tiny; .* saved in (\S+),", raised.value.what
     )
+    image = int(spoiled[0].stem.split("_")[-1].removesuffix(".jpg"))
     assert match
-    opened = open_prepared(data)
-    samples, step = training_samples(opened, "train", "bce"), int(match[1])
+    assert raised.value.exit_code == 7
+    step = int(match[1])
     rows = np.arange(20 * (step - 1), 20 * step)
     assert [int(number) for number in match[2].split(", ")] == samples.batch(rows).question_id[:8].tolist()
     split = opened.split("train")

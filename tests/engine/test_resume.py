@@ -72,7 +72,7 @@ def test_from_an_earlier_epoch(undisturbed: RunFolder, tmp_path: Path) -> None:
     resume(run, epoch=1)
     assert weights(run) == weights(undisturbed)
     assert metrics_of(run) == metrics_of(undisturbed)
-    aside = run.checkpoints / "superseded"
+    aside = run.path / "superseded" / "1" / "checkpoints"
     assert sorted(path.name for path in aside.iterdir()) == [f"epoch-00{n}.safetensors" for n in (2, 3, 4)]
 
 
@@ -88,8 +88,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(undisturbed: 
 
     resume(run, on_event=on_event)
     assert weights(run) == weights(undisturbed)
-    assert [note.partition("checkpoints/")[2][:9] for note in notes] == ["epoch-004", "epoch-003"]
-    assert all(note.endswith("taking the one before") for note in notes)
+    assert [note.partition("checkpoints/")[2][:9] for note in notes[:2]] == ["epoch-004", "epoch-003"]
+    assert all(note.endswith("taking the one before") for note in notes[:2])
+    aside = run.path / "superseded" / "1"
+    assert notes[2:] == [f"what the run did after epoch-002.safetensors is set aside as a run of its own: {aside}"]
     damage(run.epoch_checkpoint(4))
     with pytest.raises(CheckpointError, match=r"epoch-004\.safetensors is damaged"):
         resume(run, epoch=4)

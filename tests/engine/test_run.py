@@ -16,7 +16,7 @@ def folder(tmp_path: Path) -> Path:
     """Two runs: ``old`` with a best epoch 2 of 3, and ``new`` with nothing but a step checkpoint."""
     old, new = RunFolder(tmp_path / "runs" / "old"), RunFolder(tmp_path / "runs" / "new")
     for run in (old, new):
-        run.create()
+        run.checkpoints.mkdir(parents=True)
         run.settings_file.write_text("{}")
     for epoch, overall in ((1, 50.0), (2, 61.5), (3, 61.5)):
         old.epoch_checkpoint(epoch).write_bytes(b"")
@@ -75,3 +75,51 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot write the run folder") as raised:
         RunFolder(tmp_path / "runs" / "new").create()
     assert "--set run.folder=DIR" in str(raised.value.hint)
+
+
+UNREADABLE = (
+    '{"event":"validation","epoch":2}',
+    '{"event":"validation","epoch":4,"step":16,"overall":null,"per_type":{}}',
+    '{"event":"validation","epoch":4,"overall":true}',
+    '{"event":"validation","epoch":4,"overall":99.0,"per_type":[1]}',
+    '{"event":"validation","epoch":"4","overall":99.0}',
+    '{"event":"epoch","epoch":0,"step":3}',
+    '{"event":"epoch","epoch":1,"step":0}',
+    '{"event":"epoch","epoch":1.5,"step":2}',
+    '{"event":"step","epoch":2,"step":16}',
+    '{"event":"step","epoch":2,"step":"16","loss":1.0,"learning_rate":1.0,"temperature":1.0}',
+    '{"event":"step","epoch":2,"step":1,"loss":1,"learning_rate":1,"temperature":1,"routes":[[1],[1,2]]}',
+    '{"event":"step","epoch":2,"step":1,"loss":1,"learning_rate":1,"temperature":1,"samples_per_second":"fast"}',
+    '{"event":["step"]}',
+    '{"event":"something"}',
+    "[1]",
+    "null",
+    "",
+    "\x00\x00",
+)
+
+
+def test_lines_that_lack_something_are_left_out_and_counted(folder: Path) -> None:
+    run = RunFolder(folder / "old")
+    run.metrics_file.write_text(
+        "\n".join([*UNREADABLE[:9], run.metrics_file.read_text() + UNREADABLE[9], *UNREADABLE[10:], ""])
+    )
+    metrics = run.read_metrics()
+    assert metrics.num_unreadable == len(UNREADABLE)
+    assert {epoch: entry["overall"] for epoch, entry in metrics.validations.items()} == {1: 50.0, 2: 61.5, 3: 61.5}
+    assert metrics.steps == metrics.epochs == []
+    assert find_checkpoint("old", folder)[1] == "run old (unreadable lines of its metrics.jsonl: 18), its best epoch 2"
+
+
+def test_metrics_that_are_no_file_count_as_one_line(folder: Path) -> None:
+    run = RunFolder(folder / "new")
+    run.metrics_file.mkdir()
+    assert run.read_metrics().num_unreadable == 1
+
+
+def test_a_run_without_settings_is_one_if_it_has_checkpoints(folder: Path) -> None:
+    (folder / "old" / "settings.json").unlink()
+    (folder / "nothing").mkdir()
+    (folder / "file").write_text("")
+    assert [run.name for run in list_runs(folder)] == ["old", "new"]
+    assert find_run("old", folder).path == folder / "old"

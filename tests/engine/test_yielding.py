@@ -31,7 +31,7 @@ def plan(
 def with_vectors(tmp_path: Path, trarctl: Run) -> Path:
     """Data prepared with word vectors of width 100."""
     vectors = tmp_path / "glove.100d.txt"
-    vectors.write_text("".join(f"{word}{' 0.5' * 100}\n" for word in ("what", "is", "red")))
+    vectors.write_text("".join(f"{word}{f' {number}' * 100}\n" for number, word in enumerate(("what", "is", "red"), 1)))
     mini = GOLDEN / "mini_vqa"
     sources = ["--raw", mini / "raw", "--features", mini / "feats", "--vectors", vectors]
     code, _, err = trarctl("prepare", "vqa", *sources, "--grid", 4, "--out", tmp_path / "prepared")

@@ -37,6 +37,7 @@ class Effect(Enum):
     """What a mutation may do to the outcome."""
 
     NONE = "must not matter"  # the same value as of the undamaged input, without a warning
+    SAME = "must not matter, but may be warned of"
     DAMAGE = "must matter"  # refused or warned of, unless the value is that of the undamaged input
     REFUSED = "must be refused"  # or warned of, whatever the value
     ANY = "may matter"  # refused, warned of, or the value that is expected of the changed input
@@ -217,15 +218,15 @@ class Surface(ABC):
 
     def _judge(self, work: Path, ran: Ran, mutation: Mutation) -> Fault | None:
         what = _shape_of(mutation.what)
+        is_sound = mutation.effect in (Effect.NONE, Effect.SAME)
         if ran.code:
-            sound = mutation.effect is Effect.NONE
-            return Fault("sound input refused", what, ran.err) if sound else None
+            return Fault("sound input refused", what, ran.err) if is_sound else None
         value = self.value(work, ran)
         new_notes = set(ran.notes) - set(self.sound_notes)
-        if mutation.effect is Effect.NONE:
+        if is_sound:
             if value != self.sound:
                 return Fault("other value", what, _difference(value, self.sound))
-            warned = [line for line in new_notes if line.startswith("warning: ")]
+            warned = [line for line in new_notes if line.startswith("warning: ") and mutation.effect is Effect.NONE]
             return Fault("warning about sound input", what, warned[0]) if warned else None
         if mutation.effect is Effect.REFUSED and not new_notes:
             return Fault("accepted", what, str(value)[:200])

@@ -380,7 +380,8 @@ class SavedScores(Surface):
             arrays["answers"], arrays["scores"] = arrays["answers"][columns], arrays["scores"][:, columns]
         else:
             arrays["scores"] = arrays["scores"][rows]
-        return Mutation(f"{kind} in another order", Effect.ANY if kind == "only scores" else Effect.NONE)
+        effects = {"rows": Effect.SAME, "answers": Effect.NONE}
+        return Mutation(f"{kind} in another order", effects.get(kind, Effect.ANY))
 
     @staticmethod
     def _numbers(random: Random, arrays: dict[str, Any]) -> Mutation:
@@ -757,11 +758,9 @@ class RunFiles(Surface):
 
     @staticmethod
     def _listed(ran: Ran) -> dict[str, Any]:
+        left_out = ("changed", "state_text", "num_bytes", "num_unreadable")
         runs = json.loads(ran.out)["runs"]
-        return {
-            run["name"]: {k: v for k, v in run.items() if k not in ("changed", "state_text", "num_bytes")}
-            for run in runs
-        }
+        return {run["name"]: {key: value for key, value in run.items() if key not in left_out} for run in runs}
 
 
 def _change_lines(random: Random, path: Path) -> Mutation:
@@ -780,7 +779,7 @@ def _change_lines(random: Random, path: Path) -> Mutation:
         lines[-1] = lines[-1][: random.randrange(len(lines[-1]))]
     elif kind == "blank":
         lines.insert(at, random.choice((b"\n", b"  \n", b"\r\n")))
-        effect = Effect.NONE
+        effect = Effect.SAME
     elif kind == "garbage":
         lines.insert(
             at, random.choice((b"{\n", b"\x00\xff\n", b"[1]\n", b"null\n", b"NaN\n", b"{}\n", b'{"event": []}\n'))

@@ -7,8 +7,8 @@ import torch
 
 from tests.conftest import GOLDEN
 from trarctl.config.settings import ModelSettings
-from trarctl.engine.checkpoint import load_upstream
-from trarctl.model.original import shape_settings, translate_name, translate_state
+from trarctl.engine.checkpoint import PREFIXES, load_upstream
+from trarctl.model.original import shape_settings, translate_name
 from trarctl.model.trar import TRAR, ModelSizes
 
 CASES = sorted(path.stem for path in (GOLDEN / "cases").glob("*.pkl"))
@@ -38,9 +38,14 @@ def test_every_parameter_has_a_place(case: str) -> None:
     assert {translate_name(name): shape for name, shape in description["shapes"].items()} == ours
 
 
-def test_names_from_several_gpus_lose_their_prefix() -> None:
-    tensor = torch.zeros(1)
-    assert list(translate_state({"module.proj.bias": tensor})) == ["head.bias"]
+def test_names_of_this_project_stay() -> None:
+    sizes = ModelSizes(5, 3, 4)
+    for pooling in ("avg", "fc", "attention"):
+        settings = ModelSettings(hidden_size=16, num_heads=2, grid_size=4, spans=(0, 1), pooling=pooling)
+        names = list(TRAR(settings, sizes).state_dict())
+        assert [translate_name(name) for name in names] == names
+        # No part of a name is one that a wrapper puts before it, so that such parts can be left out wherever they are.
+        assert not {part for name in names for part in name.split(".")} & PREFIXES
 
 
 def test_a_state_without_its_parts_is_no_trar() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.model.reference import SHAPES, visible
-from trarctl.model.spans import Spans, parse_span
+from trarctl.model.spans import Spans, describe_coinciding, parse_span
 from trarctl.registry import SPAN_SHAPES
 
 
@@ -87,3 +87,19 @@ def test_refuses_what_is_no_span(spans: list[int | str], grid_size: int, message
 
 def test_a_number_is_a_window() -> None:
     assert parse_span(2) == parse_span("window:2") == parse_span("2")
+
+
+@pytest.mark.parametrize(
+    ("spans", "grid_size", "same"),
+    [
+        ((0, 1, 2, 3), 8, []),
+        ((0, 1, 2, 3), 4, ["0 and 3"]),
+        ((0, 1, 2, 3), 3, ["0 and 2 and 3"]),
+        ((0, 1, 2, 3), 1, ["0 and 1 and 2 and 3"]),
+        ((1, 2, 1), 8, ["1 and 1"]),
+        ((0, "window:2", 2, 7), 8, ["0 and 7", "window:2 and 2"]),
+    ],
+)
+def test_spans_that_coincide(spans: tuple[int | str, ...], grid_size: int, same: list[str]) -> None:
+    expected = [f"the spans {names} show the same cells on a {grid_size}x{grid_size} grid" for names in same]
+    assert sorted(describe_coinciding(spans, grid_size)) == sorted(expected)

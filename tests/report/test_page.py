@@ -12,9 +12,10 @@ from trarctl.config.resolve import resolve
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import open_prepared
 from trarctl.engine.evaluator import Chosen
-from trarctl.engine.run import RunFolder, write_settings
+from trarctl.engine.run import RunFolder, replaced_settings
 from trarctl.errors import DataError
 from trarctl.report import page
+from trarctl.report.gallery import Example
 from trarctl.report.page import ReportRequest, prepare_folder, write_report
 
 
@@ -28,7 +29,8 @@ def request_for(golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytes
     settings = resolve("vqa", environ={}, sets=["model.spans=0,1,2", "model.routing=hard"]).settings
     run = RunFolder(tmp_path / "run")
     run.create()
-    write_settings(run, settings, data.path)
+    with replaced_settings(run, settings, data.path):
+        pass
     chosen = Chosen(run.checkpoints / "<i>x.safetensors", "the file given", data.path, settings, {}, ())
     return ReportRequest(scores, measure(scores.predictions(), data, split, "upstream"), data, split, chosen)
 
@@ -63,6 +65,20 @@ def test_texts_are_escaped(request_for: ReportRequest, tmp_path: Path) -> None:
     assert "&lt;i&gt;x" in text
     assert "<i>x" not in text
     assert "no images: &lt;b&gt;" in text
+
+
+def test_hostile_examples_are_escaped(
+    request_for: ReportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes from files: questions, answers, types, ids of images, and why a picture is missing."""
+    bad = "\"'><script>alert(1)</script>"
+    shown = Example(bad, bad, 0.0, [(bad, 2), (bad, 1)], [(bad, 0.5)], [[0.5, 0.3, 0.2]], None, ["data:,"], bad, bad)
+    monkeypatch.setattr(page, "examples", lambda *_: ([shown], bad))
+    text = write_report(request_for, tmp_path)[0].read_text(encoding="utf-8")
+    assert text.count("<script>") == 1
+    assert "alert(1)</script>" not in text
+    escaped = "&#34;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
+    assert text.count(escaped) >= 8
 
 
 def test_curves_are_there_where_metrics_are(request_for: ReportRequest, tmp_path: Path) -> None:
@@ -113,6 +129,7 @@ import sys
 sys.modules |= dict.fromkeys(("jinja2", "markupsafe"))
 from pathlib import Path
 from trarctl.errors import DataError
+from trarctl.report.gallery import Example
 from trarctl.report.page import prepare_folder
 try:
     prepare_folder(Path({str(tmp_path / "new")!r}))

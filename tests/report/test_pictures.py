@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trarctl.errors import DataError
 from trarctl.report.pictures import LONGEST_SIDE, overlay, span_names, thumbnail, type_name
 
 
@@ -36,7 +37,6 @@ def test_a_thumbnail_is_no_larger_than_it_has_to_be(
 ) -> None:
     Image.new("CMYK", size).save(tmp_path / "a.jpg")
     uri = thumbnail(tmp_path / "a.jpg")
-    assert uri is not None
     found, image = decoded(uri)
     assert found == f"data:image/{kind};base64"
     assert image.size == expected
@@ -44,8 +44,10 @@ def test_a_thumbnail_is_no_larger_than_it_has_to_be(
 
 def test_no_thumbnail_of_what_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no picture")
-    assert thumbnail(tmp_path / "a.png") is None
-    assert thumbnail(tmp_path / "b.png") is None
+    with pytest.raises(DataError, match=r"a.png is not an image"):
+        thumbnail(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"b.png is missing"):
+        thumbnail(tmp_path / "b.png")
 
 
 def test_names_of_spans_and_types() -> None:

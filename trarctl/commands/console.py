@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trarctl.errors import DataError
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 
 # Without a terminal nothing is wrapped: a log or a pipe has no width.
 UNLIMITED_WIDTH = 10_000
+JSON_HINT = "--json FILE in another folder"
 
 
 def open_console(*, is_stderr: bool = False) -> Console:
@@ -129,14 +128,14 @@ def write_json(document: Mapping[str, object], target: str) -> None:
     Raises:
         DataError: if the file cannot be written.
     """
-    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    from trarctl.files import write_output
+
+    # A file name may hold bytes that are no text: JSON has escapes for what stands for them.
+    content = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False).encode(errors="backslashreplace")
     if target == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(content.decode() + "\n")
         return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror or error}", "--json FILE in another folder") from None
+    write_output(Path(target), content + b"\n", JSON_HINT)
 
 
 def duration(seconds: float) -> str:

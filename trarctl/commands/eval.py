@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trarctl.commands.console import add_row, make_table, note, show_table, write_json
+from trarctl.commands.console import add_row, make_table, note, show_table, warn, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -23,7 +23,9 @@ from trarctl.commands.options import (
     SaveScoresOption,
     SetOption,
     SplitOption,
+    check_targets,
     option,
+    refuse_ignored,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from trarctl.data.datasets.base import Published
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData, PreparedSplit
-    from trarctl.engine.evaluator import Request
+    from trarctl.engine.evaluator import Chosen, Request
     from trarctl.engine.launch import Watch
     from trarctl.report.page import ReportRequest
 
@@ -41,6 +43,13 @@ EPILOG = (
     "Example: trarctl eval --ckpt RUN@13 --evaluator upstream --json scores.json"
     "\n\nA checkpoint of the original: trarctl eval --ckpt epoch13.pkl --config trar.yml --data data/vqa/prepared"
 )
+
+# What each way of using the command makes no use of.
+_IGNORED = {
+    "--ckpt": (),
+    "--answers": ("--ckpt", "--config", "--save-scores", "--report", "--images"),
+    "--compare": ("--ckpt", "--answers", "--save-scores", "--report", "--images"),
+}
 
 
 def evaluate(
@@ -81,56 +90,121 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint's accuracy: overall and by type, in percent."""
     from trarctl.commands.progress import watch
-    from trarctl.data.metrics import measure
-    from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluator import Request, score_split
+    from trarctl.engine.evaluator import Request
     from trarctl.errors import SettingsError
 
+    if more and not compare:
+        raise SettingsError(f"eval takes its checkpoint as an option, got {more[0]}", f"trarctl eval --ckpt {more[0]}")
+    given = {"--ckpt": ckpt, "--answers": answers, "--config": config, "--set": sets, "--gpus": gpus}
+    given |= {"--save-scores": save_scores, "--report": report, "--images": images}
+    mode = "--compare" if compare else "--answers" if answers is not None else "--ckpt"
+    refuse_ignored(f"eval {mode}", given, _IGNORED[mode])
+    if report is None:
+        refuse_ignored("eval without --report", given, ["--images"])
+    targets = {"--json": None if json is None or json == "-" else Path(json), "--save-scores": save_scores}
+    check_targets(targets, [ckpt, answers, config, *(compare or [])])
     wanted = split or "val"
     if split is None:
         note("no split given: using val")
-    if more and not compare:
-        raise SettingsError(f"eval takes its checkpoint as an option, got {more[0]}", f"trarctl eval --ckpt {more[0]}")
-    watch_run = functools.partial(watch, is_quiet=is_quiet)
     names: list[str | None] = [*compare, *(more or [])] if compare else [ckpt]
     requests = [Request(name, data, wanted, config, tuple(sets or ()), gpus) for name in names]
     if compare:
-        rows = _compare(requests, evaluator, watch_run)
-        if json is not None:
-            write_json({"split": wanted, "checkpoints": [_row_document(*row) for row in rows]}, json)
-        if json != "-":
-            _show_rows(rows, wanted, evaluator)
-        return
-    if answers is not None:
-        if report is not None:
-            raise SettingsError("--report needs a checkpoint, --answers has none", "leave one of them out")
-        if data is None:
-            raise SettingsError("--answers needs the data that the file answers", "--data data/vqa/prepared")
-        opened = open_prepared(data)
-        part = opened.split(wanted)
-        predictions, source = opened.spec.answer_file.read(answers, opened, part), str(answers)
+        _compare(requests, evaluator, json, functools.partial(watch, is_quiet=is_quiet))
+    elif answers is None:
+        _evaluate(requests[0], evaluator, json, save_scores, report, images, is_quiet=is_quiet)
+    elif data is None:
+        raise SettingsError("--answers needs the data that the file answers", "--data data/vqa/prepared")
     else:
-        if report is not None:
-            from trarctl.report.page import prepare_folder
+        # Such options change nothing here, and often come with a script's other commands.
+        if unused := [flag for flag in ("--set", "--gpus") if given[flag]]:
+            note(f"eval --answers makes no use of {', '.join(unused)}")
+        _evaluate_answers(answers, data, wanted, evaluator, json)
 
-            prepare_folder(report)
-        scores, chosen = score_split(requests[0], watch_run)
-        note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
-        if save_scores is not None:
-            scores.save(save_scores)
-            note(f"scores written to {save_scores}")
-        opened = open_prepared(chosen.data)
-        part = opened.split(wanted)
-        predictions, source = scores.predictions(), str(chosen.checkpoint)
-    measured = measure(predictions, opened, part, evaluator)
-    if json is not None:
-        write_json(_document(measured, source, wanted, opened.dataset), json)
-    if json != "-":
-        _show(measured, opened, part, evaluator)
+
+def _evaluate(
+    request: Request,
+    evaluator: EvaluatorName,
+    json: str | None,
+    save_scores: Path | None,
+    report: Path | None,
+    images: Path | None,
+    *,
+    is_quiet: bool,
+) -> None:
+    """Measure one checkpoint."""
+    from trarctl.commands.progress import watch
+    from trarctl.data.metrics import measure
+    from trarctl.engine.evaluator import score_chosen
+
+    chosen, opened, part = _choose(request, evaluator)
     if report is not None:
-        from trarctl.report.page import ReportRequest
+        from trarctl.report.page import ReportRequest, prepare_folder
 
+        prepare_folder(report)
+    scores = score_chosen(chosen, request, functools.partial(watch, is_quiet=is_quiet))
+    note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
+    if oddity := scores.oddity():
+        warn(oddity)
+    if save_scores is not None:
+        scores.save(save_scores)
+        note(f"scores written to {save_scores}")
+    measured = measure(scores.predictions(), opened, part, evaluator)
+    _warn_if_guessing(measured, chosen, opened, part)
+    _give(measured, opened, request.split, str(chosen.checkpoint), json)
+    if report is not None:
         _report(report, ReportRequest(scores, measured, opened, part, chosen, images), is_quiet=is_quiet)
+
+
+def _evaluate_answers(file: Path, data: Path, split: str, evaluator: EvaluatorName, json: str | None) -> None:
+    """Measure the answers in a file of any program."""
+    from trarctl.data.metrics import measure
+    from trarctl.data.prepared import open_prepared
+
+    opened = open_prepared(data)
+    part = opened.split(split)
+    answer_file = opened.spec.answer_file
+    measured = measure(answer_file.read(file, opened, part), opened, part, evaluator)
+    for problem in answer_file.problems(file, opened, part):
+        warn(f"{file}: {problem}")
+    _give(measured, opened, split, str(file), json)
+
+
+def _give(measured: Accuracy, data: PreparedData, split: str, source: str, json: str | None) -> None:
+    """Write and show a result."""
+    if measured.note:
+        note(measured.note)
+    if json is not None:
+        write_json(_document(measured, source, split, data.dataset), json)
+    if json != "-":
+        _show(measured, data, data.split(split))
+
+
+def _choose(request: Request, evaluator: EvaluatorName) -> tuple[Chosen, PreparedData, PreparedSplit]:
+    """What a request means, refused before the work if its split cannot be measured."""
+    from trarctl.data.metrics import refuse_unmeasurable
+    from trarctl.data.prepared import open_prepared
+    from trarctl.engine.evaluator import choose
+
+    chosen = choose(request)
+    opened = open_prepared(chosen.data)
+    part = opened.split(request.split)
+    refuse_unmeasurable(opened, part, evaluator)
+    return chosen, opened, part
+
+
+def _warn_if_guessing(measured: Accuracy, chosen: Chosen, data: PreparedData, split: PreparedSplit) -> None:
+    """Warn if a checkpoint that names no words and answers does no better than one answer to every question."""
+    from trarctl.data.metrics import commonest_answer, measure
+    from trarctl.engine.checkpoint import is_ours
+
+    if is_ours(chosen.checkpoint):
+        return
+    guess = measure(commonest_answer(data, split), data, split, measured.evaluator).overall
+    if measured.overall <= guess:
+        warn(
+            f"{measured.overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: words,"
+            f" answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
+        )
 
 
 def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
@@ -163,42 +237,70 @@ def _document(measured: Accuracy, checkpoint: str, split: str, dataset: str) -> 
     }
 
 
-def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> None:
+def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit) -> None:
     from trarctl.data.metrics import commonest_answer, measure, question_prior
 
     columns = ["accuracy, %"]
     values = [measured]
     if data.spec.shows_baselines:
         columns += ["question alone, %", "commonest answer, %"]
-        for guess in (question_prior, commonest_answer):
-            values.append(measure(guess(data, split), data, split, evaluator))
+        guess, rule = question_prior(data, split)
+        values += [measure(one, data, split, measured.evaluator) for one in (guess, commonest_answer(data, split))]
     title = f"{measured.questions:,} questions of {data.spec.split_title(split.name)}"
     table = make_table(data.spec.type_label, *columns, title=title, numbers=columns)
     for name in sorted(measured.per_type):
         add_row(table, name, *(f"{value.per_type[name]:.2f}" for value in values))
     add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")
     show_table(table)
+    if data.spec.shows_baselines:
+        note(f"question alone: the commonest training answer by {rule}")
 
 
-def _compare(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -> list[Row]:
+def _compare(requests: Sequence[Request], evaluator: EvaluatorName, json: str | None, watch: Watch) -> None:
+    """Measure several checkpoints and show them side by side."""
+    rows = _rows(requests, evaluator, watch)
+    split = requests[0].split
+    if json is not None:
+        write_json({"split": split, "checkpoints": [_row_document(*row) for row in rows]}, json)
+    if json != "-":
+        _show_rows(rows, split, evaluator)
+
+
+def _rows(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -> list[Row]:
     """Each checkpoint's accuracy, with the published result that has the same kind of routing, or else the first."""
     import dataclasses
 
     from trarctl.data.metrics import measure
-    from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluator import score_split
+    from trarctl.engine.checkpoint import is_ours
+    from trarctl.engine.evaluator import score_chosen
+    from trarctl.errors import SettingsError
 
+    # --config belongs to checkpoints of the original program alone; the others hold their settings.
+    files = [Path(request.ckpt or "") for request in requests]
+    is_foreign = [file.is_file() and not is_ours(file) for file in files]
+    if requests[0].config is not None and not any(is_foreign):
+        raise SettingsError("--config is for checkpoints of the original program, and none is compared", "leave it out")
+    requests = [
+        request if takes_config else dataclasses.replace(request, config=None)
+        for request, takes_config in zip(requests, is_foreign, strict=True)
+    ]
     rows: list[Row] = []
-    for request in requests:
-        name = request.ckpt or ""
-        # --config belongs to checkpoints of the original program alone; the others hold their settings.
-        own = request if name.endswith(".pkl") else dataclasses.replace(request, config=None)
-        scores, chosen = score_split(own, watch)
-        opened = open_prepared(chosen.data)
-        measured = measure(scores.predictions(), opened, opened.split(request.split), evaluator)
-        candidates = opened.spec.published_on(request.split)
+    # All are looked at before the first is scored.
+    for request, (chosen, opened, part) in [(request, _choose(request, evaluator)) for request in requests]:
+        scores = score_chosen(chosen, request, watch)
+        if oddity := scores.oddity():
+            warn(f"{request.ckpt}: {oddity}")
+        measured = measure(scores.predictions(), opened, part, evaluator)
+        _warn_if_guessing(measured, chosen, opened, part)
+        candidates = opened.spec.published_on(part.name)
+        whole = next(one.num_questions for one in opened.spec.splits if one.name == part.name)
+        if candidates and whole != len(part):
+            note(f"{request.ckpt}: published results are of {whole or 0:,} questions, not of these {len(part):,}")
+            candidates = ()
         same = [row for row in candidates if row.name.startswith(chosen.settings.model.routing)]
-        rows.append((name, measured, next(iter(same or candidates), None)))
+        rows.append((request.ckpt or "", measured, next(iter(same or candidates), None)))
+    for text in dict.fromkeys(measured.note for _, measured, _ in rows if measured.note):
+        note(text)
     return rows
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -97,6 +97,37 @@ SaveScoresOption = Annotated[
 QuietOption = Annotated[
     bool, option("--quiet", OUTPUT_PANEL, "Show no progress, only notes, errors and the result.", short="-q")
 ]
+
+
+def refuse_ignored(mode: str, given: Mapping[str, object], ignored: Iterable[str]) -> None:
+    """Refuse options that were given though ``mode`` makes no use of them; a SettingsError names them all."""
+    from trarctl.errors import SettingsError
+
+    if dropped := [flag for flag in ignored if given[flag]]:
+        raise SettingsError(f"{mode} makes no use of {', '.join(dropped)}", f"leave out {' and '.join(dropped)}")
+
+
+def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) -> None:
+    """See, before the work, that its results can be written, and that they overwrite neither input nor each other.
+
+    Raises:
+        DataError: a file cannot be written.
+        SettingsError: one would overwrite another.
+    """
+    from trarctl.errors import SettingsError
+    from trarctl.files import refuse_unwritable
+
+    taken = {Path(str(one)).resolve(): "what is read" for one in inputs if one is not None}
+    for flag, target in targets.items():
+        if target is None:
+            continue
+        hint = f"choose another file with {flag}"
+        refuse_unwritable(target, hint)
+        if target.exists() and not target.is_file():
+            continue  # a device or a pipe
+        if other := taken.get(target.resolve()):
+            raise SettingsError(f"{flag} {target} would overwrite {other}", hint)
+        taken[target.resolve()] = f"the result of {flag}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ from trarctl.commands.options import (
     option,
 )
 
+_SHOWN = 5
+
 if TYPE_CHECKING:
+    from trarctl.data.question_files import Asking
     from trarctl.engine.predictor import Prediction, Predictor
 
 EPILOG = (
@@ -44,7 +47,9 @@ def predict(
         option("--weights", DATA_PANEL, "Weights of the extractor, if prepare was given some.", metavar="FILE"),
     ] = None,
     gpus: Annotated[str | None, option("--gpus", DEVICE_PANEL, "Device; by default cpu.", metavar="0|cpu")] = None,
-    top: Annotated[int, option("--top", OUTPUT_PANEL, "Answers to show.", metavar="N", min=1, shows_default=True)] = 5,
+    top: Annotated[
+        int | None, option("--top", OUTPUT_PANEL, "Answers to show; by default 5.", metavar="N", min=1)
+    ] = None,
     save: Annotated[
         Path | None,
         option("--save", OUTPUT_PANEL, "Draw the attention of each layer over the image.", metavar="FILE.png"),
@@ -54,18 +59,29 @@ def predict(
     """Answer a question about an image, and show how the answer was routed through the model."""
     from trarctl.commands.progress import show_progress
     from trarctl.engine.evaluator import Request
-    from trarctl.engine.predictor import open_predictor
+    from trarctl.engine.predictor import notes_on, open_predictor
+    from trarctl.errors import SettingsError
+    from trarctl.files import refuse_unwritable
+    from trarctl.report.pictures import picture_format
 
-    paths, questions = _wanted(image, question, batch, save)
+    asking = _asking(image, question, batch, save)
+    paths, questions = [one.image for one in asking], [one.question for one in asking]
+    if batch is not None and top is not None and json is None:
+        raise SettingsError("--top with --batch is for --json: the table shows one answer", "--json FILE, or no --top")
+    for option_name, target in (("--save", save), ("--json", Path(json) if json not in (None, "-") else None)):
+        if target is not None:
+            if target.resolve() in {path.resolve() for path in (*paths, *([batch] if batch else []))}:
+                raise SettingsError(f"{option_name} {target} would replace what is asked about", "choose another name")
+            refuse_unwritable(target, f"{option_name} FILE in a folder that can be written")
+    if save is not None:
+        picture_format(save)
     predictor, chosen = open_predictor(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)
     note(*chosen.notes)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
     with show_progress() as progress:
-        asked = predictor.ask_files(paths, questions, top=top, progress=progress)
-    for one in asked:
-        if one.unknown_words:
-            words = ", ".join(map(repr, one.unknown_words))
-            note(f"{one.question!r} has words that are not in the model's vocabulary: {words}")
+        places = [one.place for one in asking if one.place]
+        asked = predictor.ask_files(paths, questions, top=top or _SHOWN, places=places, progress=progress)
+    note(*notes_on(asked))
     if save is not None:
         _save(asked[0], paths[0], predictor, save)
         note(f"picture written to {save}")
@@ -80,11 +96,9 @@ def predict(
         _show_all(asked, paths)
 
 
-def _wanted(
-    image: Path | None, question: str | None, batch: Path | None, save: Path | None
-) -> tuple[list[Path], list[str]]:
-    """The images, and the question about each."""
-    from trarctl.data.question_files import read_question_file
+def _asking(image: Path | None, question: str | None, batch: Path | None, save: Path | None) -> list[Asking]:
+    """The questions, each with its picture."""
+    from trarctl.data.question_files import Asking, read_question_file, refuse_missing_image
     from trarctl.errors import SettingsError
 
     if batch is not None:
@@ -96,15 +110,15 @@ def _wanted(
     if image is None or question is None:
         missing = "--image" if image is None else "--question"
         raise SettingsError(f"{missing} is missing", "trarctl predict --image FILE --question TEXT, or --batch FILE")
-    return [image], [question]
+    refuse_missing_image(image)
+    return [Asking("", image, question)]
 
 
 def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> None:
-    from trarctl.data.features.base import load_images
+    from trarctl.data.features.reading import read_image
     from trarctl.report.pictures import picture_of, save_picture
 
-    images, _ = load_images([path])
-    save_picture(picture_of(asked, images[0], spans=predictor.settings.spans), target)
+    save_picture(picture_of(asked, read_image(path), spans=predictor.settings.spans), target)
 
 
 def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, checkpoint: str) -> dict[str, object]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trarctl.commands.console import add_row, duration, make_table, say, show_table, warn
+from trarctl.commands.console import add_row, duration, make_table, say, show_error, show_table, warn
 from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
 
 if TYPE_CHECKING:
     from trarctl.data.manifest import Manifest
-    from trarctl.data.prepare import CheckRow, PrepareReport
+    from trarctl.data.prepare import CheckRow, PrepareReport, PrepareRequest
 
 EPILOG = """Examples:
   trarctl prepare easy-vqa
@@ -87,7 +88,11 @@ def prepare(
     ] = None,
     check: Annotated[
         bool,
-        option("--check", DATA_PANEL, "Only check; exit code 4 if a required file is missing or damaged."),
+        option(
+            "--check",
+            DATA_PANEL,
+            "Check all that would be read, write nothing; exit code 4 if anything stops the preparation.",
+        ),
     ] = False,
     rebuild: Annotated[bool, option("--rebuild", OUTPUT_PANEL, "Prepare again even if nothing has changed.")] = False,
     vectors: Annotated[
@@ -146,19 +151,23 @@ def prepare(
     )
     if check:
         with show_progress() as progress:
-            rows = preparing.check(request, progress)
-        _show_checks(rows)
-        if bad := [row.file for row in rows if row.verdict in ("missing", "damaged")]:
-            raise DataError(
-                f"{len(bad)} of {len(rows)} entries stop the preparation: {', '.join(bad)}", "fix them first"
-            )
+            found = preparing.check(request, progress)
+        _show_checks(found.rows)
+        for warning in found.warnings:
+            warn(warning)
+        if len(found.faults) == 1:
+            raise found.faults[0]
+        for fault in found.faults:
+            show_error(fault.what, fault.hint)
+        if found.faults:
+            raise DataError(f"{len(found.faults)} faults stop the preparation", "mend them in the order shown")
         say("nothing stops the preparation")
     elif images is not None and int(os.environ.get("RANK", "0")):
         preparing.prepare_share(request)
     else:
         with show_progress() as progress:
             report = preparing.prepare(request, progress)
-        _show(report)
+        _show(report, request)
 
 
 def _devices(gpus: str | None) -> tuple[str, ...]:
@@ -177,7 +186,7 @@ def _show_checks(rows: Sequence[CheckRow]) -> None:
     show_table(table)
 
 
-def _show(report: PrepareReport) -> None:
+def _show(report: PrepareReport, request: PrepareRequest) -> None:
     """Print what was checked, what is odd, what was prepared, and what to do next."""
     from trarctl.data.prepared import default_folder
 
@@ -189,13 +198,16 @@ def _show(report: PrepareReport) -> None:
     say(f"{manifest.dataset} {state}: {report.out}")
     for name, split in manifest.splits.items():
         say(f"  {name}: {split.questions:,} questions about {split.images:,} images")
+    for name, percent in manifest.text.ceilings.items():
+        least = manifest.text.min_answer_count
+        say(f"  answers: those of more than {least} annotations, which reach at most {percent:.2f} % on {name}")
     say(f"  word vectors: {_describe_vectors(manifest)}")
     say(f"  features: {_describe_features(manifest)}")
     if manifest.feature_width:
-        where = "" if report.out == default_folder(manifest.dataset) else f" --data {report.out}"
+        where = "" if report.out == default_folder(manifest.dataset) else f" --data {shlex.quote(str(report.out))}"
         say(f"next: trarctl train {manifest.dataset}{where}")
     else:
-        say(f"next: trarctl prepare {manifest.dataset} --features DIR")
+        say(f"next: {request.command(features='DIR', without_features=False)}")
 
 
 def _describe_vectors(manifest: Manifest) -> str:

@@ -62,9 +62,10 @@ def resume(
     if run is None:
         note(f"no run given: using the latest, {found.name}")
     changes = [text for text in sets or [] if not text.startswith("run.folder")]
-    resolved = amend(read_settings(found), f"run {found.name}", options=context.obj, sets=changes)
-    job, notes = plan_resume(found, resolved.settings, named=run, epoch=epoch)
-    note(*notes)
+    notes: list[str] = []
+    resolved = amend(read_settings(found, notes), f"run {found.name}", options=context.obj, sets=changes)
+    job, fitted = plan_resume(found, resolved.settings, named=run, epoch=epoch)
+    note(*notes, *fitted)
     model = job.settings.model
     run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
     say(f"next: trarctl eval --ckpt {job.run.name}")

@@ -29,6 +29,8 @@ def runs(
 
     where = folder or resolve().settings.run.folder
     found = overviews(where)
+    if unreadable := [f"{run.num_unreadable} of {run.name}" for run in found if run.num_unreadable]:
+        note(f"unreadable lines of metrics.jsonl, which are left out: {', '.join(unreadable)}")
     if json is not None:
         write_json({"folder": str(where), "runs": [asdict(run) for run in found]}, json)
     if json == "-":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from trarctl.commands.console import note, say
+from trarctl.commands.console import note, say, warn
 from trarctl.commands.options import (
     OUTPUT_PANEL,
     CkptsOption,
@@ -19,10 +19,13 @@ from trarctl.commands.options import (
     SaveScoresOption,
     SetOption,
     SplitOption,
+    check_targets,
     option,
+    refuse_ignored,
 )
 
 if TYPE_CHECKING:
+    from trarctl.data.prepared import PreparedData
     from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.launch import Watch
 
@@ -53,11 +56,18 @@ def submit(
 ) -> None:
     """Answer every question of the test split, in the format that the data set's server takes."""
     from trarctl.commands.progress import watch
-    from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluator import Request, combine, nonblank_answers
     from trarctl.errors import SettingsError
 
     wanted = split or "test"
+    named: Sequence[str | None] = ckpt or [None]
+    saved = [Path(one) for one in named if one is not None and one.endswith(".npz")]
+    given = {"--ckpt": ckpt, "--config": config, "--set": sets, "--gpus": gpus, "--out": out}
+    given |= {"--save-scores": save_scores}
+    if validate is not None:
+        refuse_ignored("submit --validate", given, given)
+    elif len(saved) == len(named):
+        refuse_ignored("submit of saved scores", given, ("--config", "--set", "--gpus", "--save-scores"))
     if split is None:
         note("no split given: using test")
     if validate is not None:
@@ -65,12 +75,13 @@ def submit(
             raise SettingsError("--validate needs the data that the file answers", "--data data/vqa/prepared")
         _validate(validate, data, wanted)
         return
-    named: Sequence[str | None] = ckpt or [None]
     if save_scores is not None and len(named) > 1:
         raise SettingsError("--save-scores keeps the scores of one checkpoint", "give one --ckpt")
-    requests = [Request(one, data, wanted, config, tuple(sets or ()), gpus) for one in named]
-    parts, folder, name = _score(requests, functools.partial(watch, is_quiet=is_quiet))
-    opened = open_prepared(folder)
+    # The folder of --out is made where it is missing, so that only what is there can stand in the way.
+    check_targets({"--out": out if out and out.parent.exists() else None, "--save-scores": save_scores}, named)
+    asked = [one for one in named if one is None or Path(one) not in saved]
+    requests = [Request(one, data, wanted, config, tuple(sets or ()), gpus) for one in asked]
+    parts, opened, name = _score(requests, saved, data, wanted, functools.partial(watch, is_quiet=is_quiet))
     if save_scores is not None:
         parts[0].save(save_scores)
         note(f"scores written to {save_scores}")
@@ -82,28 +93,34 @@ def submit(
     say(f"{len(answers):,} answers to {opened.dataset} {wanted}, checked, {size:,} bytes: {target}")
 
 
-def _score(requests: Sequence[Request], watch: Watch) -> tuple[list[Scores], Path, str]:
+def _score(
+    requests: Sequence[Request], saved: Sequence[Path], folder: Path | None, split: str, watch: Watch
+) -> tuple[list[Scores], PreparedData, str]:
     """Scores of each checkpoint, then of each saved file; the data they answer; and a name for the result."""
     from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluator import load_scores, score_split
+    from trarctl.engine.evaluator import choose, load_scores, score_chosen
     from trarctl.errors import SettingsError
 
-    parts, names, saved = [], [], []
-    data = requests[0].data
+    chosen = []
     for request in requests:
-        if request.ckpt is not None and request.ckpt.endswith(".npz"):
-            saved.append(Path(request.ckpt))
-            continue
-        scores, chosen = score_split(dataclasses.replace(request, data=data), watch)
-        note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
-        data = data or chosen.data
-        parts.append(scores)
-        names.append(chosen.settings.run.name or chosen.checkpoint.stem)
-    if data is None:
+        chosen.append(choose(dataclasses.replace(request, data=folder)))
+        folder = folder or chosen[0].data
+    if folder is None:
         raise SettingsError("saved scores need the data that they belong to", "--data data/vqa/prepared")
-    is_exclusive = open_prepared(data).spec.has_one_answer
-    parts += [load_scores(file, is_exclusive=is_exclusive) for file in saved]
-    return parts, data, "+".join(names) or "ensemble"
+    data = open_prepared(folder)
+    loaded = [load_scores(file, data, split) for file in saved]
+    parts = []
+    for request, one in zip(requests, chosen, strict=True):
+        scores = score_chosen(one, request, watch)
+        note(f"checkpoint {one.checkpoint} ({one.how})")
+        if oddity := scores.oddity():
+            warn(oddity)
+        parts.append(scores)
+    for scores, odd in loaded:
+        for text in odd:
+            warn(text)
+        parts.append(scores)
+    return parts, data, "+".join(one.settings.run.name or one.checkpoint.stem for one in chosen) or "ensemble"
 
 
 def _validate(file: Path, folder: Path, split: str) -> None:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ast
 import reprlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from trarctl.config.settings import nearest_key
 from trarctl.errors import SettingsError
@@ -90,6 +93,42 @@ KNOWN = {*SAME, *CONVERTED, *IGNORED, *FIXED, "ROUTING", "POOLING", "ROUTING_MOD
 # What torch's Adam has where OPT_PARAMS says nothing, and so had the original.
 ADAM: dict[str, tuple[str, object]] = {"betas": ("train.adam_betas", (0.9, 0.999)), "eps": ("train.adam_epsilon", 1e-8)}
 ADAM_REFUSED = ("weight_decay", "amsgrad")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as the original reads it, but for what it would read in silence as something else than it looks."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        refuse_repeated([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        text = str(node.value).lstrip("+-")
+        if (text.isdecimal() and text[0] == "0" and number) or ":" in text:
+            line = node.start_mark.line + 1
+            raise ValueError(f"line {line}: YAML reads {node.value} as {number}: write {number}, or the number meant")
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def read_yaml(text: str) -> object:
+    """Read YAML.
+
+    Raises:
+        ValueError, yaml.YAMLError: it is none, has a key twice, or an octal or sexagesimal number.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def refuse_repeated(names: Sequence[object]) -> None:
+    """See that no key stands twice in one table of a file; raise a ValueError that names those that do."""
+    repeated = [str(name) for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"has the key {', '.join(repeated[:10])} more than once")
+
 
 Document = Mapping[Any, Any]
 Values = dict[str, tuple[object, str]]

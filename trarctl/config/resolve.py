@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from trarctl.config.original_yaml import translate
+from trarctl.config import MOST_PIXELS_VARIABLE
+from trarctl.config.original_yaml import read_yaml, refuse_repeated, translate
 from trarctl.config.settings import (
     ALL_SETTINGS,
     DEFAULT_DATASET,
@@ -37,6 +38,7 @@ from trarctl.errors import SettingsError
 from trarctl.registry import PLUGINS_VARIABLE
 
 PREFIX = "TRARCTL_"
+_NO_SETTINGS = (PLUGINS_VARIABLE, MOST_PIXELS_VARIABLE)
 
 
 class Source(Enum):
@@ -136,6 +138,7 @@ def _build(layers: Sequence[Layer], notes: Sequence[str]) -> Resolved:
     rank_of = {key: rank for rank, layer in enumerate(layers) for key in layer}
     blames = {key: merged[key].blame for key in sorted(merged, key=lambda key: -rank_of[key])}
     settings = from_dict(nested({key: entry.value for key, entry in merged.items()}), "settings", blames)
+    notes += _without_effect(settings, merged)
     return Resolved(settings, {key: merged[key].origin if key in merged else DEFAULT for key in FIELDS}, notes)
 
 
@@ -149,6 +152,23 @@ def _drop_binarize(merged: Layer) -> list[str]:
     origin = replace(binarize.origin, text=f"{binarize.origin.text}, off with soft routing")
     merged["model.binarize"] = replace(binarize, value=False, origin=origin)
     return [f"{binarize.blame}: without effect, since routing is soft"]
+
+
+def _without_effect(settings: Settings, merged: Layer) -> list[str]:
+    """What the user asked for, on the command line or in the environment, and what does nothing with the rest."""
+    model, train = settings.model, settings.train
+    late = [epoch for epoch in train.decay_epochs if epoch >= train.epochs]
+    idle = dict.fromkeys(
+        ("train.temperature_policy", "train.temperature_max", "train.temperature_min"),
+        "since routing is soft" if model.routing == "soft" else "",
+    )
+    idle["train.decay_epochs"] = f"since epoch {late[0]} is not reached in {train.epochs}" if late else ""
+    asked = (Source.ENVIRONMENT, Source.OPTION, Source.SET)
+    return [
+        f"{merged[key].blame}: without effect, {reason}"
+        for key, reason in idle.items()
+        if reason and key in merged and merged[key].origin.source in asked
+    ]
 
 
 def _layer(values: Mapping[str, object], origin: Origin) -> Layer:
@@ -183,7 +203,7 @@ def _set_layer(sets: Sequence[str]) -> Layer:
 def _environment_layer(environ: Mapping[str, str]) -> Layer:
     names = {f"{PREFIX}{key.upper().replace('.', joint)}": key for key in FIELDS for joint in ("_", "__")}
     layer: Layer = {}
-    for variable in sorted(name for name in environ if name.startswith(PREFIX) and name != PLUGINS_VARIABLE):
+    for variable in sorted(name for name in environ if name.startswith(PREFIX) and name not in _NO_SETTINGS):
         if variable not in names:
             near = nearest_key(variable.removeprefix(PREFIX).lower().replace("_", ".", 1))
             hint = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
@@ -201,24 +221,35 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
     return layer
 
 
+def _read_json(text: str) -> object:
+    def table(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        refuse_repeated([name for name, _ in pairs])
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=table)
+
+
 def _read_file(path: Path) -> tuple[Layer, list[str]]:
     """Read a file of settings, of the kind that its ending names; return also what the user should know."""
-    readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
-    readers |= dict.fromkeys((".yml", ".yaml"), yaml.safe_load)
+    readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": _read_json}
+    readers |= dict.fromkeys((".yml", ".yaml"), read_yaml)
     suffix = path.suffix.casefold()
     if suffix not in readers:
         what = f"settings are read from .toml, .yml, .yaml or .json files, not {suffix or 'one without ending'}"
         hint = "--config FILE.toml for trarctl's own keys, --config FILE.yml for the original's"
         raise SettingsError(f"{path}: {what}", hint)
+    if path.is_fifo():
+        raise SettingsError(f"{path} is a pipe, not a file", "--config FILE")
     try:
-        document = readers[suffix](path.read_text(encoding="utf-8"))
+        document = readers[suffix](path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror or error}", "--config FILE") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{path}: is not UTF-8 text", "--config FILE") from None
+        raise SettingsError(f"{path}: is not UTF-8 text", "save it as UTF-8") from None
     except RecursionError:
         raise SettingsError(f"{path}: is nested too deeply", "settings are one table of values deep") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError) as error:
+        # PyYAML lets what it meets while it builds odd values through.
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: {reason}", f"correct the file; it must be valid {suffix[1:].upper()}") from None
     if not isinstance(document := {} if document is None else document, Mapping):

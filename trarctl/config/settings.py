@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import reprlib
 import tomllib
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -126,7 +127,9 @@ Span = Annotated[
     Annotated[NonNegativeInt, Tag("window")] | Annotated[str, AfterValidator(_shaped), Tag("shape")],
     Discriminator(lambda span: "shape" if isinstance(span, str) and ":" in span else "window"),
 ]
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# A file system takes names of 255 bytes, some of which other files of the run add.
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+_LARGEST = 2**31 - 1
 INTERVAL = r"^[1-9][0-9]*(m|min)?$"
 
 
@@ -147,12 +150,26 @@ class Frozen(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """Python counts True as 1: nobody means that."""
+    def _no_odd_value(cls, value: object, info: ValidationInfo) -> object:
+        """Python counts True as 1, and an empty path is the current folder: nobody means that."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         values = value if isinstance(value, list | tuple) else [value]
         if annotation is not bool and any(isinstance(one, bool) for one in values):
             raise PydanticCustomError("switch", "must not be true or false")
+        if isinstance(value, str) and not value.strip():
+            raise PydanticCustomError("empty", "must not be empty")
+        if any("\0" in one for one in values if isinstance(one, str)):
+            raise PydanticCustomError("zero", "must not hold a zero character")
+        if isinstance(value, str) and value.strip().isdecimal() and int in map(type, get_args(annotation)):
+            return int(value)
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_huge_number(cls, value: object) -> object:
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(one, int) and one > _LARGEST for one in values):
+            raise PydanticCustomError("huge", "must be a smaller number")
         return value
 
 
@@ -204,7 +221,7 @@ class TrainSettings(Frozen):
     """How the weights are learned."""
 
     epochs: PositiveInt = setting(13, "passes over the training split")
-    batch_size: PositiveInt = setting(64, "samples of one optimizer step, over all GPUs and parts")
+    batch_size: PositiveInt = setting(64, "samples of one optimizer step, over all GPUs and parts", le=999_999)
     accumulation: PositiveInt = setting(1, "parts that a batch is computed in, to save memory; must divide its size")
     learning_rate: PositiveFloat = setting(1e-4, "base rate of Adam")
     warmup_epochs: int = setting(3, "the rate rises in four stages over the first warmup_epochs + 1", ge=0)
@@ -225,7 +242,8 @@ class TrainSettings(Frozen):
     def _divides(self) -> Self:
         batch, parts = self.batch_size, self.accumulation
         if batch % parts:
-            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+            small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
+            divisors = small + [batch // n for n in reversed(small)]
             near = [n for n in divisors if n < parts][-1:] + [n for n in divisors if n > parts][:1]
             message = (
                 f"accumulation {parts} does not divide batch_size {batch} (nearest that do: {_either(near, 'and')})"
@@ -412,8 +430,8 @@ def _list_from_text(text: str) -> object:
 # What is wrong, in the user's words
 
 _PROBLEMS = {
-    RUN_NAME: "may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit",
-    INTERVAL: "must be a number of steps, such as 500, or of minutes, such as 10m",
+    RUN_NAME: "may hold up to 200 letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+    INTERVAL: "must be a number of steps from 1, such as 500, or of minutes, such as 10m",
     "greater_than_equal": "must be {ge:g} or more",
     "less_than_equal": "must be {le:g} or less",
     "int_parsing_size": "must be a smaller number",

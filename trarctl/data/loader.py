@@ -69,6 +69,9 @@ class Samples:
         data: the prepared data.
         parts: splits and, of each, the rows to take in order.
         loss: what ``Batch.target`` is for; None leaves it out.
+
+    Raises:
+        DataError: features changed or were lost since they were prepared, by a sample of the images.
     """
 
     def __init__(self, data: PreparedData, parts: Sequence[tuple[PreparedSplit, Rows]], loss: Loss | None) -> None:
@@ -77,6 +80,7 @@ class Samples:
         self._starts = np.cumsum([0] + [len(rows) for _, rows in parts])
         self._loss = loss
         self.num_answers = len(data.answers)
+        data.features.verify()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -128,8 +132,6 @@ class Samples:
             flat = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
             counts[np.repeat(positions, lengths), answer[flat]] = count[flat]
         if self._loss == "ce":
-            if not counts.any(axis=1).all():
-                raise DataError("a training question has no answer in the answer list", "prepare the data again")
             return torch.from_numpy(counts.argmax(axis=1))
         if self._loss == "bce":
             return torch.from_numpy(soft_scores(counts))
@@ -140,14 +142,21 @@ def training_samples(data: PreparedData, split: str, loss: Loss) -> Samples:
     """Give the samples to train on, in the order of the annotations; ``split`` may be names joined by ``+``.
 
     Raises:
-        DataError: a split is missing or has no answers.
+        DataError: a split is missing or has no answers, or questions have none out of the answer list for "ce".
     """
     parts = []
     for name in split.split("+"):
         part = data.split(name)
         if not part.is_annotated:
             raise DataError(f"split {name} of {data.path} has no answers to train on", "choose another with --split")
-        parts.append((part, np.asarray(part.training_order, dtype=np.int64)))
+        rows = np.asarray(part.training_order, dtype=np.int64)
+        if loss == "ce" and (num_lost := int((np.diff(part.targets[0])[rows] == 0).sum())):
+            raise DataError(
+                f"{num_lost:,} of {len(rows):,} training questions of {name} have no answer out of the answer list,"
+                ' which the loss "ce" needs',
+                "leave these questions out of its file, or choose another with --split",
+            )
+        parts.append((part, rows))
     return Samples(data, parts, loss)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,9 @@ class TextPart(_Part):
     vectors_fingerprint: str = Field("", description="changes when the source of the vectors does")
     sources: dict[str, SourceFile]
     splits: dict[str, SplitPart]
+    ceilings: dict[str, float] = Field(
+        default_factory=dict, description="by split, the accuracy in percent that the answer list can reach at most"
+    )
     warnings: tuple[str, ...] = ()
 
 
@@ -100,6 +104,43 @@ class ImageSetPart(_Part):
     stored_type: StoredType | None = None
 
 
+class FeatureStatistics(_Part):
+    """What the features are like, by a fixed sample of images: the same numbers have it whatever they are stored as."""
+
+    mean: float
+    deviation: float = Field(description="standard deviation")
+    zero_cells: float = Field(description="share of the cells that are all zero")
+    images: dict[str, dict[str, tuple[float, ...]]] = Field(
+        description="by image set and id: mean, standard deviation, mean weighted along the cells and along the width"
+    )
+
+    def difference(self, other: FeatureStatistics) -> str | None:
+        """Say how features differ from those of ``other``, beyond the rounding of float16; None: they do not."""
+        pairs = [
+            (f"{name}/{image_id}", moments, other.images[name][image_id])
+            for name, images in self.images.items()
+            for image_id, moments in images.items()
+            if image_id in other.images.get(name, {})
+        ]
+        differing = [(image, ours, theirs) for image, ours, theirs in pairs if _differs(ours, theirs)]
+        if differing:
+            image, *both = differing[0]
+            ours, theirs = (f"mean {mean:g}, deviation {deviation:g}" for mean, deviation, *_ in both)
+            count = f"{len(differing)} of {len(pairs)} sampled images"
+            return f"the features of {count} differ: image {image} has {ours}, expected {theirs}"
+        # Of other images only the scale can be compared.
+        ratio = (self.deviation + 1e-7) / (other.deviation + 1e-7)
+        if pairs or (0.7 < ratio < 1.4 and abs(self.mean - other.mean) <= 0.5 * other.deviation + 1e-7):
+            return None
+        ours, theirs = (f"mean {one.mean:g}, deviation {one.deviation:g}" for one in (self, other))
+        return f"the features have {ours}, expected {theirs}"
+
+
+def _differs(one: Sequence[float], other: Sequence[float]) -> bool:
+    allowed = 0.01 * other[1] + 1e-3 * abs(other[0]) + 1e-7
+    return any(abs(ours - theirs) > allowed for ours, theirs in zip(one, other, strict=True))
+
+
 class ImagesPart(_Part):
     """The image table, and where its features are."""
 
@@ -109,6 +150,7 @@ class ImagesPart(_Part):
     pack: Literal["float16", "float32", "as-found"] | None
     backbone: str | None = Field(description="what made the features out of images")
     image_sets: tuple[ImageSetPart, ...]
+    statistics: FeatureStatistics | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -118,10 +160,16 @@ class Manifest(_Part):
     version: Literal[1]
     created_by: str
     dataset: str
+    command: str | None = Field(None, description="the command that prepared it, without --out")
     text: TextPart
     images: ImagesPart
     aliases: dict[str, str] = {}
     files: dict[str, int] = Field(description="every file of the folder, relative, and its size in bytes")
+    checksums: dict[str, str] = Field({}, description="SHA-256 of these files but for packed features")
+
+    def command_to(self, out: Path) -> str:
+        """Give the command that prepares this data again, whole, in a folder."""
+        return f"{self.command or prepare_command(self.dataset)} --out {shlex.quote(str(out))}"
 
     @property
     def splits(self) -> dict[str, SplitPart]:
@@ -172,6 +220,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"cannot read {path}: it is no file", _again(folder))
         content = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         dataset = folder.parent.name if folder.parent.name in DATASETS else "DATASET"

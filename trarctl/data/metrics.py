@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from trarctl.config import EvaluatorName
-from trarctl.data.records import StringTable
+from trarctl.data.records import NUM_ANNOTATORS, StringTable
 from trarctl.data.text import strip_punctuation, strip_words
-from trarctl.errors import DataError
+from trarctl.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
@@ -55,6 +55,7 @@ class Accuracy:
     right: npt.NDArray[np.float64]  # share of the truth that each answer has, 0 to 1, [Q]
     type_of: npt.NDArray[np.int64]  # each question's type, an index into types, [Q]
     types: tuple[str, ...]  # all of them occur
+    note: str | None = None  # by which rule, where it is not the usual one
 
 
 Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
@@ -65,14 +66,23 @@ def measure(predictions: Sequence[str], data: PreparedData, split: PreparedSplit
     """Compare an answer for each question of a split, in file order, with its ground truth by the data set's rules.
 
     Raises:
-        DataError: the split has no answers.
+        DataError: the split has no answers, or they are not those of the data set.
+        SettingsError: there is no such evaluator.
     """
+    if evaluator not in get_args(EvaluatorName):
+        names = " or ".join(get_args(EvaluatorName))
+        raise SettingsError(f"there is no evaluator {evaluator!r}", f"choose {names}")
     if not split.is_annotated:
         raise DataError(
             f"split {split.name} of {data.path} has no answers to compare with",
             f"trarctl submit --split {split.name} writes its answers; trarctl eval --split val measures",
         )
     return data.spec.metric(predictions, split.truth(), evaluator)
+
+
+def refuse_unmeasurable(data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> None:
+    """See, before the work, that ``measure`` will be able to compare answers to a split; it raises what that would."""
+    measure([""] * len(split), data, split, evaluator)
 
 
 def _clean(text: str) -> str:
@@ -102,6 +112,8 @@ _RULES: dict[EvaluatorName, _Rules] = {
 def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
     """Score VQA answers: the mean over the ten leave-one-out sets of min(1, matches / 3).
 
+    With K annotators it is min(1, matches / min(3, K)), averaged over the leave-one-out sets where K is 3 or more.
+
     Args:
         predictions: an answer for each question, [Q] in the order of ``truth``.
         truth: the annotators' answers.
@@ -124,6 +136,21 @@ def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Eval
         right=right,
         type_of=type_of,
         types=types,
+        note=_annotators_note(truth),
+    )
+
+
+def _annotators_note(truth: GroundTruth) -> str | None:
+    """Say how many questions have how many annotators, and what that means; None if all have ten."""
+    per_question, questions = np.unique((truth.codes >= 0).sum(axis=1), return_counts=True)
+    if per_question.tolist() == [NUM_ANNOTATORS]:
+        return None
+    counts = dict(zip(per_question.tolist(), questions.tolist(), strict=True))
+    held = ", ".join(f"{questions:,} have {number}" for number, questions in counts.items())
+    best = "; three who agree make 66.67 %" if _ENOUGH_MATCHES in counts else ""
+    return (
+        f"of {len(truth):,} questions {held} of {NUM_ANNOTATORS} annotators' answers: with K an answer scores"
+        f" min(1, matches / min(3, K)), averaged over the leave-one-out sets where K is 3 or more{best}"
     )
 
 
@@ -229,7 +256,9 @@ def _shares(states: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
 
 
 def _share(pattern: list[int]) -> float:
-    num_matches = pattern.count(_MATCH)
+    num_matches, num_annotators = pattern.count(_MATCH), len(pattern) - pattern.count(_ABSENT)
+    if num_annotators < _ENOUGH_MATCHES:
+        return num_matches / num_annotators
     others_who_match = [num_matches - (state == _MATCH) for state in pattern if state != _ABSENT]
     leave_one_out = [min(1.0, others / _ENOUGH_MATCHES) for others in others_who_match]
     return sum(leave_one_out) / len(leave_one_out)
@@ -248,24 +277,68 @@ def _by_type(
     return {name: _mean_percent(group) for name, group in by_type.items() if len(group)}
 
 
+def ceiling(metric: Metric, truth: GroundTruth, answers: Sequence[str], index: npt.NDArray[np.int32]) -> float:
+    """Measure what the best choice out of an answer list reaches, in percent: the limit of every model with that list.
+
+    ``index`` has the place in the list of each of the truth's strings, -1 for those that it leaves out.
+    """
+    choice = np.where(truth.codes < 0, -1, index[truth.codes])
+    votes = ((choice[:, :, None] == choice[:, None, :]) & (choice >= 0)[:, :, None]).sum(axis=2)
+    best = choice[np.arange(len(choice)), votes.argmax(axis=1)]
+    return metric([answers[max(one, 0)] for one in best.tolist()], truth, "official").overall
+
+
 def commonest_answer(data: PreparedData, split: PreparedSplit) -> list[str]:
     """Give the commonest answer of the training split to every question of ``split``."""
     labels, _ = _training_labels(data)
-    return [data.answers[int(np.bincount(labels).argmax())]] * len(split)
+    return [data.answers[int(np.bincount(labels).argmax())] if len(labels) else ""] * len(split)
 
 
-def question_prior(data: PreparedData, split: PreparedSplit) -> list[str]:
-    """Give the commonest training answer to the same words, or of all, to each question; no image is looked at."""
+def question_prior(data: PreparedData, split: PreparedSplit) -> tuple[list[str], str]:
+    """Guess each question's answer without its image: the commonest training answer to the same words.
+
+    Where training has not asked in these words, it is that to the same question type, else to the same first two words,
+    else the commonest of all.
+
+    Returns:
+        The answers, and which share of them each rule gave: ``same words 22 %, same question type 78 %``.
+    """
     labels, rows = _training_labels(data)
+    if not len(labels):
+        return [""] * len(split), "no training answer at all"
     train = data.split("train")
-    tokens = np.concatenate([train.question_tokens[rows], split.question_tokens])
-    _, question = np.unique(tokens, axis=0, return_inverse=True)
-    question = question.reshape(-1)
-    pairs, counts = np.unique(np.stack([question[: len(rows)], labels]), axis=1, return_counts=True)
-    best = np.full(question.max() + 1, int(np.bincount(labels).argmax()))
+    words, asked_words = train.question_tokens[rows], split.question_tokens
+    rules = {"same words": (words, asked_words)}
+    if split.is_annotated and not data.spec.types_tell_answers:
+        names = StringTable()
+        types = [names.codes(truth.question_types)[truth.question_type] for truth in (train.truth(), split.truth())]
+        if len(names) > 1:
+            rules["same question type"] = (types[0][rows, None], types[1][:, None])
+    rules["same first words"] = (words[:, :2], asked_words[:, :2])
+    rules["commonest answer"] = (words[:, :0], asked_words[:, :0])
+    guess = np.full(len(split), -1, dtype=np.int64)
+    shares = []
+    for name, (known, asked) in rules.items():
+        is_open = guess < 0
+        guess[is_open] = _commonest_by(known, labels, asked[is_open])
+        number = int((is_open & (guess >= 0)).sum())
+        shares += [f"{name} {100 * number / len(split):.0f} %"] if number else []
+    return [data.answers[index] for index in guess.tolist()], ", ".join(shares)
+
+
+def _commonest_by(
+    known: npt.NDArray[np.integer], labels: npt.NDArray[np.int64], asked: npt.NDArray[np.integer]
+) -> npt.NDArray[np.int64]:
+    """Give the commonest of the ``labels`` [N] of keys ``known`` [N, K] for each key in ``asked`` [Q, K], or -1."""
+    if not known.shape[1]:
+        return np.full(len(asked), int(np.bincount(labels).argmax()), dtype=np.int64)
+    _, group = np.unique(np.concatenate([known, asked]), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    pairs, counts = np.unique(np.stack([group[: len(known)], labels]), axis=1, return_counts=True)
+    best = np.full(int(group.max()) + 1, -1, dtype=np.int64)
     order = np.argsort(counts, kind="stable")
     best[pairs[0, order]] = pairs[1, order]
-    return [data.answers[index] for index in best[question[len(rows) :]]]
+    return best[group[len(known) :]]
 
 
 def _training_labels(data: PreparedData) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -6,14 +6,16 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 from __future__ import annotations
 
 import gc
+import os
+import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,20 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data import Progress, no_progress
-from trarctl.data.datasets.base import DatasetSpec, SplitFiles
+from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
-from trarctl.data.features.images import Folder, feature_folders, picture_table
-from trarctl.data.features.packing import ImageOptions, ImagePlan, Pack, build_images, plan_images
+from trarctl.data.features.images import Folder, picture_table
+from trarctl.data.features.packing import (
+    ImageOptions,
+    ImagePlan,
+    Pack,
+    build_images,
+    check_images,
+    is_current,
+    plan_images,
+    record_of,
+)
 from trarctl.data.manifest import (
     ANSWERS,
     BACKBONE,
@@ -44,12 +55,23 @@ from trarctl.data.manifest import (
     digest_of,
     read_manifest,
 )
+from trarctl.data.metrics import GroundTruth, ceiling
 from trarctl.data.prepared import default_folder, write_split
-from trarctl.data.records import RawData, RawSplit
+from trarctl.data.records import Ids, RawData, RawSplit
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
-from trarctl.data.word_vectors import load_vectors, vectors_fingerprint
-from trarctl.errors import DataError, SettingsError, listed
-from trarctl.files import file_sha256, list_files, refuse_foreign, remove, swap_in, write_array, write_json, writing
+from trarctl.data.word_vectors import WordVectors, load_vectors, vectors_fingerprint
+from trarctl.errors import DataError, SettingsError, TrarError, listed
+from trarctl.files import (
+    file_sha256,
+    list_files,
+    refuse_foreign,
+    refuse_readonly,
+    remove,
+    swap_in,
+    write_array,
+    write_json,
+    writing,
+)
 from trarctl.registry import DATASETS, EXTRACTORS
 
 LONGEST_SENSIBLE_QUESTION = 512
@@ -73,12 +95,38 @@ class PrepareRequest:
     min_answer_count: int = 8  # VQA: an answer is learned if more annotations than this give it
     max_words: int | None = None  # words kept of a question; None: 14 for VQA, else the longest question in the data
     pack: Pack | None = None  # number type to pack features as; None: read them where they are
-    check_values: bool = True  # read every number of every feature file, not only shapes and sizes
     rebuild: bool = False  # prepare again even if nothing changed
     images: Path | None = None  # VQA, CLEVR: one folder of pictures an image set, to make features of
     extractor: str | None = None  # what makes them; None: as the data set has it, else resnet101
     weights: Path | None = None  # of the extractor; None: torchvision's own download
     devices: tuple[str, ...] = ("cpu",)  # where it runs, such as "cpu" or "cuda:0", one copy each
+
+    def command(self, **changes: Any) -> str:
+        """Give the command line of this request, or of one with other values, as it can be pasted."""
+        request = replace(self, **changes)
+        default = PrepareRequest(self.dataset)
+        words = ["trarctl", "prepare", self.dataset]
+        for name, flag in _FLAGS.items():
+            value = getattr(request, name)
+            if value != getattr(default, name):
+                words += [flag] if value is True else [flag, str(value)]
+        return shlex.join(words)
+
+
+_FLAGS = {
+    "raw": "--raw",
+    "features": "--features",
+    "without_features": "--without-features",
+    "images": "--images",
+    "extractor": "--extractor",
+    "weights": "--weights",
+    "grid": "--grid",
+    "pack": "--pack",
+    "vectors": "--vectors",
+    "min_answer_count": "--min-answer-count",
+    "max_words": "--max-words",
+    "out": "--out",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +138,15 @@ class CheckRow:
     expected: int | None  # as published; None: no figure is published
     verdict: Verdict
     advice: str = ""  # what to do about it, if anything
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What there is, what is odd about it, and all that stops the preparation."""
+
+    rows: tuple[CheckRow, ...]
+    warnings: tuple[str, ...]
+    faults: tuple[TrarError, ...]
 
 
 @dataclass(frozen=True)
@@ -116,6 +173,17 @@ class _Work:
     progress: Progress
     building: Path = field(default_factory=Path)
     old: Manifest | None = None  # of what is prepared already
+    faults: list[TrarError] | None = None  # noted in it, where nothing is written; None: the first one is raised
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Note what is wrong and go on, or raise it."""
+        try:
+            yield
+        except TrarError as fault:
+            if self.faults is None:
+                raise
+            self.faults.append(fault)
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
@@ -130,12 +198,13 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
     _present_splits(work)
     with writing(work.out) as work.building:
         refuse_foreign(work.out, [MANIFEST, FEATURES, *_possible_entries()])
+        _refuse_loss(work)
         work.old = None if request.rebuild else _old_manifest(work.out)
         text, is_text_current = _text_part(work)
         base = work.out if is_text_current else work.building
-        named = {split: np.load(base / split / "image_id.npy", allow_pickle=False) for split in text.splits}
+        named = {split: _image_ids(base / split / "image_id.npy", work) for split in text.splits}
         plan = plan_images(work.spec, named, work.image_options, work.out, progress)
-        images = work.old.images if work.old is not None and work.old.images.key == plan.key else None
+        images = work.old.images if work.old is not None and is_current(work.old.images, plan, work.out) else None
         was_current = is_text_current and images is not None
         if was_current and work.old is not None:
             shutil.rmtree(work.building)
@@ -147,11 +216,19 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
     return PrepareReport(
         out=work.out,
         manifest=manifest,
-        checks=_check_rows(work, found, {}, folders if any(folders.values()) else None),
+        checks=_check_rows(work, found, (), folders if any(folders.values()) else None),
         warnings=manifest.text.warnings + manifest.images.warnings,
         was_current=was_current,
         seconds=time.monotonic() - began,
     )
+
+
+def _image_ids(path: Path, work: _Work) -> Ids:
+    try:
+        ids: Ids = np.load(path, allow_pickle=False)
+    except Exception as error:  # what numpy raises over a damaged header is not documented
+        raise DataError(f"{path} is damaged", f"{work.request.command()} --rebuild") from error
+    return ids
 
 
 def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> None:
@@ -169,30 +246,40 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
     named = {
         split.name: work.spec.read_split(work.raw, split, data, progress).image_id for split in _present_splits(work)
     }
-    sets = picture_table(work.spec, named, options.pictures).sets
+    sets = picture_table(work.spec, named, options.pictures, options.command).sets
     extract_files(sets, options.extractor, options.extractor_options, work.out, progress)
 
 
-def check(request: PrepareRequest, progress: Progress = no_progress) -> tuple[CheckRow, ...]:
-    """Read everything that ``prepare`` would and write nothing.
+def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckReport:
+    """Go through all that ``prepare`` does but write nothing, and note every fault instead of stopping at the first.
 
     Raises:
         DataError: there is no raw folder.
         SettingsError: a value is outside its limits.
     """
     work = _filled_in(request, progress)
-    data = RawData()
-    damaged: dict[str, str] = {}
-    for split in work.spec.splits:
-        if not all((work.raw / name).is_file() for name in split.files):
-            continue
-        try:
-            work.spec.read_split(work.raw, split, data, progress)
-        except DataError as error:
-            guilty = next((name for name in split.files if str(work.raw / name) in error.what), split.questions)
-            damaged[guilty] = error.what
-    features = work.image_options.features
-    return _check_rows(work, data.num_records, damaged, feature_folders(work.spec, features) if features else None)
+    work.faults = faults = list[TrarError]()
+    with work.attempt():
+        refuse_readonly(work.out)
+        refuse_foreign(work.out, [MANIFEST, FEATURES, *_possible_entries()], claim=False)
+        _refuse_loss(work)
+    data = _read_splits(work, _present_splits(work))
+    damaged = {
+        name
+        for split in work.spec.splits
+        for name in split.files
+        if any(str(work.raw / name) in fault.what for fault in faults)
+    }
+    # With a split that is damaged, words and answers are others.
+    if data.splits and not faults:
+        _make_text(work, data)
+    folders: dict[str, Folder | None] = {}
+    with work.attempt():
+        named = {split.name: split.image_id for split in data.splits}
+        folders, warnings = check_images(work.spec, named, work.image_options, progress, work.attempt)
+        data.warnings += warnings
+    rows = _check_rows(work, data.num_records, damaged, folders if any(folders.values()) else None)
+    return CheckReport(rows, tuple(data.warnings), tuple(faults))
 
 
 def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
@@ -214,31 +301,37 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         raise SettingsError(
             f"{spec.name} makes its own features on a grid of {spec.grid_size}", "leave out --features, --grid, --pack"
         )
-    if request.images is not None and (has_own or request.features is not None):
-        raise SettingsError(
-            "--images makes features of images of vqa and clevr, and takes no --features", "leave one of them out"
-        )
-    pictures = raw if has_own else request.images
     extractor = request.extractor or spec.extractor or "resnet101"
     if extractor not in EXTRACTORS:
         raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
+    if has_own and request.images is not None:
+        what = f"{spec.name} makes its features of the images in its raw folder"
+        raise SettingsError(what, request.command(images=None))
+    given = [f"--{name}" for name in ("features", "images") if getattr(request, name) is not None]
+    given += ["--without-features"] if request.without_features else []
+    if len(given) > 1:
+        raise SettingsError(f"{' and '.join(given)} exclude each other", f"leave out {' or '.join(given)}")
+    unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and request.images is None]
+    if unused and not has_own:
+        raise SettingsError(f"{' and '.join(unused)} without --images would have no effect", "add --images DIR")
+    pictures = raw if has_own else request.images
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():
         features = beside
     options = ImageOptions(
         features=None if request.without_features else features,
         pack=request.pack,
-        check_values=request.check_values,
         extractor_options=ExtractorOptions(grid, request.weights, request.devices),
         pictures=pictures,
         extractor=extractor,
         packs_pictures=has_own,
+        command=request.command,
     )
     return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
 
 
 def _present_splits(work: _Work) -> list[SplitFiles]:
-    """List the splits whose files are there; refuse if a needed file is missing, or some files of an optional split."""
+    """List the splits whose files are there; refuse if a needed file is missing, or some files of an optional one."""
     missing: list[str] = []
     present = []
     for split in work.spec.splits:
@@ -249,12 +342,68 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
             missing += absent
     if missing:
         noun = "file" if len(missing) == 1 else "files"
-        raise DataError(f"no {noun} {listed(missing, len(missing))} in {work.raw}", work.spec.download_hint)
+        hints = [
+            split.download_hint for split in work.spec.splits if split.download_hint and {*missing} <= {*split.files}
+        ]
+        with work.attempt():
+            elsewhere, hint = _found_elsewhere(work, missing)
+            what = f"no {noun} {listed(missing, len(missing))} in {work.raw}{elsewhere}"
+            raise DataError(what, hint or (hints[0] if hints else work.spec.download_hint))
     return present
 
 
+def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | None]:
+    """Say where files lie that are missing in the raw folder, and the command for it; else what lies there instead."""
+    if not os.access(work.raw, os.R_OK | os.X_OK):
+        return ", which cannot be read", f"chmod u+rx {shlex.quote(str(work.raw))}"
+    raw = work.raw.resolve()
+    deeper = [path.relative_to(raw) for pattern in ("*/", "*/*/") for path in sorted(raw.glob(pattern))[:100]]
+    for folder in (raw.parent, *(raw / one for one in deeper)):
+        if all((folder / name).is_file() for name in missing):
+            shown = folder if folder == raw.parent else work.raw / folder.relative_to(raw)
+            is_whole = all(
+                (folder / name).is_file() or not (raw / name).is_file()
+                for split in work.spec.splits
+                for name in split.files
+            )
+            hint = work.request.command(raw=shown) if is_whole else _moves({one: shown / one for one in missing}, work)
+            return f", but in {shown}", hint
+    alone = {name: path for name in missing for one in deeper if (path := work.raw / one / Path(name).name).is_file()}
+    if alone:
+        return f"; {listed(alone.values(), len(alone))} is there", _moves(alone, work)
+    entries = sorted(path.name for path in raw.iterdir())
+    return f", which holds {listed(entries, len(entries), most=5) or 'nothing'}", None
+
+
+def _moves(found: Mapping[str, Path], work: _Work) -> str:
+    """Give the commands that move files, as they can be pasted, to the names that they have in the raw folder."""
+    folders = {str((work.raw / name).parent) for name in found if not (work.raw / name).parent.is_dir()}
+    commands = [["mkdir", "-p", folder] for folder in sorted(folders)]
+    commands += [["mv", str(path), str(work.raw / name)] for name, path in found.items()]
+    return " && ".join(map(shlex.join, commands))
+
+
+def _refuse_loss(work: _Work) -> None:
+    """Refuse to leave out the features that a prepared folder has only because none are named."""
+    options = work.image_options
+    if options.features is not None or options.pictures is not None or work.request.without_features:
+        return
+    try:
+        old = read_manifest(work.out)
+    except DataError:
+        return
+    if old.feature_width and old.dataset == work.spec.name:
+        without = work.request.command(without_features=True)
+        raise DataError(
+            f"{work.out} has features, but no folder of features is given, nor is there {work.raw.parent / 'feats'}",
+            f"{old.command} --out {work.out}"
+            if old.command
+            else f"name it: --features DIR; or leave them out: {without}",
+        )
+
+
 def _check_rows(
-    work: _Work, found: Mapping[str, int], damaged: Mapping[str, str], folders: Mapping[str, Folder | None] | None
+    work: _Work, found: Mapping[str, int], damaged: Collection[str], folders: Mapping[str, Folder | None] | None
 ) -> tuple[CheckRow, ...]:
     """Compare what was found with what was published: records by file, features or images by image set."""
 
@@ -267,11 +416,13 @@ def _check_rows(
         is_begun = any((work.raw / name).exists() for name in split.files)
         for name in split.files:
             if name in damaged:
-                rows.append(CheckRow(name, None, split.num_questions, "damaged", damaged[name]))
+                rows.append(CheckRow(name, None, split.num_questions, "damaged"))
             elif (work.raw / name).exists():
                 rows.append(counted(name, found.get(name), split.num_questions, "is it the whole published file?"))
             elif split.is_required or is_begun:
-                rows.append(CheckRow(name, None, split.num_questions, "missing", work.spec.download_hint))
+                rows.append(
+                    CheckRow(name, None, split.num_questions, "missing", split.download_hint or work.spec.download_hint)
+                )
             else:
                 advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
                 rows.append(CheckRow(name, None, split.num_questions, "not there, not needed", advice))
@@ -297,7 +448,10 @@ def _old_manifest(out: Path) -> Manifest | None:
     except DataError:
         return None
     sizes = list_files(out, except_for=MANIFEST)
-    return manifest if all(sizes.get(name) == size for name, size in manifest.files.items()) else None
+    is_whole = all(sizes.get(name) == size for name, size in manifest.files.items()) and all(
+        file_sha256(out / name) == checksum for name, checksum in manifest.checksums.items()
+    )
+    return manifest if is_whole else None
 
 
 def _text_part(work: _Work) -> tuple[TextPart, bool]:
@@ -305,7 +459,8 @@ def _text_part(work: _Work) -> tuple[TextPart, bool]:
     if work.old is not None and work.old.dataset == work.spec.name and _is_current(work.old.text, work):
         return work.old.text, True
     try:
-        earlier = TextPart.model_validate(orjson.loads((work.building / _TEXT_DONE).read_bytes()))
+        done = work.building / _TEXT_DONE
+        earlier = TextPart.model_validate(orjson.loads(done.read_bytes() if done.is_file() else b""))
     except (OSError, orjson.JSONDecodeError, ValidationError):
         earlier = None
     if earlier is not None and not work.request.rebuild and _is_current(earlier, work):
@@ -338,23 +493,46 @@ def _is_unchanged(path: Path, source: SourceFile) -> bool:
     return status.st_mtime_ns == source.modified_ns or file_sha256(path) == source.sha256
 
 
+@dataclass
+class _Text:
+    """What the questions and answers of all splits have in common."""
+
+    vocabulary: Vocabulary
+    answers: list[str] = field(default_factory=list)
+    answer_index: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    vectors: WordVectors | None = None
+    max_words: int = 1
+
+
+def _make_text(work: _Work, data: RawData) -> _Text:
+    """Make words, answers and word vectors of what was read."""
+    work.progress("building the vocabulary", 0, None)
+    text = _Text(Vocabulary.build(split.texts for split in data.splits))
+    with work.attempt():
+        text.answers, text.answer_index = _answers(work, data)
+    with work.attempt():
+        text.vectors = load_vectors(work.request.vectors, text.vocabulary.words, work.progress)
+        data.warnings += text.vectors.warnings if text.vectors else []
+    with work.attempt():
+        text.max_words = work.request.max_words or work.spec.max_words or _longest(work, data)
+    for split in data.splits:
+        _warn_of_empty_questions(split, data)
+    return text
+
+
 def build_text(work: _Work) -> TextPart:
     """Read the raw files and write the text half of a prepared folder into ``work.building``."""
-    spec, request, folder = work.spec, work.request, work.building
+    request, folder = work.request, work.building
     data, sources = _read_raw(work)
-    work.progress("building the vocabulary", 0, None)
-    vocabulary = Vocabulary.build(split.texts for split in data.splits)
-    answers, answer_index = _answers(spec, data, request.min_answer_count)
-    vectors = _write_vectors(work, vocabulary)
-    max_words = request.max_words or spec.max_words or _longest(data)
+    text = _make_text(work, data)
+    vocabulary, answers, max_words = text.vocabulary, text.answers, text.max_words
     write_json(folder / VOCABULARY, list(vocabulary.words))
     write_json(folder / ANSWERS, answers)
     strings = list(data.answers)
     parts = {}
     for number, split in enumerate(data.splits):
         work.progress("writing questions and answers", number, len(data.splits))
-        _warn_of_empty_questions(split, data)
-        parts[split.name] = write_split(folder / split.name, split, vocabulary, max_words, answer_index, strings)
+        parts[split.name] = write_split(folder / split.name, split, vocabulary, max_words, text.answer_index, strings)
     work.progress("writing questions and answers", len(data.splits), len(data.splits))
     return TextPart(
         max_words=max_words,
@@ -362,11 +540,12 @@ def build_text(work: _Work) -> TextPart:
         min_answer_count=request.min_answer_count,
         vocabulary_digest=vocabulary.digest,
         answers_digest=digest_of(answers),
-        vectors=vectors,
+        vectors=_write_vectors(work, text.vectors),
         requested_vectors=request.vectors,
         vectors_fingerprint=vectors_fingerprint(request.vectors),
         sources=sources,
         splits=parts,
+        ceilings=_ceilings(work.spec, data, text) if work.spec.drops_rare_answers else {},
         warnings=tuple(data.warnings),
     )
 
@@ -386,21 +565,30 @@ def _collection_paused() -> Iterator[None]:
 def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     """Read the files of every split that is there; a second thread takes their hashes meanwhile."""
     present = _present_splits(work)
-    data = RawData()
     with ThreadPoolExecutor(1) as pool, _collection_paused():
         hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
-        data.splits += [work.spec.read_split(work.raw, split, data, work.progress) for split in present]
+        data = _read_splits(work, present)
         sources = {
             name: future.result().model_copy(update={"records": data.num_records[name]})
             for name, future in hashes.items()
         }
-    absent = [split.name for split in work.spec.splits if split not in present]
+    return data, sources
+
+
+def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
+    data = RawData()
+    for split in present:
+        with work.attempt():
+            data.splits.append(work.spec.read_split(work.raw, split, data, work.progress))
+    with work.attempt():
+        data.warnings += compare_splits(work.spec, data.splits)
+    absent = [split.name for split in work.spec.splits if split not in present and not split.is_required]
     if absent:
         data.warnings.append(
             f"without the questions of {' and '.join(absent)} the vocabulary lacks their words and numbers the others"
             " differently: a published checkpoint will not fit"
         )
-    return data, sources
+    return data
 
 
 def _source(path: Path) -> SourceFile:
@@ -409,8 +597,9 @@ def _source(path: Path) -> SourceFile:
     return SourceFile(size=status.st_size, modified_ns=status.st_mtime_ns, sha256=file_sha256(path), records=0)
 
 
-def _answers(spec: DatasetSpec, data: RawData, min_count: int) -> tuple[list[str], npt.NDArray[np.int32]]:
+def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Choose the answer list, and give the index in it of every string of the table (-1: none), [strings]."""
+    spec, min_count = work.spec, work.request.min_answer_count
     strings = list(data.answers)
     chosen = [
         split.annotations.chosen
@@ -422,24 +611,39 @@ def _answers(spec: DatasetSpec, data: RawData, min_count: int) -> tuple[list[str
     answers = build_answers(given, normalize=spec.normalize_answer, min_count=min_count)
     if not answers:
         raise DataError(
-            f"no answer occurs more than {min_count} times in the annotations", "lower the limit: --min-answer-count 0"
+            f"no answer occurs more than {min_count} times in the annotations",
+            work.request.command(min_answer_count=0),
         )
     index = {answer: position for position, answer in enumerate(answers)}
     return answers, np.array([index.get(answer, -1) for answer in map(spec.normalize_answer, strings)], np.int32)
 
 
-def _longest(data: RawData) -> int:
+def _ceilings(spec: DatasetSpec, data: RawData, text: _Text) -> dict[str, float]:
+    """Measure what the answer list can reach at most on val."""
+    strings = list(data.answers)
+    return {
+        split.name: ceiling(
+            spec.metric,
+            GroundTruth(strings, one.answers, one.answer_type, one.answer_types, one.question_type, one.question_types),
+            text.answers,
+            text.answer_index,
+        )
+        for split in data.splits
+        if split.name == "val" and (one := split.annotations) is not None
+    }
+
+
+def _longest(work: _Work, data: RawData) -> int:
     longest = max(longest_question(split.texts) for split in data.splits)
     if longest > LONGEST_SENSIBLE_QUESTION:
         raise DataError(
             f"the longest question has {longest:,} words, so that a file is probably damaged",
-            "if it is right, say how many words to keep: --max-words 64",
+            f"if it is right, say how many words to keep: {work.request.command(max_words=64)}",
         )
     return max(longest, 1)
 
 
-def _write_vectors(work: _Work, vocabulary: Vocabulary) -> VectorsPart | None:
-    vectors = load_vectors(work.request.vectors, vocabulary.words, work.progress)
+def _write_vectors(work: _Work, vectors: WordVectors | None) -> VectorsPart | None:
     if vectors is None:
         return None
     write_array(work.building / VECTORS, vectors.matrix)
@@ -469,29 +673,41 @@ def _put_in_place(
     remove(work.building / IMAGES)
     plan.table.write(work.building)
     if images is None:
-        images = build_images(plan, work.out, work.building, work.progress)
+        # Features that only changed on the disk have the key of those that they replace.
+        rebuild = work.request.rebuild or (work.old is not None and work.old.images.key == plan.key)
+        images = build_images(plan, work.out, work.building, work.progress, rebuild=rebuild)
         new += [BACKBONE] if images.backbone else []
     packed = [f"{FEATURES}/{part.file}" for part in images.image_sets if part.file]
-    keep = {*_text_entries(text), IMAGES, *packed, *([BACKBONE] if images.backbone else [])}
+    records = [f"{FEATURES}/{record_of(Path(name)).name}" for name in packed]
+    keep = {*_text_entries(text), IMAGES, *packed, *records, *([BACKBONE] if images.backbone else [])}
     features = work.out / FEATURES
     present = [f"{FEATURES}/{path.name}" for path in features.iterdir()] if features.is_dir() else []
     obsolete = [name for name in [*_possible_entries(), *present] if name not in keep]
     swap_in(work.out, work.building, new, obsolete, marker=MANIFEST)
+    files = {
+        name: size
+        for name, size in sorted(list_files(work.out, except_for=MANIFEST).items())
+        if name in keep or name.partition("/")[0] in keep
+    }
     manifest = Manifest(
         version=FORMAT_VERSION,
         created_by=f"trarctl {trarctl.__version__}",
         dataset=work.spec.name,
+        command=_absolute(work.request).command(out=None),
         text=text,
         images=images,
         aliases=dict(work.spec.aliases),
-        files={
-            name: size
-            for name, size in sorted(list_files(work.out, except_for=MANIFEST).items())
-            if name in keep or name.partition("/")[0] in keep
-        },
+        files=files,
+        checksums={name: file_sha256(work.out / name) for name in files if name not in packed},
     )
     write_json(work.out / MANIFEST, manifest.model_dump(mode="json"))
     return manifest
+
+
+def _absolute(request: PrepareRequest) -> PrepareRequest:
+    """Make the paths of a request independent of the working folder."""
+    paths = {name: getattr(request, name) for name in ("raw", "features", "images", "weights")}
+    return replace(request, **{name: path.absolute() for name, path in paths.items() if path is not None})
 
 
 def _text_entries(text: TextPart) -> list[str]:

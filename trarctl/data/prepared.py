@@ -1,11 +1,12 @@
-"""Prepared data, cheap to open: arrays are memory-mapped, nothing is parsed but the lists of words and answers.
+"""Prepared data, cheap to open: arrays are read when they are needed, nothing is parsed but words and answers.
 
 Axes: Q questions in file order, A annotations in file order, T words, V vocabulary, E width of the word vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +23,11 @@ from trarctl.data.manifest import (
     IMAGES,
     VECTORS,
     VOCABULARY,
+    FeatureStatistics,
     Manifest,
     SplitPart,
     digest_of,
+    key_of,
     prepare_command,
     read_manifest,
 )
@@ -32,7 +35,7 @@ from trarctl.data.metrics import GroundTruth
 from trarctl.data.records import FlatText, Ids, RawAnnotations, RawSplit, flatten
 from trarctl.data.text import Vocabulary, encode
 from trarctl.errors import DataError, listed
-from trarctl.files import write_array
+from trarctl.files import file_sha256, write_array
 from trarctl.registry import DATASETS
 
 
@@ -52,7 +55,7 @@ def open_prepared(path: Path) -> PreparedData:
     if wrong:
         raise DataError(
             f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}",
-            f"{prepare_command(manifest.dataset)} --out {path}",
+            manifest.command_to(path),
         )
     return PreparedData(path, manifest)
 
@@ -69,7 +72,7 @@ class _Files:
     """Reads the files of a prepared folder."""
 
     path: Path
-    dataset: str
+    manifest: Manifest
 
     def strings(self, name: str) -> tuple[str, ...]:
         try:
@@ -81,18 +84,24 @@ class _Files:
         return tuple(content)
 
     def array(self, name: str, length: int | None = None) -> npt.NDArray[Any]:
+        """Read an array that is what it was when it was prepared.
+
+        It is not memory-mapped: a mapped file that is cut later ends the process by a bus error.
+        """
+        checksum = self.manifest.checksums.get(name)
+        if checksum is not None and checksum != file_sha256(self.path / name):
+            raise self.damaged(name)
         try:
-            array: npt.NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise self.damaged(name) from None
+            array: npt.NDArray[Any] = np.load(self.path / name, allow_pickle=False)
+        except Exception as error:  # what numpy raises over a damaged header is not documented
+            raise self.damaged(name) from error
         if length is not None and len(array) != length:
             raise self.damaged(name)
         return array
 
     def damaged(self, name: str) -> DataError:
-        return DataError(
-            f"prepared data in {self.path} is damaged: {name}", f"{prepare_command(self.dataset)} --out {self.path}"
-        )
+        what = f"prepared data in {self.path} is damaged: {name}"
+        return DataError(what, self.manifest.command_to(self.path))
 
 
 class PreparedData:
@@ -101,7 +110,7 @@ class PreparedData:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._files = _Files(path, manifest.dataset)
+        self._files = _Files(path, manifest)
         self._splits: dict[str, PreparedSplit] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -148,7 +157,47 @@ class PreparedData:
     def features(self) -> FeatureStore:
         """The features of all images."""
         ids = [self._files.array(f"{IMAGES}/{part.name}.ids.npy") for part in self.manifest.images.image_sets]
-        return FeatureStore(self.path, self.dataset, self.manifest.images, ids)
+        again = self.manifest.command_to(self.path)
+        return FeatureStore(self.path, self.dataset, self.manifest.images, ids, again)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What identifies the words, the answers, the word vectors and the features: equal for equal content."""
+        manifest, statistics = self.manifest, self.feature_statistics()
+        return {
+            "words": manifest.text.vocabulary_digest,
+            "answers": manifest.text.answers_digest,
+            "vectors": manifest.vectors.digest if manifest.vectors else "none",
+            "features": key_of(
+                {
+                    "extractor": manifest.images.backbone,
+                    "shape": [manifest.grid_size, manifest.feature_width],
+                    "statistics": statistics,
+                }
+            ),
+        }
+
+    def feature_statistics(self) -> dict[str, Any] | None:
+        """Describe the features by a fixed sample of images, None while there are none; see ``FeatureStatistics``.
+
+        Raises:
+            DataError: the folder was prepared before version 0.4, and its features cannot be read.
+        """
+        statistics = self._statistics
+        return None if statistics is None else statistics.model_dump(mode="json")
+
+    def feature_difference(self, statistics: Mapping[str, Any] | None) -> str | None:
+        """Say how the features differ from those that ``feature_statistics`` described; None: they do not.
+
+        Features stored as float16 are those stored as float32. Nothing to compare with is no difference.
+        """
+        if statistics is None or self._statistics is None:
+            return None
+        return self._statistics.difference(FeatureStatistics.model_validate(statistics))
+
+    @cached_property
+    def _statistics(self) -> FeatureStatistics | None:
+        return self.manifest.images.statistics or (self.features.statistics() if self.manifest.feature_width else None)
 
     def split(self, name: str) -> PreparedSplit:
         """Give one split; ``test`` may be another name for ``val`` where the data has no other.
@@ -168,7 +217,7 @@ class PreparedData:
 
 
 class PreparedSplit:
-    """One split, as memory-mapped arrays."""
+    """One split, as arrays that are read when they are first asked for."""
 
     def __init__(self, files: _Files, name: str, part: SplitPart) -> None:
         self.name = name
@@ -177,6 +226,19 @@ class PreparedSplit:
 
     def __len__(self) -> int:
         return self._part.questions
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the questions' ids, texts and image ids in their order: equal for the same questions."""
+        digest = hashlib.sha256()
+        for ids in (self.question_id, self.image_id):
+            digest.update(ids.dtype.kind.encode())
+            content = "\0".join(ids.tolist()).encode() if ids.dtype.kind == "U" else ids.astype("<i8").tobytes()
+            digest.update(len(content).to_bytes(8, "little") + content)
+        texts = self._texts("question_text")
+        digest.update(texts.offsets.astype("<i8").tobytes())
+        digest.update(texts.content.tobytes())
+        return digest.hexdigest()
 
     @property
     def is_annotated(self) -> bool:

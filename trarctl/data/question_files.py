@@ -6,73 +6,146 @@ A module of its own, though short and used by one command: a file format is a co
 from __future__ import annotations
 
 import csv
+import io
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
-from trarctl.errors import DataError, listed
+from trarctl.errors import DataError, listed, shortened
 
 _COLUMNS = ("image", "question")
+_DELIMITERS = ",;\t"
 _HINT = (
     'a .csv file starts with the line image,question; a .jsonl line is {"image": "a.png", "question": "what is it?"}'
 )
+_PATH_HINT = "give the path of an image file"
+
+Row = dict[str, Any]
 
 
-def read_question_file(path: Path) -> tuple[list[Path], list[str]]:
+@dataclass(frozen=True)
+class Asking:
+    """A question about a picture; ``place`` is where it stands, ``line 2``, empty where there is no file."""
+
+    place: str
+    image: Path
+    question: str
+
+
+def read_question_file(path: Path) -> list[Asking]:
     """Read pictures and questions.
 
     Args:
-        path: ``.csv``, or ``.jsonl`` of objects; further columns and keys are left aside.
-
-    Returns:
-        The path of each picture, relative ones taken from the file's folder, and the question to each.
+        path: ``.csv`` with commas, semicolons or tabs, or ``.jsonl`` of objects; further columns and keys are left
+            aside, and relative paths of images taken from the file's folder.
 
     Raises:
-        DataError: if the file cannot be read, or lines lack an image or a question; the message names the lines.
+        DataError: if the file cannot be read, or lines lack a path or a question; the message names the lines.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", _HINT) from None
-    rows = _json_lines(text) if path.suffix in (".jsonl", ".ndjson") else _csv_lines(path, text)
-    images, questions, problems = [], [], []
-    for number, row in rows:
-        values = [row.get(column) for column in _COLUMNS] if isinstance(row, dict) else [None, None]
-        missing = [
-            column
-            for column, value in zip(_COLUMNS, values, strict=True)
-            if not isinstance(value, str) or not value.strip()
-        ]
-        if missing:
-            problems.append(f"line {number} has no {' and no '.join(missing)}")
-            continue
-        images.append(path.parent / str(values[0]))
-        questions.append(str(values[1]))
-    if problems:
-        raise DataError(f"{path}: {listed(problems, len(problems))}", _HINT)
-    if not images:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}", _HINT) from None
+    try:
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text", f"iconv -f latin1 -t utf-8 {path} > FILE.csv") from None
+    asking: list[Asking] = []
+    odd: list[str] = []
+    unusable: list[str] = []
+    for number, row in _json_lines(text) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_lines(path, text):
+        place = f"line {number}"
+        fault = row if isinstance(row, str) else _fault(row)
+        if fault:
+            odd.append(f"{place} {fault}")
+        elif isinstance(row, dict):
+            image = path.parent / row["image"]
+            if unusable_path := _unusable_path(row["image"], image):
+                unusable.append(f"{place}: {unusable_path}")
+            asking.append(Asking(place, image, row["question"]))
+    if odd or unusable:
+        problems = odd + unusable
+        raise DataError(f"{path}: {listed(problems, len(problems))}", _HINT if odd else _PATH_HINT)
+    if not asking:
         raise DataError(f"{path} holds no questions", _HINT)
-    return images, questions
+    return asking
 
 
-def _json_lines(text: str) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def refuse_missing_image(image: Path) -> None:
+    """See that what is given as a picture's path is there.
+
+    Raises:
+        DataError: it is not, or is an address.
+    """
+    if fault := _unusable_path(str(image), image):
+        raise DataError(fault, _PATH_HINT)
+
+
+def _fault(row: Row) -> str | None:
+    """Say what is wrong with a line, as the end of a sentence; None if nothing."""
+    missing = [column for column in _COLUMNS if not str(row.get(column) or "").strip()]
+    if missing:
+        return f"has no {' and no '.join(missing)}"
+    for column in _COLUMNS:
+        if not isinstance(row[column], str):
+            return f"has the {column} {shortened(str(row[column]))}, expected text"
+    return None
+
+
+def _unusable_path(text: str, path: Path) -> str | None:
+    """Say why a text cannot be the path of a picture; None where something is there."""
+    shown = repr(shortened(text))
+    with suppress(OSError, ValueError):  # of names that no file can have
+        if path.exists() or path.is_symlink():
+            return None
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text)
+    if scheme:
+        kind = "the data of a picture" if scheme[1].lower() == "data" else "a URL"
+        return f"{shown} is {kind}, expected the path of a file"
+    if text != text.strip():
+        return f"{shown} is missing; it begins or ends with a blank"
+    return f"{shown} is missing"
+
+
+def _json_lines(text: str) -> Iterator[tuple[int, Row | str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield number, orjson.loads(line)
+                row = orjson.loads(line)
             except orjson.JSONDecodeError:
-                yield number, None
+                row = None
+            yield number, row if isinstance(row, dict) else "is not a JSON object"
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    names = reader.fieldnames or []
-    missing = [column for column in _COLUMNS if column not in names]
-    if missing:
-        raise DataError(f"{path} has no column {' and no column '.join(missing)}", _HINT)
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Row | str]]:
+    """Give each row, and the number of its first line; a question may go over several."""
+    header = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    number = 1
+    names: list[str] = []
     try:
-        for row in reader:
-            yield reader.line_num, row
+        for values in reader:
+            number, first = reader.line_num + 1, number
+            if not names:
+                names = [name.strip().lower() for name in values]
+                missing = [column for column in _COLUMNS if column not in names]
+                if missing:
+                    found = listed(map(repr, map(shortened, values)), len(values), most=5) or "nothing"
+                    what = f"{path} has no column {' and no column '.join(missing)}: its first line has {found}"
+                    raise DataError(what, _HINT)
+            elif len(values) > len(names):
+                yield (
+                    first,
+                    f"has {len(values)} values, expected {len(names)}: put quotes around a text with {delimiter!r}",
+                )
+            elif values:
+                yield first, dict(zip(names, values, strict=False))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}", _HINT) from None
+        yield number, f"cannot be read: {error}"

@@ -5,8 +5,13 @@ Axes: Q questions in file order, A annotations in file order.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import json
 import mmap
 import re
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,6 +26,9 @@ from trarctl.data import Progress, no_progress
 from trarctl.errors import DataError, listed
 
 NUM_ANNOTATORS = 10
+# Small enough that a piece and what is made of it stay in the processor's cache.
+PIECE_BYTES = 1 << 19
+_READABLE = "name a file that can be read"
 _LARGEST_ID = 2**63 - 1
 _LONGEST_ID = 255
 
@@ -129,19 +137,38 @@ class RecordReader:
     """Takes fields out of the records of one JSON file and collects what is wrong with them.
 
     Args:
-        path: the file.
+        path: the file: UTF-8, UTF-16 or UTF-32, with or without a byte order mark, plain or compressed by gzip.
         key: name of its list of records; None: the file is that list.
         progress: told the bytes read.
+        warnings: what is odd about the file, but can be read, is added to them.
+        layout: what the file should look like, for messages.
+
+    Attributes:
+        frame: what stands beside the list, once all records were read.
+        num_records: records read so far.
     """
 
-    def __init__(self, path: Path, key: str | None, progress: Progress = no_progress) -> None:
+    def __init__(
+        self,
+        path: Path,
+        key: str | None,
+        progress: Progress = no_progress,
+        *,
+        warnings: list[str] | None = None,
+        layout: str = "",
+    ) -> None:
         self.path = path
         self.num_records = 0
+        self.frame: dict[str, Any] = {}
         self._key = key
         self._progress = progress
+        self._warnings = [] if warnings is None else warnings
+        self._layout = layout or (f'{{"{key}": [RECORD, RECORD]}}' if key else "[RECORD, RECORD]")
+        self._piece, self._records = b"", list[Any]()
         self._first = 0
         self._problems: list[str] = []
         self._unusable: set[int] = set()
+        self._odd: Counter[str] = Counter()
 
     def collect(self, take: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
         """Read the whole file.
@@ -152,7 +179,7 @@ class RecordReader:
             DataError: there is none, or some are unusable; names the first ten and counts the others.
         """
         parts = []
-        for records in read_records(self.path, self._key, progress=self._progress):
+        for records in self.pieces():
             self._first = self.num_records
             self.num_records += len(records)
             columns = take(records)
@@ -160,9 +187,13 @@ class RecordReader:
                 parts.append(columns)
         if self._unusable:
             what = listed(self._problems, len(self._unusable))
-            raise DataError(f"{self.path}: {what}", "download the file again, or correct these records")
+            raise DataError(
+                f"{self.path}: {what} (of {self.num_records:,} records, the first is record 0)",
+                f"correct them; the layout is {self._layout}",
+            )
         if not parts:
-            raise DataError(f"{self.path} holds no {self._key or 'questions'}", "download it again")
+            raise DataError(f"{self.path} holds no {self._key or 'questions'}", f"the layout is {self._layout}")
+        self._warnings += [f"{self.path}: {what}: {count:,}" for what, count in self._odd.items()]
         return [_joined(column) for column in zip(*parts, strict=True)]
 
     def column(
@@ -173,11 +204,12 @@ class RecordReader:
         *,
         default: Value | None = None,
         is_valid: Callable[[Value], bool] | None = None,
+        expected: str = "",
     ) -> list[Value] | None:
         """Take a field out of every record; None if some are unusable.
 
-        Its values have to be of this ``kind`` exactly (True is no int) and valid. ``default`` stands in where the field
-        is missing; with None it must not be missing.
+        Its values have to be of this ``kind`` exactly (True is no int) and valid, which ``expected`` puts in words.
+        ``default`` stands in where the field is missing; with None it must not be missing.
         """
         try:
             if default is None:
@@ -186,26 +218,41 @@ class RecordReader:
                 values = [record.get(name, default) for record in records]
         except (KeyError, TypeError, AttributeError, IndexError):
             values = None
-        if values is not None and set(map(type, values)) <= {kind} and (is_valid is None or all(map(is_valid, values))):
+        is_sound = values is not None and set(map(type, values)) <= {kind}
+        is_sound = is_sound and (is_valid is None or all(map(is_valid, values or ())))
+        is_raw = records is self._records
+        if is_sound and not (is_raw and self._piece.count(f'"{name}"'.encode()) > len(records)):
             return values
-        for number, record in enumerate(records):
+        # orjson makes numbers of more than 64 bits floats, and keeps the last of two fields of one name.
+        needs_exact = is_raw and (is_sound or len(self._problems) < _NUM_LISTED)
+        exact = json.loads(b"[" + self._piece + b"]", object_pairs_hook=_Fields) if needs_exact else records
+        for number, record in enumerate(exact):
             if not isinstance(record, dict):
                 self.report(number, "is not an object")
             elif name not in record and default is None:
-                self.report(number, f'has no "{name}"')
-            elif type(value := record.get(name, default)) is not kind:
-                self.report(number, f'has {_shortened(value)} as "{name}", expected {_KIND_NAMES[kind]}')
-            elif is_valid is not None and not is_valid(value):
-                self.report(number, f'has {_shortened(value)} as "{name}"')
-        return None
+                self.report(number, f'has no "{name}", only {listed(record, len(record)) or "no field at all"}')
+            elif type(value := record.get(name, default)) is not kind or not (is_valid is None or is_valid(value)):
+                wanted = expected or _KIND_NAMES[kind]
+                self.report(number, f'has {shown(value)} as "{name}", expected {wanted}')
+            elif isinstance(record, _Fields) and name in record.repeated:
+                self.report(number, f'has "{name}" more than once')
+        return values if is_sound and not self._unusable else None
 
     def ids(self, records: Sequence[Any], name: str, kind: type[int] | type[str] = int) -> Ids | None:
         """Take ids: integers from 0 that fit 64 bits, or texts of 1 to 255 characters."""
         if kind is int:
-            numbers = self.column(records, name, int, is_valid=lambda number: 0 <= number <= _LARGEST_ID)
+            expected = f"an integer from 0 to {_LARGEST_ID}"
+            numbers = self.column(records, name, int, is_valid=lambda n: 0 <= n <= _LARGEST_ID, expected=expected)
             return None if numbers is None else np.array(numbers, dtype=np.int64)
         # A numpy text loses the zero characters at its end.
-        texts = self.column(records, name, str, is_valid=lambda text: 0 < len(text) <= _LONGEST_ID and "\0" not in text)
+        expected = f"a text of 1 to {_LONGEST_ID} characters"
+        texts = self.column(
+            records,
+            name,
+            str,
+            is_valid=lambda text: 0 < len(text) <= _LONGEST_ID and "\0" not in text,
+            expected=expected,
+        )
         return None if texts is None else np.array(texts, dtype=np.str_)
 
     def texts(self, records: Sequence[Any], name: str) -> FlatText | None:
@@ -214,10 +261,23 @@ class RecordReader:
         return None if texts is None else flatten(texts)
 
     def codes(
-        self, records: Sequence[Any], name: str, table: StringTable, *, default: str | None = None
+        self,
+        records: Sequence[Any],
+        name: str,
+        table: StringTable,
+        *,
+        default: str | None = None,
+        may_be_blank: bool = True,
     ) -> npt.NDArray[np.int32] | None:
         """Take texts as their numbers in a table."""
-        texts = self.column(records, name, str, default=default)
+        texts = self.column(
+            records,
+            name,
+            str,
+            default=default,
+            is_valid=None if may_be_blank else lambda text: bool(text.strip()),
+            expected="" if may_be_blank else "a text that is not empty",
+        )
         return None if texts is None else table.codes(texts)
 
     def report(self, number: int, problem: str) -> None:
@@ -228,14 +288,174 @@ class RecordReader:
         if len(self._problems) < _NUM_LISTED:
             self._problems.append(f"record {self._first + number:,} {problem}")
 
+    def count(self, what: str, number: int = 1) -> None:
+        """Count what is odd about the file but can be read, for one warning: ``FILE: WHAT: NUMBER``."""
+        if number:
+            self._odd[what] += number
+
+    def pieces(self, piece_bytes: int = PIECE_BYTES) -> Iterator[list[Any]]:
+        """Read the list in order, ``piece_bytes`` at a time.
+
+        Raises:
+            DataError: the file cannot be read, is not valid JSON, or has no such list.
+        """
+        with _opened(self.path) as text:
+            start, end, size, number = self._list_start(text), None, len(text), 0
+            for first, last, is_end in _cuts(self.path, text, start, piece_bytes):
+                self._piece = text[first:last]
+                if not self._piece.strip() and not (is_end and first == start + 1):
+                    raise self._not_json(text, _NotJson(0, "an element is missing"), last, number)
+                try:
+                    records = self._parse(b"[" + self._piece + b"]")
+                except _NotJson as error:
+                    at = max(error.position - 1, 0)
+                    raise self._not_json(text, error, first + at, number + _num_before(self._piece, at)) from None
+                self._records = records
+                if records:
+                    yield records
+                number += len(records)
+                self._progress(f"reading {self.path.name}", last, size)
+                end = last
+            assert end is not None  # noqa: S101 - _cuts ends with the closing bracket or raises
+            self._read_frame(text, start, end)
+
+    def _list_start(self, text: _Text) -> int:
+        """Find the bracket that opens the list."""
+        key = self._key
+        pattern = rb"\s*\[" if key is None else rb'(?<!\\)"' + re.escape(key.encode()) + rb'"\s*:\s*\['
+        found = [re.match(pattern, text)] if key is None else re.finditer(pattern, text)
+        match = next((one for one in found if one and (key is None or _is_in_outer_object(text, one.start()))), None)
+        if match is None:
+            try:
+                document = self._parse(text[:])
+            except _NotJson as error:
+                raise self._not_json(text, error, error.position) from None
+            raise self._no_list(document)
+        return match.end() - 1
+
+    def _read_frame(self, text: _Text, start: int, end: int) -> None:
+        """See that what stands around the list is valid, and that the list is where it should be."""
+        try:
+            frame = self._parse(content := text[:start] + b"[]" + text[end + 1 :])
+        except _NotJson as error:
+            position = error.position if error.position <= start else error.position - start - 1 + end
+            raise self._not_json(text, error, position) from None
+        if self._key is None:
+            return
+        if isinstance(frame, dict) and isinstance(frame.get(self._key), list):
+            if self._key in json.loads(content, object_pairs_hook=_Fields).repeated:
+                raise DataError(f'{self.path} has the list "{self._key}" more than once', "keep one of them")
+            self.frame = frame
+        else:
+            raise self._no_list(frame)
+
+    def _parse(self, content: bytes) -> Any:
+        """Parse JSON; what only Python writes, NaN and halves of surrogate pairs, is read and counted."""
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(content)
+        text, numbers = "", list[float]()
+
+        def read_constant(name: str) -> float:
+            numbers.append(float(name))
+            return numbers[-1]
+
+        try:
+            text = content.decode()
+            document = json.loads(text, parse_constant=read_constant)
+            written = json.dumps(document, ensure_ascii=False)
+        except UnicodeDecodeError as error:
+            reason = f"{content[error.start]:#04x}; is it Latin-1 or Windows-1252?"
+            raise _NotJson(error.start, reason, is_encoding=True) from None
+        except json.JSONDecodeError as error:
+            raise _NotJson(len(text[: error.pos].encode()), error.msg) from None
+        except (ValueError, RecursionError):
+            raise _NotJson(0, "it is nested too deeply, or has a number that is too long") from None
+        self.count("numbers that JSON does not have (NaN, Infinity), in fields that are not used", len(numbers))
+        written, num_halves = _HALF_PAIR.subn("\ufffd", written)
+        self.count("halves of surrogate pairs in its texts, read as the unknown character U+FFFD", num_halves)
+        return json.loads(written) if num_halves else document
+
+    def _not_json(self, text: _Text, error: _NotJson, position: int, number: int | None = None) -> DataError:
+        """Say what is no JSON, at which byte of the file and in which record."""
+        where = f"near byte {position:,}" + ("" if number is None else f", in record {number:,}")
+        if error.is_encoding:
+            what = f"{self.path} is not UTF-8 text {where}: {error.reason}"
+            return DataError(what, f"iconv -f latin1 -t utf-8 {self.path} > NEW, and put NEW in its place")
+        lines = text[: 1 << 16].splitlines()[:2]
+        if number is None and len(lines) == 2 and all(_is_object(line) for line in lines):
+            return DataError(f"{self.path} holds one JSON object a line", f"the layout is {self._layout}")
+        what = f"{self.path} is not valid JSON {where}: {error.reason}"
+        if position >= len(text[:].rstrip()):
+            return DataError(f"{what}; it seems to be cut off", _AGAIN)
+        begin = "" if number is not None else f"; it begins with {text[:40].decode(errors='replace').strip()!r}"
+        return DataError(f"{what}{begin}", "correct it there, or copy the original file again")
+
+    def _no_list(self, document: Any) -> DataError:
+        """Say which layout was found instead of the one that is wanted."""
+        if isinstance(document, dict):
+            kinds: dict[type, str] = {dict: "an object", list: "a list"}
+            names = [f"{name} ({kinds.get(type(one), 'a value')})" for name, one in document.items()]
+            found = f"it holds {listed(names, len(names)) or 'nothing'}"
+            lists = [name for name, one in document.items() if isinstance(one, list) and name != self._key]
+            if lists and "info" in document:
+                what = f'{self.path} has no list "{self._key}": it holds {lists[0]}'
+                return DataError(what, f"is it the file of {lists[0]}, exchanged?")
+        elif isinstance(document, list):
+            fields = listed(document[0], len(document[0])) if document and isinstance(document[0], dict) else ""
+            found = f"it is a list of {len(document):,} elements" + (f" with the fields {fields}" if fields else "")
+        else:
+            found = f"it is {shown(document)}"
+        what = f"{self.path} does not hold a list" if self._key is None else f'{self.path} has no list "{self._key}"'
+        return DataError(f"{what}: {found}", f"the layout is {self._layout}")
+
 
 _NUM_LISTED = 10
+_AGAIN = "download it again"
 _KIND_NAMES: dict[type, str] = {int: "an integer", str: "a text", list: "a list"}
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+_Text = mmap.mmap | bytes
 
 
-def _shortened(value: object) -> str:
-    text = repr(value)
+class _NotJson(Exception):
+    """Why some bytes are no JSON, and where in them."""
+
+    def __init__(self, position: int, reason: str, *, is_encoding: bool = False) -> None:
+        super().__init__(reason)
+        self.position, self.reason, self.is_encoding = position, reason, is_encoding
+
+
+class _Fields(dict[str, Any]):
+    """A JSON object that knows which names it has more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = {name for name, count in Counter(name for name, _ in pairs).items() if count > 1}
+
+
+def shown(value: object) -> str:
+    """Write a value as it stands in a JSON file, at most 40 characters of it."""
+    text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _is_object(line: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        return isinstance(orjson.loads(line), dict)
+    return False
+
+
+def _num_before(piece: bytes, position: int) -> int:
+    """Count the elements between commas that end before a byte of a piece."""
+    text, at, number, decoder = piece.decode("latin-1"), 0, 0, json.JSONDecoder(strict=False)
+    with contextlib.suppress(ValueError, RecursionError):
+        while True:
+            _, at = decoder.raw_decode(text, len(text) - len(text[at:].lstrip()))
+            at = text.index(",", at) + 1
+            if at > position:
+                break
+            number += 1
+    return number
 
 
 def refuse_duplicates(path: Path, ids: Ids, name: str) -> None:
@@ -247,7 +467,7 @@ def refuse_duplicates(path: Path, ids: Ids, name: str) -> None:
     ordered = np.sort(ids)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if len(twice):
-        raise DataError(f"{path}: {name} {listed(twice, len(twice))} appears more than once", "download the file again")
+        raise DataError(f"{path}: {name} {listed(twice, len(twice))} appears more than once", "keep one of each")
 
 
 def rows_of(wanted: Ids, ids: Ids) -> npt.NDArray[np.int64]:
@@ -259,11 +479,6 @@ def rows_of(wanted: Ids, ids: Ids) -> npt.NDArray[np.int64]:
     return np.where(ids[found] == wanted, found, -1)
 
 
-# Small enough that a piece and what is made of it stay in the processor's cache.
-PIECE_BYTES = 1 << 19
-
-_READABLE = "name a file that can be read"
-
 _QUOTE, _OPEN, _CLOSE, _COMMA, _BACKSLASH = 1, 2, 3, 4, 5
 _KIND = np.zeros(256, dtype=np.uint8)
 for _characters, _kind in ((b'"', _QUOTE), (b"{[", _OPEN), (b"}]", _CLOSE), (b",", _COMMA), (b"\\", _BACKSLASH)):
@@ -271,67 +486,49 @@ for _characters, _kind in ((b'"', _QUOTE), (b"{[", _OPEN), (b"}]", _CLOSE), (b",
         _KIND[_character] = _kind
 
 
-def read_records(
-    path: Path, key: str | None, *, progress: Progress = no_progress, piece_bytes: int = PIECE_BYTES
-) -> Iterator[list[object]]:
-    """Read the list ``key`` of the object in a JSON file, or the file's list, in order, ``piece_bytes`` at a time.
-
-    Raises:
-        DataError: the file cannot be read, is not valid JSON, or has no such list.
-    """
-    size = _size(path)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        start = _list_start(path, text, key)
-        end = None
-        for first, last, is_end in _cuts(path, text, start, piece_bytes):
-            if records := _parse_piece(path, text, first, last, is_whole=is_end and first == start + 1):
-                yield records
-            progress(f"reading {path.name}", last, size)
-            end = last
-        assert end is not None  # noqa: S101 - _cuts ends with the closing bracket or raises
-        _check_frame(path, text, start, end, key)
-
-
-def _size(path: Path) -> int:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Text]:
+    """Give the text of a file as UTF-8: memory-mapped where it is that, else unpacked and decoded."""
     try:
         if not path.is_file():
             raise DataError(f"no file {path}", _READABLE)
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            start = file.read(4)
+            if not start:
+                raise DataError(f"{path} is empty", _AGAIN)
+            if start == b"PK\x03\x04":
+                raise DataError(f"{path} is a zip archive", f"unpack it: unzip {path}")
+            content: _Text = b""
+            if start[:2] == b"\x1f\x8b" or json.detect_encoding(start) != "utf-8":
+                content = _decoded(path)
+            else:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}", _READABLE) from error
-    if size == 0:
-        raise DataError(f"{path} is empty", "download it again")
-    return size
+    with content if isinstance(content, mmap.mmap) else contextlib.nullcontext():
+        yield content
 
 
-def _list_start(path: Path, text: mmap.mmap, key: str | None) -> int:
-    """Find the bracket that opens the list."""
-    pattern = rb"\s*\[" if key is None else rb'(?<!\\)"' + re.escape(key.encode()) + rb'"\s*:\s*\['
-    match = re.match(pattern, text) if key is None else re.search(pattern, text)
-    if match is None:
-        _refuse_damaged(path, text)
-        raise DataError(_missing_list(path, key), "check that it is the file that its name says")
-    return match.end() - 1
-
-
-def _missing_list(path: Path, key: str | None) -> str:
-    return f"{path} does not hold a list" if key is None else f'{path} has no list "{key}"'
-
-
-def _refuse_damaged(path: Path, text: mmap.mmap) -> None:
+def _decoded(path: Path) -> bytes:
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path} cannot be unpacked: {error}", _AGAIN) from None
+    encoding = json.detect_encoding(content)
+    if encoding == "utf-8-sig":
+        # Spaces in place of the byte order mark keep every position.
+        return b"   " + content[3:]
     try:
-        orjson.loads(memoryview(text))
-    except orjson.JSONDecodeError as error:
-        raise _not_json(path, error.pos, error.msg) from None
+        return content if encoding == "utf-8" else content.decode(encoding).encode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not valid {encoding.upper()} near byte {error.start:,}: {error.reason}", _AGAIN
+        ) from None
 
 
-def _not_json(path: Path, position: int, reason: str) -> DataError:
-    return DataError(f"{path} is not valid JSON near byte {position:,}: {reason.split(':')[0]}", "download it again")
-
-
-def _cuts(path: Path, text: mmap.mmap, start: int, piece_bytes: int) -> Iterator[tuple[int, int, bool]]:
+def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tuple[int, int, bool]]:
     """Cut the list that opens at ``start`` between elements.
 
     Yields:
@@ -358,11 +555,19 @@ def _cuts(path: Path, text: mmap.mmap, start: int, piece_bytes: int) -> Iterator
             piece_start = cut + 1
         if len(kinds):
             depth, is_inside_string = int(depths[-1]), bool(parity[-1] & 1)
-    raise DataError(f"{path} is cut off: it ends inside its list, after {size:,} bytes", "download it again")
+    raise DataError(f"{path} is cut off: it ends inside its list, after {size:,} bytes", _AGAIN)
+
+
+def _is_in_outer_object(text: _Text, position: int) -> bool:
+    """Whether a quote at this byte begins a name of the file's outermost object."""
+    _, kinds, _ = _block_tokens(text, 0, position, is_escaped=False)
+    is_outside = np.cumsum(kinds == _QUOTE) % 2 == 0
+    depth = int(((kinds == _OPEN) & is_outside).sum() - ((kinds == _CLOSE) & is_outside).sum())
+    return depth == 1 and bool(is_outside[-1:].all())
 
 
 def _block_tokens(
-    text: mmap.mmap, start: int, length: int, *, is_escaped: bool
+    text: _Text, start: int, length: int, *, is_escaped: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], bool]:
     """Find quotes, brackets and commas, leaving out quotes after a backslash.
 
@@ -392,26 +597,3 @@ def _block_tokens(
     escaped = np.append(escaping + 1, [0] if is_escaped else [])
     keeps = ~(is_backslash | ((kinds == _QUOTE) & np.isin(positions, escaped)))
     return positions[keeps], kinds[keeps], ends_escaping
-
-
-def _parse_piece(path: Path, text: mmap.mmap, first: int, last: int, *, is_whole: bool) -> list[object]:
-    piece = text[first:last]
-    if not piece.strip() and not is_whole:
-        raise _not_json(path, last, "an element is missing")
-    try:
-        records = orjson.loads(b"[" + piece + b"]")
-    except orjson.JSONDecodeError as error:
-        raise _not_json(path, first + max(error.pos - 1, 0), error.msg) from None
-    assert isinstance(records, list)  # noqa: S101 - it was parsed from "[...]"
-    return records
-
-
-def _check_frame(path: Path, text: mmap.mmap, start: int, end: int, key: str | None) -> None:
-    """See that what stands around the list is valid, and that the list is where it should be."""
-    try:
-        frame = orjson.loads(text[:start] + b"[]" + text[end + 1 :])
-    except orjson.JSONDecodeError as error:
-        position = error.pos if error.pos <= start else error.pos - start - 2 + end
-        raise _not_json(path, position, error.msg) from None
-    if key is not None and not (isinstance(frame, dict) and frame.get(key) == []):
-        raise DataError(_missing_list(path, key), "check that it is the file that its name says")

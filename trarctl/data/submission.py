@@ -16,7 +16,7 @@ import orjson
 
 from trarctl.data.records import Ids
 from trarctl.errors import DataError, listed
-from trarctl.files import write_bytes
+from trarctl.files import write_output
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
@@ -82,11 +82,12 @@ class AnswerFile(ABC):
             problems = ["they are not in the order of the questions"]
         if problems:
             raise DataError(f"the site would reject these answers: {'; '.join(problems)}", f"{path} was not written")
+        hint = "choose another file with --out"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, content)
+            write_output(path, content, hint)
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot write {path}: {_reason(error)}", "choose another file with --out") from error
+            raise DataError(f"cannot write {path}: {_reason(error)}", hint) from error
         return len(content)
 
     def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
@@ -151,6 +152,7 @@ class JsonAnswers(AnswerFile):
         no_object: list[str] = []
         no_question: list[str] = []
         no_answer: list[str] = []
+        fields: dict[str, None] = {}
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
                 no_object.append(f"row {number} is {_shown(row)}")
@@ -159,6 +161,8 @@ class JsonAnswers(AnswerFile):
             if not isinstance(answer, str):
                 no_answer.append(f"row {number} has {_shown(answer) if 'answer' in row else 'none'}")
                 answer = None
+            if not {"question_id", "answer"} <= row.keys():
+                fields |= dict.fromkeys(row)
             # The exact type, since true and false are integers to Python, but not to the site.
             if type(one) is kind:
                 answered.append((one, answer))
@@ -173,7 +177,13 @@ class JsonAnswers(AnswerFile):
             )
             if found
         ]
-        return answered, problems + _id_problems([one for one, _ in answered], expected)
+        if others := [_shown(name) for name in fields if name not in ("question_id", "answer")]:
+            problems[-1] += f"; their other fields: {listed(others, len(others))}"
+        ids = [one for one, _ in answered]
+        is_part = 0 < len(set(ids)) < len(expected) and set(ids) <= set(expected)
+        if is_part and not split.is_annotated:
+            problems.append(f"only a part of {split.name} is answered, such as test-dev; the site takes all of it")
+        return answered, problems + id_problems(ids, expected)
 
 
 class LineAnswers(AnswerFile):
@@ -201,18 +211,24 @@ class LineAnswers(AnswerFile):
         if problem:
             return [problem]
         lines, problems = self._lines(content, split)
-        if any(line.endswith("\r") for line in lines):
-            problems.append("lines end in CR LF instead of LF")
-            lines = [line.removesuffix("\r") for line in lines]
+        if any("\r" in line for line in lines):
+            is_pair = all(line.find("\r") in (-1, len(line) - 1) for line in lines) and len(lines) > 1
+            problems.append(f"lines end in {'CR LF' if is_pair else 'CR'} instead of LF")
+            lines = [line for text in lines for line in text.removesuffix("\r").split("\r")]
         blank = [number for number, line in enumerate(lines, start=1) if not line.strip()]
         if blank:
             many = _counted(len(blank), "line is blank", "lines are blank")
             problems.append(f"{many}: line {listed(blank, len(blank))}")
         known = frozenset(data.answers)
-        unknown = dict.fromkeys(line for line in lines if line.strip() and line not in known)
+        unknown = [line for line in lines if line.strip() and line not in known]
         if unknown:
-            many = _counted(len(unknown), "answer", "answers")
-            problems.append(f"{many} that {self.owner} does not have: {listed(map(repr, unknown), len(unknown))}")
+            distinct = dict.fromkeys(unknown)
+            almost = sum(line.strip().lower() in known for line in unknown)
+            why = f" ({almost:,} for a blank or a capital letter alone)" if almost else ""
+            problems.append(
+                f"{len(unknown):,} of {len(lines):,} answers are none that {self.owner} has{why}:"
+                f" {listed(map(repr, distinct), len(distinct))}"
+            )
         return problems
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
@@ -237,8 +253,22 @@ def _parsed(content: bytes) -> tuple[list[object] | None, str]:
     try:
         rows = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        return None, _no_text(content) or f"it is not valid JSON: {error}"
-    return (rows, "") if isinstance(rows, list) else (None, f"it is not a JSON list but {_shown(rows)}")
+        return None, _no_text(content) or _json_lines(content) or f"it is not valid JSON: {error}"
+    if isinstance(rows, list):
+        return rows, ""
+    lists = [(key, value) for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
+    inside = "".join(f"; its key {_shown(key)} holds a list of {len(value):,}" for key, value in lists[:3])
+    return None, f"it is not a JSON list but {_shown(rows)}{inside}"
+
+
+def _json_lines(content: bytes) -> str:
+    """Say that content is one JSON object a line; empty if it is not."""
+    lines = content.split(b"\n", 2)
+    try:
+        is_lines = len(lines) > 1 and all(isinstance(orjson.loads(line), dict) for line in lines[:2] if line.strip())
+    except orjson.JSONDecodeError:
+        is_lines = False
+    return "it is JSON Lines, one object a line; expected one list of all" if is_lines else ""
 
 
 def _wrong_size(content: bytes) -> str:
@@ -260,7 +290,7 @@ def _no_text(content: bytes) -> str:
     return _wrong_size(content)
 
 
-def _id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> list[str]:
+def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> list[str]:
     """Say which questions are missing, answered twice, or none of the split's."""
     expected = dict.fromkeys(expected_ids)
     found = set(ids)

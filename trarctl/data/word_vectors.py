@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -11,9 +12,9 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -28,6 +29,9 @@ NONE, AUTO = "none", "auto"
 _PREFERRED_PACKAGES = ("en_vectors_web_lg", "en_core_web_lg", "en_core_web_md")
 _GET_SOME = "python -m spacy download en_core_web_lg, or --vectors none"
 _DOWNLOAD_AGAIN = "download it again, or --vectors none"
+_OTHER = "name another source: --vectors SOURCE, or --vectors none"
+# Below this share of words with a vector, the source is probably for another language or another spelling.
+_FEW = 0.5
 
 Vector = npt.NDArray[np.float32]
 
@@ -40,6 +44,7 @@ class WordVectors:
     source: str  # where they come from, for a person to read
     digest: str  # SHA-256 of the file's bytes; of a spaCy source, of its name, version, keys and table
     missing: tuple[str, ...]  # words that have none, in the vocabulary's order
+    warnings: tuple[str, ...] = ()  # what is odd about the source
 
     @property
     def found(self) -> int:
@@ -69,13 +74,28 @@ def load_vectors(source: str, words: Sequence[str], progress: Progress = no_prog
         return None
     vectors = _load(source, words, progress)
     if not vectors.found:
-        raise DataError(f"{vectors.source} knows none of the {len(words):,} words", "name another source: --vectors")
+        raise DataError(f"{vectors.source} knows none of the {len(words):,} words", _OTHER)
     wrong = [words[row] for row in np.flatnonzero(~np.isfinite(vectors.matrix).all(axis=1)).tolist()]
     if wrong:
+        raise DataError(f"{vectors.source} has numbers that are not finite for {listed(wrong, len(wrong))}", _OTHER)
+    num_zero = vectors.found - int(vectors.matrix.any(axis=1).sum())
+    if num_zero == vectors.found:
         raise DataError(
-            f"{vectors.source} has numbers that are not finite for {listed(wrong, len(wrong))}", _DOWNLOAD_AGAIN
+            f"{vectors.source} has nothing but zeros: 0 of the {vectors.found:,} words found have numbers", _OTHER
         )
-    return vectors
+    found = vectors.matrix[vectors.matrix.any(axis=1)]
+    if len(found) > 1 and (found == found[0]).all():
+        raise DataError(f"{vectors.source} has the same numbers for all of the {len(found):,} words found", _OTHER)
+    warnings = list(vectors.warnings)
+    if num_zero:
+        warnings.append(f"{vectors.source}: words that it knows, but with nothing but zeros: {num_zero:,}")
+    if vectors.found < _FEW * len(words):
+        share = 100 * vectors.found / len(words)
+        warnings.append(
+            f"{vectors.source} knows {vectors.found:,} of the {len(words):,} words ({share:.1f} %), the others start"
+            " from zeros"
+        )
+    return replace(vectors, warnings=tuple(warnings))
 
 
 def installed_vectors() -> str:
@@ -230,43 +250,48 @@ _NUM_SAMPLED = 100
 _LONGEST_LINE = 1 << 20
 # Wider than any published table; a first line that says so is no header.
 _WIDEST = 10_000
-_ZIP_START = b"PK\x03\x04"
+_ZIP_START, _GZIP_START = b"PK\x03\x04", b"\x1f\x8b"
 _LINES_BETWEEN_REPORTS = 1 << 14
+_UNREADABLE = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 
 def _load_glove(path: Path, member: str | None, words: Sequence[str], progress: Progress) -> WordVectors:
-    """Read the vectors of words from a text file, with or without word2vec's first line, or from a zip of one.
+    """Read the vectors of words from a text file, with or without word2vec's first line, plain, zipped or by gzip.
 
     Of a word that stands there twice, the first counts.
     """
-    wanted = {form for word in words for form in _forms(word)}
+    table = _Table({form for word in words for form in _forms(word)}, progress)
     name, size = path.name, path.stat().st_size
     progress(f"hashing {name}", 0, size)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
-        is_zip = file.read(len(_ZIP_START)) == _ZIP_START
+        start = file.read(len(_ZIP_START))
+        file.seek(0)
         progress(f"hashing {name}", size, size)
-        if is_zip:
-            try:
+        try:
+            if start == _ZIP_START:
                 with zipfile.ZipFile(file) as archive:
                     info = _text_member(archive, path, member)
                     name = f"{name}/{info.filename}"
                     with io.BufferedReader(archive.open(info), _LONGEST_LINE) as stream:  # type: ignore[type-var]
-                        width, vectors = _read_text(stream, name, info.file_size, wanted, progress)
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-                raise DataError(f"cannot unpack {path}: {error}", _DOWNLOAD_AGAIN) from error
-        elif member is not None:
-            raise DataError(f"{path} is not a zip file that could hold {member}", _GET_GLOVE)
-        else:
-            file.seek(0)
-            width, vectors = _read_text(file, name, size, wanted, progress)
+                        table.read(stream, name, info.file_size)
+            elif member is not None:
+                raise DataError(f"{path} is not a zip file that could hold {member}", _GET_GLOVE)
+            elif start.startswith(_GZIP_START):
+                with gzip.open(file) as unpacked:
+                    table.read(io.BufferedReader(unpacked, _LONGEST_LINE), name, None)
+            else:
+                table.read(file, name, size)
+        except _UNREADABLE as error:
+            raise DataError(f"cannot unpack {path}: {error}", _DOWNLOAD_AGAIN) from error
 
     def vector_of(word: str) -> Vector | None:
-        return next((vectors[form] for form in _forms(word) if form in vectors), None)
+        return next((table.vectors[form] for form in _forms(word) if form in table.vectors), None)
 
-    matrix, missing = _look_up(words, width, vector_of)
-    return WordVectors(matrix, name, digest, missing)
+    matrix, missing = _look_up(words, table.width, vector_of)
+    odd = tuple(f"{name}: {what}: {count:,}" for what, count in table.odd.items())
+    return WordVectors(matrix, name, digest, missing, odd)
 
 
 def _forms(word: str) -> tuple[bytes, bytes]:
@@ -276,7 +301,7 @@ def _forms(word: str) -> tuple[bytes, bytes]:
 
 def _text_member(archive: zipfile.ZipFile, path: Path, member: str | None) -> zipfile.ZipInfo:
     """Choose the text file inside a zip."""
-    texts = [info for info in archive.infolist() if not info.is_dir() and info.filename.endswith((".txt", ".vec"))]
+    texts = [info for info in archive.infolist() if info.filename.endswith((".txt", ".vec")) and _is_text(info)]
     chosen = [info for info in texts if member is None or info.filename == member]
     if len(chosen) == 1:
         return chosen[0]
@@ -286,42 +311,70 @@ def _text_member(archive: zipfile.ZipFile, path: Path, member: str | None) -> zi
     raise DataError(f"{path} holds several files: {names}", f"name one: --vectors {path}/{texts[-1].filename}")
 
 
-def _read_text(
-    stream: IO[bytes], name: str, size: int, wanted: Collection[bytes], progress: Progress
-) -> tuple[int, dict[bytes, Vector]]:
-    """Give the width E of the rows, and those of the wanted words, [E] each."""
-    lines = _lines(stream, name)
-    sample = list(islice(lines, _NUM_SAMPLED))
-    declared, width = _shape(sample, name)
-    vectors: dict[bytes, Vector] = {}
-    faults: list[str] = []
-    num_bytes, number, line = 0, 0, b""
-    for number, line in enumerate(chain(sample, lines), start=1):
-        num_bytes += len(line)
-        if number % _LINES_BETWEEN_REPORTS == 0:
-            progress(f"reading {name}", num_bytes, size)
-        word = line.partition(b" ")[0].rstrip()
-        if word in wanted and word not in vectors and (declared is None or number > 1):
-            try:
-                vector = _vector(line, width)
-            except ValueError as error:
-                faults.append(f"line {number:,} ({word.decode('utf-8', 'replace')}) {error}")
+def _is_text(info: zipfile.ZipInfo) -> bool:
+    """Whether a member is a file of its own: macOS leaves ``__MACOSX/._NAME`` beside each."""
+    return not info.filename.startswith("__MACOSX/") and not PurePosixPath(info.filename).name.startswith("._")
+
+
+class _Table:
+    """The rows of a text file that are wanted; ``vectors`` [E] by word, E is ``width``, ``odd`` counts what is odd."""
+
+    def __init__(self, wanted: Collection[bytes], progress: Progress) -> None:
+        self.width = 0
+        self.vectors: dict[bytes, Vector] = {}
+        self.odd: Counter[str] = Counter()
+        self._wanted = wanted
+        self._progress = progress
+
+    def read(self, stream: IO[bytes], name: str, size: int | None) -> None:
+        """Read the whole file; a DataError names rows that are wanted and damaged."""
+        lines = _lines(stream, name)
+        sample = list(islice(lines, _NUM_SAMPLED))
+        declared, self.width = _shape(sample, name)
+        faults: list[str] = []
+        num_bytes, num_rows, line = 0, 0, b""
+        for number, line in enumerate(chain(sample, lines), start=1):
+            num_bytes += len(line)
+            if number % _LINES_BETWEEN_REPORTS == 0:
+                self._progress(f"reading {name}", num_bytes, size)
+            word, *rest = line.split(None, 1) or [b""]
+            if not word or (number == 1 and declared is not None):
                 continue
-            if vector is not None:
-                vectors[word] = vector
-    if not line.endswith(b"\n") and line.count(b" ") < width:
-        faults.append(f"its last line ({number:,}) is cut off")
-    if declared is not None and declared != number - 1:
-        faults.append(f"it has {number - 1:,} rows where its first line says {declared:,}")
-    if faults:
-        raise DataError(f"{name} is damaged: {listed(faults, len(faults))}", _DOWNLOAD_AGAIN)
-    progress(f"reading {name}", size, size)
-    return width, vectors
+            num_rows += 1
+            if line.count(b" ") != self.width and len(rest[0].split() if rest else rest) < self.width:
+                self.odd[f"rows with fewer than {self.width} numbers"] += 1
+            if word in self._wanted:
+                try:
+                    self._take(word, line)
+                except ValueError as error:
+                    if word in self.vectors:
+                        continue
+                    faults.append(f"line {number:,} ({word.decode('utf-8', 'replace')}) {error}")
+        if not line.endswith(b"\n") and len(line.split()) <= self.width:
+            faults.append(f"its last line ({number:,}) is cut off")
+        if declared is not None and declared != num_rows:
+            faults.append(f"it has {num_rows:,} rows where its first line says {declared:,}")
+        if faults:
+            is_cut = "cut off" in faults[-1] or (declared or 0) > num_rows
+            hint = _DOWNLOAD_AGAIN if is_cut else "correct these lines, or --vectors none"
+            raise DataError(f"{name} is damaged: {listed(faults, len(faults))}", hint)
+        self._progress(f"reading {name}", num_bytes, num_bytes)
+
+    def _take(self, word: bytes, line: bytes) -> None:
+        vector = _vector(line, self.width)
+        if vector is None:
+            return
+        if word in self.vectors:
+            self.odd["words that it has more than once, of which the first counts"] += 1
+        else:
+            self.vectors[word] = vector
 
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     is_first = True
     while line := stream.readline(_LONGEST_LINE):
+        if is_first and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(f"{name} is UTF-16 text", f"iconv -f utf-16 -t utf-8 {name} > NEW, and --vectors NEW")
         if len(line) == _LONGEST_LINE:
             raise DataError(f"{name} is not a text file of word vectors: a line is longer than 1 MB", _GET_GLOVE)
         yield line.removeprefix(b"\xef\xbb\xbf") if is_first else line
@@ -333,10 +386,16 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
     if not sample:
         raise DataError(f"{name} is empty", _DOWNLOAD_AGAIN)
     header = sample[0].split()
+    begin = sample[0][:40].decode("ascii", "backslashreplace").strip()
+    no_table = DataError(f"{name} is not a text file of word vectors: it begins with {begin!r}", _GET_GLOVE)
+    if any(b"\0" in line for line in sample):
+        kind = "word2vec's binary form" if len(header) == 2 and all(map(bytes.isdigit, header)) else "a binary file"
+        hint = "write it as text with gensim's KeyedVectors.save_word2vec_format(NEW), and --vectors NEW"
+        raise DataError(f"{name} is {kind}, which is not read", hint)
     if len(header) == 2 and all(field.isdigit() and len(field) < 20 for field in header):
         if 1 < int(header[1]) <= _WIDEST:
             return int(header[0]), int(header[1])
-        raise DataError(f"{name} is not a text file of word vectors", _GET_GLOVE)
+        raise no_table
     width = Counter(len(line.split()) - 1 for line in sample).most_common(1)[0][0]
     for line in sample:
         try:
@@ -345,13 +404,13 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
             continue
         if vector is not None:
             return None, width
-    raise DataError(f"{name} is not a text file of word vectors", _GET_GLOVE)
+    raise no_table
 
 
 def _vector(line: bytes, width: int) -> Vector | None:
     """Read a row's numbers; None if what stands before them is several words; a ValueError says what is wrong."""
     # Some files have spaces inside their words, so the numbers are counted from the end.
-    word, *numbers = line.rstrip().rsplit(b" ", width)
+    word, *numbers = line.rstrip().rsplit(None, width)
     if len(numbers) < width:
         raise ValueError(f"has {len(numbers)} of {width} numbers")
     try:
@@ -361,7 +420,7 @@ def _vector(line: bytes, width: int) -> Vector | None:
         raise ValueError("has something else among its numbers") from None
     if not np.isfinite(vector).all():
         raise ValueError("has a number that is not finite")
-    inner = word.split(b" ")[1:]
+    inner = word.split()[1:]
     if not inner:
         return vector
     try:

@@ -192,10 +192,19 @@ def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_st
     """A callback that keeps the journal, calls ``callback``, and feeds the loggers that ``run.loggers`` names.
 
     Curves of the loggers go on after ``first_step``; the loggers are closed at the end.
+
+    Raises:
+        SettingsError: a logger cannot begin, as for want of a key; nothing was written to the run.
     """
     keep = journal(run)
     with ExitStack() as stack:
-        writers = [stack.enter_context(_LOGGERS[name](run, settings, first_step)) for name in settings.run.loggers]
+        writers = []
+        for name in settings.run.loggers:
+            try:
+                writers.append(stack.enter_context(_LOGGERS[name](run, settings, first_step)))
+            except Exception as error:  # whatever another program raises
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise SettingsError(f"run.loggers: {name} cannot begin: {reason}", _LOGGER_HINTS[name]) from error
 
         def call_all(event: Event) -> None:
             keep(event)
@@ -254,4 +263,8 @@ def _wandb(run: RunFolder, settings: Settings, _first_step: int) -> Iterator[Wri
         session.finish()
 
 
+_LOGGER_HINTS = {
+    "tensorboard": "see that it can write the run's folder, or leave it out: --set run.loggers=",
+    "wandb": "wandb login keeps your key, WANDB_MODE=offline needs none; or leave it out: --set run.loggers=",
+}
 _LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -1,18 +1,26 @@
-"""Checkpoints: one self-contained, checksummed safetensors file each, and the original's pickles.
+"""Checkpoints: one self-contained, checksummed safetensors file each, and those that other programs wrote.
 
 A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``), the
 number of updates they have seen (``adam.step``) and, in its header, a JSON description: settings, vocabulary, answers,
 state of the training, and a checksum over all of it. A file with the final name is whole. Loading reads tensors only;
-nothing in a checkpoint is executed.
+nothing in a checkpoint is executed. What kind a file is, its content says, never its name.
 """
 
 from __future__ import annotations
 
+import argparse
+import codecs
 import hashlib
+import math
+import pathlib
+import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import orjson
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,12 +28,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trarctl.errors import CheckpointError, DataError
+from trarctl.errors import CheckpointError, DataError, listed
 from trarctl.files import whole_file
-from trarctl.model.original import translate_state
+from trarctl.model.original import translate_name
 from trarctl.model.trar import TRAR
 
 MODEL = "model."
+_ADAM = "adam."
 _AVERAGE, _SQUARE, _STEP = "adam.average.", "adam.square.", "adam.step"
 
 
@@ -72,6 +81,8 @@ class Description(BaseModel):
     backbone: str | None = None
     data: str
     num_processes: int = 1
+    samples: str | None = None  # digest of the training questions' ids in training order; None in old files
+    features: dict[str, Any] | None = None  # statistics of the features that it was trained on; None in old files
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
@@ -91,10 +102,21 @@ def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
-    """Restore Adam's averages; of parameters that have none it starts from zero."""
+    """Restore Adam's averages; of parameters that have none it starts from zero.
+
+    Raises:
+        CheckpointError: some are missing or of another shape.
+    """
     for name, parameter in model.named_parameters():
         if _AVERAGE + name not in tensors:
             continue
+        wanted = {_STEP: torch.Size(), _AVERAGE + name: parameter.shape, _SQUARE + name: parameter.shape}
+        for held, shape in wanted.items():
+            if held not in tensors or tensors[held].shape != shape:
+                given = f"is {list(tensors[held].shape)}" if held in tensors else "is missing"
+                raise CheckpointError(
+                    f"the checkpoint's {held} {given}, expected {list(shape)}", "resume from another: --epoch N"
+                )
         optimizer.state[parameter] = {
             "step": tensors[_STEP].to(parameter.device, copy=True),
             "exp_avg": tensors[_AVERAGE + name].to(parameter.device),
@@ -143,31 +165,227 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
         raise _damaged(path, str(error)) from error
     if _checksum(tensors, metadata["trarctl"]) != metadata.get("sha256"):
         raise _damaged(path, "its checksum does not match")
+    refuse_nonfinite(path, tensors)
     return tensors, description
 
 
-def load_upstream(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Read a ``.pkl`` checkpoint of the original program, tensors only.
-
-    Returns:
-        Weights under this project's names, and the number of finished epochs.
+def is_ours(path: Path) -> bool:
+    """Whether trarctl wrote this checkpoint, by its content.
 
     Raises:
-        CheckpointError: if the file is missing, cut off, holds code, or has no state dict.
+        CheckpointError: if it is no checkpoint at all; the message says what it is.
     """
+    if _kind_of(path) != "safetensors":
+        return False
+    with _opened(path) as file:
+        return "trarctl" in (file.metadata() or {})
+
+
+def load_upstream(path: Path) -> tuple[dict[str, Tensor], int | None]:
+    """Read a checkpoint of the original program, or of one that kept its names: tensors only, nothing is executed.
+
+    The weights may stand under any of the usual keys, behind any of the usual prefixes, in any floating-point type.
+
+    Returns:
+        Weights under this project's names in float32, and the number of finished epochs, None if the file does not say.
+
+    Raises:
+        CheckpointError: if the file is missing, cut off, holds code, or has no weights that can be used.
+    """
+    content: Any
+    if _kind_of(path) == "safetensors":
+        with _opened(path) as file:
+            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    else:
+        content = _unpickled(path)
+    state = _state_in(content)
+    if state is None:
+        keys = [str(key) for key in content] if isinstance(content, Mapping) else []
+        inside = (
+            f"its keys are {listed(map(repr, keys), len(keys))}" if keys else f"it is of type {type(content).__name__}"
+        )
+        raise CheckpointError(f"{path} holds no state_dict of tensors: {inside}", _FOREIGN_HINT)
+    epoch = state.pop("epoch", None) if state is content else content.get("epoch")
+    return _usable(path, state), _whole_number(epoch)
+
+
+def refuse_nonfinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """See that all tensors are finite; a CheckpointError names those that are not."""
+    odd = [
+        f"{name} ({count:,} of {tensor.numel():,})" for name, tensor in tensors.items() if (count := _nonfinite(tensor))
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{path} holds values that are not finite in {len(odd)} of {len(tensors)} tensors: {listed(odd, len(odd))}",
+            "give an earlier checkpoint: --ckpt RUN@EPOCH, or another file",
+        )
+
+
+def _nonfinite(tensor: Tensor) -> int:
+    return int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+
+
+_COPY_HINT = "copy it again from where it came, and compare the sizes"
+_FOREIGN_HINT = "give the epochN.pkl that the original program wrote, or a state dict of its model"
+# Where other programs keep a model's weights, and what they and their wrappers put before each name.
+_STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
+PREFIXES = {"module", "_orig_mod", "model", "net", "network"}
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# The pickles of torch before 1.6 begin with this number.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_CHUNK = 1 << 20
+# Plain values that programs keep beside the weights. None of them runs anything when it is read.
+_scalar, _reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+_HARMLESS: list[Any] = [
+    _scalar,
+    _reconstruct,
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"),
+    (codecs.encode, "_codecs.encode"),
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+]
+
+
+def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
+    """What a file is by its first bytes; CheckpointError says what it is if it cannot be a checkpoint."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a checkpoint", "give a file in it, or the name of a run")
     if not path.is_file():
         raise _missing(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
-        raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
         raise CheckpointError(
-            f"{path} holds no state_dict of tensors", "give the epochN.pkl that the original program wrote"
+            f"cannot read {path}: {error.strerror or error}", "make it readable: chmod u+r"
+        ) from error
+    if head[:4] == b"PK\x03\x04":
+        return "zip"
+    if head.startswith(_LEGACY):
+        return "legacy"
+    header_bytes = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header_bytes < 1 << 32:
+        return "safetensors"
+    if not head:
+        raise _damaged(path, "it is empty")
+    for start, what, hint in (
+        (
+            b"version https://git-lfs",
+            "a Git LFS pointer, not the file that it stands for",
+            "fetch the file: git lfs pull",
+        ),
+        (b"<", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
+        (b"\x80", "a pickle that torch.save did not write", _FOREIGN_HINT),
+        (b"\x1f\x8b", "a gzip archive", "unpack it and give the checkpoint in it"),
+        (b"BZh", "a bzip2 archive", "unpack it and give the checkpoint in it"),
+        (b"\xfd7zXZ", "an xz archive", "unpack it and give the checkpoint in it"),
+    ):
+        if head.lstrip().startswith(start):
+            raise CheckpointError(f"{path} is {what}", hint)
+    if head.isascii() and b"\0" not in head:
+        raise CheckpointError(f"{path} is a text file, no checkpoint", _FOREIGN_HINT)
+    raise _damaged(path, "its beginning is that of no checkpoint")
+
+
+def _unpickled(path: Path) -> Any:
+    """What ``torch.save`` wrote, if it is tensors and plain values."""
+    if _kind_of(path) == "zip":
+        _check_archive(path)
+    try:
+        # The open file, since torch goes by the ending of a name.
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} holds objects other than tensors: {foreign[1]}",
+                "save its weights alone, where they come from: torch.save(model.state_dict(), FILE)",
+            ) from error
+        raise _damaged(path, "its content cannot be read", _COPY_HINT) from error
+
+
+def _check_archive(path: Path) -> None:
+    """See that a zip archive is one of ``torch.save``, whole by its own checksums, which torch does not compare."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names = [member.filename for member in members]
+            unpacked = sum(member.file_size for member in members)
+            if not any(name.endswith("/data.pkl") for name in names):
+                is_arrays = all(name.endswith(".npy") for name in names)
+                what = "an .npz file of scores or features" if is_arrays else "an archive of other files"
+                raise CheckpointError(f"{path} is {what}, no checkpoint: {listed(names, len(names))}", _FOREIGN_HINT)
+            if unpacked > 4 * path.stat().st_size + _CHUNK:
+                raise _damaged(path, f"it would unpack to {unpacked:,} bytes", _COPY_HINT)
+            changed = [member.filename for member in members if not _is_intact(archive, member)]
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+        raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
+    # Without a single right checksum the program that wrote it had them switched off.
+    if changed and len(changed) < sum(member.file_size > 0 for member in members):
+        what = f"changed since it was written: {listed(changed, len(changed), most=3)}"
+        raise _damaged(path, what, _COPY_HINT)
+
+
+def _is_intact(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(member) as file:
+            while file.read(_CHUNK):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
+
+
+def _state_in(content: Any, depth: int = 4) -> dict[Any, Any] | None:
+    """The state dict in what a program saved: the content itself, or what stands under one of the usual keys."""
+    if not isinstance(content, dict) or not depth:
+        return None
+    inside = (_state_in(content.get(key), depth - 1) for key in _STATES)
+    own = content if any(isinstance(value, Tensor) for value in content.values()) else None
+    return next((state for state in inside if state is not None), own)
+
+
+def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Weights of another program under this project's names, in float32; CheckpointError if some cannot be used."""
+    faults = [f"{key!r} is no name" for key in state if not isinstance(key, str)]
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or name.startswith(_ADAM):
+            continue
+        if not isinstance(value, Tensor):
+            faults.append(f"{name} is a {type(value).__name__}, not a tensor")
+        elif value.dtype not in _FLOATS or value.layout is not torch.strided:
+            faults.append(f"{name} holds {value.dtype}".replace("torch.", "") + ", expected floating-point numbers")
+        elif value.is_meta or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            faults.append(f"{name} is {list(value.shape)}, the file has fewer numbers")
+        else:
+            plain = ".".join(part for part in name.split(".") if part not in PREFIXES)
+            own = translate_name(plain)
+            if own in renamed:
+                faults.append(f"{name} is there twice, with and without a prefix")
+            renamed[own] = value.float()
+    if faults:
+        raise CheckpointError(
+            f"{len(faults):,} of {len(state):,} weights in {path} cannot be used: {listed(faults, len(faults))}",
+            _FOREIGN_HINT,
         )
-    epoch = content.get("epoch")
-    return translate_state(state), epoch if isinstance(epoch, int) else 0
+    refuse_nonfinite(path, renamed)
+    return renamed
+
+
+def _whole_number(epoch: object) -> int | None:
+    """A number of epochs in whatever type it was saved; None for what is no such number."""
+    if isinstance(epoch, Tensor | np.ndarray | np.generic):
+        epoch = epoch.item() if math.prod(epoch.shape) == 1 else None
+    if isinstance(epoch, bool) or not isinstance(epoch, int | float) or not math.isfinite(epoch):
+        return None
+    return int(epoch) if epoch == int(epoch) and epoch > 0 else None
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
@@ -194,8 +412,8 @@ def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
 
 
 def _opened(path: Path) -> Any:
-    if not path.is_file():
-        raise _missing(path)
+    if _kind_of(path) != "safetensors":
+        raise CheckpointError(f"{path} was not written by trarctl", "give a run, a trarctl checkpoint or a .pkl file")
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
@@ -206,7 +424,8 @@ def _missing(path: Path) -> CheckpointError:
     return CheckpointError(f"no checkpoint at {path}", "trarctl train makes one; --ckpt takes RUN, RUN@EPOCH or FILE")
 
 
-def _damaged(path: Path, why: str) -> CheckpointError:
+def _damaged(path: Path, why: str, hint: str | None = None) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {path} is damaged ({why})", "use an earlier one: --ckpt RUN@EPOCH, or trarctl resume RUN"
+        f"the checkpoint {path} is damaged ({why})",
+        hint or "use an earlier one: --ckpt RUN@EPOCH, or trarctl resume RUN",
     )

@@ -28,11 +28,12 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from trarctl.config import Precision
-from trarctl.errors import DeviceError
+from trarctl.errors import DeviceError, SettingsError, listed
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
 
+MOST_SHOWN = 60  # characters of a value that differs between processes
 GRACE_SECONDS = 2.0  # for which a process that lost another lets those report that know the cause
 # For threads of gloo to release what they have computed. They need Python for it: where it is ending, they abort.
 RELEASE_SECONDS = 0.2
@@ -102,6 +103,26 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    def require_equal(self, values: Mapping[str, object], hint: str) -> None:
+        """Compare what all processes must agree on; collective, with the same number of values or not.
+
+        Values are compared and shown as text.
+
+        Raises:
+            SettingsError: in every process, if any value differs from process 0's; it names keys and both values.
+        """
+        everyone: list[dict[str, str]] = self.all_gather({key: str(value) for key, value in values.items()})
+        first, differing = everyone[0], {}
+        for rank, mine in enumerate(everyone):
+            for key in (*first, *(key for key in mine if key not in first)):
+                if key not in differing and first.get(key) != mine.get(key):
+                    pair = _shortened(first.get(key)), _shortened(mine.get(key))
+                    differing[key] = f"{key} is {pair[0]} in process 0 and {pair[1]} in process {rank}"
+        if differing:
+            raise SettingsError(
+                f"the processes of this group differ: {listed(differing.values(), len(differing), most=5)}", hint
+            )
+
     def may_report(self, *, knows_cause: bool) -> bool:
         """Whether this process is the one of all to report what ended the work early; to be asked once.
 
@@ -116,6 +137,12 @@ class World:
         except RuntimeError:
             # Where process 0 keeps the store, both go together: the next one reports.
             return self.rank == 1
+
+
+def _shortened(value: str | None) -> str:
+    if not value:
+        return "not there" if value is None else "empty"
+    return value if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]}..."
 
 
 class LostProcess(DeviceError):

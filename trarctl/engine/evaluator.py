@@ -5,10 +5,13 @@ Axes: Q questions, A answers, L layers, K spans.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +25,25 @@ from trarctl.config.resolve import Origin, amend, resolve
 from trarctl.config.settings import Settings, from_dict
 from trarctl.data.loader import Rows, load_batches, scoring_plan, scoring_samples
 from trarctl.data.prepared import PreparedData, open_prepared
+from trarctl.data.records import Ids, rows_of
+from trarctl.data.submission import id_problems
 from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
-from trarctl.engine.checkpoint import load_description
+from trarctl.engine.checkpoint import is_ours, load_description
 from trarctl.engine.distributed import World, precision_of, use_threads
 from trarctl.engine.launch import Job, Watch, run_job
-from trarctl.engine.loading import Loaded, is_exclusive, is_upstream, load_model, prepared_folder
+from trarctl.engine.loading import Loaded, is_exclusive, load_model, prepared_folder
 from trarctl.engine.run import find_checkpoint
-from trarctl.errors import CheckpointError, DataError
+from trarctl.errors import CheckpointError, DataError, listed
 from trarctl.files import whole_file
 from trarctl.model.trar import TRAR
 
 FEWEST_AT_ONCE = 64  # questions that any machine that trains can score at once
 ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities
 _ARRAYS = ("question_id", "scores", "routes")  # that a process leaves in files
+_ENDINGS = (".safetensors", ".pkl", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # of what is meant as a file
+_LARGEST_LIST_BYTES = 1 << 28  # of ids or answers in a file of scores: all of VQA-v2's take 4 MB
+_NOT_FINITE_HINT = "--set run.precision=fp32 if it was another; otherwise look at these questions' features"
+_AGAIN = "write them again: trarctl eval --save-scores FILE, or submit --save-scores FILE"
 
 
 @dataclass(frozen=True)
@@ -46,15 +55,45 @@ class Scores:
     routes: NDArray[np.float32]  # span weights before binarizing, [Q, L, K]
     answers: tuple[str, ...]  # of each index, A of them
     is_exclusive: bool  # probabilities are a softmax over the answers; otherwise a sigmoid of each
+    dataset: str | None = None  # this and the next two: whose questions they answer; None in files of version 0.3
+    split: str | None = None
+    questions: str | None = None  # ``PreparedSplit.digest``
 
     def predictions(self) -> list[str]:
         """The answer with the highest score, for each question."""
         return [self.answers[index] for index in self.scores.argmax(axis=1)]
 
+    def in_order_of(self, question_id: Ids, name: str = "the scores") -> Scores:
+        """The same scores with the questions in another order.
+
+        Raises:
+            DataError: they answer other questions, or one of them twice; ``name`` is what the message calls them.
+        """
+        if np.array_equal(self.question_id, question_id):
+            return self
+        if problems := id_problems(self.question_id.tolist(), np.asarray(question_id).tolist()):
+            what = f"{name} answer other questions: {'; '.join(problems)}"
+            raise DataError(what, "score the same split of the same data with each: --split NAME --data DIR")
+        rows = rows_of(question_id, self.question_id)
+        routes = self.routes[rows]
+        return dataclasses.replace(self, question_id=np.asarray(question_id), scores=self.scores[rows], routes=routes)
+
+    def oddity(self) -> str | None:
+        """Say that the scores cannot tell questions or answers apart, which no trained model does; None if they can."""
+        rows, columns = self.scores.shape
+        if rows < 2 or columns < 2:
+            return None
+        if _everywhere(self.scores, lambda part: part == self.scores[0]):
+            return f"all {rows:,} questions have the same scores: the model does not look at them"
+        if _everywhere(self.scores, lambda part: part == part[:, :1]):
+            return f"all {columns:,} answers have the same score, at each of {rows:,} questions"
+        return None
+
     def save(self, path: Path) -> None:
         """Write all of it as an ``.npz`` file, whole or not at all; DataError if it cannot be written."""
+        is_device = path.exists() and not path.is_file()
         try:
-            with whole_file(path) as temporary, temporary.open("wb") as file:
+            with nullcontext(path) if is_device else whole_file(path.resolve()) as target, target.open("wb") as file:
                 np.savez(
                     file,
                     question_id=self.question_id,
@@ -62,12 +101,32 @@ class Scores:
                     routes=self.routes,
                     answers=np.array(self.answers, dtype=np.str_),
                     is_exclusive=np.array(self.is_exclusive),
+                    **self._belongs_to(),
                 )
         except OSError as error:
             raise DataError(
                 f"cannot write the scores to {path}: {error.strerror or error}",
                 "choose another file with --save-scores",
             ) from error
+
+    def _belongs_to(self) -> dict[str, Any]:
+        told = {"dataset": self.dataset, "split": self.split, "questions": self.questions}
+        return {name: np.array(value) for name, value in told.items() if value is not None}
+
+
+def _everywhere(scores: NDArray[np.float32], holds: Callable[[NDArray[np.float32]], NDArray[np.bool_]]) -> bool:
+    """Whether something holds for all scores [Q, A], looked at in parts, since they may fill the memory."""
+    return all(bool(holds(scores[start : start + ROWS_AT_ONCE]).all()) for start in range(0, len(scores), ROWS_AT_ONCE))
+
+
+def _refuse_nonfinite(scores: NDArray[np.float32], question_id: Ids, what: str, hint: str) -> None:
+    """See that scores [Q, A] are finite numbers; a DataError counts the questions where they are not."""
+    if _everywhere(scores, np.isfinite):
+        return
+    odd = [row for row, values in enumerate(scores) if not np.isfinite(values).all()]
+    ids = np.asarray(question_id)[odd].tolist()
+    many = f"{len(odd):,} of {len(scores):,} questions"
+    raise DataError(f"{what} not finite for {many}: {listed(ids, len(ids))}", hint)
 
 
 @dataclass
@@ -121,7 +180,8 @@ class Evaluator:
                 scores[start : start + len(valid)] = valid[:, :num_answers]
                 routes[start : start + len(valid)] = valid[:, num_answers:].reshape(-1, *routes.shape[1:])
         ids = np.asarray(part.question_id[:kept])
-        return Scores(ids, scores, routes, tuple(data.answers), is_exclusive(self.settings))
+        _refuse_nonfinite(scores, ids, "the model's scores are", _NOT_FINITE_HINT)
+        return _scores_of(data, split, ids, scores, routes, self.settings)
 
     def answer(self, data: PreparedData, split: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Choose the likeliest answer of each question, in memory that does not grow with the number of answers.
@@ -131,11 +191,16 @@ class Evaluator:
         """
         num_questions = len(data.split(split))
         chosen = np.zeros(num_questions, dtype=np.int64)
+        is_odd = np.zeros(num_questions, dtype=np.int64)
         routes = self._empty_routes(num_questions)
         for scored in self._rounds(data, split):
             if scored is not None:
                 chosen[scored[0]] = scored[1].argmax(dim=1).cpu().numpy()
+                is_odd[scored[0]] = (~scored[1].isfinite().all(dim=1)).cpu().numpy()
                 routes[scored[0]] = scored[2].cpu().numpy()
+        if num_odd := int(self.world.all_reduce(is_odd).sum()):
+            # A note, since the epoch that is validated has to be saved all the same.
+            self.callback(Note(f"the scores of {num_odd:,} of {num_questions:,} questions of {split} are not finite"))
         return self.world.all_reduce(chosen), self.world.all_reduce(routes)
 
     def _empty_routes(self, num_questions: int) -> NDArray[np.float32]:
@@ -164,6 +229,19 @@ class Evaluator:
                         self.check()
         finally:
             self.model.train(was_training)
+
+
+def _scores_of(
+    data: PreparedData,
+    split: str,
+    ids: Ids,
+    scores: NDArray[np.float32],
+    routes: NDArray[np.float32],
+    settings: Settings,
+) -> Scores:
+    part = data.split(split)
+    answers = tuple(data.answers)
+    return Scores(ids, scores, routes, answers, is_exclusive(settings), data.dataset, part.name, part.digest)
 
 
 @dataclass(frozen=True)
@@ -197,8 +275,15 @@ class Chosen:
 def choose(request: Request) -> Chosen:
     """Find the checkpoint, its settings and its data, or raise the TrarError that says what is missing."""
     folder_sets = [text for text in request.sets if text.startswith("run.folder")]
-    path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
-    if is_upstream(path):
+    try:
+        path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
+    except CheckpointError:
+        named = Path(request.ckpt or "")
+        is_folder = bool(request.ckpt) and named.is_dir() and not (named / "settings.json").exists()
+        if is_folder or named.suffix in _ENDINGS:
+            is_ours(named)  # says that it is a folder, or that there is no such file
+        raise
+    if not is_ours(path):
         data = request.data or prepared_folder(resolve(dataset="vqa").settings)
         dataset = open_prepared(data).dataset
         resolved = resolve(dataset=dataset, config=request.config, sets=request.sets)
@@ -228,7 +313,7 @@ class ScoreJob(Job):
         """Score in one process, or this process's share; see ``trarctl.engine.launch.Job``."""
         data = open_prepared(self.chosen.data)
         loaded = self.chosen.open_model(data, world)
-        for text in self.chosen.notes:
+        for text in (*self.chosen.notes, *loaded.warnings):
             callback(Note(text))
         task = f"scoring {self.split}"
         evaluator = Evaluator(loaded.model, loaded.settings, loaded.temperature, world, callback, task)
@@ -254,17 +339,22 @@ def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
         TrarError: if checkpoint, data and settings are missing or do not fit together.
     """
     chosen = choose(request)
+    return score_chosen(chosen, request, watch), chosen
+
+
+def score_chosen(chosen: Chosen, request: Request, watch: Watch) -> Scores:
+    """Score the split of a request with what was chosen for it; otherwise as ``score_split``."""
     data = open_prepared(chosen.data)
     data.split(request.split)
     with tempfile.TemporaryDirectory(prefix="trarctl-") as temporary:
         folder = Path(temporary)
         job = ScoreJob(chosen=chosen, split=request.split, folder=folder, gpus=request.gpus)
-        scores = run_job(job, watch)
+        scores: Scores | None = run_job(job, watch)
         if scores is None:
             # The arrays stay on the disk, also once their files have no name any more.
             ids, logits, routes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-            scores = Scores(ids, logits, routes, tuple(data.answers), is_exclusive(chosen.settings))
-    return scores, chosen
+            scores = _scores_of(data, request.split, ids, logits, routes, chosen.settings)
+    return scores
 
 
 def probabilities(scores: NDArray[np.float32], *, is_exclusive: bool) -> NDArray[np.float32]:
@@ -279,22 +369,21 @@ def combine(parts: Sequence[Scores]) -> tuple[NDArray[np.float32], tuple[str, ..
     """Average the probabilities that several models give to each answer; one a model does not know counts as 0.
 
     Returns:
-        Mean probabilities [Q, A], and the answers in the order of their first appearance.
+        Mean probabilities [Q, A] in the first's order of questions; answers in the order of their first appearance.
+
+    Raises:
+        DataError: if one answers other questions than the first.
     """
     first = parts[0]
     answers = tuple(dict.fromkeys(answer for part in parts for answer in part.answers))
     column = {answer: index for index, answer in enumerate(answers)}
     total = np.zeros((len(first.question_id), len(answers)), dtype=np.float32)
     for number, part in enumerate(parts, start=1):
-        if not np.array_equal(part.question_id, first.question_id):
-            raise CheckpointError(
-                f"the scores number {number} answer other questions than the first",
-                "score the same split of the same data with each: trarctl submit --split NAME --save-scores FILE",
-            )
+        aligned = part.in_order_of(first.question_id, f"the scores number {number}")
         columns = np.array([column[answer] for answer in part.answers])
         for start in range(0, len(total), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            total[rows, columns] += probabilities(part.scores[rows], is_exclusive=part.is_exclusive)
+            total[rows, columns] += probabilities(aligned.scores[rows], is_exclusive=part.is_exclusive)
     total /= np.float32(len(parts))
     return total, answers
 
@@ -308,19 +397,97 @@ def nonblank_answers(scores: NDArray[np.float32], answers: Sequence[str]) -> lis
     return [answers[index] for index in scores.argmax(axis=1)]
 
 
-def load_scores(path: Path, *, is_exclusive: bool) -> Scores:
-    """Read what ``--save-scores`` wrote; ``is_exclusive`` holds if the file does not say."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            question_id, scores = file["question_id"], file["scores"]
-            answers = tuple(str(answer) for answer in file["answers"])
-            routes = file["routes"] if "routes" in file else np.zeros((len(question_id), 0, 0), dtype=np.float32)
-            exclusive = bool(file["is_exclusive"]) if "is_exclusive" in file else is_exclusive
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"cannot read scores from {path}: {error}", "write them again with --save-scores") from error
-    if scores.shape != (len(question_id), len(answers)):
-        raise DataError(
-            f"{path} holds scores of shape {list(scores.shape)}, expected [{len(question_id)}, {len(answers)}]",
-            "write them again with --save-scores",
+def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, list[str]]:
+    """Read what ``--save-scores`` wrote about the questions of a split, and put it in their order.
+
+    Returns:
+        The scores, without routes, and what is odd about them.
+
+    Raises:
+        DataError: the file cannot be read, or holds anything but finite scores for exactly these questions.
+    """
+    part = data.split(split)
+    scores = _read_scores(path, is_exclusive=data.spec.has_one_answer)
+    odd = []
+    if scores.dataset not in (None, data.dataset):
+        raise _other_questions(path, f"those of {scores.dataset}, {data.path} holds {data.dataset}")
+    ids = scores.question_id
+    if (ids.dtype.kind == "U") != (part.question_id.dtype.kind == "U"):
+        raise _other_questions(path, f"ids of type {ids.dtype}, {data.path} has {part.question_id.dtype}")
+    if scores.questions is None:
+        odd.append(f"{path} does not say which split it answers: only the ids of its questions could be compared")
+    elif scores.questions != part.digest:
+        if scores.split != part.name:
+            raise _other_questions(path, f"those of the split {scores.split}, asked for is {part.name}")
+        if np.array_equal(ids, part.question_id):
+            raise _other_questions(path, f"the same ids, but other texts or images than {part.name} of {data.path}")
+    aligned = scores.in_order_of(part.question_id, str(path))
+    if aligned is not scores:
+        odd.append(f"the questions of {path} stood in another order than {part.name} of {data.path}: put in that order")
+    unknown = len(set(scores.answers).difference(data.answers))
+    if unknown:
+        odd.append(
+            f"{unknown:,} of {len(scores.answers):,} answers in {path} are not in the answer list of {data.path}"
         )
-    return Scores(question_id, scores.astype(np.float32, copy=False), routes, answers, exclusive)
+    if oddity := scores.oddity():
+        odd.append(f"{path}: {oddity}")
+    return aligned, odd
+
+
+def _other_questions(path: Path, difference: str) -> DataError:
+    return DataError(
+        f"{path} holds scores for other questions: {difference}", "give the --split and --data that were scored"
+    )
+
+
+def _read_scores(path: Path, *, is_exclusive: bool) -> Scores:
+    """The content of a file of scores, checked by itself; ``is_exclusive`` holds if the file does not say."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise DataError(f"cannot read scores from {path}: it is a folder, a pipe or a device", _AGAIN)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            missing = [name for name in ("question_id", "scores", "answers") if name not in names]
+            if not missing:
+                ids, answers = (_array(archive, name, _LARGEST_LIST_BYTES) for name in ("question_id", "answers"))
+                scores = _array(archive, "scores", _LARGEST_LIST_BYTES + 16 * ids.size * answers.size)
+                more = ("is_exclusive", "dataset", "split", "questions")
+                told = {name: _array(archive, name, 1 << 16).item() for name in more if name in names}
+    except Exception as error:  # a damaged archive makes its reader raise whatever it stumbles over
+        why = error.strerror if isinstance(error, OSError) and error.strerror else None
+        why = why or "it is cut off or changed, or it is not an .npz file of numbers and text"
+        raise DataError(f"cannot read scores from {path}: {why}", _AGAIN) from error
+    if missing:
+        raise DataError(
+            f"{path} holds no scores: {', '.join(missing)} missing, there is {listed(sorted(names), len(names))}",
+            _AGAIN,
+        )
+    expected = [ids.size, answers.size]
+    for name, array, kinds, shape in (
+        ("question ids", ids, "iuU", expected[:1]),
+        ("answers", answers, "U", expected[1:]),
+        ("scores", scores, "f", expected),
+    ):
+        if array.dtype.kind not in kinds or list(array.shape) != shape or not array.size:
+            wanted = {"f": "floating-point numbers", "U": "text"}.get(kinds, "whole numbers or text")
+            found = f"of shape {list(array.shape)} and type {array.dtype}"
+            raise DataError(f"{path} holds {name} {found}, expected shape {shape or [1]} of {wanted}", _AGAIN)
+    if len(set(answers.tolist())) < answers.size:
+        raise DataError(f"{path} lists {answers.size - len(set(answers.tolist())):,} answers twice", _AGAIN)
+    with np.errstate(over="ignore"):
+        logits = scores.astype(np.float32, copy=False)
+    _refuse_nonfinite(logits, ids, f"the scores in {path} are", _AGAIN)
+    routes = np.zeros((len(ids), 0, 0), dtype=np.float32)
+    exclusive = told.pop("is_exclusive", is_exclusive)
+    if not isinstance(exclusive, bool):
+        raise DataError(f"{path} holds is_exclusive {exclusive!r}, expected true or false", _AGAIN)
+    return Scores(ids, logits, routes, tuple(answers.tolist()), exclusive, **{name: str(told[name]) for name in told})
+
+
+def _array(archive: zipfile.ZipFile, name: str, most_bytes: int) -> NDArray[Any]:
+    info = archive.getinfo(f"{name}.npy")
+    if info.file_size > most_bytes:
+        raise ValueError(f"{name} would take {info.file_size:,} bytes")
+    with archive.open(info) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,19 +14,21 @@ import orjson
 from torch import Tensor
 
 from trarctl.config.resolve import Origin
-from trarctl.config.settings import Settings
+from trarctl.config.settings import Settings, flat, from_dict, to_text
 from trarctl.data.loader import training_samples
+from trarctl.data.metrics import refuse_unmeasurable
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import callbacks
 from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint
 from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
 from trarctl.engine.launch import Job
-from trarctl.engine.loading import adopt_shape, check_shape, check_words, fit_to_data, prepared_folder, read_weights
-from trarctl.engine.run import CHECKPOINT, RunFolder, find_checkpoint, read_settings, write_settings
+from trarctl.engine.loading import adopt_shape, check_data, check_shape, fit_to_data, prepared_folder, read_weights
+from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings
 from trarctl.engine.signals import stop_requests
-from trarctl.engine.trainer import Trainer
+from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
+from trarctl.files import remove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class TrainJob(Job):
     kind: Literal["start", "resume"]
     settings: Settings
     data: Path  # prepared folder
-    epoch: int | None = None  # finished epochs to resume from; None for the latest checkpoint
+    is_named: bool = True  # by the user; each process of a group makes up another name
+    checkpoint: Path | None = None  # to resume from; None for the latest
     init: Path | None = None  # checkpoint to take the start weights of a new run from; None draws them
 
     @classmethod
@@ -61,34 +64,91 @@ class TrainJob(Job):
     def work(self, world: World, callback: Callback) -> TrainState | None:
         """Start the run or resume it, and train to its last epoch; a process that was started again resumes it.
 
+        Everything is checked before the first file of the run is written, and the run is locked while it is.
+
         Returns:
             The state at the end; None if a restart finds nothing left to do.
 
         Raises:
             TrarError: whatever ends the training early.
         """
+        data = open_prepared(self.data)
+        world.require_equal(self._shared_values(data), "start all of them with the same command, data and version")
         settings = _named(self.settings, world.broadcast(self.settings.run.name))
-        run, data = _run_folder(settings), open_prepared(self.data)
-        is_restarted = num_restarts() > 0 and bool(world.broadcast(run.saved()))
-        if is_restarted and world.broadcast(run.epoch_checkpoint(settings.train.epochs).is_file()):
+        run = _run_folder(settings)
+        with ExitStack() as stack:
+            stack.enter_context(use_threads(settings.run.num_threads))
+            stop = stack.enter_context(stop_requests())
+            origin: Beginning | None = None
+            if world.is_main:
+                stack.enter_context(_only_writer(run))
+                origin = self._beginning(run, settings, data, callback)
+            if not world.broadcast(origin is not None):
+                return None
+            tensors = world.broadcast_tensors({} if origin is None else origin.tensors)
+            state = world.broadcast(TrainState() if origin is None else origin.state)
+            trainer = Trainer(settings, data, run, world, callback=callback, stop=stop, tensors=tensors, state=state)
+            tensors.clear()
+            if origin is not None:
+                recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
+                trainer.callback = stack.enter_context(recorded)
+                _write_beginning(run, settings, data, origin, trainer.callback)
+            return trainer.fit()
+
+    def _shared_values(self, data: PreparedData) -> dict[str, object]:
+        """What the processes of a group must agree on."""
+        values: dict[str, object] = {key: to_text(value) for key, value in flat(self.settings).items()}
+        for key in _MAY_DIFFER if self.is_named else (*_MAY_DIFFER, "run.name"):
+            del values[key]
+        chosen = {"checkpoint": self.checkpoint, "init": self.init}
+        return values | {name: path and path.name for name, path in chosen.items()} | data.digests
+
+    def _beginning(
+        self, run: RunFolder, settings: Settings, data: PreparedData, callback: Callback
+    ) -> Beginning | None:
+        """What the training starts from, None if a restart finds nothing left to do; nothing is written."""
+        is_restarted = num_restarts() > 0 and bool(run.saved())
+        if is_restarted and run.epoch_checkpoint(settings.train.epochs).is_file():
             return None
         if is_restarted:
             callback(Note(f"a process was lost: run {run.name} goes on from its latest checkpoint"))
-        tensors: dict[str, Tensor] = {}
-        state = TrainState()
-        if world.is_main:
-            if self.kind == "start" and not is_restarted:
-                tensors = _start(run, settings, data, self.init)
-            else:
-                epoch = None if is_restarted else self.epoch
-                tensors, state = _resume(run, settings, data, epoch, callback)
-        tensors, state = world.broadcast_tensors(tensors), world.broadcast(state)
-        recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
-        log = recorded if world.is_main else nullcontext(callback)
-        with use_threads(settings.run.num_threads), stop_requests() as stop, log as callback:
-            trainer = Trainer(settings, data, run, world, callback=callback, stop=stop, tensors=tensors, state=state)
-            del tensors
-            return trainer.fit()
+        splits = settings.data.split, settings.data.later_split or settings.data.split
+        if any(is_validated(settings, data, split) for split in splits):
+            refuse_unmeasurable(data, data.split("val"), "official")
+        if self.kind == "resume" or is_restarted:
+            return _resumed(run, settings, data, None if is_restarted else self.checkpoint, callback)
+        refuse_existing(run)
+        weights = {} if self.init is None else read_weights(self.init)
+        return Beginning({MODEL + name: tensor for name, tensor in weights.items()}, TrainState())
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a training starts from: new weights or a checkpoint."""
+
+    tensors: dict[str, Tensor]  # as in a checkpoint's file; empty for new weights
+    state: TrainState
+    checkpoint: Path | None = None  # of the run itself, None for a new one
+    notes: tuple[str, ...] = ()  # what changes from here on
+
+
+# Settings that may differ between the processes of a group: of where they compute and what they read.
+_MAY_DIFFER = ("run.gpus", "run.num_threads", "run.folder", "data.path", "data.num_workers")
+# Seconds in which a process that was lost and killed lets go of its run.
+_RELEASE_SECONDS = 30.0
+
+
+@contextmanager
+def _only_writer(run: RunFolder) -> Iterator[None]:
+    """Lock a run while the block runs; a folder that was made for it goes if it does not become one."""
+    is_new = not run.path.exists()
+    run.create()
+    with run.claimed(wait_seconds=_RELEASE_SECONDS if num_restarts() else 0.0):
+        try:
+            yield
+        finally:
+            if is_new and not run.exists():
+                remove(run.path)
 
 
 def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[TrainJob, list[str]]:
@@ -108,15 +168,22 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
         settings = adopt_shape(weights, settings, origin, data)
     settings, notes = fit_to_data(settings, data, origin)
     _check_fit(settings, data)
-    if settings.run.name is None:
+    is_named = settings.run.name is not None
+    if not is_named:
         settings = _named(settings, _new_name(data.dataset))
-    job = TrainJob.of(settings, kind="start", data=path, init=weights)
-    if job.run.saved() and not num_restarts():
-        raise SettingsError(
-            f"run {job.run.name} exists in {settings.run.folder}",
-            f"trarctl resume {job.run.name} goes on with it; --name gives a new one another name",
-        )
+    job = TrainJob.of(settings, kind="start", data=path, is_named=is_named, init=weights)
+    if not num_restarts():
+        refuse_existing(job.run)
     return job, notes
+
+
+def refuse_existing(run: RunFolder) -> None:
+    """Refuse to start a run where one with checkpoints is, with a SettingsError."""
+    if run.saved():
+        raise SettingsError(
+            f"run {run.name} exists in {run.path.parent}",
+            f"trarctl resume {run.name} goes on with it; --name gives a new one another name",
+        )
 
 
 def plan_resume(
@@ -124,20 +191,25 @@ def plan_resume(
 ) -> tuple[TrainJob, list[str]]:
     """Plan to resume a run, with its settings as the user changed them; otherwise as ``plan_start``.
 
-    ``epoch`` counts the finished epochs to resume from, None for the latest checkpoint. If it is None and the user
-    ``named`` the run by a checkpoint's file, that file decides.
+    ``epoch`` counts the finished epochs to resume from. If it is None and the user ``named`` the run by a checkpoint's
+    file, that file it is; otherwise the latest.
     """
-    notes = []
-    match = CHECKPOINT.match(Path(named).name) if named is not None and Path(named).is_file() else None
-    if match and epoch is None:
-        epoch = int(match[1])
+    chosen = Path(named) if named is not None and Path(named).is_file() else None
+    if epoch is not None:
+        if chosen is not None:
+            raise SettingsError(f"{chosen} and --epoch {epoch} both say where to go on", "leave out one of them")
+        chosen = run.epoch_checkpoint(epoch)
+        if not chosen.is_file():
+            kept = ", ".join(map(str, run.saved_epochs())) or "none"
+            raise CheckpointError(
+                f"run {run.name} has no checkpoint of epoch {epoch} (there are: {kept})",
+                f"trarctl resume {run.name} --epoch N",
+            )
     path = prepared_folder(settings)
     data = open_prepared(path)
-    settings, fitting = fit_to_data(settings, data, {})
+    settings, notes = fit_to_data(settings, data, {})
     _check_fit(settings, data)
-    if settings.model.routing == "hard" and settings.train.epochs != read_settings(run).train.epochs:
-        notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
-    return TrainJob.of(settings, kind="resume", data=path, epoch=epoch), notes + fitting
+    return TrainJob.of(settings, kind="resume", data=path, checkpoint=chosen), notes
 
 
 def _run_folder(settings: Settings) -> RunFolder:
@@ -181,53 +253,123 @@ def _check_fit(settings: Settings, data: PreparedData) -> None:
             )
 
 
-def _start(run: RunFolder, settings: Settings, data: PreparedData, init: Path | None) -> dict[str, Tensor]:
-    """Make the run's folder; the tensors that it starts from, if any."""
-    run.create()
-    run.metrics_file.unlink(missing_ok=True)
-    write_settings(run, settings, data.path)
-    run.log(f"run {run.name}: {data.dataset}, {data.path}, {_now()}")
-    run.log(orjson.dumps(settings.model_dump(mode="json")).decode())
-    return {} if init is None else {MODEL + name: tensor for name, tensor in read_weights(init).items()}
+def _write_beginning(
+    run: RunFolder, settings: Settings, data: PreparedData, beginning: Beginning, callback: Callback
+) -> None:
+    """Make a new run's files, or bring those of a resumed one back to its checkpoint; the first thing written."""
+    state, notes = beginning.state, list(beginning.notes)
+    with replaced_settings(run, settings, data.path):
+        run.checkpoints.mkdir(exist_ok=True)
+        if beginning.checkpoint is None:
+            run.metrics_file.unlink(missing_ok=True)
+            run.log(f"run {run.name}: {data.dataset}, {data.path}, {_now()}")
+            run.log(orjson.dumps(settings.model_dump(mode="json")).decode())
+        else:
+            if num_unreadable := run.read_metrics().num_unreadable:
+                notes.append(f"unreadable lines of metrics.jsonl, which are left out: {num_unreadable}")
+            aside = run.rewind(epoch=state.epoch, step_in_epoch=state.step_in_epoch, step=state.step)
+            if aside is not None:
+                after = f"what the run did after {beginning.checkpoint.name}"
+                notes.append(f"{after} is set aside as a run of its own: {aside}")
+            run.log(f"resumed from {beginning.checkpoint.name}, {_now()}")
+    for note in notes:
+        callback(Note(note))
 
 
-def _resume(
-    run: RunFolder, settings: Settings, data: PreparedData, epoch: int | None, callback: Callback
-) -> tuple[dict[str, Tensor], TrainState]:
-    """Bring the run's folder back to where a checkpoint was written, as if it had gone no further."""
-    path, tensors, description = _choose_checkpoint(run, epoch, callback)
-    check_words(path, description, data)
-    state = description.progress
-    if state.epoch >= settings.train.epochs:
+def _resumed(
+    run: RunFolder, settings: Settings, data: PreparedData, chosen: Path | None, callback: Callback
+) -> Beginning:
+    """Load a checkpoint of a run, and see that the run can go on from it with these settings and this data."""
+    path, tensors, description = _load_chosen(run, chosen, callback)
+    for difference in check_data(path, description, data):
+        raise CheckpointError(difference, f"trarctl train --init {path} starts a new run from its weights")
+    state, epochs = description.progress, settings.train.epochs
+    if state.epoch >= epochs:
+        done = f"its {epochs} epochs" if state.epoch == epochs else f"{state.epoch} epochs, more than {epochs}"
         raise SettingsError(
-            f"run {run.name} has finished its {settings.train.epochs} epochs",
-            f"trarctl resume {run.name} --epochs {settings.train.epochs + 1} trains on",
+            f"run {run.name} has finished {done}", f"trarctl resume {run.name} --epochs {state.epoch + 1} trains on"
         )
-    run.rewind(epoch=state.epoch, step_in_epoch=state.step_in_epoch, step=state.step)
-    write_settings(run, settings, data.path)
-    run.log(f"resumed from {path.name}, {_now()}")
-    return tensors, state
+    then = from_dict(description.settings, str(path))
+    _refuse_another_model(path, then, settings, description)
+    samples = training_samples(data, split_of_epoch(settings.data, state.epoch), settings.train.loss)
+    is_same_data = description.samples in (None, digest_of_samples(samples))
+    if state.step_in_epoch:
+        _refuse_within_epoch(run, path, then, settings, state, len(samples) if is_same_data else None)
+    notes = []
+    if description.run != run.name:
+        notes.append(f"{path.name} was written by run {description.run}, under that name")
+    if changes := _changes(then, settings):
+        notes.append(f"changed from here on: {', '.join(changes)}")
+    if settings.model.routing == "hard" and then.train.epochs != epochs:
+        notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
+    if not is_same_data and split_of_epoch(then.data, state.epoch) == split_of_epoch(settings.data, state.epoch):
+        notes.append(f"{data.path} has other training questions than those before: they are trained on from here on")
+    return Beginning(tensors, state, path, tuple(notes))
 
 
-def _choose_checkpoint(
-    run: RunFolder, epoch: int | None, callback: Callback
+def _load_chosen(
+    run: RunFolder, chosen: Path | None, callback: Callback
 ) -> tuple[Path, dict[str, Tensor], Description]:
-    """Load the checkpoint of an epoch, or the latest that is whole; damaged ones are named and passed over."""
-    if epoch is not None:
-        path = run.epoch_checkpoint(epoch)
-        if not path.is_file():
-            kept = ", ".join(map(str, run.saved_epochs())) or "none"
-            raise CheckpointError(
-                f"run {run.name} has no checkpoint of epoch {epoch} (there are: {kept})",
-                f"trarctl resume {run.name} --epoch N",
-            )
-        return path, *load_checkpoint(path)
-    for _, _, path in reversed(run.saved()):
+    """Load a checkpoint, by default the latest that is whole; damaged ones are named and passed over."""
+    if chosen is not None:
+        return chosen, *load_checkpoint(chosen)
+    for epoch, step, path in reversed(run.saved()):
         try:
-            return path, *load_checkpoint(path)
+            tensors, description = load_checkpoint(path)
         except CheckpointError as error:
             callback(Note(f"{error.what}; taking the one before"))
+            continue
+        at = description.progress.epoch, description.progress.step_in_epoch
+        if at == (epoch, step):
+            return path, tensors, description
+        callback(Note(f"{path} was saved after {at[0]} epochs and {at[1]} steps, not there; taking the one before"))
     raise CheckpointError(f"run {run.name} has no usable checkpoint", "start again: trarctl train")
+
+
+# Of the model, what leaves its weights as they are and may change like a learning rate.
+_NOT_WEIGHTS = ("model.dropout",)
+# What may not change within an epoch: which samples are left of it, and what its loss is a mean of.
+_OF_AN_EPOCH = ("train.batch_size", "train.seed", "train.shuffle", "train.loss", "train.loss_reduction")
+# Where things are, which changes no number, and how far to train, which was just asked for.
+_UNSAID = ("run.name", "run.folder", "run.gpus", "run.num_threads", "data.path", "data.num_workers", "train.epochs")
+
+
+def _changes(then: Settings, now: Settings, keys: Iterable[str] | None = None) -> list[str]:
+    """How settings differ from those of a checkpoint, in words."""
+    before, after = flat(then), flat(now)
+    chosen = [key for key in after if key not in _UNSAID] if keys is None else keys
+    return [
+        f"{key} = {to_text(after[key])} (was {to_text(before[key])})" for key in chosen if after[key] != before[key]
+    ]
+
+
+def _refuse_another_model(path: Path, then: Settings, now: Settings, description: Description) -> None:
+    keys = [key for key in flat(now) if key.startswith("model.") and key not in _NOT_WEIGHTS]
+    if changes := _changes(then, now, keys):
+        raise CheckpointError(
+            f"{path} is of another model: {', '.join(changes)}",
+            f"leave that as it was, with --data {description.data}; trarctl train starts a run with another model",
+        )
+
+
+def _refuse_within_epoch(
+    run: RunFolder, path: Path, then: Settings, now: Settings, state: TrainState, num_samples: int | None
+) -> None:
+    """See that the rest of an epoch has the samples and the loss of its beginning; ``num_samples`` None: other ones."""
+    changes = _changes(then, now, _OF_AN_EPOCH)
+    splits = [split_of_epoch(settings.data, state.epoch) for settings in (then, now)]
+    if splits[0] != splits[1]:
+        changes.append(f"the split is {splits[1]} (was {splits[0]})")
+    elif num_samples is None or state.step_in_epoch * then.train.batch_size > num_samples:
+        changes.append("the data has other training questions")
+    if changes:
+        again = f"trarctl resume {run.name} --epoch {state.epoch} begins that epoch again with the change; "
+        where = f"{path.name} is within epoch {state.epoch + 1}"
+        raise SettingsError(
+            f"{where}, whose rest must be like its beginning: {', '.join(changes)}",
+            f"{again if state.epoch in run.saved_epochs() else ''}without it the run goes on; "
+            "trarctl train starts another",
+        )
 
 
 def _now() -> str:

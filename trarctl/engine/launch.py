@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -117,6 +118,7 @@ def _launch(job: Job, placement: Placement, watch: Watch, folder: Path) -> Any:
         max_restarts=job.max_restarts,
         signals_to_handle="SIGQUIT",  # the others are forwarded here, so that every process can finish its step
         shutdown_timeout=SHUTDOWN_SECONDS,
+        logs_specs=DefaultLogsSpecs(str(folder / "logs")),  # its own choice would stay in the temporary folder
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     # The launcher's own log would say everything a second time, with a traceback.

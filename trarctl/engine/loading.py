@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from trarctl.config.resolve import Origin, Source
 from trarctl.config.settings import ModelSettings, Settings
 from trarctl.data.prepared import PreparedData, default_folder
-from trarctl.engine.checkpoint import Description, load_checkpoint, load_upstream, model_tensors
+from trarctl.engine.checkpoint import Description, is_ours, load_checkpoint, load_upstream, model_tensors
 from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
-from trarctl.errors import CheckpointError, DataError, SettingsError
+from trarctl.errors import CheckpointError, DataError, SettingsError, listed
 from trarctl.model.original import shape_settings
-from trarctl.model.spans import Spans
+from trarctl.model.spans import Spans, describe_coinciding
 from trarctl.model.trar import TRAR, ModelSizes
 from trarctl.registry import POOLINGS
 
@@ -67,7 +69,7 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
         notes.append(f"model.{key} = {value}, as the prepared data has it ({source.text}: {given})")
     if changes:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
-    return settings, notes
+    return settings, notes + describe_coinciding(settings.model.spans, settings.model.grid_size)
 
 
 def check_shape(settings: ModelSettings) -> None:
@@ -101,6 +103,7 @@ class Loaded:
     epoch: int  # finished ones
     source: Path
     description: Description | None  # None for the original's checkpoints
+    warnings: tuple[str, ...] = ()  # what is odd about it, or could not be checked
 
     @property
     def device(self) -> torch.device:
@@ -111,11 +114,6 @@ class Loaded:
 def is_exclusive(settings: Settings) -> bool:
     """Whether probabilities are a softmax over the answers; otherwise a sigmoid of each."""
     return settings.train.loss != "bce"
-
-
-def is_upstream(path: Path) -> bool:
-    """Whether the file is a checkpoint of the original program, by its name."""
-    return path.suffix in {".pkl", ".pth", ".pt"}
 
 
 def load_model(
@@ -132,13 +130,22 @@ def load_model(
     state, epoch, description = _read(path, data)
     if description is None:
         settings = _with_shape(path, state, settings, origin, data)
-        last_temperature = temperature(settings.train, epoch=max(epoch - 1, 0))
+        last_temperature = _last_temperature(path, settings, epoch)
+        warnings = [_order_warning(path, state, data)]
+        if settings.model.routing == "hard" and (epoch or 0) > settings.train.epochs:
+            what = f"{path} is of epoch {epoch}, the settings are for {settings.train.epochs}"
+            warnings.append(
+                f"{what}: its temperature is perhaps not {last_temperature}; give its trar.yml: --config FILE"
+            )
     else:
         last_temperature = description.temperature
+        warnings = check_data(path, description, data)
+    warnings += zero_warnings(path, state)
     check_shape(settings.model)
     model = _new_model(settings, data)
     load_weights(model, state, path)
-    return Loaded(model.to(world.device).eval(), settings, last_temperature, epoch, path, description)
+    model = model.to(world.device).eval()
+    return Loaded(model, settings, last_temperature, epoch or 0, path, description, tuple(warnings))
 
 
 def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], data: PreparedData) -> Settings:
@@ -152,7 +159,7 @@ def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], da
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint of either kind, under the model's own names."""
-    return load_upstream(path)[0] if is_upstream(path) else model_tensors(load_checkpoint(path)[0])
+    return model_tensors(load_checkpoint(path)[0]) if is_ours(path) else load_upstream(path)[0]
 
 
 def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
@@ -162,6 +169,11 @@ def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
     faults += [f"{name} is not part of the model" for name in state if name not in own]
     shapes = [(name, list(state[name].shape), list(tensor.shape)) for name, tensor in own.items() if name in state]
     faults += [f"{name} is {given}, expected {wanted}" for name, given, wanted in shapes if given != wanted]
+    faults += [
+        f"{name} holds {str(state[name].dtype).removeprefix('torch.')}, expected floating-point numbers"
+        for name, tensor in own.items()
+        if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
+    ]
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise CheckpointError(
@@ -169,6 +181,36 @@ def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
             "give the settings that it was trained with: --config FILE or --set model.KEY=VALUE",
         )
     model.load_state_dict(dict(state))
+
+
+def check_data(path: Path, description: Description, data: PreparedData) -> list[str]:
+    """Compare what a checkpoint was trained on with data.
+
+    Returns:
+        What is odd: features that are far from those of the training.
+
+    Raises:
+        CheckpointError: if words, answers, grid, features' width or extractor differ; it names both.
+    """
+    check_words(path, description, data)
+    trained = f"give the data that it was trained on: --data {description.data}"
+    for what, theirs, ours in (
+        ("a grid of size", description.settings.get("model", {}).get("grid_size"), data.manifest.grid_size),
+        ("features of width", description.feature_width, data.features.width),
+        ("features by the extractor", description.backbone, data.manifest.images.backbone),
+    ):
+        if None not in (theirs, ours) and theirs != ours:
+            raise CheckpointError(f"{path} was trained on {what} {theirs}, {data.path} has {ours}", trained)
+    difference = data.feature_difference(description.features)
+    if difference is None:
+        return []
+    return [f"{path} was trained on other features than those of {data.path}: {difference}; {trained}"]
+
+
+def zero_warnings(path: Path, state: Mapping[str, Tensor]) -> list[str]:
+    """Name the layers whose weights are all zero, which no training leaves behind."""
+    zero = [name for name, tensor in state.items() if name.endswith(("weight", "gain")) and not tensor.any()]
+    return [f"{path}: all weights are zero in {len(zero)} layers: {listed(zero, len(zero))}"] if zero else []
 
 
 def check_words(path: Path, description: Description, data: PreparedData) -> None:
@@ -195,28 +237,68 @@ def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | No
     return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
 
 
-def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int, Description | None]:
+def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None, Description | None]:
     """Weights, finished epochs and description of a checkpoint of either kind, checked against the data."""
-    if is_upstream(path):
-        state, epoch = load_upstream(path)
-        description = None
-    else:
+    epoch: int | None
+    description = None
+    if is_ours(path):
         tensors, description = load_checkpoint(path)
         check_words(path, description, data)
         state, epoch = model_tensors(tensors), description.progress.epoch
+    else:
+        state, epoch = load_upstream(path)
     sizes = model_sizes(data)
     for name, axis, ours, what in (
         ("embedding.weight", 0, sizes.vocabulary, "words"),
         ("head.weight", 0, sizes.answers, "answers"),
         ("adapter.weight", 1, sizes.feature_width, "features a cell"),
     ):
-        if name in state and state[name].shape[axis] != ours:
+        if name in state and state[name].ndim == 2 and state[name].shape[axis] != ours:
             raise CheckpointError(
                 f"{path} has {state[name].shape[axis]} {what}, {data.path} has {ours}",
                 "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
                 " and test included, when the data is prepared",
             )
     return state, epoch, description
+
+
+def _last_temperature(path: Path, settings: Settings, epoch: int | None) -> float:
+    """The temperature of a checkpoint's last epoch; CheckpointError if hard routing needs it and nothing says it."""
+    train = settings.train
+    is_constant = len({temperature(train, epoch=one) for one in range(train.epochs)}) == 1
+    if epoch is None and settings.model.routing == "hard" and not is_constant:
+        raise CheckpointError(
+            f"{path} does not say after which epoch it was saved, and so not its temperature, which hard routing needs",
+            f"give the temperature of its last epoch, here {train.temperature_min} as after a whole training: --set"
+            " train.temperature_policy=0 --set train.temperature_max="
+            f"{train.temperature_min} --set train.temperature_min={train.temperature_min}",
+        )
+    return temperature(train, epoch=max((epoch or 0) - 1, 0))
+
+
+def _order_warning(path: Path, state: Mapping[str, Tensor], data: PreparedData) -> str:
+    """Say what could be found out about the order of words and answers, which such a checkpoint does not hold.
+
+    Embeddings start from word vectors, and those of rare words stay close to them.
+    """
+    what = "words and answers"
+    vectors = data.vectors
+    if vectors is not None and vectors.shape == state["embedding.weight"].shape:
+        known = vectors.any(axis=1)
+        ours, theirs = vectors[known].astype(np.float32), state["embedding.weight"].numpy()[known]
+        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        share = float(((ours * theirs).sum(axis=1) > _ALIKE * lengths).mean()) if len(ours) else 0.0
+        if share >= _MOST:
+            what = "answers"
+        else:
+            what += f" ({share:.0%} of the words have embeddings like the word vectors of {data.path})"
+    return (
+        f"{path} does not name its words and answers: that the {what} of {data.path} stand in the same order cannot be"
+        f" checked; their accuracy shows it: trarctl eval --ckpt {path} --data {data.path} --split val"
+    )
+
+
+_ALIKE, _MOST = 0.5, 0.9  # cosine of two vectors of one word; share of words
 
 
 def _with_shape(
@@ -226,9 +308,17 @@ def _with_shape(
     model = settings.model
     try:
         shapes = shape_settings(state)
+        ModelSettings.model_validate(model.model_dump() | {key: shapes[key] for key in shapes if key != "num_spans"})
+    except (IndexError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a weight has too few dimensions"
+        raise CheckpointError(
+            f"{path} has weights of shapes that do not fit the settings: {reason}",
+            "give an epochN.pkl of TRAR-VQA and its trar.yml: --config FILE",
+        ) from error
     except KeyError as error:
         raise CheckpointError(
-            f"{path} is not a TRAR checkpoint: {error.args[0]} is missing", "give an epochN.pkl of TRAR-VQA"
+            f"{path} is not a TRAR checkpoint: {error.args[0]} is missing; it has {listed(state, len(state), most=3)}",
+            "give an epochN.pkl of TRAR-VQA",
         ) from error
     num_spans = shapes.pop("num_spans")
     if num_spans != len(model.spans):

@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trarctl.data import Progress, no_progress
-from trarctl.data.features.base import Extractor, load_images
+from trarctl.data.features.base import Extractor
 from trarctl.data.features.extract import extractor_of
+from trarctl.data.features.images import batched
+from trarctl.data.features.reading import read_images, to_rgb
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.text import UNK, encode, tokenize
 from trarctl.engine.distributed import World, joined, plan_placement, use_threads
 from trarctl.engine.evaluator import Chosen, Evaluator, Request, choose, probabilities
 from trarctl.engine.loading import Loaded, is_exclusive
-from trarctl.errors import DataError, listed
+from trarctl.errors import CheckpointError, DataError, SettingsError, listed, shortened
 from trarctl.model.trar import TRAR
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ class Prediction:
     answer_attention: list[float]  # see ``Insight``; N numbers in row-major order
     layer_attention: list[list[float]]  # L lists of N
     unknown_words: tuple[str, ...]  # those of the question that the model never saw
+    is_plain: bool = False  # whether the picture has one color only
 
 
 class Predictor:
@@ -140,44 +143,75 @@ class Predictor:
         """Answer a question about each picture, of any size and mode, with the ``top`` likeliest answers.
 
         Raises:
-            DataError: for a question without a word.
+            DataError: for a question without a word, or a picture that cannot be used.
+            CheckpointError: if the model gives no numbers.
         """
         for question in questions:
             if not tokenize(question):
-                raise DataError(f"{question!r} holds no word", "ask in words: --question 'what shape is shown?'")
+                raise DataError(_wordless(question), _IN_WORDS)
         asked: list[Prediction] = []
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
             chunk = slice(start, start + QUESTIONS_AT_ONCE)
-            asked += self._ask(images[chunk], questions[chunk], top)
+            described = self._describe([self._extractor.shrink(to_rgb(image)) for image in images[chunk]])
+            asked += self._answer(described, questions[chunk], top)
         return asked
 
     def ask_files(
-        self, paths: Sequence[Path], questions: Sequence[str], *, top: int = 5, progress: Progress = no_progress
+        self,
+        paths: Sequence[Path],
+        questions: Sequence[str],
+        *,
+        top: int = 5,
+        places: Sequence[str] = (),
+        progress: Progress = no_progress,
     ) -> list[Prediction]:
-        """Answer a question about each picture file, a few files at a time.
+        """Answer a question about each picture file, which is decoded once however many questions there are.
+
+        ``places`` says where each question stands, for messages: ``line 2``.
 
         Raises:
-            DataError: for unusable files, all of them, or a question without a word.
+            DataError: for unusable files and questions without a word, all of them.
+            CheckpointError: if the model gives no numbers.
         """
-        asked: list[Prediction] = []
-        problems: list[str] = []
-        for start in range(0, len(paths), QUESTIONS_AT_ONCE):
-            chunk = slice(start, start + QUESTIONS_AT_ONCE)
-            images, faults = load_images(paths[chunk])
-            problems += faults
-            if not problems:
-                asked += self.ask(images, questions[chunk], top=top)
-            progress("answering", min(start + QUESTIONS_AT_ONCE, len(paths)), len(paths))
+        where = [f"{place}: " for place in places] or [""] * len(paths)
+        problems = [at + _wordless(text) for at, text in zip(where, questions, strict=True) if not tokenize(text)]
+        hints: list[str | None] = [_IN_WORDS] if problems else []
+        rows_of: dict[Path, list[int]] = {}
+        for row, path in enumerate(paths):
+            rows_of.setdefault(path, []).append(row)
+        asked: dict[int, Prediction] = {}
+        for part in batched(list(rows_of), QUESTIONS_AT_ONCE):
+            images, faults = read_images(part, self._extractor.shrink)
+            problems += [where[rows_of[path][0]] + error.what for path, error in faults.items()]
+            hints += [error.hint for error in faults.values()]
+            if problems:
+                continue  # the other files are still looked at
+            described = dict(zip(part, self._describe(list(images.values())), strict=True))
+            for rows in batched([row for path in part for row in rows_of[path]], QUESTIONS_AT_ONCE):
+                answers = self._answer([described[paths[row]] for row in rows], [questions[row] for row in rows], top)
+                asked |= zip(rows, answers, strict=True)
+                progress("answering", len(asked), len(paths))
         if problems:
-            distinct = list(dict.fromkeys(problems))
-            raise DataError(listed(distinct, len(distinct)), "give image files that open, such as .jpg or .png")
-        return asked
+            raise DataError(listed(problems, len(problems)), hints[0])
+        return [asked[row] for row in range(len(paths))]
 
-    def _ask(self, images: Sequence[Image], questions: Sequence[str], top: int) -> list[Prediction]:
+    def _describe(self, images: Sequence[Image]) -> list[_Described]:
+        features = self._extractor.extract(images)
+        if not np.isfinite(features).all():
+            name = type(self._extractor).__name__
+            raise DataError(f"{name} gives features that are NaN or infinite", "prepare the data again")
+        is_plain = [image.convert("RGB").getcolors(1) is not None for image in images]
+        return [_Described(*one) for one in zip(features, is_plain, strict=True)]
+
+    def _answer(self, described: Sequence[_Described], questions: Sequence[str], top: int) -> list[Prediction]:
         vocabulary, answers = self._data.vocabulary, self._data.answers
         tokens = encode(questions, vocabulary.index, self._data.manifest.max_words)
-        features = torch.from_numpy(self._extractor.extract(images))
+        features = torch.from_numpy(np.stack([one.features for one in described]))
         insight = inspect(self._loaded, torch.from_numpy(tokens.astype(np.int64)), features)
+        if not all(np.isfinite(values).all() for values in vars(insight).values()):
+            raise CheckpointError(
+                "the model gives numbers that are NaN or infinite", "choose an earlier epoch: --ckpt RUN@EPOCH"
+            )
         best = np.argsort(-insight.probabilities, axis=1, kind="stable")[:, :top]
         return [
             Prediction(
@@ -187,9 +221,49 @@ class Predictor:
                 insight.answer_attention[row].tolist(),
                 insight.layer_attention[row].tolist(),
                 tuple(word for word in tokenize(question) if vocabulary.index.get(word, UNK) == UNK),
+                described[row].is_plain,
             )
             for row, question in enumerate(questions)
         ]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A picture as the model sees it: features [N, W], and whether it has one color only."""
+
+    features: NDArray[np.float32]
+    is_plain: bool
+
+
+_IN_WORDS = "ask in words: --question 'what shape is shown?'"
+
+
+def _wordless(question: str) -> str:
+    return f"{shortened(question)!r} holds no word"
+
+
+def notes_on(asked: Sequence[Prediction]) -> list[str]:
+    """Say what is odd about questions and pictures that were answered all the same, each once and with a count."""
+    unknown = [one for one in asked if one.unknown_words]
+    lost = [one for one in unknown if len(one.unknown_words) == len(tokenize(one.question))]
+    partly = [one for one in unknown if one not in lost]
+    plain = [one for one in asked if one.is_plain]
+    notes = []
+    if lost:
+        notes.append(f"no word of {_questions(lost)} is in the model's vocabulary: the answer is a guess")
+    if partly:
+        words = list(dict.fromkeys(repr(shortened(word)) for one in partly for word in one.unknown_words))
+        has = "has" if len(partly) == 1 else "have"
+        unknown_words = listed(words, len(words))
+        notes.append(f"{_questions(partly)} {has} words that are not in the model's vocabulary: {unknown_words}")
+    if plain:
+        notes.append(f"the picture of {_questions(plain)} has one color only: the answer is a guess")
+    return notes
+
+
+def _questions(asked: Sequence[Prediction]) -> str:
+    first, more = repr(shortened(asked[0].question)), len(asked) - 1
+    return first if not more else f"{first} and {more:,} more {'question' if more == 1 else 'questions'}"
 
 
 def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predictor, Chosen]:
@@ -198,12 +272,15 @@ def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predi
     Raises:
         TrarError: if checkpoint and data are missing or do not fit together.
         DataError: if the features of the data were not made from pictures here.
+        SettingsError: for weights that the extractor has no use for.
     """
     chosen = choose(request)
     data = open_prepared(chosen.data)
     with joined(plan_placement(request.gpus or "cpu", os.environ), timeout_seconds=60.0) as world:
         loaded = chosen.open_model(data, world)
     extractor = extractor_of(data, weights)
+    if weights is not None and "weights" not in extractor.identity():
+        raise SettingsError(f"the features of {data.path} were made without weights", "leave out --weights")
     made, kept = (extractor.grid_size, extractor.width), (data.manifest.grid_size, data.features.width)
     if made != kept:
         raise DataError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,18 @@ import orjson
 
 from trarctl.config.settings import Settings, from_dict
 from trarctl.errors import CheckpointError, DataError, SettingsError
-from trarctl.files import write_bytes, write_json
+from trarctl.files import claimed, remove, sync_folder, whole_file, write_bytes
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
+
+
+# What the readers of ``metrics.jsonl`` need of a line, by its event.
+_NUMBERS: dict[str, tuple[str, ...]] = {
+    "step": ("epoch", "step", "loss", "learning_rate", "temperature"),
+    "epoch": ("epoch", "step"),
+    "validation": ("epoch", "overall"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Metrics:
     steps: list[dict[str, Any]]
     epochs: list[dict[str, Any]]
     validations: dict[int, dict[str, Any]]  # by epoch, counted from 1; of one validated again, the last
+    num_unreadable: int = 0  # lines that were left out
 
     def best_epoch(self, among: Collection[int] | None = None) -> int | None:
         """Find the epoch with the best validation, the first of equals; None without one."""
@@ -64,17 +74,37 @@ class RunFolder:
         """The numbers of finished epochs that have a checkpoint."""
         return [epoch for epoch, step, _ in self.saved() if step == 0]
 
+    def exists(self) -> bool:
+        """Whether the folder holds a run: settings or a checkpoint."""
+        return self.settings_file.is_file() or bool(self.saved())
+
     def create(self) -> None:
         """Make the folder; DataError if it cannot be written."""
+        with self.writable():
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def claimed(self, *, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Be the only writer of the run, whose folder exists, while the block runs.
+
+        Raises:
+            CheckpointError: another process is; the message names it.
+            DataError: the folder cannot be written.
+        """
+        with ExitStack() as stack:
+            with self.writable():
+                stack.enter_context(claimed(self.path, f"run {self.name}", CheckpointError, wait_seconds=wait_seconds))
+            yield
+
+    @contextmanager
+    def writable(self) -> Iterator[None]:
+        """Tell what the file system refuses in the block as a DataError."""
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
+            yield
         except OSError as error:
             raise DataError(
                 f"cannot write the run folder {self.path}: {error.strerror or error}",
-                "choose another with --set run.folder=DIR, or correct its permissions",
+                "choose another with --set run.folder=DIR, or correct its permissions; free some space if it is full",
             ) from error
 
     def record(self, entry: Mapping[str, Any]) -> None:
@@ -82,24 +112,32 @@ class RunFolder:
         self._append(self.metrics_file, orjson.dumps(dict(entry)) + b"\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a crash cut off is left out."""
-        if not self.metrics_file.is_file():
-            return
-        with self.metrics_file.open("rb") as file:
-            for line in file:
-                try:
-                    entry = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    continue
-                if isinstance(entry, dict):
-                    yield entry
+        """The lines of ``metrics.jsonl`` that can be read; one that a crash cut off cannot."""
+        return (entry for entry in self._lines() if entry is not None)
 
     def read_metrics(self) -> Metrics:
         """Read what was measured, by kind."""
-        kinds: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": [], "validation": []}
-        for entry in self.metrics():
-            kinds.get(entry.get("event", ""), []).append(entry)
-        return Metrics(kinds["step"], kinds["epoch"], {entry["epoch"]: entry for entry in kinds["validation"]})
+        kinds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _NUMBERS}
+        num_unreadable = 0
+        for entry in self._lines():
+            if entry is None:
+                num_unreadable += 1
+            else:
+                kinds[entry["event"]].append(entry)
+        validations = {entry["epoch"]: entry for entry in kinds["validation"]}
+        return Metrics(kinds["step"], kinds["epoch"], validations, num_unreadable)
+
+    def _lines(self) -> Iterator[dict[str, Any] | None]:
+        """Each whole line of ``metrics.jsonl``, None for one that cannot be used."""
+        try:
+            with self.metrics_file.open("rb") as file:
+                for line in file:
+                    if line.endswith(b"\n"):
+                        yield _read_line(line)
+        except FileNotFoundError:
+            return
+        except OSError:
+            yield None
 
     def log(self, text: str) -> None:
         """Append a line for people to ``log.txt``."""
@@ -110,10 +148,10 @@ class RunFolder:
             with path.open("ab") as file:
                 file.write(content)
         except OSError as error:
-            raise DataError(
-                f"cannot write {path}: {error.strerror or error}",
-                f"free some space or correct its permissions; then trarctl resume {self.name} goes on",
-            ) from error
+            hint = f"free some space or correct its permissions; then trarctl resume {self.name} goes on"
+            if not self.path.is_dir():
+                hint = f"its folder was moved or removed; where it is now, trarctl resume NAME goes on ({self.path})"
+            raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
     def prune(self, *, epoch: int, best_epoch: int | None, keep: int) -> None:
         """Remove the checkpoints that a new one, after ``epoch`` finished epochs, makes superfluous.
@@ -130,23 +168,56 @@ class RunFolder:
         for path in surplus:
             path.unlink(missing_ok=True)
 
-    def rewind(self, *, epoch: int, step_in_epoch: int, step: int) -> None:
-        """Forget what the run did after that point: metrics are dropped, checkpoints set aside, torn files removed."""
+    def rewind(self, *, epoch: int, step_in_epoch: int, step: int) -> Path | None:
+        """Go back to that point: later metrics are dropped and torn files removed.
+
+        Later checkpoints are set aside, together with all settings and metrics so far: a run of its own.
+
+        Returns:
+            The folder of what was set aside, if anything was.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        with self.writable():
+            return self._rewind(epoch, step_in_epoch, step)
+
+    def _rewind(self, epoch: int, step_in_epoch: int, step: int) -> Path | None:
 
         def is_before(entry: Mapping[str, Any]) -> bool:
             # After the last step of an epoch its own end is still to come.
-            is_end_of_epoch = entry.get("event") != "step" and step_in_epoch > 0
+            is_end_of_epoch = entry["event"] != "step" and step_in_epoch > 0
             return entry.get("step", 0) < step or (entry.get("step", 0) == step and not is_end_of_epoch)
 
+        later = [path for number, steps, path in self.saved() if (number, steps) > (epoch, step_in_epoch)]
         kept = [entry for entry in self.metrics() if is_before(entry)]
-        write_bytes(self.metrics_file, b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
-        for number, steps, path in self.saved():
-            if (number, steps) > (epoch, step_in_epoch):
-                aside = self.checkpoints / "superseded"
-                aside.mkdir(exist_ok=True)
-                path.replace(aside / path.name)
+        with whole_file(self.metrics_file) as temporary:
+            # A full disk shows here, before anything is moved.
+            temporary.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
+            aside = self._set_aside(later) if later else None
         for torn in self.checkpoints.glob(".*.tmp"):
             torn.unlink(missing_ok=True)
+        return aside
+
+    def _set_aside(self, checkpoints: Sequence[Path]) -> Path:
+        folder = self.path / "superseded"
+        numbers = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal()]
+        aside = RunFolder(folder / str(max(numbers, default=0) + 1))
+        try:
+            aside.checkpoints.mkdir(parents=True)
+            for ours, theirs in ((self.settings_file, aside.settings_file), (self.metrics_file, aside.metrics_file)):
+                if ours.is_file():
+                    write_bytes(theirs, ours.read_bytes())
+        except OSError:
+            remove(aside.path)
+            with suppress(OSError):
+                folder.rmdir()
+            raise
+        # The latest first: whatever ends this in between, a plain resume goes on from what is left.
+        for path in reversed(checkpoints):
+            path.replace(aside.checkpoints / path.name)
+        sync_folder(aside.checkpoints)
+        return aside.path
 
     def best_epoch(self) -> int | None:
         """The epoch, counted from 1, with the best validation so far that still has a checkpoint."""
@@ -157,7 +228,7 @@ def list_runs(folder: Path) -> list[RunFolder]:
     """The runs in a folder, the most recently written last."""
     if not folder.is_dir():
         return []
-    runs = [RunFolder(path) for path in folder.iterdir() if (path / "settings.json").is_file()]
+    runs = [RunFolder(path) for path in folder.iterdir() if RunFolder(path).exists()]
     return sorted(runs, key=lambda run: (_last_written(run), run.name))
 
 
@@ -173,9 +244,9 @@ def find_run(text: str | None, folder: Path) -> RunFolder:
             raise CheckpointError(f"no runs in {folder}", "start one: trarctl train")
         return runs[-1]
     for path in (folder / text, Path(text)):
-        if (path / "settings.json").is_file():
-            return RunFolder(path)
-        if path.is_file() and (path.parent.parent / "settings.json").is_file():
+        if RunFolder(path).exists():
+            return RunFolder(path if path.name not in ("", "..") else path.resolve())
+        if path.is_file() and RunFolder(path.parent.parent).exists():
             return RunFolder(path.parent.parent)
     known = ", ".join(run.name for run in runs[-5:]) or "none"
     raise CheckpointError(f"no run {text!r} in {folder} (latest: {known})", "trarctl train starts one")
@@ -201,7 +272,10 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
                 f"run {run.name} has no checkpoint of epoch {epoch_text}", f"there are: {kept}; --ckpt {run.name}@EPOCH"
             )
         return run.epoch_checkpoint(int(epoch_text)), f"{chosen}, epoch {epoch_text}"
-    best = run.best_epoch()
+    metrics = run.read_metrics()
+    if metrics.num_unreadable:
+        chosen += f" (unreadable lines of its metrics.jsonl: {metrics.num_unreadable})"
+    best = metrics.best_epoch(run.saved_epochs())
     if best is not None:
         return run.epoch_checkpoint(best), f"{chosen}, its best epoch {best}"
     saved = run.saved()
@@ -211,23 +285,90 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
 
 
 def _last_written(run: RunFolder) -> float:
-    return max(file.stat().st_mtime for file in (run.settings_file, run.metrics_file) if file.is_file())
+    files = (run.settings_file, run.metrics_file, *(path for *_, path in run.saved()[-1:]))
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
 
 
-def write_settings(run: RunFolder, settings: Settings, data: Path) -> None:
-    """Keep the resolved settings beside the run, with the absolute path of its data."""
+def _read_line(line: bytes) -> dict[str, Any] | None:
+    """What a line of ``metrics.jsonl`` says; None if something that its readers need is missing or of another type."""
+    try:
+        entry = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    names = _NUMBERS.get(entry["event"]) if isinstance(entry, dict) and isinstance(entry.get("event"), str) else None
+    if names is None or not all(type(entry.get(name)) in (int, float) for name in names):
+        return None
+    step, per_type, routes = entry.get("step", 0), entry.get("per_type", {}), entry.get("routes")
+    numbers = [entry.get("samples_per_second", 0.0), *(per_type.values() if isinstance(per_type, dict) else [None])]
+    is_sound = all(type(value) in (int, float) for value in numbers) and (not routes or _is_table(routes))
+    is_counted = type(step) is type(entry["epoch"]) is int and step >= (entry["event"] != "validation")
+    return entry if is_sound and is_counted and entry["epoch"] >= 1 else None
+
+
+def _is_table(rows: Any) -> bool:
+    """Whether it is a list of equally long lists of numbers."""
+    if not (isinstance(rows, list) and all(isinstance(row, list) for row in rows)):
+        return False
+    return len({len(row) for row in rows}) == 1 and all(type(value) in (int, float) for row in rows for value in row)
+
+
+@contextmanager
+def replaced_settings(run: RunFolder, settings: Settings, data: Path) -> Iterator[None]:
+    """Keep the resolved settings beside the run, with the absolute path of its data, once the block has ended well.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full, as a rule before the block begins.
+    """
     values = settings.model_dump(mode="json")
     values["data"]["path"] = str(data.resolve())
-    write_json(run.settings_file, values)
+    with run.writable(), whole_file(run.settings_file) as temporary:
+        temporary.write_bytes(orjson.dumps(values, option=orjson.OPT_INDENT_2) + b"\n")
+        yield
 
 
-def read_settings(run: RunFolder) -> Settings:
-    """The settings of a run, under the name and in the folder that it has now; CheckpointError if they are damaged."""
+def read_settings(run: RunFolder, notes: list[str] | None = None) -> Settings:
+    """The settings of a run, under the name and in the folder that it has now.
+
+    If ``settings.json`` is missing or damaged, they are those of the latest checkpoint that can be read; ``notes``
+    takes what the user should know of it.
+
+    Raises:
+        CheckpointError: no checkpoint has them either.
+    """
     try:
-        settings = from_dict(orjson.loads(run.settings_file.read_bytes()), str(run.settings_file))
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(f"cannot read {run.settings_file}: {error}", "start again: trarctl train") from error
-    except SettingsError as error:
-        raise CheckpointError(error.what, error.hint) from error
+        settings = _settings_in(run.settings_file)
+    except CheckpointError as error:
+        reason, found = error.what, _settings_of_checkpoint(run)
+        if found is None:
+            raise
+        settings, path = found
+        if notes is not None:
+            notes.append(f"{reason}; taking the settings from {path.name}")
     here = settings.run.model_copy(update={"name": run.name, "folder": run.path.parent})
     return settings.model_copy(update={"run": here})
+
+
+def _settings_in(path: Path) -> Settings:
+    try:
+        values = orjson.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise CheckpointError(f"cannot read {path}: it holds no settings", "start again: trarctl train")
+        return from_dict(values, str(path))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}", "start again: trarctl train") from error
+    except orjson.JSONDecodeError as error:
+        raise CheckpointError(f"cannot read {path}: {error}", "start again: trarctl train") from error
+    except SettingsError as error:
+        raise CheckpointError(error.what, error.hint) from error
+
+
+def _settings_of_checkpoint(run: RunFolder) -> tuple[Settings, Path] | None:
+    from trarctl.engine.checkpoint import load_description  # listing sound runs needs no torch
+
+    for _, _, path in reversed(run.saved()):
+        with suppress(CheckpointError, SettingsError):
+            description = load_description(path)
+            settings = from_dict(description.settings, str(path))
+            data = settings.data.model_copy(update={"path": Path(description.data)})
+            return settings.model_copy(update={"data": data}), path
+    return None

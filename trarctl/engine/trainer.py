@@ -6,6 +6,7 @@ Axes: B batch, A answers, L layers, K spans.
 from __future__ import annotations
 
 import functools
+import hashlib
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import trarctl
 from trarctl.config import Loss
-from trarctl.config.settings import Settings
+from trarctl.config.settings import DataSettings, Settings
 from trarctl.data.loader import Batch, Rows, Samples, load_batches, training_plan, training_samples
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
@@ -36,7 +37,7 @@ from trarctl.engine.loading import build_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature
 from trarctl.engine.signals import STOPPING, StopRequest
-from trarctl.errors import DataError, Stopped, TrarError
+from trarctl.errors import DataError, DivergenceError, Stopped
 from trarctl.model.trar import count_parameters
 
 
@@ -73,7 +74,7 @@ class Trainer:
         state: TrainState,
     ) -> None:
         self.settings, self.data, self.run, self.world = settings, data, run, world
-        self.callback, self.stop, self.state = callback, stop, state
+        self.callback, self.stop, self.state = callback, stop, state  # the callback may be changed before ``fit``
         self.model = build_model(settings, data)
         if tensors:
             load_weights(self.model, checkpoint.model_tensors(tensors), run.path)
@@ -87,6 +88,7 @@ class Trainer:
         if settings.run.compile:
             self.network.compile()
         self._samples_of = functools.cache(lambda split: training_samples(data, split, train.loss))
+        self._digest_of = functools.cache(lambda split: digest_of_samples(self._samples_of(split)))
         self._unread: list[StepResult] = []  # steps whose losses were not read yet
         self._saved_at = self._epoch_started = time.monotonic()
         self._samples_before = 0  # of the epoch, by an earlier process
@@ -96,7 +98,7 @@ class Trainer:
 
         Raises:
             Stopped: after a signal; the state is saved.
-            TrarError: if the loss is not finite; the state is saved.
+            DivergenceError: if the loss is not finite; the state is saved.
         """
         run, started = self.run, time.monotonic()
         self.callback(self._run_started())
@@ -163,9 +165,7 @@ class Trainer:
     @property
     def split(self) -> str:
         """The splits that the current epoch trains on."""
-        data = self.settings.data
-        is_later = data.later_split_epoch is not None and self.state.epoch >= data.later_split_epoch
-        return data.later_split if is_later and data.later_split is not None else data.split
+        return split_of_epoch(self.settings.data, self.state.epoch)
 
     @property
     def samples(self) -> Samples:
@@ -304,7 +304,7 @@ class Trainer:
         """Save and end, since a loss or a gradient is not finite; the weights are those from before."""
         where = describe_faults(self.world.all_gather(_first_fault(self._unread)))
         path = self._save()
-        raise TrarError(
+        raise DivergenceError(
             f"the loss or its gradient is not finite at {where} of run {self.run.name}; "
             f"the state is saved in {path.name}, without that step's update",
             f"trarctl resume {self.run.name} --set train.learning_rate=... or train.gradient_clip=...; "
@@ -344,10 +344,8 @@ class Trainer:
 
     def _is_validation_due(self) -> bool:
         every, finished = self.settings.run.validate_every, self.state.epoch + 1
-        if not every or (finished % every and finished != self.settings.train.epochs):
-            return False
-        has_val = "val" in self.data.split_names and "val" not in self.split.split("+")
-        return has_val and self.data.split("val").is_annotated
+        is_due = bool(every) and (finished % every == 0 or finished == self.settings.train.epochs)
+        return is_due and is_validated(self.settings, self.data, self.split)
 
     def _validate(self) -> Validated:
         started, world = time.monotonic(), self.world
@@ -413,7 +411,28 @@ class Trainer:
             backbone=self.data.manifest.images.backbone,
             data=str(self.data.path.resolve()),
             num_processes=self.world.size,
+            samples=self._digest_of(self.split),
+            features=self.data.feature_statistics(),
         )
+
+
+def split_of_epoch(settings: DataSettings, epoch: int) -> str:
+    """The splits that an epoch, counted from 0, trains on."""
+    is_later = settings.later_split_epoch is not None and epoch >= settings.later_split_epoch
+    return settings.later_split if is_later and settings.later_split is not None else settings.split
+
+
+def is_validated(settings: Settings, data: PreparedData, split: str) -> bool:
+    """Whether epochs on a split are followed by a validation: on val, if it has answers and is not trained on."""
+    has_val = "val" in data.split_names and "val" not in split.split("+")
+    return settings.run.validate_every > 0 and has_val and data.split("val").is_annotated
+
+
+def digest_of_samples(samples: Samples) -> str:
+    """SHA-256 of the ids of training questions in their order, hexadecimal."""
+    ids = samples.question_id
+    content = "\0".join(ids.tolist()).encode() if ids.dtype.kind == "U" else ids.astype("<i8").tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def answer_loss(scores: Tensor, target: Tensor, *, loss: Loss) -> Tensor:

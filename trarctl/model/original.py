@@ -50,15 +50,9 @@ RENAMES = (
 
 def translate_name(name: str) -> str:
     """Translate one parameter's name of the original."""
-    name = name.removeprefix("module.")
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def translate_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a whole state dict of the original; shapes stay as they are."""
-    return {translate_name(name): tensor for name, tensor in state.items()}
 
 
 def shape_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:

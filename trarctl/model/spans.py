@@ -39,6 +39,25 @@ def parse_span(span: int | str) -> tuple[Shape, int]:
     return SPAN_SHAPES[name or "window"], int(size)
 
 
+def _holders(spans: Sequence[int | str], grid_size: int) -> list[tuple[bool, ...]]:
+    """For each offset of the grid, row by row, tell which spans hold it."""
+    shapes = [parse_span(span) for span in spans]
+    reach = range(1 - grid_size, grid_size)
+    return [tuple(bool(shape(y, x, size)) for shape, size in shapes) for y in reach for x in reach]
+
+
+def describe_coinciding(spans: Sequence[int | str], grid_size: int) -> list[str]:
+    """Say which spans are the same on a grid, such as the whole grid and a window that reaches over all of it."""
+    same: dict[tuple[bool, ...], list[str]] = {}
+    for span, holds in zip(spans, zip(*_holders(spans, grid_size), strict=True), strict=True):
+        same.setdefault(holds, []).append(str(span))
+    return [
+        f"the spans {' and '.join(names)} show the same cells on a {grid_size}x{grid_size} grid"
+        for names in same.values()
+        if len(names) > 1
+    ]
+
+
 class Spans(nn.Module):
     """The spans of a routed attention layer on its grid, built once; nothing of it is learned or saved.
 
@@ -62,10 +81,7 @@ class Spans(nn.Module):
         super().__init__()
         if not spans or grid_size < 1:
             raise ValueError(f"got {len(spans)} spans on a {grid_size}x{grid_size} grid, expected at least one on 1x1")
-        shapes = [parse_span(span) for span in spans]
-        reach = range(1 - grid_size, grid_size)
-        # For each offset, which spans hold it.
-        holders = [tuple(bool(shape(y, x, size)) for shape, size in shapes) for y in reach for x in reach]
+        holders = _holders(spans, grid_size)
         for span, holds in zip(spans, zip(*holders, strict=True), strict=True):
             if holds != holds[::-1]:
                 raise ValueError(f"span {span!r} is not symmetric: it must hold (-y, -x) where it holds (y, x)")
@@ -78,6 +94,6 @@ class Spans(nn.Module):
         row, column = cell // grid_size, cell % grid_size
         down, right = (axis[None, :] - axis[:, None] + grid_size - 1 for axis in (row, column))
         self.num_cells = grid_size**2
-        pair_class = None if len(classes) == 1 else table[down * len(reach) + right]
+        pair_class = None if len(classes) == 1 else table[down * (2 * grid_size - 1) + right]
         self.register_buffer("pair_class", pair_class, persistent=False)
         self.register_buffer("contains", torch.tensor(classes).t().contiguous(), persistent=False)

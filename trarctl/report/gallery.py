@@ -17,7 +17,7 @@ from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.evaluator import Chosen, Scores, probabilities
 from trarctl.engine.predictor import Insight, inspect
-from trarctl.errors import DataError
+from trarctl.errors import DataError, listed
 from trarctl.report.outcomes import Outcome
 from trarctl.report.pictures import overlay, thumbnail
 
@@ -93,7 +93,7 @@ def examples(
     Pictures come from the folder ``images``; None for the data set's own raw folder, if it has pictures.
 
     Returns:
-        The examples, and why there are no pictures, if there are none.
+        The examples, and why some have no picture, if any.
     """
     insights = _look(rows, data, split, chosen)
     pictures, why = _pictures(rows, data, split, images)
@@ -138,15 +138,26 @@ def _look(rows: Rows, data: PreparedData, split: PreparedSplit, chosen: Chosen) 
 def _pictures(
     rows: Rows, data: PreparedData, split: PreparedSplit, images: Path | None
 ) -> tuple[list[str | None], str | None]:
-    """The picture of each row as a data URI, None where there is none; and why there are none at all."""
+    """The picture of each row as a data URI, None where there is none; and why there is none, with a count."""
     folder = images if images is not None else _own_folder(data)
     if folder is None:
         return [None] * len(rows), "no images: give their folder with --images DIR"
     paths = [_picture_path(folder, data, int(split.image[row])) for row in rows.tolist()]
-    opened = [None if path is None else thumbnail(path) for path in paths]
-    if not any(opened):
-        return opened, f"no images of this split in {folder}"
-    return opened, None
+    if not any(paths):
+        return [None] * len(rows), f"no images of this split in {folder}"
+    opened: dict[Path | None, str | None] = {None: None}
+    faults: list[str] = []
+    for path in dict.fromkeys(filter(None, paths)):
+        try:
+            opened[path] = thumbnail(path)
+        except DataError as error:
+            opened[path] = None
+            faults.append(error.what)
+    notes = [f"{paths.count(None)} of {len(paths)} examples have no image in {folder}"] if None in paths else []
+    notes += (
+        [f"{len(faults)} of {len(opened) - 1} images are unusable: {listed(faults, len(faults))}"] if faults else []
+    )
+    return [opened[path] for path in paths], "; ".join(notes) or None
 
 
 def _own_folder(data: PreparedData) -> Path | None:

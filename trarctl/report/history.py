@@ -50,7 +50,8 @@ class History:
 def read_history(run: RunFolder) -> History:
     """Read a run's metrics, averaged over groups of steps to no more points than a curve can show."""
     metrics = run.read_metrics()
-    steps = [entry for entry in metrics.steps if entry.get("routes")]
+    shaped = [(entry, np.shape(entry["routes"])) for entry in metrics.steps if entry.get("routes")]
+    steps = [entry for entry, shape in shaped if shape == shaped[-1][1]]
     last = (metrics.epochs or steps or [{"step": 1, "epoch": 1}])[-1]
     group = -(-len(steps) // MOST_POINTS) or 1
 
@@ -59,7 +60,9 @@ def read_history(run: RunFolder) -> History:
         starts = range(0, len(values), group)
         return np.stack([values[start : start + group].mean(axis=0) for start in starts]) if len(values) else values
 
-    validations = [(epoch, entry["overall"], entry["per_type"]) for epoch, entry in sorted(metrics.validations.items())]
+    validations = [
+        (epoch, entry["overall"], entry.get("per_type", {})) for epoch, entry in sorted(metrics.validations.items())
+    ]
     return History(
         column("step") / (last["step"] / last["epoch"]),
         column("loss"),
@@ -87,6 +90,7 @@ class RunOverview:
         state: ``finished``, ``running``, ``stopped`` or ``damaged``.
         state_text: the same for people: ``stopped in epoch 3``.
         changed: when it last wrote something, seconds since 1970.
+        num_unreadable: lines of its metrics that cannot be read.
     """
 
     name: str
@@ -101,6 +105,7 @@ class RunOverview:
     state: str
     state_text: str
     changed: float
+    num_unreadable: int = 0
 
 
 def overviews(folder: Path) -> list[RunOverview]:
@@ -141,6 +146,7 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         state=state,
         state_text=text,
         changed=changed,
+        num_unreadable=metrics.num_unreadable,
     )
 
 
@@ -163,6 +169,5 @@ def _size_and_time(folder: Path) -> tuple[int, float]:
 
 
 def _seconds_per_line(settings: Settings, metrics: Metrics) -> float:
-    if not metrics.steps:
-        return 0.0
-    return settings.run.log_every * settings.train.batch_size / max(metrics.steps[-1]["samples_per_second"], 1e-3)
+    speed = metrics.steps[-1].get("samples_per_second") if metrics.steps else None
+    return settings.run.log_every * settings.train.batch_size / max(speed, 1e-3) if speed else 0.0

@@ -28,6 +28,7 @@ from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of
 from trarctl.report.pictures import span_color, span_names, type_name
 
 FILE_NAME = "index.html"
+_SIGNATURE = b" by trarctl "  # in every page, see _facts
 _TASK, _NUM_PARTS = "making the report", 4
 
 
@@ -61,10 +62,15 @@ def prepare_folder(folder: Path) -> None:
     """Make the folder and see that a report can be written there, before any long work begins.
 
     Raises:
-        DataError: if jinja2 is not installed, or the folder cannot be written.
+        DataError: if jinja2 is not installed, the folder cannot be written, or its page is not one of ours.
     """
     _template()
     try:
+        page = folder / FILE_NAME
+        if page.exists() and not (page.is_file() and _SIGNATURE in page.read_bytes()):
+            raise DataError(
+                f"{page} was not written by this program, and would be replaced", "choose another --report DIR"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{FILE_NAME}.{os.getpid()}"
         probe.touch()
@@ -120,7 +126,7 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
     progress(_TASK, 0, _NUM_PARTS)
     outcome = outcome_of(scores, split, request.measured)
     progress(_TASK, 1, _NUM_PARTS)
-    columns = _columns(request)
+    columns, rule = _columns(request)
     progress(_TASK, 2, _NUM_PARTS)
     bins, error = calibration(outcome)
     shown, why_no_pictures = examples(choose_rows(outcome), scores, outcome, data, split, chosen, request.images)
@@ -139,6 +145,7 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
         "measured": request.measured,
         "facts": _facts(request),
         "columns": columns,
+        "rule": rule,
         "counts": counts,
         "spans": [
             {"name": name, "color": span_color(index)}
@@ -177,15 +184,20 @@ def _facts(request: ReportRequest) -> list[tuple[str, str]]:
     ]
 
 
-def _columns(request: ReportRequest) -> list[dict[str, Any]]:
-    """The table of accuracies: this model, then what to compare it with; ``per_type`` may lack types."""
+def _columns(request: ReportRequest) -> tuple[list[dict[str, Any]], str]:
+    """The table of accuracies: this model, then what to compare it with; ``per_type`` may lack types.
+
+    Also by which rules the question alone was answered.
+    """
     data, split, measured = request.data, request.split, request.measured
     columns: list[tuple[str, Any]] = [("this model", measured)]
+    rule = ""
     if data.split("train").is_annotated:
-        for name, guess in (("question alone", question_prior), ("commonest answer", commonest_answer)):
-            columns.append((name, measure(guess(data, split), data, split, measured.evaluator)))
+        guess, rule = question_prior(data, split)
+        guesses = {"question alone": guess, "commonest answer": commonest_answer(data, split)}
+        columns += [(name, measure(guess, data, split, measured.evaluator)) for name, guess in guesses.items()]
     columns += [(f"published: {row.name}", row) for row in data.spec.published_on(split.name)]
-    return [{"name": name, "overall": one.overall, "per_type": one.per_type} for name, one in columns]
+    return [{"name": name, "overall": one.overall, "per_type": one.per_type} for name, one in columns], rule
 
 
 def _routes(outcome: Outcome, scores: Scores, counts: dict[str, int]) -> list[tuple[str, list[list[float]]]]:

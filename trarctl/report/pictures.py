@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.data.features.base import load_images
-from trarctl.errors import DataError
+from trarctl.data.features.reading import read_image, to_rgb
+from trarctl.errors import DataError, shortened
+from trarctl.files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 _MOST_COLUMNS = 4
 _INK = "#222222"
 _SHADE = (16, 20, 26, 175)  # red, green, blue and opacity over a cell that nothing is taken from
+_MOST_DRAWN = 1024  # pixels of the longer side, several times a panel's
+_SAVE_HINT = "--save FILE.png in a folder that can be written"
 LONGEST_SIDE = 320  # pixels of a thumbnail
 _BAR_ROOM = 0.12  # below each picture, in lengths of its longer side
 # Told apart by most color-blind readers; after Okabe and Ito (2008).
@@ -57,11 +62,13 @@ def type_name(name: str) -> str:
     return name.replace("_", " ") or "none"
 
 
-def thumbnail(path: Path) -> str | None:
-    """Shrink an image file to a data URI; None where it is missing or cannot be read."""
-    (image,), problems = load_images([path])
-    if problems:
-        return None
+def thumbnail(path: Path) -> str:
+    """Shrink an image file, upright as the model saw it, to a data URI.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    image = read_image(path)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return _data_uri(image, "PNG" if max(image.size) <= 96 else "JPEG")
 
@@ -96,16 +103,18 @@ def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -
     Raises:
         DataError: if matplotlib is not installed.
     """
-    figure_type, extent = _figure_type(), _extent(image)
+    figure_type, image = require_matplotlib(), to_rgb(image)
+    image.thumbnail((_MOST_DRAWN, _MOST_DRAWN))
+    extent = _extent(image)
     columns = min(2 + len(asked.layer_attention), _MOST_COLUMNS)
     rows = -(-(2 + len(asked.layer_attention)) // columns)
     size = (3.1 * columns, (3.1 * (extent[1] + _BAR_ROOM) + 0.9) * rows + 0.6)
     figure = figure_type(figsize=size, dpi=110, facecolor="white", layout="constrained")
-    figure.suptitle(_plain(asked.question), fontsize=13, color=_INK, wrap=True)
+    figure.suptitle(_plain(shortened(asked.question, most=300)), fontsize=13, color=_INK, wrap=True)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
-    picture = np.asarray(image.convert("RGB")) / 255
+    picture = np.asarray(image)
     likeliest = "\n".join(f"{_plain(name)}  {100 * share:.1f} %" for name, share in asked.answers[:3])
     _panel(panels[0], likeliest, picture, extent)
     _panel(panels[1], "bright: what the\nanswer is read from", picture, extent, asked.answer_attention)
@@ -118,19 +127,39 @@ def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Write a picture in the format that the file's name says.
+    """Write a picture in the format that the file's name says, whole or not at all.
 
     Raises:
-        DataError: if it cannot be written, or the format is unknown.
+        DataError: if it cannot be written.
     """
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DataError(f"cannot write {path}: {reason}", "--save FILE.png in a folder that can be written") from error
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")  # of questions in other scripts than the font's
+        figure.savefig(buffer, format=picture_format(path))
+    write_output(path, buffer.getvalue(), _SAVE_HINT)
 
 
-def _figure_type() -> type[Figure]:
+def picture_format(path: Path) -> str:
+    """Give the format that a file's name says.
+
+    Raises:
+        DataError: if it is none that matplotlib writes, or matplotlib is not installed.
+    """
+    known = require_matplotlib()().canvas.get_supported_filetypes()
+    name = path.suffix.removeprefix(".").lower()
+    if name not in known:
+        raise DataError(f"cannot write {path}: the format {name!r} is not one of {', '.join(known)}", _SAVE_HINT)
+    return name
+
+
+def require_matplotlib() -> type[Figure]:
+    """Give matplotlib's figure.
+
+    Raises:
+        DataError: if matplotlib is not installed.
+    """
+    # What it has to say about its caches is nothing to act on.
+    logging.getLogger("matplotlib").addHandler(logging.NullHandler())
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

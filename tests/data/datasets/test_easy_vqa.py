@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ def _write(folder: Path, num_images: int = 5) -> Path:
     for split in ("train", "test"):
         (folder / split / "images").mkdir(parents=True)
         questions = [["what color is it?", "red", 0], ["is it a circle?", "no", 1], ["what shape is it?", "circle", 2]]
+        ending = "" if split == "train" else "?"
+        questions = [[f"{text}{ending}", answer, image] for text, answer, image in questions]
         (folder / split / "questions.json").write_text(json.dumps(questions * 2))
         for number in range(num_images):
             picture = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -60,7 +63,7 @@ def test_bad_images_are_all_named(tmp_path: Path) -> None:
     raw = _write(tmp_path / "raw")
     (raw / "train/images/0.png").write_bytes(b"")
     (raw / "train/images/2.png").write_bytes((raw / "train/images/2.png").read_bytes()[:200])
-    with pytest.raises(DataError, match=r"2 image files are unusable: .*0.png is not an image.*2.png is truncated"):
+    with pytest.raises(DataError, match=r"2 image files are unusable: .*0.png is empty.*2.png is truncated"):
         prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
 
 
@@ -74,7 +77,7 @@ def test_bad_rows(tmp_path: Path) -> None:
     raw = _write(tmp_path / "raw")
     (raw / "train/questions.json").write_text('[["a?", "yes", 0], ["b?", "no"], ["c?", "no", "1"], 4]')
     with pytest.raises(
-        DataError, match=r"record 1 is not an object, record 2 has '1' as .*, record 3 is not an object"
+        DataError, match=r'record 1 is not an object, record 2 has "1" as .*, record 3 is not an object'
     ):
         prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
 
@@ -95,3 +98,20 @@ def test_the_real_answers_have_types() -> None:
     answers = (package_data() / "answers.txt").read_text().split()
     assert len(answers) == 13
     assert {question_type(answer) for answer in answers} == {"yes/no", "color", "shape"}
+
+
+@pytest.mark.parametrize(("source", "copy"), [("train", "test"), ("test", "train")])
+def test_a_copy_of_the_other_split(tmp_path: Path, source: str, copy: str) -> None:
+    raw = _write(tmp_path / "raw")
+    shutil.copy(raw / source / "questions.json", raw / copy / "questions.json")
+    with pytest.raises(DataError, match="train/questions.json and .*test/questions.json are the same file"):
+        prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
+
+
+def test_a_missing_file_of_one_s_own_set(tmp_path: Path) -> None:
+    raw = _write(tmp_path / "raw")
+    for split in ("train", "test"):
+        (raw / split / "questions.json").unlink()
+    with pytest.raises(DataError, match="no files train/questions.json, test/questions.json in") as error:
+        prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
+    assert str(error.value.hint).endswith("brings the whole set, for which --raw is left out")

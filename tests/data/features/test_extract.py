@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from tests.data.preparing import edit_json, write_clevr
+from trarctl.data.features import extract
 from trarctl.data.features.base import Extractor, ExtractorOptions
 from trarctl.data.features.extract import extractor_of, share_of_environment
 from trarctl.data.features.patches import Patches
-from trarctl.data.prepare import PrepareRequest, prepare, prepare_share
+from trarctl.data.prepare import PrepareRequest, check, prepare, prepare_share
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.errors import DataError, SettingsError
 from trarctl.registry import EXTRACTORS
@@ -115,6 +116,37 @@ def test_processes_share_the_images(
     assert extractor.num_images == 9
 
 
+def test_processes_that_write_nothing_are_not_waited_for_for_ever(
+    request_with_images: PrepareRequest, extractor: type[MeanColor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(extract, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(extract, "_LONGEST_SILENCE_SECONDS", 0.1)
+    with pytest.raises(DataError, match="other processes wrote nothing to .*extracted"):
+        prepare(request_with_images)
+    assert extractor.num_images == 6
+    monkeypatch.setenv("RANK", "1")
+    prepare_share(request_with_images)
+    monkeypatch.setenv("RANK", "0")
+    prepare(request_with_images)
+    assert extractor.num_images == 9
+
+
+@pytest.mark.parametrize("content", [b"", b"x", None])
+def test_a_damaged_picture_is_found_by_check_too(
+    request_with_images: PrepareRequest, extractor: type[MeanColor], tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "images/train/CLEVR_train_000001.png"
+    path.write_bytes(path.read_bytes()[:-30] if content is None else content)
+    found = check(request_with_images)
+    assert ["1 image file is unusable" in one.what for one in found.faults] == [True]
+    assert extractor.num_images == 0
+    with pytest.raises(DataError) as error:
+        prepare(request_with_images)
+    assert error.value.what == found.faults[0].what
+
+
 def test_a_missing_image(request_with_images: PrepareRequest, extractor: type[MeanColor], tmp_path: Path) -> None:
     (tmp_path / "images/train/CLEVR_train_000002.png").unlink()
     with pytest.raises(DataError, match=r"no images for image 2 \(.*images/train\)"):
@@ -125,12 +157,12 @@ def test_a_missing_image(request_with_images: PrepareRequest, extractor: type[Me
 def test_contradictions(request_with_images: PrepareRequest, extractor: type[MeanColor], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="unknown extractor 'vgg'"):
         prepare(replace(request_with_images, extractor="vgg"))
-    with pytest.raises(SettingsError, match="takes no --features"):
+    with pytest.raises(SettingsError, match="--features and --images exclude each other"):
         prepare(replace(request_with_images, features=tmp_path))
     with pytest.raises(DataError, match="no folder of images"):
         prepare(replace(request_with_images, images=tmp_path / "missing"))
     with pytest.raises(SettingsError, match="only making features can be shared"):
-        prepare_share(replace(request_with_images, images=None))
+        prepare_share(replace(request_with_images, images=None, extractor=None))
 
 
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])

@@ -119,6 +119,44 @@ def test_bad_archives(tmp_path: Path, content: bytes, reason: str) -> None:
         read_features(tmp_path / "1.npz")
 
 
+def test_archives_that_are_encrypted_or_compressed_in_another_way(tmp_path: Path) -> None:
+    content = _npz(x=GOOD)
+    for place in (6, content.index(b"PK\x01\x02") + 8):  # the flags of the file and of its entry in the directory
+        content = content[:place] + bytes([content[place] | 1]) + content[place + 1 :]
+    (tmp_path / "1.npz").write_bytes(content)
+    with pytest.raises(FeatureFileError, match="is encrypted"):
+        read_features(tmp_path / "1.npz")
+    content = _npz(x=GOOD)
+    for place in (8, content.index(b"PK\x01\x02") + 10):  # the method of compression
+        content = content[:place] + b"\x63" + content[place + 1 :]
+    (tmp_path / "1.npz").write_bytes(content)
+    with pytest.raises(FeatureFileError, match="compressed in a way that is not read"):
+        read_features(tmp_path / "1.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_content_that_is_damaged(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "1.npz", "w", method) as archive:
+        archive.writestr("x.npy", _npy(np.random.default_rng(0).standard_normal((20, 30)).astype(np.float32)))
+    whole, array = (tmp_path / "1.npz").read_bytes(), read_features(tmp_path / "1.npz")
+    for place in range(40, len(whole) - 120, 97):
+        (tmp_path / "1.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            np.testing.assert_array_equal(read_features(tmp_path / "1.npz"), array)  # a byte that nobody reads
+        except FeatureFileError as error:
+            assert str(error).startswith("is truncated or damaged")  # noqa: PT017 - see above
+
+
+@pytest.mark.filterwarnings("error")
+def test_float64_that_float32_cannot_hold(tmp_path: Path) -> None:
+    write_features(tmp_path / "1.npy", np.array([[1e300, 1.0, -1e39], [0.5, 0.0, 3.4e38]]))
+    with pytest.raises(FeatureFileError, match="holds 2 values beyond the range of float32"):
+        read_features(tmp_path / "1.npy")
+    write_features(tmp_path / "1.npy", np.array([[np.inf, 1.0], [np.nan, 1e-300]]))
+    with pytest.raises(FeatureFileError, match="holds 2 values that are NaN or infinite"):
+        refuse_not_finite(read_features(tmp_path / "1.npy"))
+
+
 def test_a_header_that_promises_too_much(tmp_path: Path) -> None:
     huge = GOOD.replace(b"(3, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
     (tmp_path / "1.npy").write_bytes(huge)

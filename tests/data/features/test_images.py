@@ -66,6 +66,10 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
         feature_folders(VQA, tmp_path / "missing")
 
 
+def _command(**changes: object) -> str:
+    return f"trarctl prepare {changes}"
+
+
 def _named(**splits: list[int]) -> dict[str, np.ndarray]:
     return {name: np.array(ids, dtype=np.int64) for name, ids in splits.items()}
 
@@ -92,21 +96,35 @@ def test_an_image_that_lies_in_another_set_is_found(tmp_path: Path) -> None:
     folders = feature_folders(VQA, tmp_path)
     table = build_table(VQA, _named(train=[3], val=[3, 5], vg=[5]), folders)
     assert {name: rows.tolist() for name, rows in table.rows.items()} == {"train": [0], "val": [0, 1], "vg": [1]}
-    refuse_missing(table, tmp_path, "vqa")
+    refuse_missing(table, tmp_path, VQA, _command)
+
+
+def test_who_asks_about_missing_images_is_counted(tmp_path: Path) -> None:
+    for name, number in (("train2014", 3), ("val2014", 5)):
+        _touch(tmp_path / name, f"COCO_{name}_{number:012d}.jpg.npy")
+    folders = feature_folders(VQA, tmp_path)
+    table = build_table(VQA, _named(train=[3], val=[5], vg=[5, 99, 98, 99]), folders)
+    with pytest.raises(DataError, match=r"no features for images 98 \(.*, 99 \(.*: 3 questions of vg$") as error:
+        refuse_missing(table, tmp_path, VQA, _command)
+    assert str(error.value.hint).endswith("; without VG_questions.json and VG_annotations.json, vg is left out")
+    table = build_table(VQA, _named(train=[3], val=[5, 99], vg=[5, 99, 98, 99]), folders)
+    with pytest.raises(DataError, match=r": 1 questions of val, 3 questions of vg$") as error:
+        refuse_missing(table, tmp_path, VQA, _command)
+    assert "left out" not in str(error.value.hint)
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     _touch(tmp_path / "train2014", "COCO_train2014_000000000003.jpg.npy")
     table = build_table(VQA, _named(train=[3], val=[5]), feature_folders(VQA, tmp_path))
     with pytest.raises(DataError, match=r"no folder .*/val2014 with the features of 1 images"):
-        refuse_missing(table, tmp_path, "vqa")
+        refuse_missing(table, tmp_path, VQA, _command)
 
 
 def test_a_missing_folder_that_training_does_not_need(tmp_path: Path) -> None:
     _touch(tmp_path / "train", "3.npz")
     _touch(tmp_path / "val", "5.npz")
     table = build_table(CLEVR, _named(train=[3], val=[5], test=[1]), feature_folders(CLEVR, tmp_path))
-    assert refuse_missing(table, tmp_path, "clevr") == (f"no features of test: {tmp_path}/test is missing",)
+    assert refuse_missing(table, tmp_path, CLEVR, _command) == (f"no features of test: {tmp_path}/test is missing",)
 
 
 def test_a_changed_file_changes_the_fingerprint(tmp_path: Path) -> None:
@@ -129,8 +147,8 @@ def test_ids_that_are_texts(tmp_path: Path) -> None:
     assert (table.sets[0].ids.tolist(), table.rows["train"].tolist()) == (["a cat", "dog.jpg", "ü"], [1, 0, 1, 2])
     assert table.sets[0].file("a cat") == tmp_path / "all" / "a cat.npy"
     with pytest.raises(DataError, match=r"no features for image ü \(.*/all\)"):
-        refuse_missing(table, tmp_path, "clevr")
+        refuse_missing(table, tmp_path, CLEVR, _command)
     (tmp_path / "empty").mkdir()
     empty = build_table(spec, named, {"all": scan_folder(tmp_path / "empty", [naming])})
     with pytest.raises(DataError, match="no features for images a cat .*, dog.jpg .*, ü "):
-        refuse_missing(empty, tmp_path, "clevr")
+        refuse_missing(empty, tmp_path, CLEVR, _command)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trarctl.data.features.base import ExtractorOptions, load_images, read_extractor
+from trarctl.data.features.base import ExtractorOptions, read_extractor
 from trarctl.data.features.patches import Patches, PatchSettings, describe_patches
 from trarctl.errors import DataError
 
@@ -113,17 +113,3 @@ def test_damaged_descriptions(change: dict[str, object], tmp_path: Path) -> None
 def test_no_description(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no extractor is stored"):
         read_extractor(tmp_path / "backbone.json", OPTIONS)
-
-
-def test_images_that_cannot_be_decoded(tmp_path: Path) -> None:
-    _random(1)[0].save(tmp_path / "good.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
-    (tmp_path / "text.png").write_text("not an image")
-    names = ["good.png", "cut.png", "text.png", "missing.png"]
-    images, problems = load_images([tmp_path / name for name in names])
-    assert [image.size for image in images] == [(64, 64), (1, 1), (1, 1), (1, 1)]
-    assert [problem.split("/")[-1].split(":")[0] for problem in problems] == [
-        "cut.png is truncated or damaged",
-        "text.png is not an image, or is empty",
-        "missing.png is missing",
-    ]

@@ -9,12 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
 
 from trarctl.data import Progress
 from trarctl.data.metrics import Metric, plain_accuracy
-from trarctl.data.records import RawData, RawSplit
+from trarctl.data.records import RawData, RawSplit, rows_of
 from trarctl.data.submission import AnswerFile, JsonAnswers
+from trarctl.errors import DataError
 from trarctl.registry import DATASETS
 
 
@@ -53,6 +57,7 @@ class SplitFiles:
     num_questions: int | None = None  # in the published file; None: no figure is published
     has_answers: bool = True
     borrows_images: bool = False  # its images may belong to any image set, so that it defines none
+    download_hint: str | None = None  # what to do about a missing file; None: as for the data set
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -108,6 +113,7 @@ class DatasetSpec:
     raw_folder: Callable[[], Path] | None = None  # gives the raw folder if none is named; None: data/NAME/raw
 
     # Images.
+    numbers_questions: bool = False  # the files have no ids of questions: they are numbered in file order
     shares_image_ids: bool = False  # an image id means the same image in every set
     image_folder: Callable[[Path, str], Path] = _folder_of_set  # from the folder of all pictures and an image set
     extractor: str | None = None  # describes the pictures in the raw folder; None: features are files, or of --images
@@ -117,6 +123,7 @@ class DatasetSpec:
     drops_rare_answers: bool = False  # the list leaves out answers rarer than --min-answer-count says
     has_one_answer: bool = True  # one answer is the true one; False: several annotators may differ
     metric: Metric = plain_accuracy
+    types_tell_answers: bool = False  # the question types are drawn from the true answers
     type_label: str = "question type"  # what Accuracy.per_type groups questions by
     shows_baselines: bool = False  # the table of eval has what guessing scores
     answer_file: AnswerFile = field(default_factory=JsonAnswers)  # what submit writes and eval --answers reads
@@ -144,6 +151,76 @@ class DatasetSpec:
         """Name the data set and one of its splits, for the head of a table."""
         note = self.split_notes.get(split)
         return f"{self.name} {split}, {note}" if note else f"{self.name} {split}"
+
+
+def check_declared(
+    path: Path,
+    declared: Mapping[tuple[str, str], int],
+    files: SplitFiles,
+    known: Mapping[str, str],
+    warnings: list[str],
+) -> None:
+    """Compare what a file says of itself with the split that it stands for.
+
+    Args:
+        path: the file.
+        declared: how many records, or 1 for the file's head, say what: by field and value.
+        files: the split that the file is read as.
+        known: what a file of each split would say, to the split's name.
+        warnings: one is added if what the file says is no split that is known.
+
+    Raises:
+        DataError: the file says that it is another split.
+    """
+    odd = {said: count for said, count in declared.items() if known.get(said[1]) != files.name}
+    if not odd:
+        return
+    said = ", ".join(f'"{field}": "{value}" ({count:,} times)' for (field, value), count in list(odd.items())[:10])
+    expected = " or ".join(f'"{value}"' for value, name in known.items() if name == files.name)
+    what = f"{path} is read as {files.name}, but says of itself {said}, where {expected} is expected"
+    others = sorted({known[value] for _, value in odd if value in known})
+    if others and not files.borrows_images:
+        raise DataError(what, f"is it the file of {' or '.join(others)}? Put that of {files.name} there")
+    warnings.append(what)
+
+
+def compare_splits(spec: DatasetSpec, splits: Iterable[RawSplit]) -> list[str]:
+    """Look for questions about the same image in the same words in two splits of a data set.
+
+    Where image ids mean another image in each split, the question's id has to be the same as well. Splits that borrow
+    their images are only trained on, and left out.
+
+    Returns:
+        A warning for each pair of splits that share some.
+
+    Raises:
+        DataError: all questions of val are in train, so that what validation measures was learned.
+    """
+    warnings = list[str]()
+    if spec.numbers_questions:
+        return warnings
+    borrowing = {files.name for files in spec.splits if files.borrows_images}
+    for one, other in combinations([split for split in splits if split.name not in borrowing], 2):
+        shared = _num_shared(one, other, shares_image_ids=spec.shares_image_ids)
+        what = f"{shared:,} of the {len(other.texts):,} questions of {other.name} are in {one.name} too"
+        what += ", about the same image in the same words"
+        if shared == len(other.texts) and (one.name, other.name) == ("train", "val"):
+            raise DataError(what, f"is a file of {one.name} a copy of that of {other.name}? Put the right one there")
+        if shared:
+            warnings.append(f"{what}: an accuracy on {other.name} counts answers that were learned by heart")
+    return warnings
+
+
+def _num_shared(one: RawSplit, other: RawSplit, *, shares_image_ids: bool) -> int:
+    """Count the questions of ``other`` that ``one`` holds."""
+    if not shares_image_ids:
+        rows = rows_of(other.question_id, one.question_id)
+        is_candidate = (rows >= 0) & (one.image_id[rows] == other.image_id)
+        return sum(other.texts[row] == one.texts[rows[row]] for row in np.flatnonzero(is_candidate).tolist())
+    rows = np.flatnonzero(np.isin(one.image_id, other.image_id))
+    known = {(one.image_id[row], one.texts[row]) for row in rows.tolist()}
+    rows = np.flatnonzero(np.isin(other.image_id, one.image_id))
+    return sum((other.image_id[row], other.texts[row]) in known for row in rows.tolist())
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:

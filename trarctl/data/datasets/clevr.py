@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,34 @@ import numpy as np
 
 from trarctl.config import EvaluatorName
 from trarctl.data import Progress
-from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, Published, SplitFiles, register_dataset
+from trarctl.data.datasets.base import (
+    DatasetSpec,
+    FileNaming,
+    ImageSetFiles,
+    Published,
+    SplitFiles,
+    check_declared,
+    register_dataset,
+)
 from trarctl.data.metrics import Accuracy, GroundTruth, count_right
-from trarctl.data.records import RawData, RawSplit, RecordReader, StringTable, refuse_duplicates, single_answers
+from trarctl.data.records import (
+    Ids,
+    RawData,
+    RawSplit,
+    RecordReader,
+    StringTable,
+    refuse_duplicates,
+    shown,
+    single_answers,
+)
 from trarctl.data.submission import LineAnswers
 from trarctl.errors import DataError, listed
+
+_LAYOUT = (
+    '{"questions": [{"question_index": 0, "image_index": 0, "question": "is it?", "answer": "yes",'
+    ' "program": [{"function": "exist"}]}]}'
+)
+_PICTURE = re.compile(r"(.*?)([0-9]{1,18})\.\w+", re.ASCII)
 
 
 def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
@@ -24,30 +49,80 @@ def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Prog
         DataError: the file is damaged, or an index appears twice.
     """
     path = raw / files.questions
-    reader = RecordReader(path, "questions", progress)
+    reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_LAYOUT)
     functions = StringTable()
+    declared: Counter[tuple[str, str]] = Counter()
 
     def take(records: list[Any]) -> list[Any]:
-        columns = [
-            reader.ids(records, "question_index"),
-            reader.ids(records, "image_index"),
-            reader.texts(records, "question"),
-        ]
+        first = reader.num_records - len(records)
+        images, texts = reader.ids(records, "image_index"), reader.texts(records, "question")
+        if images is None or texts is None:
+            return [None]
+        if not any("question_index" in record for record in records):
+            reader.count('records without a "question_index", numbered from 0 in file order', len(records))
+            ids: Ids | None = np.arange(first, first + len(records))
+        else:
+            ids = reader.ids(records, "question_index")
+        declared.update(_declared(reader, records, images))
+        columns = [ids, images, texts]
         if files.has_answers:
             last = _last_functions(reader, records)
-            columns.append(reader.codes(records, "answer", data.answers))
+            columns.append(
+                reader.codes(_with_text_answers(reader, records), "answer", data.answers, may_be_blank=False)
+            )
             columns.append(None if last is None else functions.codes(last))
         return columns
 
     question_id, image_id, texts, *answers = reader.collect(take)
+    info = reader.frame.get("info")
+    if isinstance(info, dict) and isinstance(info.get("split"), str):
+        declared["info.split", info["split"]] = 1
+    known = {
+        value: split.name
+        for split in CLEVR.splits
+        for value in (split.name, CLEVR.image_set(split.image_set).images.prefix)
+    }
+    check_declared(path, declared, files, known, data.warnings)
     refuse_duplicates(path, question_id, "question_index")
     data.num_records[files.questions] = len(question_id)
     annotations = single_answers(answers[0], answers[1], functions) if files.has_answers else None
     return RawSplit(files.name, question_id, image_id, texts, annotations)
 
 
+def _declared(reader: RecordReader, records: list[Any], images: Ids) -> Counter[tuple[str, str]]:
+    """Count the splits that records name, and the beginnings of the names of their pictures."""
+    splits = Counter(value for record in records if isinstance(value := record.get("split"), str))
+    declared = Counter({("split", value): count for value, count in splits.items()})
+    names = [record.get("image_filename") for record in records]
+    for (name, image), count in Counter(zip(map(str, names), images.tolist(), strict=True)).items():
+        if match := _PICTURE.fullmatch(name):
+            declared["image_filename", match[1]] += count
+            if int(match[2]) != image:
+                problem = f'has {shown(name)} as "image_filename", but {image} as "image_index"'
+                reader.report(names.index(name), problem)
+    return declared
+
+
+def _with_text_answers(reader: RecordReader, records: list[Any]) -> list[Any]:
+    """Write the answers of the CLEVR engine's own output as the published files have them."""
+    is_raw = [isinstance(record.get("answer"), int) for record in records]
+    if not any(is_raw):
+        return records
+    reader.count(
+        "answers that are true, false or a number, as the CLEVR engine writes them, read as yes, no and text",
+        sum(is_raw),
+    )
+    texts = {True: "yes", False: "no"}
+    return [
+        record
+        if not raw
+        else record | {"answer": texts[answer] if isinstance(answer := record["answer"], bool) else str(answer)}
+        for record, raw in zip(records, is_raw, strict=True)
+    ]
+
+
 def _last_functions(reader: RecordReader, records: list[Any]) -> list[str] | None:
-    """Give the last function of each program; some copies call the field ``type``."""
+    """Give the last function of each program; the CLEVR engine's own output calls the field ``type``."""
     programs = reader.column(records, "program", list)
     if programs is None:
         return None
@@ -56,12 +131,15 @@ def _last_functions(reader: RecordReader, records: list[Any]) -> list[str] | Non
         functions = [step["function"] if "function" in step else step["type"] for step in steps]
     except (KeyError, TypeError, IndexError):
         functions = [None]
-    if set(map(type, functions)) <= {str}:
+    if set(map(type, functions)) <= {str} and all(_type(name, "official") for name in set(functions)):
         return functions
     for number, program in enumerate(programs):
         step = program[-1] if program else None
-        if not (isinstance(step, dict) and type(step.get("function", step.get("type"))) is str):
+        name = step.get("function", step.get("type")) if isinstance(step, dict) else None
+        if not isinstance(name, str):
             reader.report(number, "has a program without a last function")
+        elif _type(name, "official") is None:
+            reader.report(number, f"has a program that ends in {shown(name)}, which CLEVR v1.0 does not have")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,13 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
     Raises:
         DataError: the file is damaged.
     """
-    reader = RecordReader(raw / files.questions, None, progress)
+    for other in {split.questions for split in EASY_VQA.splits} - {files.questions}:
+        if (raw / other).is_file() and filecmp.cmp(raw / other, raw / files.questions, shallow=False):
+            what = f"{raw / files.questions} and {raw / other} are the same file"
+            raise DataError(what, "put each split's own questions there")
+    reader = RecordReader(
+        raw / files.questions, None, progress, warnings=data.warnings, layout='[["is it?", "yes", 0]]'
+    )
     types = StringTable()
 
     def take(rows: list[Any]) -> list[Any]:
@@ -60,7 +67,7 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
             for row in rows
         ]
         images, texts = reader.ids(records, "image_id"), reader.texts(records, "question")
-        answers = reader.column(records, "answer", str)
+        answers = reader.column(records, "answer", str, is_valid=lambda text: bool(text.strip()), expected="a text")
         if answers is None:
             return [None]
         kinds = types.codes([question_type(answer) for answer in answers])
@@ -86,8 +93,10 @@ EASY_VQA = register_dataset(
         ),
         image_sets=(_images("train", 4_000), _images("val", 1_000)),
         read_split=read_easy_vqa_split,
+        numbers_questions=True,
+        types_tell_answers=True,
         grid_size=4,
-        download_hint=_DOWNLOAD_HINT,
+        download_hint=f"{_DOWNLOAD_HINT} brings the whole set, for which --raw is left out",
         aliases={"test": "val"},
         split_notes={"val": "the package's test set"},
         raw_folder=package_data,

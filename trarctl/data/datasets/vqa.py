@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data import Progress
-from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, Published, SplitFiles, register_dataset
+from trarctl.data.datasets.base import (
+    DatasetSpec,
+    FileNaming,
+    ImageSetFiles,
+    Published,
+    SplitFiles,
+    check_declared,
+    register_dataset,
+)
 from trarctl.data.metrics import vqa_accuracy
 from trarctl.data.records import (
     NUM_ANNOTATORS,
@@ -22,11 +31,19 @@ from trarctl.data.records import (
     StringTable,
     refuse_duplicates,
     rows_of,
+    shown,
 )
 from trarctl.data.text import normalize_answer
 from trarctl.errors import DataError, listed
 
-_DOWNLOAD_BOTH = "download both files of the same version again"
+_DOWNLOAD_BOTH = "take both files of the same version"
+_QUESTIONS = '{"questions": [{"question_id": 1, "image_id": 2, "question": "is it?"}]}'
+_ANNOTATIONS = (
+    '{"annotations": [{"question_id": 1, "image_id": 2, "multiple_choice_answer": "yes", '
+    '"answers": [{"answer": "yes"}]}]}'
+)
+_DATA_TYPE = ("mscoco",)
+_TASK_TYPE = ("Open-Ended",)
 
 
 def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
@@ -36,7 +53,7 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
         DataError: a file is damaged, an id appears twice, or annotations and questions do not belong together.
     """
     path = raw / files.questions
-    reader = RecordReader(path, "questions", progress)
+    reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_layout(_QUESTIONS, files))
     question_id, image_id, texts = reader.collect(
         lambda records: [
             reader.ids(records, "question_id"),
@@ -44,12 +61,13 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
             reader.texts(records, "question"),
         ]
     )
+    _check_head(reader, files, data.warnings)
     refuse_duplicates(path, question_id, "question_id")
     data.num_records[files.questions] = len(question_id)
     if files.annotations is None:
         return RawSplit(files.name, question_id, image_id, texts, None)
     path = raw / files.annotations
-    annotated_id, annotated_image, annotations = _read_annotations(path, data.answers, progress)
+    annotated_id, annotated_image, annotations = _read_annotations(path, files, data, progress)
     data.num_records[files.annotations] = len(annotated_id)
     refuse_duplicates(path, annotated_id, "question_id")
     rows = rows_of(annotated_id, question_id)
@@ -79,20 +97,52 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
     return RawSplit(files.name, question_id, image_id, texts, replace(annotations, rows=rows.astype(np.int32)))
 
 
-def _read_annotations(path: Path, answers: StringTable, progress: Progress) -> tuple[Ids, Ids, RawAnnotations]:
+def _layout(layout: str, files: SplitFiles) -> str:
+    return f"{layout}; {files.download_hint}" if files.download_hint else layout
+
+
+def _check_head(reader: RecordReader, files: SplitFiles, warnings: list[str]) -> None:
+    """Compare what stands beside the list with the split, and with the one kind of questions that is read."""
+    known = {value: split.name for split in reversed(VQA.splits) for value in (split.name, split.image_set)}
+    known |= {files.image_set: files.name}
+    for field, right in (("data_subtype", known), ("data_type", _DATA_TYPE), ("task_type", _TASK_TYPE)):
+        value = reader.frame.get(field)
+        if isinstance(value, str):
+            names = dict.fromkeys(right, files.name) if right is not known else known
+            check_declared(reader.path, {(field, value): 1}, files, names, warnings)
+
+
+def _read_annotations(
+    path: Path, files: SplitFiles, data: RawData, progress: Progress
+) -> tuple[Ids, Ids, RawAnnotations]:
     """Read question ids [A], image ids [A] and annotations whose ``rows`` are still to be filled in."""
-    reader = RecordReader(path, "annotations", progress)
+    reader = RecordReader(path, "annotations", progress, warnings=data.warnings, layout=_layout(_ANNOTATIONS, files))
+    numbers = np.zeros(NUM_ANNOTATORS + 1, dtype=np.int64)
     answer_types, question_types = StringTable(), StringTable()
-    question_id, image_id, given, chosen, answer_type, question_type = reader.collect(
-        lambda records: [
-            reader.ids(records, "question_id"),
-            reader.ids(records, "image_id"),
-            _answer_codes(reader, records, answers),
-            reader.codes(records, "multiple_choice_answer", answers, default=""),
+
+    def take(records: list[Any]) -> list[Any]:
+        columns = [reader.ids(records, "question_id"), reader.ids(records, "image_id")]
+        given = _answer_codes(reader, records, data.answers)
+        if given is None:
+            return [None]
+        for name in () if files.borrows_images else ("answer_type", "question_type"):
+            reader.count(
+                f'records without "{name}", by which accuracy is reported', sum(name not in r for r in records)
+            )
+        numbers[:] += np.bincount((given >= 0).sum(axis=1), minlength=len(numbers))
+        return [
+            *columns,
+            given,
+            _chosen_codes(reader, records, given, data.answers),
             reader.codes(records, "answer_type", answer_types, default=""),
             reader.codes(records, "question_type", question_types, default=""),
         ]
-    )
+
+    question_id, image_id, given, chosen, answer_type, question_type = reader.collect(take)
+    _check_head(reader, files, data.warnings)
+    if numbers[:NUM_ANNOTATORS].any():
+        found = ", ".join(f"{count:,} have {number}" for number, count in enumerate(numbers.tolist()) if count)
+        data.warnings.append(f"{path}: questions have other than {NUM_ANNOTATORS} answers: {found}")
     annotations = RawAnnotations(
         rows=np.empty(0, dtype=np.int32),
         answers=given,
@@ -116,15 +166,40 @@ def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) 
     except (KeyError, TypeError, IndexError):
         texts = [None]
     if set(map(type, texts)) <= {str} and lengths.min() > 0 and lengths.max() <= NUM_ANNOTATORS:
+        if blank := {text for text in set(texts) if not text.strip()}:
+            reader.count("answers of annotators that are empty", sum(text in blank for text in texts))
         codes = np.full((len(groups), NUM_ANNOTATORS), -1, dtype=np.int32)
         codes[np.arange(NUM_ANNOTATORS) < lengths[:, None]] = table.codes(texts)
         return codes
     for number, group in enumerate(groups):
         if not 0 < len(group) <= NUM_ANNOTATORS:
             reader.report(number, f"has {len(group)} answers, expected 1 to {NUM_ANNOTATORS}")
-        elif not all(isinstance(answer, dict) and type(answer.get("answer")) is str for answer in group):
-            reader.report(number, "has an answer that is not text")
+            continue
+        wrong = [one for one in group if not (isinstance(one, dict) and type(one.get("answer")) is str)]
+        if wrong:
+            reader.report(number, f'has {shown(wrong[0])} among its "answers", expected {{"answer": TEXT}}')
     return None
+
+
+def _chosen_codes(
+    reader: RecordReader, records: list[Any], given: npt.NDArray[np.int32], table: StringTable
+) -> npt.NDArray[np.int32] | None:
+    """Number the answers that count for the answer list, [records]; else the commonest of those given."""
+    texts = [record.get("multiple_choice_answer") for record in records]
+    if set(map(type, texts)) <= {str} and all(map(str.strip, set(texts))):
+        return table.codes(texts)
+    strings = list(table)
+    for number, text in enumerate(texts):
+        if text is None or (isinstance(text, str) and not text.strip()):
+            names = [name for name in (strings[code] for code in given[number] if code >= 0) if name.strip()]
+            if not names:
+                reader.report(number, "has only empty answers")
+            texts[number] = Counter(names).most_common(1)[0][0] if names else "?"
+            reader.count(
+                'records without a "multiple_choice_answer", for which the commonest of their answers stands in'
+            )
+    filled = [{"multiple_choice_answer": text} for text in texts]
+    return reader.codes(filled, "multiple_choice_answer", table)
 
 
 def _split(name: str, image_set: str, num_questions: int, *, has_answers: bool = True) -> SplitFiles:
@@ -155,6 +230,8 @@ VQA = register_dataset(
                 "VG_annotations.json",
                 is_required=False,
                 borrows_images=True,
+                download_hint="VG_questions.json and VG_annotations.json are openvqa's, in VQA-v2's layout with COCO's"
+                " image ids; Visual Genome's own files are not. Without both files, vg is left out",
             ),
         ),
         image_sets=(

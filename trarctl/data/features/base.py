@@ -1,4 +1,4 @@
-"""Pictures to grid features: what every extractor offers, how one is made, and how pictures are read.
+"""Pictures to grid features: what every extractor offers, and how one is made; ``reading`` decodes the pictures.
 
 An extractor is one class in one file, registered by name; ``tests/extending/test_extractor.py`` has a small one.
 
@@ -57,7 +57,11 @@ class Extractor(ABC):
 
     @abstractmethod
     def extract(self, images: Sequence[Image]) -> Float32s:
-        """Turn images of any size and mode into features [B, N, W]."""
+        """Turn RGB images of any size into features [B, N, W]; those that ``shrink`` gave or not, with one result."""
+
+    def shrink(self, image: Image) -> Image:
+        """Resize an image to what ``extract`` works on; called as soon as it is decoded, so that few are in memory."""
+        return image
 
     def identity(self) -> dict[str, Any]:
         """Give what features depend on besides name, grid and fit, as JSON can hold it."""
@@ -109,29 +113,3 @@ def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
         f"the features in {folder} were made by {name} with weights other than {here}",
         "--weights FILE: the file that trarctl prepare was given",
     )
-
-
-def read_image(path: Path) -> Image | str:
-    """Decode an image file to RGB; of an unusable one say what is wrong, beginning with its name."""
-    import PIL.Image
-
-    if path.exists() and not path.is_file():
-        return f"{path} is not a file"
-    try:
-        with PIL.Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        return f"{path} is missing"
-    except PIL.UnidentifiedImageError:
-        return f"{path} is not an image, or is empty"
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        return f"{path} is truncated or damaged: {error}"
-
-
-def load_images(paths: Iterable[Path]) -> tuple[list[Image], list[str]]:
-    """Decode image files to RGB, unusable ones to a black pixel; also say what is wrong with those."""
-    import PIL.Image
-
-    found = [read_image(path) for path in paths]
-    black = PIL.Image.new("RGB", (1, 1))
-    return [black if isinstance(one, str) else one for one in found], [one for one in found if isinstance(one, str)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trarctl.data import Progress
-from trarctl.data.features.base import (
-    Extractor,
-    ExtractorOptions,
-    load_images,
-    other_weights,
-    read_extractor,
-    read_image,
-)
-from trarctl.data.features.grid import FeatureFileError, Floats, read_cells, read_shape, store_cells
+from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
+from trarctl.data.features.grid import FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
+from trarctl.data.features.reading import read_images
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
@@ -39,6 +33,7 @@ if TYPE_CHECKING:
 
 # Few enough that a batch of small images stays in the processor's cache.
 _BATCH_IMAGES = 32
+_PAUSE_SECONDS, _LONGEST_SILENCE_SECONDS = 1.0, 3600.0
 
 
 def share_of_environment() -> tuple[int, int]:
@@ -50,9 +45,9 @@ def share_of_environment() -> tuple[int, int]:
     return int(rank), int(size)
 
 
-def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: Floats) -> list[str]:
+def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: Floats) -> list[Problem]:
     """Write features into ``out`` [B, N, W], from row ``first`` of a set on; return what is wrong with pictures."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     for start in range(0, len(out), _BATCH_IMAGES):
         ids = images.ids[first + start : first + min(start + _BATCH_IMAGES, len(out))].tolist()
         good, features, bad = _described(images, ids, extractor)
@@ -62,7 +57,8 @@ def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: 
             try:
                 store_cells(cells, target)
             except FeatureFileError as error:
-                problems.append(f"what {extractor.name} makes of {images.file(image_id)} {error}")
+                what = f"what {extractor.name} makes of {images.file(image_id)} {error}"
+                problems.append(Problem(what, error.hint))
     return problems
 
 
@@ -84,17 +80,18 @@ def extract_files(
     folder.mkdir(parents=True, exist_ok=True)
     if extractor.is_fitted:
         if rank == 0 and not (folder / BACKBONE).exists():
-            extractor.fit(training_images(sets[0], progress))
+            extractor.fit(training_images(sets[0], extractor, progress))
             write_json(folder / BACKBONE, extractor.describe())
+        waiting = _Patience(folder)
         while not (folder / BACKBONE).exists():
             progress("waiting for the first process", 0, None)
-            time.sleep(1)
+            waiting.sleep(0)
         extractor = read_extractor(folder / BACKBONE, options)
     own = {images.name: images.ids[rank::num_processes].tolist() for images in sets}
     left = {images.name: _left(folder, images, own[images.name]) for images in sets}
     if any(left.values()):
         extractor.load()
-    problems: list[str] = []
+    problems: list[Problem] = []
     for images in sets:
         (folder / images.name).mkdir(exist_ok=True)
         done = len(own[images.name]) - len(left[images.name])
@@ -107,20 +104,55 @@ def extract_files(
                 progress(f"extracting features of {images.name}", done, len(own[images.name]))
     refuse_problems("image", problems)
     for images in sets if num_processes > 1 and rank == 0 else []:
-        others = images.ids.tolist()
+        others, waiting = images.ids.tolist(), _Patience(folder)
         while others := _left(folder, images, others):
             progress("waiting for the other processes", len(images.ids) - len(others), len(images.ids))
-            time.sleep(1)
+            waiting.sleep(len(others))
     return folder, extractor
 
 
-def training_images(images: ImageSet, progress: Progress) -> Iterator[list[Image]]:
+class _Patience:
+    """Waits for other processes as long as their work goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._left, self._since = folder, -1, time.monotonic()
+
+    def sleep(self, num_left: int) -> None:
+        """Wait a moment; a DataError says that nothing changed for too long."""
+        if num_left != self._left:
+            self._left, self._since = num_left, time.monotonic()
+        if time.monotonic() - self._since > _LONGEST_SILENCE_SECONDS:
+            what = f"other processes wrote nothing to {self._folder} for {_LONGEST_SILENCE_SECONDS / 60:.0f} minutes"
+            raise DataError(what, "see that all of them run with the same options; what is done is kept")
+        time.sleep(_PAUSE_SECONDS)
+
+
+def check_pictures(sets: Sequence[ImageSet], progress: Progress) -> None:
+    """Decode every picture; a DataError names those that are unusable."""
+    problems = list[Problem]()
+
+    def look(ids: Sequence[Any]) -> list[Problem]:
+        return _problems(read_images(map(images.file, ids), lambda image: image.resize((1, 1)))[1])
+
+    for images in sets:
+        pieces = batched(images.ids.tolist() if images.folder else [], _BATCH_IMAGES)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for number, bad in enumerate(pool.map(look, pieces), start=1):
+                problems += bad
+                progress(
+                    f"checking images of {images.name}", min(number * _BATCH_IMAGES, len(images.ids)), len(images.ids)
+                )
+    refuse_problems("image", problems)
+
+
+def training_images(images: ImageSet, extractor: Extractor, progress: Progress) -> Iterator[list[Image]]:
     """Give batches of images to fit an extractor to; a DataError names those that are unusable, after the last."""
-    problems, done = list[str](), 0
+    problems, done = list[Problem](), 0
     for ids in batched(images.ids.tolist(), _BATCH_IMAGES):
-        loaded, bad = load_images(images.file(image_id) for image_id in ids)
-        problems += bad
-        yield loaded
+        loaded, bad = read_images((images.file(image_id) for image_id in ids), extractor.shrink)
+        problems += _problems(bad)
+        if loaded:
+            yield list(loaded.values())
         done += len(ids)
         progress("fitting the image descriptor", done, len(images.ids))
     refuse_problems("image", problems)
@@ -190,19 +222,22 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
     return [image_id for image_id in ids if not is_done(image_id)]
 
 
-def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[str]]:
+def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
+    return [Problem(error.what, error.hint or "replace these files with good copies") for error in pictures.values()]
+
+
+def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:
     """Decode images and describe the good ones: their ids, features [B, N, W], and what is wrong with the others."""
-    found = {image_id: read_image(images.file(image_id)) for image_id in ids}
-    good = {image_id: one for image_id, one in found.items() if not isinstance(one, str)}
-    shape = (len(good), extractor.grid_size**2, extractor.width)
-    features = extractor.extract(list(good.values())) if good else np.empty(shape, dtype=np.float32)
+    found, problems = read_images((images.file(image_id) for image_id in ids), extractor.shrink)
+    shape = (len(found), extractor.grid_size**2, extractor.width)
+    features = extractor.extract(list(found.values())) if found else np.empty(shape, dtype=np.float32)
     if features.shape != shape:
         what = f"the extractor {extractor.name} gave features of shape {list(features.shape)}, expected {list(shape)}"
         raise DataError(what, "correct its width, or what its extract returns")
-    return list(good), features, [one for one in found.values() if isinstance(one, str)]
+    return [image_id for image_id in ids if images.file(image_id) in found], features, _problems(problems)
 
 
-def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequence[Any]) -> tuple[int, list[str]]:
+def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequence[Any]) -> tuple[int, list[Problem]]:
     """Write the feature files of a batch of images; give its size, and what is wrong with images."""
     # Taken before the image is read: an image that changes meanwhile is then described again.
     modified = {one: path.stat().st_mtime_ns for one in ids if (path := images.file(one)).exists()}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import stat
-import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,17 +23,35 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
-from trarctl.data.manifest import FEATURES, ImageSetPart, ImagesPart, prepare_command
+from trarctl.data.manifest import FEATURES, FeatureStatistics, ImageSetPart, ImagesPart, prepare_command
 from trarctl.errors import DataError
 
 Floats = npt.NDArray[np.floating]
 
 _LARGEST_MEMBER_BYTES = 1 << 30
 _LARGEST_HEADER = 1024
+_AS_FLOAT32 = "pack them as float32: --pack float32"
+_NUM_SAMPLED, _NUM_VERIFIED = 64, 16  # images of a set
 
 
 class FeatureFileError(Exception):
-    """One feature file cannot be used; the message says why, without the file's name."""
+    """One feature file cannot be used; the message says why, without the file's name, and ``hint`` what helps."""
+
+    def __init__(self, why: str, hint: str = "replace these files with good copies") -> None:
+        super().__init__(why)
+        self.hint = hint
+
+
+class Problem(NamedTuple):
+    """What is wrong with a file, beginning with its name, and what helps."""
+
+    what: str
+    hint: str
+
+    @classmethod
+    def of(cls, path: Path, error: FeatureFileError) -> Problem:
+        """Give what an error says about a file."""
+        return cls(f"{path} {error}", error.hint)
 
 
 class ArrayHeader(NamedTuple):
@@ -63,7 +82,14 @@ def read_features(path: Path, width: int | None = None) -> Floats:
         raise FeatureFileError(f"has features of width {header.shape[1]}, expected {width}")
     numbers: Floats = np.frombuffer(content, dtype=header.dtype, offset=header.start)
     array = numbers.reshape(header.shape, order="F" if header.is_fortran else "C")
-    return array.astype(header.native, copy=False)
+    if header.dtype.itemsize <= header.native.itemsize:
+        return array.astype(header.native, copy=False)
+    with np.errstate(over="ignore"):
+        narrowed: Floats = array.astype(header.native)
+    beyond = int((np.isinf(narrowed) & np.isfinite(array)).sum())
+    if beyond:
+        raise FeatureFileError(f"holds {beyond:,} values beyond the range of float32")
+    return narrowed
 
 
 def read_shape(path: Path) -> tuple[tuple[int, int], np.dtype[np.floating]]:
@@ -109,19 +135,19 @@ def store_cells(array: Floats, out: Floats) -> None:
     magnitudes = (out[:rows].view(np.uint16) & np.uint16(0x7FFF)).max(axis=1)
     if magnitudes.max() >= 0x7C00:
         refuse_not_finite(array)
-        raise FeatureFileError("holds values beyond the range of float16: pack it as float32")
+        raise FeatureFileError("holds values beyond the range of float16", _AS_FLOAT32)
     vanished = np.flatnonzero(magnitudes == 0)
     if len(vanished) and array[vanished].any():
-        raise FeatureFileError("holds a cell that is zero in float16, which would count as padding: pack it as float32")
+        raise FeatureFileError("holds a cell that is zero in float16, which would count as padding", _AS_FLOAT32)
 
 
-def read_cells(path: Path, out: Floats) -> None:
+def read_cells(path: Path, out: Floats, again: str = "run trarctl prepare again") -> None:
     """Read one image's features into ``out`` [N, W]; a DataError says why that cannot be done."""
     try:
         fit_cells(read_features(path, out.shape[1]), out)
     except FeatureFileError as error:
         what = f"the features in {path} changed since they were prepared: the file {error}"
-        raise DataError(what, "run trarctl prepare again") from None
+        raise DataError(what, again) from None
 
 
 @contextlib.contextmanager
@@ -148,9 +174,27 @@ def _npz_member(file: BufferedReader) -> bytes:
                 raise FeatureFileError('has no array "x"')
             if info.file_size > _LARGEST_MEMBER_BYTES:
                 raise FeatureFileError(f"unpacks to {info.file_size:,} bytes, more than any grid of features")
-            return archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OverflowError) as error:
-        raise FeatureFileError(f"is truncated or damaged: {str(error).lower() or 'bad archive'}") from None
+            if info.flag_bits & 1:
+                raise FeatureFileError("is encrypted", "save them without a password")
+            return _without_boxes(archive.read(info), archive)
+    except NotImplementedError:
+        raise FeatureFileError("is compressed in a way that is not read here", "save them by numpy.savez") from None
+    except (FeatureFileError, MemoryError):
+        raise
+    except Exception as error:  # what zipfile and the decompressors raise over a damaged archive is not documented
+        raise FeatureFileError(f"is truncated or damaged: {str(error).lower() or 'bad archive'}") from error
+
+
+def _without_boxes(content: bytes, archive: zipfile.ZipFile) -> bytes:
+    """Refuse features of boxes with rows and width exchanged, as bottom-up attention stores them."""
+    boxes = next((member for member in archive.infolist() if member.filename == "bbox.npy"), None)
+    if boxes is not None and boxes.file_size <= _LARGEST_MEMBER_BYTES:
+        shape = _header(content[:_LARGEST_HEADER], len(content)).shape
+        num_boxes = _header(archive.read(boxes)[:_LARGEST_HEADER], boxes.file_size).shape[0]
+        if num_boxes == shape[1] != shape[0]:
+            what = f"is transposed: it holds {num_boxes} boxes as [width, boxes], shape {list(shape)}"
+            raise FeatureFileError(what, "save x.T in their place; a model of a grid needs cells of a grid, not boxes")
+    return content
 
 
 def _header(start: bytes, size: int) -> ArrayHeader:
@@ -192,26 +236,73 @@ def _parsed_header(header: bytes) -> ArrayHeader:
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise FeatureFileError(f"holds values of type {dtype.str[1:]}, expected float16 or float32")
     if len(shape) != 2 or min(shape) < 1:
-        raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]")
+        raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]", _how_to_reshape(shape))
     native: np.dtype[Any] = np.dtype(np.float16 if dtype.itemsize == 2 else np.float32)
     num_bytes = len(header) + math.prod(shape) * dtype.itemsize
     return ArrayHeader(shape, dtype, native, is_fortran, len(header), num_bytes)
 
 
+def _rounded(value: Any) -> float:
+    """Leave out the last digits of a sum, which depend on the processor."""
+    return float(f"{value:.6g}")
+
+
+def _how_to_reshape(shape: tuple[int, ...]) -> str:
+    """Say how arrays of another shape become [rows, width]: maps of a network, channels first or last, or a batch."""
+    sizes = [size for size in shape if size != 1] if len(shape) > 3 else list(shape)
+    if len(sizes) == 3 and sizes[0] == 1:
+        return "save array[0] in their place"
+    if len(sizes) == 3 and min(sizes) > 0:
+        if sizes[0] == sizes[1] != sizes[2]:
+            return f"save array.reshape({sizes[0] * sizes[1]}, {sizes[2]}) in their place"
+        return f"save array.reshape({sizes[0]}, {sizes[1] * sizes[2]}).T in their place, if channels come first"
+    return "replace these files with good copies"
+
+
+class _PackedFile:
+    """Reads images of a packed file [I, N, W] by their rows.
+
+    It is not memory-mapped: a mapped file that is cut or whose disk fails ends the process by a bus error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.shape, self._dtype, self._start = array.shape, array.dtype, array.offset
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, row: int, out: Floats) -> bool:
+        """Read one image into ``out`` [N, W]; False if the file ends before it or cannot be read."""
+        cells = out if out.dtype == self._dtype else np.empty(out.shape, self._dtype)
+        try:
+            content: Any = cells.view(np.uint8)
+            size = os.preadv(self._descriptor, [content], self._start + row * cells.nbytes)
+        except OSError:
+            return False
+        if cells is not out:
+            out[:] = cells
+        return size == cells.nbytes
+
+
 class FeatureStore:
     """Features of all images of prepared data, by row of the image table; safe to use from several threads.
 
-    ``part`` is what the manifest says about them, ``ids`` has the image ids of each set, ascending: numbers or texts.
+    ``part`` is what the manifest says about them, ``ids`` has the image ids of each set, ascending: numbers or texts;
+    ``again`` is the command that prepares them again.
     """
 
-    def __init__(self, folder: Path, dataset: str, part: ImagesPart, ids: Sequence[npt.NDArray[Any]]) -> None:
+    def __init__(
+        self, folder: Path, dataset: str, part: ImagesPart, ids: Sequence[npt.NDArray[Any]], again: str | None = None
+    ) -> None:
         self._folder = folder
-        self._cure = f"{prepare_command(dataset)} --features DIR --out {folder}"
+        self._missing = f"{prepare_command(dataset)} --features DIR --out {folder}"
+        self._cure = again or self._missing
         self._sets = part.image_sets
         self._ids = ids
         self._starts = np.cumsum([0] + [images.num_images for images in part.image_sets])
         self.num_cells = part.grid_size**2
         self.width = part.feature_width
+        self._statistics = part.statistics
         self.num_images = int(self._starts[-1])
         stored = {images.stored_type for images in part.image_sets if images.kind != "none"}
         self.dtype: np.dtype[np.floating[Any]] = np.dtype(np.float16 if stored == {"float16"} else np.float32)
@@ -242,18 +333,58 @@ class FeatureStore:
             targets = np.flatnonzero(set_indices == index)
             images, packed, local = self._sets[index], self._packed[index], rows[targets] - self._starts[index]
             if images.kind == "none":
-                raise DataError(f"{self._folder} was prepared without features of {images.name}", self._cure)
+                raise DataError(f"{self._folder} was prepared without features of {images.name}", self._missing)
             if packed is not None:
-                target = out[targets[0] : targets[-1] + 1]
-                if len(target) == len(targets) and out.dtype == packed.dtype:
-                    # They lie side by side: copied once. Other modes than clip copy everything twice.
-                    np.take(np.asarray(packed), local, axis=0, out=target, mode="clip")
-                else:
-                    out[targets] = packed[local]
+                for target, row in zip(targets.tolist(), local.tolist(), strict=True):
+                    if not packed.read(row, out[target]):
+                        raise self._damaged(f"{FEATURES}/{images.file}")
                 continue
             for row, image_id in zip(targets.tolist(), self._ids[index][local].tolist(), strict=True):
-                read_cells(self._file(images, image_id), out[row])
+                read_cells(self._file(images, image_id), out[row], self._cure)
         return out
+
+    def statistics(self, num_images: int = _NUM_SAMPLED) -> FeatureStatistics | None:
+        """Describe the features by a fixed sample of ``num_images`` of every set; None while there are none.
+
+        Which images are taken depends on their ids alone, so that other tables of the same images share most of them.
+        """
+        images: dict[str, dict[str, tuple[float, ...]]] = {}
+        zero_cells, squares = list[float](), list[float]()
+        along_cells, along_width = np.linspace(-1, 1, self.num_cells), np.linspace(-1, 1, self.width)
+        for start, part, ids in zip(self._starts.tolist(), self._sets, self._ids, strict=False):
+            if part.kind == "none":
+                continue
+            sums = np.array([zlib.crc32(str(one).encode()) for one in ids.tolist()], dtype=np.uint32)
+            for row in np.argsort(sums, kind="stable")[:num_images].tolist():
+                cells = self.read(np.array([start + row]))[0].astype(np.float64)
+                if not np.isfinite(cells).all():
+                    what = f"the features of image {part.name}/{ids[row]} in {self._folder} are NaN or infinite"
+                    raise DataError(what, self._cure)
+                by_cell, by_width = cells.mean(axis=1) @ along_cells, cells.mean(axis=0) @ along_width
+                moments = cells.mean(), cells.std(), by_cell / self.num_cells, by_width / self.width
+                images.setdefault(part.name, {})[str(ids[row])] = tuple(map(_rounded, moments))
+                zero_cells.append(float((~cells.any(axis=1)).mean()))
+                squares.append(float(np.square(cells).mean()))
+        if not images:
+            return None
+        mean = float(np.mean([moments[0] for one in images.values() for moments in one.values()]))
+        deviation = max(float(np.mean(squares)) - mean**2, 0.0) ** 0.5
+        return FeatureStatistics(
+            mean=_rounded(mean),
+            deviation=_rounded(deviation),
+            zero_cells=_rounded(np.mean(zero_cells)),
+            images=images,
+        )
+
+    def verify(self) -> None:
+        """Compare some images with what they were when they were prepared; a DataError says how they differ."""
+        if self._statistics is None:
+            return
+        found = self.statistics(_NUM_VERIFIED)
+        if found is not None and (difference := found.difference(self._statistics)):
+            raise DataError(
+                f"the features of {self._folder} changed since they were prepared: {difference}", self._cure
+            )
 
     def _set_indices(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Give the index of each row's image set, [R]."""
@@ -266,15 +397,15 @@ class FeatureStore:
             raise self._damaged("manifest.json")
         return self._folder / images.folder / images.naming.naming().name(image_id)
 
-    def _open(self, images: ImageSetPart) -> Floats:
-        path = self._folder / FEATURES / str(images.file)
+    def _open(self, images: ImageSetPart) -> _PackedFile:
+        name = f"{FEATURES}/{images.file}"
         try:
-            array: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise self._damaged(str(path)) from None
-        if array.shape != (images.num_images, self.num_cells, self.width):
-            raise self._damaged(str(path))
-        return array
+            file = _PackedFile(self._folder / name)
+        except Exception as error:  # what numpy raises over a damaged header is not documented
+            raise self._damaged(name) from error
+        if file.shape != (images.num_images, self.num_cells, self.width):
+            raise self._damaged(name)
+        return file
 
     def _damaged(self, name: str) -> DataError:
         return DataError(f"prepared data in {self._folder} is damaged: {name}", self._cure)

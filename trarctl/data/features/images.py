@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
+from trarctl.data.features.grid import FeatureFileError, Problem, read_features
 from trarctl.data.manifest import IMAGES
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
 
 Item = TypeVar("Item")
+Command = Callable[..., str]
+"""Gives the command that prepares the data, with other values of some options."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Folder:
     naming: FileNaming
     ids: Ids
     num_odd: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class ImageSet:
         assert self.folder is not None  # noqa: S101 - the callers pass over sets without a folder
         return self.folder.path / self.folder.naming.name(image_id)
 
+    def file_of_row(self, row: int) -> Path:
+        """Give the file of the image in a row of the set."""
+        return self.file(self.ids[row].item())
+
 
 @dataclass(frozen=True)
 class ImageTable:
@@ -69,11 +78,13 @@ class ImageTable:
             write_array(folder / IMAGES / f"{name}.npy", array)
 
 
-def refuse_problems(kind: str, problems: Sequence[str]) -> None:
-    """Raise a DataError that names the first ten unusable files of a kind, if there are any."""
+def refuse_problems(kind: str, problems: Sequence[Problem]) -> None:
+    """Raise a DataError that names the first ten unusable files of a kind, if there are any, and all that helps."""
     if problems:
         noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
-        raise DataError(f"{noun} unusable: {listed(problems, len(problems))}", "replace these files with good copies")
+        hints = dict.fromkeys(problem.hint for problem in problems)
+        what = f"{noun} unusable: {listed((problem.what for problem in problems), len(problems))}"
+        raise DataError(what, "; ".join(list(hints)[:3]))
 
 
 def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
@@ -90,14 +101,37 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
     except OSError as error:
         what = f"cannot read the folder {path}: {error.strerror or error}"
         raise DataError(what, "make it readable: chmod u+rx") from error
-    best, ids = namings[0], namings[0].ids(names)
-    for naming in namings[1:]:
-        if len(ids) > len(names) // 2:
-            break
-        others = naming.ids(names)
-        if len(others) > len(ids):
-            best, ids = naming, others
-    return Folder(path, best, np.unique(np.array(ids, dtype=None if ids else np.int64)), len(names) - len(ids))
+    found = {namings[0]: namings[0].ids(names)}
+    if len(found[namings[0]]) < len(names):
+        found |= {naming: naming.ids(names) for naming in namings[1:]}
+    best = max(found, key=lambda naming: len(found[naming]))
+    warnings = [
+        f"{len(ids):,} files in {path} are left out, since they are named like {naming.name(min(ids))}, and"
+        f" {len(found[best]):,} like {best.name(min(found[best]))}"
+        for naming, ids in found.items()
+        if naming != best and ids and not _refuse_two_kinds(path, {best: found[best], naming: ids})
+    ]
+    ids = np.unique(np.array(found[best], dtype=None if found[best] else np.int64))
+    return Folder(path, best, ids, len(names) - len(found[best]), tuple(warnings))
+
+
+def _refuse_two_kinds(path: Path, found: Mapping[FileNaming, Sequence[Any]]) -> bool:
+    """Refuse two files of one image that differ; give whether there are images with two files."""
+    one, other = found
+    shared = sorted(set(found[one]) & set(found[other]))
+    for image_id in shared[:1]:
+        try:
+            ours, theirs = (read_features(path / naming.name(image_id)) for naming in found)
+        except FeatureFileError:
+            continue
+        # One may be a copy of the other as float16.
+        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+            raise DataError(
+                f"{path} holds two files each for {len(shared):,} images, and they differ:"
+                f" {one.name(image_id)} and {other.name(image_id)}",
+                "move the files of one kind to another folder",
+            )
+    return bool(shared)
 
 
 def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
@@ -107,14 +141,14 @@ def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
     return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
 
 
-def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], root: Path) -> ImageTable:
+def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], root: Path, command: Command) -> ImageTable:
     """Look up the picture of every image that a question names; a DataError names those that are missing."""
     if not root.is_dir():
         raise DataError(f"no folder of images {root}", "pass the folder that holds them: --images DIR")
     sets = spec.image_sets
     folders = {one.name: scan_folder(spec.image_folder(root, one.name), [one.images]) for one in sets}
     table = build_table(spec, named, folders)
-    refuse_missing(table, root, spec.name, "images")
+    refuse_missing(table, root, spec, command, "images")
     return table
 
 
@@ -158,23 +192,71 @@ def _known_ids(spec: DatasetSpec, image_set: str, named: Mapping[str, Ids], fold
     return np.unique(np.concatenate(asking)) if asking else np.empty(0, np.int64)
 
 
-def refuse_missing(table: ImageTable, root: Path, dataset: str, what: str = "features") -> tuple[str, ...]:
-    """Raise a DataError that names the first ten images that are missing; warn of folders that are, but not needed."""
-    warnings, missing, count = list[str](), list[str](), 0
+def refuse_missing(
+    table: ImageTable, root: Path, spec: DatasetSpec, command: Command, what: str = "features"
+) -> tuple[str, ...]:
+    """Raise a DataError that names the first ten images that are missing, and what is there instead.
+
+    Returns:
+        Warnings of folders that are missing, but not needed, and of files that are left out.
+    """
+    warnings, missing = list[str](), list[str]()
+    rows, start, instead = list[int](), 0, list[tuple[str, str]]()
     for images in table.sets:
         if images.folder is not None:
-            absent = images.ids[rows_of(images.ids, images.folder.ids) < 0]
-            count += len(absent)
+            is_absent = rows_of(images.ids, images.folder.ids) < 0
+            absent = images.ids[is_absent]
+            rows += (start + np.flatnonzero(is_absent)).tolist()
             missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
+            warnings += images.folder.warnings
+            instead += _instead(images, images.folder, absent.tolist(), what)
         elif images.files.is_required and len(images.ids):
             problem = f"no folder {root / images.name} with the {what} of {len(images.ids):,} images"
-            raise DataError(problem, f"trarctl prepare {dataset} --{what} DIR, a folder that holds {images.name}")
+            where = [one for one in (root.absolute().parent, *sorted(root.glob("*/"))) if (one / images.name).is_dir()]
+            if where:
+                raise DataError(f"{problem}, but {where[0] / images.name}", command(**{what: where[0]}))
+            holds = listed(sorted(path.name for path in root.iterdir()), len(list(root.iterdir())), most=5)
+            raise DataError(f"{problem}; {root} holds {holds or 'nothing'}", _to_add(spec, command, what, images.name))
         elif len(images.ids):
             warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
-    if count:
-        problem = f"no {what} for {'image' if count == 1 else 'images'} {listed(missing, count)}"
-        raise DataError(problem, f"trarctl prepare {dataset} --{what} DIR, with a complete copy")
+        start += len(images.ids)
+    if rows:
+        asked = {split: int(np.isin(asking, rows).sum()) for split, asking in table.rows.items()}
+        who = ", ".join(f"{number:,} questions of {split}" for split, number in asked.items() if number)
+        problem = f"no {what} for {'image' if len(rows) == 1 else 'images'} {listed(missing, len(rows))}: {who}"
+        said, hint = instead[0] if instead else ("", "")
+        hint = hint or _to_add(spec, command, what, "these images")
+        # Visual Genome has pictures that COCO has not.
+        optional = [one for one in spec.splits if not one.is_required and asked.get(one.name)]
+        if len(optional) == sum(map(bool, asked.values())):
+            hint += "".join(f"; without {' and '.join(one.files)}, {one.name} is left out" for one in optional)
+        raise DataError(f"{problem}{said}", hint)
     return tuple(warnings)
+
+
+def _to_add(spec: DatasetSpec, command: Command, what: str, name: str) -> str:
+    if what == "images":
+        return spec.download_hint if spec.extractor is not None else f"add {name} to the folder of --images"
+    return f"add those of {name}; or leave features out: {command(features=None, pack=None, without_features=True)}"
+
+
+def _instead(images: ImageSet, folder: Folder, absent: Sequence[Any], what: str) -> list[tuple[str, str]]:
+    """Say what lies in a folder that lacks images, and the command that helps, if there is one."""
+    if not absent:
+        return []
+    namings = feature_namings(images.files) if what == "features" else [images.files.images]
+    entries = sorted(folder.path.iterdir())
+    for deeper in [path for path in entries[:1000] if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]:
+        if num := max(len(naming.ids(path.name for path in deeper.iterdir())) for naming in namings):
+            hint = f"find {shlex.quote(str(deeper))} -type f -exec mv -t {shlex.quote(str(folder.path))} {{}} +"
+            return [(f"; {num:,} such files lie in {deeper}", hint)]
+    taken = folder.naming
+    odd = [path.name for path in entries if not taken.ids([path.name])]
+    if not odd:
+        return []
+    expected = namings[0].name(absent[0]) if not len(folder.ids) else taken.name(absent[0])
+    others = "1 file has another name" if len(odd) == 1 else f"{len(odd):,} files have other names"
+    return [(f"; {others} than {expected}, such as {odd[0]}", "")]
 
 
 def fingerprint(images: ImageSet) -> str:

@@ -1,4 +1,4 @@
-"""Second half of ``prepare``: the features of all images, checked where they are, or packed into memory-mapped files.
+"""Second half of ``prepare``: the features of all images, checked where they are, or packed into one file a set.
 
 Axes: Q questions, I images of a set, B images of a block, N cells, W feature width.
 """
@@ -9,7 +9,8 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -22,16 +23,20 @@ import orjson
 from trarctl.data import Progress
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.base import Extractor, ExtractorOptions
-from trarctl.data.features.extract import extract_files, fill_from_pictures, training_images
+from trarctl.data.features.extract import check_pictures, extract_files, fill_from_pictures, training_images
 from trarctl.data.features.grid import (
     FeatureFileError,
+    FeatureStore,
     Floats,
+    Problem,
     read_features,
     read_shape,
     refuse_not_finite,
     store_cells,
 )
 from trarctl.data.features.images import (
+    Command,
+    Folder,
     ImageSet,
     ImageTable,
     batched,
@@ -42,19 +47,21 @@ from trarctl.data.features.images import (
     refuse_missing,
     refuse_problems,
 )
+from trarctl.data.features.survey import Common, Survey, in_common, set_warnings
 from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, NamingPart, StoredType, key_of
-from trarctl.data.records import Ids
-from trarctl.errors import DataError, listed
-from trarctl.files import sync_folder, write_bytes, write_json
+from trarctl.data.records import Ids, rows_of
+from trarctl.errors import DataError
+from trarctl.files import remove, sync_folder, write_bytes, write_json
 from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
-Fill = Callable[[int, Floats], list[str]]
-# What feature files have in common: width W, number type, and what is odd but usable.
-Common = tuple[int, StoredType, tuple[str, ...]]
+Fill = Callable[[int, Floats], list[Problem]]
+Attempt = Callable[[], AbstractContextManager[None]]
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
+# What reading a damaged marker or record raises.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 _NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
 
 
@@ -67,8 +74,8 @@ class ImageOptions:
 
     features: Path | None
     pack: Pack | None
-    check_values: bool
     extractor_options: ExtractorOptions
+    command: Command
     pictures: Path | None = None
     extractor: str = ""
     packs_pictures: bool = False
@@ -78,6 +85,7 @@ class ImageOptions:
 class ImagePlan:
     """The image table, and a key that changes with all that the features depend on; ``extractor`` may be unfitted."""
 
+    dataset: str
     options: ImageOptions
     table: ImageTable
     fingerprints: dict[str, str]
@@ -95,44 +103,92 @@ def plan_images(
     # The key's entries are those of version 0.1, so that what it prepared is not prepared again.
     made_by: dict[str, Any] = {"patches": None}
     if options.pictures is not None and options.packs_pictures:
-        table = picture_table(spec, named, options.pictures)
+        table = picture_table(spec, named, options.pictures, options.command)
         extractor = EXTRACTORS[options.extractor](options.extractor_options)
         made_by = {extractor.name: extractor.identity()}
     else:
         if options.pictures is not None:
-            sets = picture_table(spec, named, options.pictures).sets
+            sets = picture_table(spec, named, options.pictures, options.command).sets
             root, extractor = extract_files(sets, options.extractor, options.extractor_options, out, progress)
         table = build_table(spec, named, {} if root is None else feature_folders(spec, root))
-        warnings = () if root is None else refuse_missing(table, root, spec.name)
+        warnings = () if root is None else refuse_missing(table, root, spec, options.command)
     fingerprints = {images.name: fingerprint(images) for images in table.sets}
     key = {
         "grid_size": options.extractor_options.grid_size,
         "pack": options.pack,
-        "check_values": options.check_values,
+        "check_values": True,
         "fingerprints": fingerprints,
         "folders": {one.name: str(one.folder.path.resolve()) for one in table.sets if one.folder},
     }
-    return ImagePlan(options, table, fingerprints, key_of(key | made_by), warnings, extractor)
+    return ImagePlan(spec.name, options, table, fingerprints, key_of(key | made_by), warnings, extractor)
 
 
-def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress) -> ImagesPart:
+def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
+    """Whether the features that a manifest describes are those of the plan, and still are what they were."""
+    packed = [out / FEATURES / part.file for part in images.image_sets if part.file]
+    # Version 0.1 kept no record of a packed file.
+    if images.key != plan.key or not all(is_whole(path) for path in packed if record_of(path).exists()):
+        return False
+    try:
+        FeatureStore(out, plan.dataset, images, [one.ids for one in plan.table.sets]).verify()
+    except DataError:
+        return False
+    return True
+
+
+def check_images(
+    spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, progress: Progress, attempt: Attempt
+) -> tuple[dict[str, Folder | None], tuple[str, ...]]:
+    """Look at all images or feature files that the second half of ``prepare`` reads; write nothing.
+
+    Returns:
+        The folder of each image set, and what is odd.
+    """
+    if not named or (options.pictures is None and options.features is None):
+        return {}, ()
+    if options.pictures is not None:
+        with attempt():
+            extractor: Extractor = EXTRACTORS[options.extractor](options.extractor_options)
+            if not extractor.is_fitted:
+                extractor.load()
+        table = picture_table(spec, named, options.pictures, options.command)
+        with attempt():
+            check_pictures(table.sets, progress)
+        return {images.name: images.folder for images in table.sets}, ()
+    assert options.features is not None  # noqa: S101 - one of both is there
+    folders = feature_folders(spec, options.features)
+    table, warnings = build_table(spec, named, folders), list[str]()
+    with attempt():
+        warnings += refuse_missing(table, options.features, spec, options.command)
+    there = [
+        replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder is not None
+    ]
+    with attempt():
+        num_cells = options.extractor_options.grid_size**2
+        warnings += check_files(there, num_cells, progress, pack_as=options.pack, check_values=True).warnings
+    return folders, tuple(warnings)
+
+
+def build_images(
+    plan: ImagePlan, out: Path, building: Path, progress: Progress, *, rebuild: bool = False
+) -> ImagesPart:
     """Check or pack the features of all images; an extractor's description goes into ``building``.
 
-    Packed features are written to ``out`` at once, under names that change with their content.
+    Packed features are written to ``out`` at once, under names that change with their content; files that are whole
+    are kept, unless ``rebuild``.
     """
     extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
     num_cells = options.extractor_options.grid_size**2
     if extractor is not None and options.packs_pictures:
         if extractor.is_fitted:
-            extractor.fit(training_images(plan.table.sets[0], progress))
+            extractor.fit(training_images(plan.table.sets[0], extractor, progress))
         extractor.load()
         pack_as = pack_as or extractor.stored_type
-        width, common_type, warnings = extractor.width, extractor.stored_type, plan.warnings
+        common = Common(extractor.width, extractor.stored_type, ())
     else:
         # Packing reads and checks every number anyway, so shapes are enough before it.
-        check_values = options.check_values and pack_as is None
-        width, common_type, odd = check_files(plan.table.sets, num_cells, check_values=check_values, progress=progress)
-        warnings = plan.warnings + odd
+        common = check_files(plan.table.sets, num_cells, progress, pack_as=pack_as, check_values=pack_as is None)
+    width, warnings = common.width, [*plan.warnings, *common.warnings]
     if extractor is not None:
         write_json(building / BACKBONE, extractor.describe())
     parts = []
@@ -141,83 +197,85 @@ def build_images(plan: ImagePlan, out: Path, building: Path, progress: Progress)
         folder = "" if images.folder is None else images.folder.path.resolve()
         if images.folder is not None and pack_as is None:
             part = {"kind": "files", "folder": os.path.relpath(folder, out.resolve())}
-            part |= {"naming": NamingPart(**vars(images.folder.naming)), "stored_type": common_type}
+            part |= {"naming": NamingPart(**vars(images.folder.naming)), "stored_type": common.stored_type}
         elif images.folder is not None and len(images.ids):
             fill, made_by = partial(fill_from_files, images), None
             if extractor is not None and options.packs_pictures:
                 fill, made_by = partial(fill_from_pictures, images, extractor), extractor.describe()
-            stored_type = common_type if pack_as == "as-found" or pack_as is None else pack_as
+            stored_type = common.stored_type if pack_as == "as-found" or pack_as is None else pack_as
             content = [plan.fingerprints[images.name], str(folder), [num_cells, width], stored_type, made_by]
             path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
             path.parent.mkdir(exist_ok=True)
-            pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress)
+            survey = pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress, rebuild=rebuild)
+            warnings += survey.warnings(images.name, images.file_of_row)
             part = {"kind": "packed", "file": path.name, "stored_type": stored_type}
         parts.append(ImageSetPart(name=images.name, num_images=len(images.ids), **part))
-    return ImagesPart(
+    images_part = ImagesPart(
         key=plan.key,
         grid_size=options.extractor_options.grid_size,
         feature_width=width,
         pack=options.pack,
         backbone=None if extractor is None else extractor.name,
         image_sets=tuple(parts),
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
+    store = FeatureStore(out, plan.dataset, images_part, [images.ids for images in plan.table.sets])
+    statistics = store.statistics()
+    warnings += set_warnings(statistics)
+    return images_part.model_copy(update={"statistics": statistics, "warnings": tuple(warnings)})
 
 
-def check_files(sets: Sequence[ImageSet], num_cells: int, *, check_values: bool, progress: Progress) -> Common:
-    """Look at the features of every image: at all values, or only at shapes, types and sizes."""
+def check_files(
+    sets: Sequence[ImageSet], num_cells: int, progress: Progress, *, pack_as: Pack | None, check_values: bool
+) -> Common:
+    """Look at the features of every image: at all values and what packing makes of them, or only at shapes and sizes.
+
+    Raises:
+        DataError: files are unusable, of several widths, transposed, or all zero.
+    """
     found: defaultdict[tuple[int, int, int], list[Path]] = defaultdict(list)
-    problems: list[str] = []
+    problems, warnings = list[Problem](), list[str]()
 
-    def look(paths: Sequence[Path]) -> tuple[list[tuple[tuple[int, int, int], Path]], list[str]]:
-        good, bad = [], []
-        for path in paths:
+    def look(images: ImageSet, ids: Sequence[Any], first: int) -> tuple[list[tuple[int, int, int]], list[Path], Survey]:
+        facts, good, survey = [], [], Survey()
+        for row, path in enumerate(map(images.file, ids), start=first):
             try:
                 if check_values:
                     array = read_features(path)
-                    refuse_not_finite(array)
                     (rows, width), dtype = array.shape, array.dtype
+                    refuse_not_finite(array)
+                    if pack_as in ("float16", "float32"):
+                        store_cells(array, cells := np.empty((num_cells, width), dtype=pack_as))
+                        array = cells
+                    survey.look(row, array)
                 else:
                     (rows, width), dtype = read_shape(path)
-                good.append(((rows, width, dtype.itemsize), path))
+                facts.append((rows, width, dtype.itemsize))
+                good.append(path)
             except FeatureFileError as error:
-                bad.append(f"{path} {error}")
-        return good, bad
+                survey.problems.append(Problem.of(path, error))
+        return facts, good, survey
 
+    surveys = {}
     for images in sets:
-        pieces = batched([images.file(one) for one in images.ids.tolist()] if images.folder else [], 64)
+        survey = surveys[images.name] = Survey()
+        pieces = batched(images.ids.tolist() if images.folder else [], 64)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            for number, (good, bad) in enumerate(pool.map(look, pieces), start=1):
-                problems += bad
-                for fact, path in good:
+            looks = pool.map(partial(look, images), pieces, range(0, len(images.ids), 64))
+            for number, (facts, good, part) in enumerate(looks, start=1):
+                survey.add(part)
+                for fact, path in zip(facts, good, strict=True):
                     found[fact].append(path)
                 progress(f"checking features of {images.name}", min(number * 64, len(images.ids)), len(images.ids))
+        problems += survey.problems
     refuse_problems("feature", problems)
-    return _in_common(found, num_cells) if found else (0, "float32", ())
+    for images in sets:
+        warnings += surveys[images.name].warnings(images.name, images.file_of_row)
+    common = in_common(found, num_cells) if found else Common(0, "float32", ())
+    return replace(common, warnings=(*common.warnings, *warnings))
 
 
-def _in_common(found: Mapping[tuple[int, int, int], list[Path]], num_cells: int) -> Common:
-    """Compare all files, listed by rows, width and bytes per number."""
-    counts: defaultdict[int, int] = defaultdict(int)
-    for (_, one, _), paths in found.items():
-        counts[one] += len(paths)
-    width = max(counts, key=lambda one: counts[one])
-    others = sorted(f"{path} has {one}" for (_, one, _), paths in found.items() if one != width for path in paths)
-    if others:
-        what = f"features of mixed widths: {counts[width]:,} files have {width}, but {listed(others, len(others))}"
-        raise DataError(what, "keep features of one extractor only")
-    warnings = []
-    smallest, largest = min(rows for rows, _, _ in found), max(rows for rows, _, _ in found)
-    if smallest > num_cells:
-        side = round(smallest**0.5)
-        fitting = f"; --grid {side} would use all" if side * side == smallest else ""
-        warnings.append(f"every feature file has at least {smallest} rows, of which {num_cells} are used{fitting}")
-    if largest < num_cells:
-        warnings.append(f"no feature file has more than {largest} rows: {num_cells} are padded with zeros")
-    return width, "float16" if all(size == 2 for _, _, size in found) else "float32", tuple(warnings)
-
-
-def fill_from_files(images: ImageSet, first: int, out: Floats) -> list[str]:
+def fill_from_files(images: ImageSet, first: int, out: Floats) -> list[Problem]:
     """Write features into ``out`` [B, N, W], from row ``first`` of a set on; return what is wrong with files."""
     problems = []
     for cells, image_id in zip(out, images.ids[first : first + len(out)].tolist(), strict=True):
@@ -225,41 +283,54 @@ def fill_from_files(images: ImageSet, first: int, out: Floats) -> list[str]:
         try:
             store_cells(read_features(path, out.shape[2]), cells)
         except FeatureFileError as error:
-            problems.append(f"{path} {error}")
+            problems.append(Problem.of(path, error))
     return problems
 
 
-def pack(fill: Fill, path: Path, shape: tuple[int, int, int], stored_type: StoredType, progress: Progress) -> None:
+def pack(
+    fill: Fill,
+    path: Path,
+    shape: tuple[int, int, int],
+    stored_type: StoredType,
+    progress: Progress,
+    *,
+    rebuild: bool = False,
+) -> Survey:
     """Write all rows [I, N, W] of an image set into one file, going on where an earlier attempt was interrupted.
 
-    The name of the file must change with its content: one that is there counts as whole. ``fill`` writes the features
-    from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
+    The name of the file must change with its content: one that is whole is kept, unless ``rebuild``. ``fill`` writes
+    the features from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
+
+    Returns:
+        What is odd about the features.
 
     Raises:
         DataError: naming the files that are unusable; the rows before them are kept for the next attempt.
     """
-    if path.exists():
-        return
+    if not rebuild and is_whole(path):
+        return Survey.restored(_content_of(record_of(path))["survey"])
     unfinished, marker = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.progress")
+    if rebuild:
+        marker.unlink(missing_ok=True)
     dtype, header = np.dtype(stored_type), BytesIO()
     described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(header, described)
     row_bytes = shape[1] * shape[2] * dtype.itemsize
-    start = _safe_rows(unfinished, marker, header.getvalue(), row_bytes)
-    problems, unsafe_bytes, syncing = list[str](), 0, None
+    start, survey = _safe_rows(unfinished, marker, header.getvalue(), row_bytes)
+    unsafe_bytes, syncing = 0, None
     with unfinished.open("r+b" if start else "wb") as file, ThreadPoolExecutor(1) as in_background:
 
-        def make_safe(rows: int) -> None:
+        def make_safe(rows: int, described: dict[str, Any]) -> None:
             os.fsync(file.fileno())
-            write_bytes(marker, orjson.dumps({"rows": rows}))
+            write_bytes(marker, orjson.dumps({"rows": rows, "survey": described}))
 
         if not start:
             file.write(header.getvalue())
         file.truncate(file.seek(len(header.getvalue()) + start * row_bytes))
-        for first, block, bad in _blocks(fill, shape, dtype, start, max(1, _BLOCK_BYTES // row_bytes)):
-            problems += bad
+        for first, block, part in _blocks(fill, shape, dtype, start, max(1, _BLOCK_BYTES // row_bytes)):
+            survey.add(part)
             progress(f"packing {path.name.split('.')[0]}", first + len(block), shape[0])
-            if problems:
+            if survey.problems:
                 continue
             file.write(block.data.cast("B"))
             unsafe_bytes += block.nbytes
@@ -267,38 +338,71 @@ def pack(fill: Fill, path: Path, shape: tuple[int, int, int], stored_type: Store
                 if syncing is not None:
                     syncing.result()
                 file.flush()
-                syncing, unsafe_bytes = in_background.submit(make_safe, first + len(block)), 0
+                syncing, unsafe_bytes = in_background.submit(make_safe, first + len(block), survey.described()), 0
         if syncing is not None:
             syncing.result()
-    refuse_problems("feature", problems)
+    refuse_problems("feature", survey.problems)
+    write_bytes(record_of(path), orjson.dumps(_state_of(unfinished) | {"survey": survey.described()}))
+    if path.is_dir():
+        remove(path)
     unfinished.replace(path)
     marker.unlink(missing_ok=True)
     sync_folder(path.parent)
+    return survey
 
 
-def _safe_rows(unfinished: Path, marker: Path, header: bytes, row_bytes: int) -> int:
-    """Give the rows of an interrupted attempt that are certainly on the disk."""
+def record_of(path: Path) -> Path:
+    """Name the file beside a packed file that says when that was finished."""
+    return path.with_name(f".{path.name}.record")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a packed file is there and was not written to since it was finished."""
     try:
-        rows = int(orjson.loads(marker.read_bytes())["rows"])
+        content = _content_of(record_of(path))
+        Survey.restored(content["survey"])
+        return bool(content | _state_of(path) == content)
+    except _UNREADABLE:
+        return False
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    return dict(orjson.loads(path.read_bytes() if path.is_file() else b""))
+
+
+def _state_of(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"size": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def _safe_rows(unfinished: Path, marker: Path, header: bytes, row_bytes: int) -> tuple[int, Survey]:
+    """Give the rows of an interrupted attempt that are certainly on the disk, and what was found in them."""
+    try:
+        content = _content_of(marker)
+        rows, survey = int(content["rows"]), Survey.restored(content["survey"])
         with unfinished.open("rb") as file:
             has_header = file.read(len(header)) == header
             size = file.seek(0, os.SEEK_END)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return rows if has_header and rows > 0 and len(header) + rows * row_bytes <= size else 0
+    except _UNREADABLE:
+        return 0, Survey()
+    is_there = has_header and rows > 0 and len(header) + rows * row_bytes <= size
+    return (rows, survey) if is_there else (0, Survey())
 
 
 def _blocks(
     fill: Fill, shape: tuple[int, int, int], dtype: np.dtype[np.floating], start: int, rows: int
-) -> Iterator[tuple[int, Floats, list[str]]]:
+) -> Iterator[tuple[int, Floats, Survey]]:
     """Fill blocks of rows in threads and give them in order, a few ahead; their memory is used again afterwards."""
     buffers: list[Floats] = [np.empty((rows, *shape[1:]), dtype=dtype) for _ in range(_NUM_THREADS + 1)]
 
-    def filled(number: int, first: int) -> tuple[int, Floats, list[str]]:
+    def filled(number: int, first: int) -> tuple[int, Floats, Survey]:
         block = buffers[number % len(buffers)][: shape[0] - first]
-        return first, block, fill(first, block)
+        survey = Survey(problems=fill(first, block))
+        for row, cells in enumerate(block if not survey.problems else [], start=first):
+            survey.look(row, cells)
+        return first, block, survey
 
-    pool, running = ThreadPoolExecutor(_NUM_THREADS), deque[Future[tuple[int, Floats, list[str]]]]()
+    pool, running = ThreadPoolExecutor(_NUM_THREADS), deque[Future[tuple[int, Floats, Survey]]]()
     try:
         for number, first in enumerate(range(start, shape[0], rows)):
             running.append(pool.submit(filled, number, first))

@@ -90,6 +90,10 @@ class Patches(Extractor):
         if not is_whole or not (self._deviation > 0).all():
             raise ValueError("its statistics")
 
+    def shrink(self, image: Image) -> Image:
+        """Resize an image to the descriptor's size."""
+        return _resized(image, self.settings.image_pixels)
+
     def extract(self, images: Sequence[Image]) -> Float32s:
         """Describe images, [B, N, W], standardized by the fitted statistics."""
         cells = describe_patches(images, self.settings)
@@ -118,11 +122,15 @@ def _patch_means(values: Doubles, settings: PatchSettings) -> Doubles:
 
 
 def _pixels(images: Sequence[Image], side: int) -> Doubles:
-    """Give images as [B, 3, side, side], 0..1; one of that size stays as it is when it is resized."""
+    """Give images as [B, 3, side, side], 0..1."""
+    return np.stack([np.asarray(_resized(image, side)) for image in images]).transpose(0, 3, 1, 2) / 255.0
+
+
+def _resized(image: Image, side: int) -> Image:
+    """Resize an image; one of that size stays as it is."""
     from PIL.Image import Resampling
 
-    resized = (image.convert("RGB").resize((side, side), Resampling.BICUBIC) for image in images)
-    return np.stack([np.asarray(image) for image in resized]).transpose(0, 3, 1, 2) / 255.0
+    return image.convert("RGB").resize((side, side), Resampling.BICUBIC)
 
 
 def _direction_histogram(gray: Doubles, settings: PatchSettings) -> Doubles:

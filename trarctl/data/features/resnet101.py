@@ -31,11 +31,15 @@ _DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 def preprocess(images: Sequence[Image], side: int) -> Float32s:
     """Resize whole images (bicubic, on 8 bits) and standardize them as ImageNet's colors, [B, 3, side, side]."""
+    pixels = np.stack([np.asarray(_resized(image, side), dtype=np.float32) for image in images]) / np.float32(255)
+    return np.ascontiguousarray(((pixels - _MEAN) / _DEVIATION).transpose(0, 3, 1, 2))
+
+
+def _resized(image: Image, side: int) -> Image:
+    """Resize an image; one of that size stays as it is."""
     from PIL.Image import Resampling
 
-    resized = (image.convert("RGB").resize((side, side), Resampling.BICUBIC) for image in images)
-    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in resized]) / np.float32(255)
-    return np.ascontiguousarray(((pixels - _MEAN) / _DEVIATION).transpose(0, 3, 1, 2))
+    return image.convert("RGB").resize((side, side), Resampling.BICUBIC)
 
 
 @EXTRACTORS.register("resnet101")
@@ -60,6 +64,10 @@ class ResNet101(Extractor):
         self._idle = SimpleQueue()
         for device in self._devices:
             self._idle.put((device, _third_stage(self._weights).to(device)))
+
+    def shrink(self, image: Image) -> Image:
+        """Resize an image to the network's input."""
+        return _resized(image, self.grid_size * PIXELS_PER_CELL)
 
     def extract(self, images: Sequence[Image]) -> Float32s:
         """Run images through the network, [B, N, W]."""

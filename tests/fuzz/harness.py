@@ -190,7 +190,7 @@ class Surface(ABC):
         fault, ran = self._try(work, random, mutate)
         effects = {one.effect for one in done}
         # A harmless change leaves another what it is; what else is combined is judged by its value alone.
-        significant = effects - {Effect.NONE} or effects
+        significant = effects - {Effect.NONE, Effect.SAME} or effects - {Effect.NONE} or effects
         effect = significant.pop() if len(significant) == 1 else Effect.ANY
         decisive = [one for one in done if one.effect is not Effect.NONE] or done
         mutation = Mutation(", then ".join(one.what for one in decisive), effect)

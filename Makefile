@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test fuzz test-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -49,6 +49,9 @@ lives: $(INSTALLED) ## Live random lives of a run, 2,000 or LIVES=N, each compar
 mutants: $(INSTALLED) ## Change the code that numbers and checkpoints depend on, and see that a test fails (about 30 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
+
+fuzz: $(INSTALLED) ## Damaged, odd and hostile input to every command that reads some, one table (10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes 10
 
 soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, threads must stay level (30 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak

@@ -310,7 +310,7 @@ def changed(content: bytes, place: int) -> bytes:
         (b"\n  <html>Sign in</html>", "is a web page or XML"),
         (b"", "is damaged [(]it is empty[)]"),
         (b'{"weight_map": {}}', "is a text file, no checkpoint"),
-        (b"\x1f\x8b" + bytes(40), "is a gzip archive"),
+        (b"\x1f\x8b" + bytes(40), "is a gzip, bzip2 or xz archive"),
         (pickle.dumps({"state_dict": {}}), "is a pickle that torch.save did not write"),
         (bytes(range(256)), "is damaged"),
         (ORIGINAL.read_bytes()[:-40], "is damaged .*archive is cut off or changed"),

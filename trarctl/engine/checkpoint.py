@@ -245,6 +245,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # The pickles of torch before 1.6 begin with this number.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _CHUNK = 1 << 20
+_BAD_ARCHIVE = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
 # Plain values that programs keep beside the weights. None of them runs anything when it is read.
 _scalar, _reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
 _HARMLESS: list[Any] = [
@@ -292,9 +293,7 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
         ),
         (b"<", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
         (b"\x80", "a pickle that torch.save did not write", _FOREIGN_HINT),
-        (b"\x1f\x8b", "a gzip archive", "unpack it and give the checkpoint in it"),
-        (b"BZh", "a bzip2 archive", "unpack it and give the checkpoint in it"),
-        (b"\xfd7zXZ", "an xz archive", "unpack it and give the checkpoint in it"),
+        ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), "a gzip, bzip2 or xz archive", "unpack it and give what is in it"),
     ):
         if head.lstrip().startswith(start):
             raise CheckpointError(f"{path} is {what}", hint)
@@ -308,7 +307,7 @@ def _archive_kind(path: Path) -> Literal["zip"]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except _BAD_ARCHIVE as error:
         raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
     if {"question_id.npy", "scores.npy"} <= set(names):
         raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
@@ -344,7 +343,7 @@ def _check_archive(path: Path) -> None:
             if unpacked > 4 * path.stat().st_size + _CHUNK:
                 raise _damaged(path, f"it would unpack to {unpacked:,} bytes", _COPY_HINT)
             changed = [member.filename for member in members if not _is_intact(archive, member)]
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+    except _BAD_ARCHIVE as error:
         raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
     # Without a single right checksum the program that wrote it had them switched off.
     if changed and len(changed) < sum(member.file_size > 0 for member in members):

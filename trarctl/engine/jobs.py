@@ -215,13 +215,7 @@ def plan_resume(
     if epoch is not None:
         if chosen is not None:
             raise SettingsError(f"{chosen} and --epoch {epoch} both say where to go on", "leave out one of them")
-        chosen = run.epoch_checkpoint(epoch)
-        if not chosen.is_file():
-            kept = ", ".join(map(str, run.saved_epochs())) or "none"
-            raise CheckpointError(
-                f"run {run.name} has no checkpoint of epoch {epoch} (there are: {kept})",
-                f"trarctl resume {run.reference} --epoch N",
-            )
+        chosen = run.existing_checkpoint(str(epoch), f"trarctl resume {run.reference} --epoch N")
     path = recorded_data(prepared_folder(settings), settings.data.dataset)
     data = open_prepared(path)
     settings, notes = fit_to_data(settings, data, {})

@@ -70,6 +70,14 @@ class RunFolder:
         """Where the checkpoint after ``epoch`` finished epochs is, or will be."""
         return self.checkpoints / f"epoch-{epoch:03d}.safetensors"
 
+    def existing_checkpoint(self, epoch: str, hint: str) -> Path:
+        """The checkpoint of an epoch that a user named; a CheckpointError says which there are, and the hint."""
+        path = self.epoch_checkpoint(int(epoch)) if epoch.isascii() and epoch.isdecimal() else None
+        if path is None or not path.is_file():
+            kept = ", ".join(map(str, self.saved_epochs())) or "none"
+            raise CheckpointError(f"run {self.name} has no checkpoint of epoch {epoch}", f"there are: {kept}; {hint}")
+        return path
+
     def step_checkpoint(self, epoch: int, step: int) -> Path:
         """Where a checkpoint ``step`` steps into the epoch after ``epoch`` finished ones is, or will be."""
         return self.checkpoints / f"epoch-{epoch:03d}-step-{step:06d}.safetensors"
@@ -113,24 +121,24 @@ class RunFolder:
         return is_claimed(self.path)
 
     @contextmanager
-    def writable(self) -> Iterator[None]:
-        """Tell what the file system refuses in the block as a DataError."""
+    def writable(self, file: Path | None = None) -> Iterator[None]:
+        """Tell what the file system refuses in the block as a DataError; ``file`` is what is written, if it is one."""
         try:
             yield
         except OSError as error:
-            raise self._unwritable(Path(os.fsdecode(error.filename or self.path)), error) from error
-
-    def _unwritable(self, path: Path, error: OSError) -> DataError:
-        again = f"choose another with {'--name NAME' if self.path.is_dir() else '--set run.folder=DIR'}"
-        if self.exists():
-            again = f"then trarctl resume {self.reference} goes on"
-        hint = f"free some space or correct its permissions; {again}"
-        if isinstance(error, IsADirectoryError | FileExistsError | NotADirectoryError):
-            hint = f"move it away; {again}"
-        elif self.path in path.parents and not self.path.is_dir():
-            hint = f"its folder was moved or removed; where it is now, trarctl resume DIR goes on ({self.path})"
-        what = path if self.path in path.parents else f"the run folder {path}"
-        return DataError(f"cannot write {what}: {error.strerror or error}", hint)
+            path = Path(os.fsdecode(error.filename or file or self.path))
+            path = path.parent if path.name.startswith(".") else path  # a temporary name, or the lock
+            is_inside = self.path in path.parents
+            again = f"choose another with {'--name NAME' if self.path.is_dir() else '--set run.folder=DIR'}"
+            if self.exists():
+                again = f"then trarctl resume {self.reference} goes on"
+            hint = f"free some space or correct its permissions; {again}"
+            if isinstance(error, IsADirectoryError | FileExistsError | NotADirectoryError):
+                hint = f"move it away; {again}"
+            elif is_inside and not self.path.is_dir():
+                hint = f"its folder was moved or removed; where it is now, trarctl resume DIR goes on ({self.path})"
+            what = path if is_inside else f"the run folder {path}"
+            raise DataError(f"cannot write {what}: {error.strerror or error}", hint) from error
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -169,11 +177,8 @@ class RunFolder:
         self._append(self.log_file, f"{text}\n".encode())
 
     def _append(self, path: Path, content: bytes) -> None:
-        try:
-            with path.open("ab") as file:
-                file.write(content)
-        except OSError as error:
-            raise self._unwritable(path, error) from error
+        with self.writable(path), path.open("ab") as file:
+            file.write(content)
 
     def prune(self, *, epoch: int, best_epoch: int | None, keep: int) -> None:
         """Remove the checkpoints that a new one, after ``epoch`` finished epochs, makes superfluous.
@@ -291,14 +296,8 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
     run = find_run(name or None, folder)
     chosen = "the latest run" if not name else f"run {run.name}"
     if epoch_text:
-        is_number = epoch_text.isascii() and epoch_text.isdecimal()
-        if not is_number or not run.epoch_checkpoint(int(epoch_text)).is_file():
-            kept = ", ".join(map(str, run.saved_epochs())) or "none"
-            raise CheckpointError(
-                f"run {run.name} has no checkpoint of epoch {epoch_text}",
-                f"there are: {kept}; --ckpt {run.reference}@EPOCH, or without @EPOCH the best",
-            )
-        return run.epoch_checkpoint(int(epoch_text)), f"{chosen}, epoch {epoch_text}"
+        path = run.existing_checkpoint(epoch_text, f"--ckpt {run.reference}@EPOCH, or without @EPOCH the best")
+        return path, f"{chosen}, epoch {epoch_text}"
     metrics = run.read_metrics()
     if metrics.num_unreadable:
         chosen += f" (unreadable lines of its metrics.jsonl: {metrics.num_unreadable})"
@@ -389,10 +388,9 @@ def _settings_in(path: Path) -> Settings:
         if not isinstance(values, dict):
             raise CheckpointError(f"cannot read {path}: it holds no settings", "start again: trarctl train")
         return saved_settings(values, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}", "start again: trarctl train") from error
-    except orjson.JSONDecodeError as error:
-        raise CheckpointError(f"cannot read {path}: {error}", "start again: trarctl train") from error
+    except (OSError, orjson.JSONDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot read {path}: {why}", "start again: trarctl train") from error
     except SettingsError as error:
         raise CheckpointError(error.what, error.hint) from error
 

@@ -91,7 +91,7 @@ def agrees(shown: Any, said: Any) -> bool:
     try:
         return float(shown) == float(said)
     except (TypeError, ValueError):
-        return str(shown).strip().strip("/").lower() == str(said).strip().strip("/").lower()
+        return str(shown).strip(" /").lower() == str(said).strip().strip(" /").lower()
 
 
 class OwnFile(SettingsFile):

@@ -507,3 +507,50 @@ def test_a_foreign_checkpoint_with_values_that_are_not_finite_is_named(tmp_path:
     torch.save({"state_dict": {"proj.weight": torch.full((2, 2), torch.nan)}}, tmp_path / "some.pkl")
     with pytest.raises(CheckpointError, match=r"some\.pkl holds values that are not finite in 1 of 1 tensors"):
         load_upstream(tmp_path / "some.pkl")
+
+
+FOREIGN = "give the epochN.pkl that the original program wrote, or a state dict of its model"
+UNPACK = "unpack it and give the checkpoint in it"
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "fetch the file: git lfs pull"),
+        (b" \n<html>", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
+        (b"\x80\x04K\x01.", "a pickle that torch.save did not write", FOREIGN),
+        (b"\x1f\x8b\x08\0", "a gzip archive", UNPACK),
+        (b"BZh91AY", "a bzip2 archive", UNPACK),
+        (b"\xfd7zXZ\0", "an xz archive", UNPACK),
+        (b"epoch,loss\n", "a text file, no checkpoint", FOREIGN),
+    ],
+)
+def test_what_a_file_is_instead_and_what_to_do(content: bytes, what: str, hint: str, tmp_path: Path) -> None:
+    path = tmp_path / "some.pkl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_upstream(path)
+    assert caught.value.what.startswith(f"{path} is {what}")
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("content", [b"epoch\0loss", "lösung, no number".encode()])
+def test_what_is_nothing_known_is_damaged(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "some.pkl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="its beginning is that of no checkpoint"):
+        load_upstream(path)
+
+
+def test_the_changed_part_of_an_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "some.pkl"
+    weights = {f"proj{number}.weight": torch.arange(100.0) + 1000 * number for number in range(3)}
+    torch.save({"state_dict": weights}, path)
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("data/1"))
+    saved = path.read_bytes()
+    at = saved.index(weights["proj1.weight"].numpy().tobytes())
+    path.write_bytes(changed(saved, at + 40))
+    with pytest.raises(CheckpointError) as caught:
+        load_upstream(path)
+    assert f"(changed since it was written: {name})" in caught.value.what

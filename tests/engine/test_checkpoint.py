@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from tests.conftest import GOLDEN
 from tests.engine.running import tiny_settings, train
@@ -27,7 +28,9 @@ from trarctl.engine.checkpoint import (
     load_checkpoint,
     load_description,
     load_upstream,
+    restore_optimizer,
     save_checkpoint,
+    state_tensors,
 )
 from trarctl.engine.distributed import World
 from trarctl.engine.loading import load_model
@@ -416,3 +419,138 @@ def test_a_damaged_upstream_checkpoint_is_refused_or_whole(seed: int, tmp_path: 
         refused = error.what
     assert str(path) in refused or all(isinstance(tensor, torch.Tensor) for tensor in state.values())
     assert bool(state) != bool(refused)
+
+
+def trained() -> tuple[Any, torch.optim.Adam]:
+    """Two layers after two steps; the first of their parameters is not trained, and so has no averages."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[0].weight.requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(2):
+        step(model, optimizer)
+    return model, optimizer
+
+
+def step(model: Any, optimizer: torch.optim.Adam) -> None:
+    optimizer.zero_grad()
+    model(torch.tensor([[1.0, -2.0]])).square().sum().backward()
+    optimizer.step()
+
+
+def test_adam_goes_on_as_if_it_had_not_been_saved() -> None:
+    model, optimizer = trained()
+    tensors = {name: tensor.clone() for name, tensor in state_tensors(model, optimizer).items()}
+    names = ("0.bias", "1.weight", "1.bias")
+    adam = {"adam.step", *(f"adam.{kind}.{name}" for kind in ("average", "square") for name in names)}
+    assert tensors.keys() == {f"model.{name}" for name in ("0.weight", *names)} | adam
+    other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    other[0].weight.requires_grad_(False)
+    other.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    resumed = torch.optim.Adam(other.parameters(), lr=0.1)
+    restore_optimizer(other, resumed, tensors)  # type: ignore[arg-type]
+    assert not resumed.state.get(other[0].weight)
+    for name in names:
+        state = resumed.state[other.get_parameter(name)]
+        assert state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert torch.equal(state["exp_avg"], tensors[f"adam.average.{name}"])
+        assert torch.equal(state["exp_avg_sq"], tensors[f"adam.square.{name}"])
+    for one in ((model, optimizer), (other, resumed)):
+        step(*one)
+    after = [state_tensors(*one) for one in ((model, optimizer), (other, resumed))]
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+    assert (tensors["adam.step"], after[1]["adam.step"]) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("adam.square.1.weight", None, "adam.square.1.weight is missing, expected [1, 3]"),
+        ("adam.step", None, "adam.step is missing, expected []"),
+        ("adam.step", torch.ones(1), "adam.step is [1], expected []"),
+        ("adam.average.0.bias", torch.ones(3, 1), "adam.average.0.bias is [3, 1], expected [3]"),
+    ],
+)
+def test_averages_that_do_not_fit(name: str, tensor: torch.Tensor | None, message: str) -> None:
+    model, optimizer = trained()
+    tensors = state_tensors(model, optimizer)
+    del tensors[name]
+    if tensor is not None:
+        tensors[name] = tensor
+    with pytest.raises(CheckpointError) as caught:
+        restore_optimizer(model, optimizer, tensors)
+    assert caught.value.what == f"the checkpoint's {message}"
+
+
+def test_a_folder_that_is_missing_is_made(description: Description, tmp_path: Path) -> None:
+    path = tmp_path / "one" / "two" / "some.safetensors"
+    with pytest.raises(CheckpointError, match="no checkpoint at .*two/some.safetensors") as caught:
+        load_description(path)
+    assert caught.value.hint == "trarctl train makes one; --ckpt takes RUN, RUN@EPOCH or FILE"
+    save_checkpoint(path, TENSORS, description)
+    assert load_description(path) == description
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors", metadata={"trarctl": "{}"})
+    with pytest.raises(CheckpointError, match=r"other\.safetensors has a description that this version cannot read"):
+        load_description(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "number"),
+    [(1, 1), (0, None), (-3, None), (2.0, 2), (2.5, None), (torch.tensor([7]), 7), (torch.tensor([1, 2]), None)],
+)
+def test_the_epoch_of_a_foreign_checkpoint(epoch: object, number: int | None, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"proj.weight": torch.ones(2, 2)}, "epoch": epoch}, tmp_path / "some.pkl")
+    assert load_upstream(tmp_path / "some.pkl")[1] == number
+
+
+def test_a_foreign_checkpoint_with_values_that_are_not_finite_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"proj.weight": torch.full((2, 2), torch.nan)}}, tmp_path / "some.pkl")
+    with pytest.raises(CheckpointError, match=r"some\.pkl holds values that are not finite in 1 of 1 tensors"):
+        load_upstream(tmp_path / "some.pkl")
+
+
+FOREIGN = "give the epochN.pkl that the original program wrote, or a state dict of its model"
+UNPACK = "unpack it and give the checkpoint in it"
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "fetch the file: git lfs pull"),
+        (b" \n<html>", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
+        (b"\x80\x04K\x01.", "a pickle that torch.save did not write", FOREIGN),
+        (b"\x1f\x8b\x08\0", "a gzip archive", UNPACK),
+        (b"BZh91AY", "a bzip2 archive", UNPACK),
+        (b"\xfd7zXZ\0", "an xz archive", UNPACK),
+        (b"epoch,loss\n", "a text file, no checkpoint", FOREIGN),
+    ],
+)
+def test_what_a_file_is_instead_and_what_to_do(content: bytes, what: str, hint: str, tmp_path: Path) -> None:
+    path = tmp_path / "some.pkl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_upstream(path)
+    assert caught.value.what.startswith(f"{path} is {what}")
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("content", [b"epoch\0loss", "lösung, no number".encode()])
+def test_what_is_nothing_known_is_damaged(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "some.pkl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="its beginning is that of no checkpoint"):
+        load_upstream(path)
+
+
+def test_the_changed_part_of_an_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "some.pkl"
+    weights = {f"proj{number}.weight": torch.arange(100.0) + 1000 * number for number in range(3)}
+    torch.save({"state_dict": weights}, path)
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("data/1"))
+    saved = path.read_bytes()
+    at = saved.index(weights["proj1.weight"].numpy().tobytes())
+    path.write_bytes(changed(saved, at + 40))
+    with pytest.raises(CheckpointError) as caught:
+        load_upstream(path)
+    assert f"(changed since it was written: {name})" in caught.value.what

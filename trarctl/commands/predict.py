@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from trarctl.commands.console import add_row, make_table, note, say, show_table, write_json
+from trarctl.commands.console import add_row, make_table, note, say, show_table, warn, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     DEVICE_PANEL,
@@ -77,6 +77,8 @@ def predict(
         picture_format(save)
     predictor, chosen = open_predictor(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)
     note(*chosen.notes)
+    for warning in predictor.warnings:
+        warn(warning)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
     with show_progress() as progress:
         places = [one.place for one in asking if one.place]

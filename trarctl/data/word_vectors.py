@@ -72,6 +72,8 @@ def load_vectors(source: str, words: Sequence[str], progress: Progress = no_prog
         source = installed_vectors()
     if source == NONE:
         return None
+    if not source.strip():
+        raise DataError("the source of word vectors is empty", _OTHER)
     vectors = _load(source, words, progress)
     if not vectors.found:
         raise DataError(f"{vectors.source} knows none of the {len(words):,} words", _OTHER)
@@ -388,7 +390,7 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
     header = sample[0].split()
     begin = sample[0][:40].decode("ascii", "backslashreplace").strip()
     no_table = DataError(f"{name} is not a text file of word vectors: it begins with {begin!r}", _GET_GLOVE)
-    if any(b"\0" in line for line in sample):
+    if any(b"\0" in line for line in sample) or sum(map(_is_binary, sample)) > len(sample) // 2:
         kind = "word2vec's binary form" if len(header) == 2 and all(map(bytes.isdigit, header)) else "a binary file"
         hint = "write it as text with gensim's KeyedVectors.save_word2vec_format(NEW), and --vectors NEW"
         raise DataError(f"{name} is {kind}, which is not read", hint)
@@ -405,6 +407,14 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
         if vector is not None:
             return None, width
     raise no_table
+
+
+def _is_binary(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _vector(line: bytes, width: int) -> Vector | None:

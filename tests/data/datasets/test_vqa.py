@@ -144,7 +144,7 @@ def test_only_empty_answers(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answers": ["yes", "no"]}, 'record 4 has "yes" among its "answers", expected {"answer": TEXT}'),
+        ({"answers": ["yes", None]}, 'record 4 has null among its "answers", expected {"answer": TEXT}'),
         ({"answers": [{"answer": None}]}, 'record 4 has {"answer": null} among its "answers"'),
         ({"answers": [{"confidence": "yes"}]}, 'record 4 has {"confidence": "yes"} among its "answers"'),
         ({"answers": None}, 'record 4 has null as "answers", expected a list'),

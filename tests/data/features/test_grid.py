@@ -109,7 +109,7 @@ def test_bad_arrays_in_archives(tmp_path: Path, reason: str) -> None:
         (b"", "is empty"),
         (_npz(x=GOOD)[:90], "is truncated or damaged"),
         (_npz(x=GOOD).replace(b"\x00\x00\x80?", b"\x00\x00\x81?"), "is truncated or damaged: bad crc-32"),
-        (_npz(features=GOOD), 'has no array "x"'),
+        (_npz(features=GOOD, boxes=GOOD), 'has no array "x", but features, boxes'),
         (GOOD, "is truncated or damaged"),
     ],
 )

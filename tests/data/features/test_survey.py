@@ -148,7 +148,7 @@ WHOLE: dict[str, tuple[Callable[[Array], Array], str, str]] = {
         "*",
         "at least 64 rows, of which 16 are used; --grid 8 would use",
     ),
-    "few rows": (lambda a: a[:9], "*", "no feature file has more than 9 rows: 16 are padded with zeros"),
+    "few rows": (lambda a: a[:9], "*", "feature files have 9 or fewer rows for the 16 cells: the others are zero"),
     "scaled set": (lambda a: a * 2, "val2014", SETS_THAT_DIFFER),
     "moved set": (lambda a: a + 1, "train2014", SETS_THAT_DIFFER),
 }

@@ -20,7 +20,7 @@ from trarctl.data import Progress
 from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
 from trarctl.data.features.grid import FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
-from trarctl.data.features.reading import read_images
+from trarctl.data.features.reading import READING_VERSION, read_images
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
@@ -57,8 +57,8 @@ def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: 
             try:
                 store_cells(cells, target)
             except FeatureFileError as error:
-                what = f"what {extractor.name} makes of {images.file(image_id)} {error}"
-                problems.append(Problem(what, error.hint))
+                why = f"makes {extractor.name} give features unfit for a file, of which one {error}"
+                problems.append(Problem(images.file(image_id), why, error.hint))
     return problems
 
 
@@ -170,15 +170,15 @@ def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
     else:
         # Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
         extractor = EXTRACTORS["resnet101"](options)
-        named = _extracted_folder(data.path, extractor, None)
-        ours = [one for one in named.parent.glob(f"{named.name[:-8]}*") if _holds_features(one, data)]
+        named = [_extracted_folder(data.path, extractor, None, reading=one) for one in (None, READING_VERSION)]
+        ours = [one for one in named[0].parent.glob(f"{named[0].name[:-8]}*") if _holds_features(one, data)]
         if not ours:
             raise DataError(
                 f"the features in {data.path} came from files made elsewhere, so trarctl"
                 " cannot make matching features of a picture",
                 "predict needs data whose features trarctl made from the images: trarctl prepare --help",
             )
-        if named not in ours:
+        if not {*named} & {*ours}:
             raise other_weights(data.path, extractor.name, weights)
     extractor.load()
     return extractor
@@ -197,9 +197,12 @@ def _holds_features(folder: Path, data: PreparedData) -> bool:
     return bool(np.allclose(made, stored.astype(np.float32), rtol=1e-2, atol=1e-2))
 
 
-def _extracted_folder(out: Path, extractor: Extractor, fitted_to: str | None) -> Path:
-    """Name the folder of features, which changes with all that they depend on."""
-    identity = extractor.identity() | ({} if fitted_to is None else {"fitted_to": fitted_to})
+def _extracted_folder(
+    out: Path, extractor: Extractor, fitted_to: str | None, *, reading: int | None = READING_VERSION
+) -> Path:
+    """Name the folder of features, which changes with all that they depend on; ``reading`` is None for version 0.1."""
+    also = {"fitted_to": fitted_to, "reading": reading}
+    identity = extractor.identity() | {name: value for name, value in also.items() if value is not None}
     return out / "extracted" / f"{extractor.name}-{extractor.grid_size}-{key_of(identity)[:8]}"
 
 
@@ -223,7 +226,10 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
 
 
 def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
-    return [Problem(error.what, error.hint or "replace these files with good copies") for error in pictures.values()]
+    return [
+        Problem(path, error.what.removeprefix(f"{path} "), error.hint or "replace these files with good copies")
+        for path, error in pictures.items()
+    ]
 
 
 def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:

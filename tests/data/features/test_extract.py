@@ -253,3 +253,15 @@ def test_an_extractor_that_gives_another_shape_is_named(
     monkeypatch.setattr(MeanColor, "width", 5)
     with pytest.raises(DataError, match=r"mean-color gave features of shape \[3, 4, 3\], expected \[3, 4, 5\]"):
         prepare(request_with_images)
+
+
+def test_other_rules_of_reading_make_features_again(
+    request_with_images: PrepareRequest,
+    extractor: type[MeanColor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(request_with_images)
+    before = extractor.num_images
+    monkeypatch.setattr(extract, "READING_VERSION", 99)
+    assert not prepare(request_with_images).was_current
+    assert extractor.num_images == 2 * before

@@ -246,3 +246,13 @@ def test_only_what_is_certainly_transposed_is_refused(
             in_common(found, num_cells)
     else:
         in_common(found, num_cells)
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_said"),
+    [([36] * 30, True), (range(10, 101, 3), True), ([64] * 30, False), (range(30, 48), False), ([16] * 30, False)],
+)
+def test_rows_of_boxes_are_told(rows: list[int], is_said: bool) -> None:
+    warnings = in_common({(number, 2048, 4): [Path(f"{number}.npy")] for number in rows}, 16).warnings
+    assert any("bottom-up attention" in one for one in warnings) is is_said
+    assert not any("--grid 6" in one for one in warnings)

@@ -76,7 +76,8 @@ def extract_files(
     rank, num_processes = share_of_environment()
     extractor: Extractor = EXTRACTORS[name](options)
     sets = [images for images in sets if images.folder is not None]
-    folder = _extracted_folder(out, extractor, fingerprint(sets[0]) if extractor.is_fitted else None)
+    fitted_to = fingerprint(sets[0]) if extractor.is_fitted else None
+    folder = _extracted_folder(out, extractor, fitted_to, READING_VERSION)
     folder.mkdir(parents=True, exist_ok=True)
     if extractor.is_fitted:
         if rank == 0 and not (folder / BACKBONE).exists():
@@ -170,7 +171,7 @@ def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
     else:
         # Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
         extractor = EXTRACTORS["resnet101"](options)
-        named = [_extracted_folder(data.path, extractor, None, reading=one) for one in (None, READING_VERSION)]
+        named = [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
         ours = [one for one in named[0].parent.glob(f"{named[0].name[:-8]}*") if _holds_features(one, data)]
         if not ours:
             raise DataError(
@@ -197,9 +198,7 @@ def _holds_features(folder: Path, data: PreparedData) -> bool:
     return bool(np.allclose(made, stored.astype(np.float32), rtol=1e-2, atol=1e-2))
 
 
-def _extracted_folder(
-    out: Path, extractor: Extractor, fitted_to: str | None, *, reading: int | None = READING_VERSION
-) -> Path:
+def _extracted_folder(out: Path, extractor: Extractor, fitted_to: str | None, reading: int | None) -> Path:
     """Name the folder of features, which changes with all that they depend on; ``reading`` is None for version 0.1."""
     also = {"fitted_to": fitted_to, "reading": reading}
     identity = extractor.identity() | {name: value for name, value in also.items() if value is not None}

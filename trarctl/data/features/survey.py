@@ -24,7 +24,7 @@ from trarctl.errors import DataError, listed
 _WIDTHS_OF_NETWORKS = frozenset({512, 640, 768, 1280, 1536, 2048, 2560})
 _MOST_CELLS = 256
 # Bottom-up attention describes 36 boxes of every image, or 10 to 100; maps of a network have few shapes.
-_FEWEST_BOXES, _MOST_BOXES, _MOST_SHAPES = 10, 100, 20
+_USUAL_BOXES, _FEWEST_BOXES, _MOST_BOXES, _MOST_SHAPES = 36, 10, 100, 20
 _FEWEST_TO_COMPARE = 8
 _SMALLEST_NORMAL = np.finfo(np.float16).smallest_normal
 
@@ -176,6 +176,8 @@ def _refuse_transposed(
 
 def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
     smallest, largest, num_files = min(rows), max(rows), sum(rows.values())
+    is_varied = smallest >= _FEWEST_BOXES and largest <= _MOST_BOXES and len(rows) > _MOST_SHAPES
+    are_boxes = num_cells != smallest == largest == _USUAL_BOXES or is_varied
     said = []
     if smallest == largest == num_cells + 1:
         said.append(
@@ -184,7 +186,7 @@ def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
         )
     elif smallest > num_cells:
         side = round(smallest**0.5)
-        fitting = f"; --grid {side} would use all" if side * side == smallest == largest else ""
+        fitting = f"; --grid {side} would use all" if side * side == smallest == largest and not are_boxes else ""
         said.append(f"every feature file has at least {smallest} rows, of which {num_cells} are used{fitting}")
     elif largest > num_cells:
         longer = sum(count for one, count in rows.items() if one > num_cells)
@@ -196,8 +198,7 @@ def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
     elif largest < num_cells:
         rest = "the others are zero, which counts as padding"
         said.append(f"feature files have {largest} or fewer rows for the {num_cells} cells: {rest}")
-    is_varied = smallest >= _FEWEST_BOXES and largest <= _MOST_BOXES and len(rows) > _MOST_SHAPES
-    if num_cells != smallest == largest == 36 or is_varied:
+    if are_boxes:
         said.append("so many rows have the features of boxes (bottom-up attention), which are no cells of a grid")
     if len(rows) == 1 and width == num_cells and largest != num_cells:
         said.append(

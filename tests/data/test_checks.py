@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.data.preparing import GOLDEN, edit_json, write_clevr, write_features
+from tests.small_runs import make_raw
 from trarctl import cli
 from trarctl.data.prepare import PrepareRequest, check, prepare
 from trarctl.data.prepared import open_prepared
@@ -317,7 +318,7 @@ def test_raw_files_that_are_still_packed(tmp_path: Path) -> None:
     for name in names:
         (raw / name).unlink()
     with pytest.raises(
-        DataError, match=r"no files .* but packed in .*annotations.json.gz, .*_Val_mscoco.zip"
+        DataError, match=r"no files .* but packed in .*.json.gz, .*_Val_mscoco.zip"
     ) as raised:
         prepare(PrepareRequest("vqa", raw=raw, out=tmp_path / "out", vectors="none", without_features=True))
     if shutil.which("unzip") is None:
@@ -357,9 +358,8 @@ def test_another_data_set_is_not_replaced(tmp_path: Path) -> None:
     request = PrepareRequest("vqa", raw=GOLDEN / "mini_vqa/raw", out=report.out, vectors="none", without_features=True)
     with pytest.raises(DataError, match="out holds prepared clevr data, which vqa would replace"):
         prepare(request)
-    assert [fault.what for fault in check(request).faults] == [
-        f"{report.out} holds prepared clevr data, which vqa would replace"
-    ]
+    (fault,) = check(request).faults
+    assert fault.what == f"{report.out} holds prepared clevr data, which vqa would replace"
     assert {path: path.read_bytes() for path in report.out.rglob("*") if path.is_file()} == before
 
 
@@ -381,3 +381,11 @@ def test_sets_by_two_extractors_are_said_before(tmp_path: Path) -> None:
     found = check(request).warnings
     assert sum("differ as if two extractors had made them" in one for one in found) == 2
     assert found == prepare(request).warnings
+
+
+def test_the_file_of_another_split_is_no_cure(tmp_path: Path) -> None:
+    make_raw(tmp_path / "raw", num_train=4, num_test=2)
+    (tmp_path / "raw/train/questions.json").unlink()
+    with pytest.raises(DataError, match=r"no file train/questions.json in .*raw; .*train holds images") as raised:
+        prepare(PrepareRequest("easy-vqa", raw=tmp_path / "raw", out=tmp_path / "out", vectors="none"))
+    assert "mv" not in (raised.value.hint or "")

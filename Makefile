@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-features test-browser lint bench bench-quick full-size clean faults soak gpu-check
+.PHONY: help install demo test fuzz test-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -41,6 +41,18 @@ test: lint ## Lint, then every test
 faults: $(INSTALLED) ## Kill, fill up, interrupt and resume runs in every way that counts, one table (about 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
+LIVES ?= 2000
+
+lives: $(INSTALLED) ## Live random lives of a run, 2,000 or LIVES=N, each compared with a model of it (about 15 minutes)
+	OMP_NUM_THREADS=1 LIVES=$(LIVES) LIFE_SEED=$${LIFE_SEED:-$$(date +%s)} $(BIN)/pytest -q -s tests/engine/test_life.py
+
+mutants: $(INSTALLED) ## Change the code that numbers and checkpoints depend on, and see that a test fails (about 30 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
+
+fuzz: $(INSTALLED) ## Damaged, odd and hostile input to every command that reads some, one table (10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes 10
+
 soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, threads must stay level (30 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
@@ -73,5 +85,5 @@ test-browser: $(INSTALLED) ## Open the report in headless Chromium, which is ins
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser/check_report.py
 
 clean: ## Remove caches and build products; data/, runs/ and .venv stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist *.egg-info .mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find trarctl tests -name __pycache__ -type d -prune -exec rm -rf {} +

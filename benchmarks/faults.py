@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.programs import POLL_SECONDS, Program, program, resume_command, train_command
+from tests.engine.programs import POLL_SECONDS, Program, program, resume_command, train_command, wait_until
 from tests.engine.running import Killed, kill_after, tiny_settings, train, weights
 from trarctl.config.resolve import resolve
 from trarctl.data.prepare import PrepareRequest, prepare
@@ -32,6 +32,8 @@ from trarctl.engine.run import RunFolder
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "tests" / "golden" / "mini_vqa"
 KILLED_RUN: dict[str, int] = {"train__epochs": 12, "run__log_every": 1, "run__save_every": 1, "run__validate_every": 4}
+VICTIMS = ("all", "launcher", "one of two", "launcher", "one of two")
+LONGEST_END = 60.0  # seconds until no process of a run may be left
 Outcome = tuple[str, str, str]  # what was tried, "ok" or what went wrong, figures
 
 
@@ -75,7 +77,8 @@ def random_kills(num_kills: int, folder: Path, data: Path) -> list[Outcome]:
             run, command = RunFolder(there / "runs" / "tiny"), train_command(data, "vqa", **KILLED_RUN, run__gpus=gpus)
             while True:
                 with program(command, there) as started:
-                    is_hit, was_saving = _hit(started, run, chance, in_a_save=kills % 3 == 2)
+                    victim = VICTIMS[kills % len(VICTIMS)] if gpus != "cpu" else "all"
+                    is_hit, was_saving = _hit(started, run, chance, victim, in_a_save=kills % 3 == 2)
                     kills, in_save = kills + is_hit, in_save + was_saving
                     if not is_hit:
                         break
@@ -85,12 +88,12 @@ def random_kills(num_kills: int, folder: Path, data: Path) -> list[Outcome]:
                     command = resume_command("tiny")
             equal += (weights(run), _losses(run)) == expected
         result = "ok" if equal == runs else f"{runs - equal} runs differ"
-        figures = f"{kills} kills ({in_save} while saving), {equal} of {runs} runs byte-identical"
+        figures = f"{kills} kills ({in_save} while saving), {equal} of {runs} runs byte-identical, no process left"
         outcomes.append((f"killed at random moments, {gpus}", result, figures))
     return outcomes
 
 
-def _hit(started: Program, run: RunFolder, chance: random.Random, *, in_a_save: bool) -> tuple[bool, bool]:
+def _hit(started: Program, run: RunFolder, chance: random.Random, victim: str, *, in_a_save: bool) -> tuple[bool, bool]:
     """Kill a program some time after it has trained on: whether it was hit before its end, and in a save."""
     before = max((path.stat().st_mtime_ns for _, _, path in run.saved()), default=0)
     wait = chance.uniform(0, 0.8)
@@ -100,10 +103,16 @@ def _hit(started: Program, run: RunFolder, chance: random.Random, *, in_a_save: 
             since = time.monotonic()
         is_saving = any(run.checkpoints.glob(".*.tmp")) if run.checkpoints.is_dir() else False
         if since is not None and time.monotonic() - since > wait and (is_saving or not in_a_save):
-            for pid in started.members():
-                os.kill(pid, signal.SIGKILL)
-            started.process.wait(10)
-            return True, any(run.checkpoints.glob(".*.tmp"))
+            members, workers = started.members(), started.workers()
+            for pid in {"all": members, "launcher": [started.process.pid]}.get(
+                victim, workers and [chance.choice(workers)]
+            ):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            was_saving = any(run.checkpoints.glob(".*.tmp"))
+            started.process.wait(LONGEST_END)
+            wait_until(lambda: not started.members(), LONGEST_END)
+            return True, was_saving
         if not in_a_save:
             time.sleep(POLL_SECONDS)
     if started.process.returncode != 0:

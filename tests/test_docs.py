@@ -82,3 +82,13 @@ def test_exit_codes_are_those_of_the_program() -> None:
     text = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
     for code, meaning in cli.EXIT_CODES:
         assert f"| {code} | {meaning} |" in text
+
+
+def test_the_tests_that_hold_a_promise_exist() -> None:
+    named = set(
+        re.findall(r"`(?:tests/)?(?:\w+/)*(test_\w+(?:\.py)?)`", (ROOT / "docs/trust.md").read_text(encoding="utf-8"))
+    )
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    functions = set[str]().union(*(re.findall(r"^ *def (test_\w+)", file.read_text(), re.MULTILINE) for file in files))
+    assert len(named) > 30
+    assert named <= functions | {file.name for file in files}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -13,9 +14,11 @@ import typer
 from trarctl import __version__
 from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
-from trarctl.commands.console import show_error
+from trarctl.commands.console import shield_streams, show_error, shown_warnings, warn
 from trarctl.commands.options import Command, Group
 from trarctl.errors import CheckpointError, DataError, DeviceError, DivergenceError, SettingsError, Stopped, TrarError
+from trarctl.groups import LEFT_BEHIND
+from trarctl.processors import prepare_environment
 
 EXIT_CODES = (
     (0, "done"),
@@ -27,10 +30,9 @@ EXIT_CODES = (
     (DeviceError.exit_code, "device"),
     (DivergenceError.exit_code, "the loss is not finite"),
 )
+STOPPED = ("128 + n", "stopped by signal n, after saving if training had begun")
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
-EPILOG = "\b\nExit codes:\n" + "\n".join(
-    f"  {code:<8}{meaning}" for code, meaning in (*EXIT_CODES, ("128 + n", "stopped by signal n, after saving"))
-)
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<8}{meaning}" for code, meaning in (*EXIT_CODES, STOPPED))
 
 app = typer.Typer(
     name="trarctl",
@@ -73,12 +75,12 @@ for name, command, epilog in (
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command with the arguments after ``trarctl``, None for those of the process; return the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        # A file name that is not valid text must not end a run.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    shield_streams()
+    if warning := prepare_environment():
+        warn(warning)
     try:
-        return _exit_code_of(arguments)
+        with shown_warnings():
+            return _exit_code_of(arguments)
     except TrarError as error:
         failure = error
     except KeyboardInterrupt:
@@ -94,11 +96,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Run the console script."""
     code = run()
-    try:
+    if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):
+        # It is in a library that aborts where Python has ended by the time it returns.
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output has closed it; Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os._exit(code)
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -113,14 +114,21 @@ def test_json_to_stdout_and_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
         write_json(document, str(tmp_path / "no" / "x.json"))
 
 
+GROUP = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2") | {
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
 @pytest.mark.parametrize(
     ("environment", "speaks"),
     [
         ({}, True),
         ({"RANK": "0"}, True),
-        ({"RANK": "1"}, False),
-        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}, False),
-        ({"SLURM_PROCID": "3"}, True),
+        ({"RANK": "1"}, True),
+        ({**GROUP, "RANK": "0"}, True),
+        ({**GROUP, "RANK": "1"}, False),
     ],
 )
 def test_one_process_of_a_group_speaks(
@@ -171,3 +179,46 @@ def test_sizes_for_people() -> None:
     sizes = [0, 999, 1000, 7_640_000, 763_000_000, 1_200_000_000, 2.5e12]
     texts = ["0 B", "999 B", "1.0 kB", "7.6 MB", "763 MB", "1.2 GB", "2.5 TB"]
     assert [compact_bytes(size) for size in sizes] == texts
+
+
+SHOWING = """
+import sys, warnings
+from trarctl.commands.console import show_table, make_table, say, shield_streams, shown_warnings, warn
+from trarctl.errors import TrarError
+shield_streams()
+with shown_warnings():
+    for _ in range(3):
+        warnings.warn("odd", UserWarning)
+for number in range(20000):
+    say(f"line {number}")
+warn("still here")
+if sys.argv[1:]:
+    try:
+        show_table(make_table("a"))
+    except TrarError as error:
+        print(error.what, file=sys.stderr)
+        sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">/dev/null", 0, "warning: odd\nwarning: 2 more times: odd\nwarning: still here\n"),
+        ("x >/dev/full", 4, "still here\ncannot write the result to stdout: No space left on device\n"),
+        (">/dev/full", 0, "still here\n"),
+        ("x | head -1 >/dev/null; exit ${PIPESTATUS[0]}", 0, "still here\n"),
+        (">&-", 0, "still here\n"),
+        ("2>&- >/dev/null", 0, ""),
+        (">/dev/full 2>/dev/full", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_nothing_ends_with_what_shows_it(redirected: str, code: int, said: str, tmp_path: Path) -> None:
+    script = tmp_path / "showing.py"
+    script.write_text(SHOWING)
+    command = f"{sys.executable} {script} {redirected}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.endswith(said)
+    assert "Traceback" not in ended.stderr

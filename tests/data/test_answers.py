@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trarctl.data import text
 from trarctl.data.text import build_answers, normalize_answer, soft_scores, strip_punctuation, strip_words
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -93,3 +94,16 @@ def test_soft_scores() -> None:
     scores = soft_scores(np.array([[0, 1, 2], [3, 4, 10]], dtype=np.uint8))
     assert scores.dtype == np.float32
     assert np.array_equal(scores, np.array([[0, 0.3, 0.6], [0.9, 1, 1]], dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("contraction", "without"),
+    [("don't", ["dont"]), ("shouldn't've", ["shouldnt've", "shouldn'tve"]), ("yes", [])],
+)
+def test_contractions_lose_one_apostrophe(contraction: str, without: list[str]) -> None:
+    assert text._missing_one_apostrophe(contraction) == without
+
+
+@pytest.mark.parametrize(("raw", "normalized"), [("1,000", "1000"), ("yes, it is", "yes it is")])
+def test_commas_go(raw: str, normalized: str) -> None:
+    assert normalize_answer(raw) == normalized

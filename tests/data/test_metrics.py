@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,17 @@ import pytest
 from tests.data.reference_accuracy import Questions, adversarial_questions, plain_vqa_accuracy
 from trarctl.config import EvaluatorName
 from trarctl.data.datasets.clevr import clevr_accuracy
-from trarctl.data.metrics import GroundTruth, plain_accuracy, vqa_accuracy
-from trarctl.errors import DataError
+from trarctl.data.metrics import (
+    GroundTruth,
+    ceiling,
+    commonest_answer,
+    measure,
+    plain_accuracy,
+    question_prior,
+    refuse_unmeasurable,
+    vqa_accuracy,
+)
+from trarctl.errors import DataError, SettingsError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCORED_CASES = sorted(path for path in (GOLDEN / "cases").glob("vqa_*.json") if not path.stem.endswith("_test"))
@@ -133,6 +144,10 @@ def test_fewer_annotators_are_counted_and_the_rule_is_said() -> None:
     assert note.endswith("averaged over the leave-one-out sets where K is 3 or more; three who agree make 66.67 %")
     whole = Questions(groups[:4], ["yes"] * 4, ["other"] * 4, ["what"] * 4)
     assert vqa_accuracy(whole.predictions, whole.truth()).note is None
+    without_three = Questions(groups[:6], ["yes"] * 6, ["other"] * 6, ["what"] * 6)
+    note = vqa_accuracy(without_three.predictions, without_three.truth()).note
+    assert note is not None
+    assert note.endswith("averaged over the leave-one-out sets where K is 3 or more")
 
 
 def test_official_is_the_default() -> None:
@@ -218,3 +233,91 @@ def test_types_are_numbered_by_those_that_occur() -> None:
     accuracy = clevr_accuracy(["1", "no", "2"], truth)
     assert (accuracy.types, accuracy.type_of.tolist()) == (("count", "exist"), [0, 1, 0])
     assert accuracy.right.tolist() == [1.0, 0.0, 1.0]
+
+
+@dataclasses.dataclass
+class Split:
+    """Questions of a split."""
+
+    question_tokens: np.ndarray
+    is_annotated: bool = False
+    name: str = "val"
+
+    def __len__(self) -> int:
+        return len(self.question_tokens)
+
+    def truth(self) -> str:
+        return "truth"
+
+
+def test_the_data_set_measures() -> None:
+    asked: list[tuple[object, ...]] = []
+    data: Any = SimpleNamespace(path="here", spec=SimpleNamespace(metric=lambda *arguments: asked.append(arguments)))
+    split: Any = Split(np.zeros((2, 1)), is_annotated=True)
+    measure(["yes", "no"], data, split, "upstream")
+    refuse_unmeasurable(data, split, "official")
+    assert asked == [(["yes", "no"], "truth", "upstream"), (["", ""], "truth", "official")]
+    wrong: Any = "best"
+    with pytest.raises(SettingsError, match="there is no evaluator 'best'") as unknown:
+        measure(["yes", "no"], data, split, wrong)
+    assert unknown.value.hint == "choose official or upstream"
+    split.is_annotated = False
+    with pytest.raises(DataError, match="split val of here has no answers to compare with") as caught:
+        measure(["yes"], data, split, "official")
+    assert caught.value.hint is not None
+    assert "trarctl submit --split val" in caught.value.hint
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("blank", ["\n", "\t", " "])
+def test_line_ends_and_tabs_are_blanks_to_the_evaluator(blank: str) -> None:
+    truth = Questions([["red car"] * 10], [""], ["other"], ["what"]).truth()
+    assert vqa_accuracy([f"red{blank}car"], truth, "official").overall == 100.0
+    assert vqa_accuracy(["redcar"], truth, "official").overall == 0.0
+
+
+def test_what_an_accuracy_says_of_itself() -> None:
+    truth = Questions([["a"] * 10, ["b"] * 10], ["", ""], ["x", "y"], ["p", "q"]).truth()
+    accuracy = vqa_accuracy(["a", "c"], truth, "upstream")
+    assert (accuracy.questions, accuracy.evaluator, accuracy.counts) == (2, "upstream", {})
+    assert (accuracy.types, accuracy.type_of.tolist()) == (("x", "y"), [0, 1])
+    plain = plain_accuracy(["a", "b"], _one_answer_each(["a", "c"], ["x", "x"]))
+    assert (plain.questions, plain.evaluator, plain.per_question_type) == (2, "official", {})
+    assert plain.right.dtype == np.float64
+
+
+def test_the_commonest_answer_to_the_same_words() -> None:
+    yes, no = 0, 1
+    train = SimpleNamespace(
+        question_tokens=np.array([[1, 2], [1, 2], [1, 2], [3, 0], [5, 6]]),
+        targets=(np.array([0, 1, 2, 3, 5, 6]), np.array([no, yes, yes, no, yes, no]), np.array([9, 9, 9, 2, 8, 9])),
+    )
+    data: Any = SimpleNamespace(answers=("yes", "no"), split=lambda _name: train)
+    asked = np.array([[3, 0], [5, 6], [9, 9], [1, 2]])
+    split: Any = Split(question_tokens=asked)
+    assert question_prior(data, split) == (["yes", "no", "yes", "yes"], "same words 75 %, commonest answer 25 %")
+
+
+def test_nothing_is_guessed_without_training_answers() -> None:
+    train = SimpleNamespace(
+        question_tokens=np.array([[1, 2]]), targets=(np.array([0, 0]), np.array([], int), np.array([]))
+    )
+    data: Any = SimpleNamespace(answers=("yes", "no"), split=lambda _name: train)
+    split: Any = Split(question_tokens=np.array([[1, 2], [3, 4]]))
+    assert commonest_answer(data, split) == ["", ""]
+    assert question_prior(data, split) == (["", ""], "no training answer at all")
+
+
+def test_the_best_choice_out_of_an_answer_list() -> None:
+    codes = np.full((3, 10), -1)
+    codes[0, :3], codes[1, :3], codes[2, :2] = [1, 0, 0], [0, 2, 2], [2, 1]
+    truth: Any = SimpleNamespace(codes=codes)
+    asked: list[tuple[object, ...]] = []
+
+    def metric(*arguments: object) -> Any:
+        asked.append(arguments)
+        return SimpleNamespace(overall=50.0)
+
+    # Of the strings 0 to 2 the last is in no list: its two votes count for nothing.
+    assert ceiling(metric, truth, ("a", "b"), np.array([0, 1, -1], dtype=np.int32)) == 50.0
+    assert asked == [(["a", "a", "b"], truth, "official")]

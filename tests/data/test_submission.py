@@ -73,7 +73,7 @@ def _json_file(folder: Path, value: object) -> Path:
 
 
 def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "answers.json"
+    path = tmp_path / "new" / "folder" / "answers.json"
     size = write_vqa(path, np.array(IDS[::-1]), ["caf\u00e9", "2", "no"], np.array(IDS))
     assert size == path.stat().st_size
     assert json.loads(path.read_text(encoding="utf-8")) == [
@@ -92,6 +92,15 @@ def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
         (GOOD[:1], "2 of 3 questions have no answer: 262144001, 393225000"),
         ([*GOOD, GOOD[0]], "1 question is answered more than once: 262144000"),
         ([*GOOD, {"question_id": 7, "answer": "x"}], "1 question_id is not in this split: 7"),
+        ([*GOOD, *GOOD[:2]], "2 questions are answered more than once: 262144000, 262144001"),
+        (
+            [*GOOD, {"question_id": 8, "answer": "x"}, {"question_id": 7, "answer": "x"}],
+            "2 question_ids are not in this split: 7, 8",
+        ),
+        (
+            [GOOD[0], *({"question_id": number, "answer": " "} for number in IDS[1:])],
+            "2 answers are blank: question 262144001, 393225000",
+        ),
         ([*GOOD[:2], {"question_id": IDS[2], "answer": " \t"}], "1 answer is blank: question 393225000"),
         ([*GOOD[:2], {"question_id": IDS[2], "answer": 2}], "1 row with an answer that is not text: row 3 has 2"),
         ([*GOOD[:2], {"question_id": IDS[2]}], "1 row with an answer that is not text: row 3 has none"),
@@ -118,6 +127,13 @@ def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
             ' their other fields: "text"',
         ),
         (
+            {name: [1] * (index + 1) for index, name in enumerate("abcd")},
+            'it is not a JSON list but an object; its key "a" holds a list of 1; its key "b" holds a list of 2;'
+            ' its key "c" holds a list of 3',
+        ),
+        ("x" * 38, f'it is not a JSON list but "{"x" * 38}"'),
+        ("x" * 39, f'it is not a JSON list but "{"x" * 36}...'),
+        (
             [*GOOD, {"id": 4, "answer": "x"}],
             '1 row with a question_id that is not an integer: row 4 has none; their other fields: "id"',
         ),
@@ -136,6 +152,8 @@ def test_a_part_of_the_test_questions_is_named(tmp_path: Path) -> None:
         "2 of 3 questions have no answer: 262144001, 393225000",
     ]
     assert JSON.problems(_json_file(tmp_path, GOOD), CLEVR, split) == []
+    nothing = "3 of 3 questions have no answer: 262144000, 262144001, 393225000"
+    assert JSON.problems(_json_file(tmp_path, []), CLEVR, split) == [nothing]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +161,8 @@ def test_a_part_of_the_test_questions_is_named(tmp_path: Path) -> None:
     [
         (b'{"question_id": 1, "answer": "a"}\n{"question_id": 2, "answer": "b"}\n', "it is JSON Lines, one object a"),
         (b'{"question_id": 1, "answer": "a"}\nb', "it is not valid JSON: "),
+        (b'{"question_id": 1}\n{"question_id": 2}', "it is JSON Lines, one object a"),
+        (b'{"question_id": 1}\n{"question_id": 2}\n{"question_id": 3}\n{"quest', "it is JSON Lines, one object a"),
         (b"", "it is empty"),
         (b'[{"question_id": 1', "it is not valid JSON: "),
         (b"[NaN]", "it is not valid JSON: "),
@@ -183,6 +203,10 @@ def test_too_large_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(submission, "MOST_BYTES", 100)
     (problem,) = validate_vqa(_json_file(tmp_path, GOOD), IDS)
     assert problem.startswith("it is 0 MB large, more than the 0 MB")
+    path = tmp_path / "padded.json"
+    for size, problems in ((100, []), (101, ["it is 0 MB large, more than the 0 MB that are plausible"])):
+        path.write_bytes(json.dumps(GOOD[:1]).encode().ljust(size))
+        assert validate_vqa(path, IDS[:1]) == problems
 
 
 def test_extra_keys_are_no_problem(tmp_path: Path) -> None:
@@ -291,6 +315,18 @@ def test_a_clevr_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
             [f"3 of 3 answers are none that CLEVR has {ALMOST}: 'Yes', 'sphere'"],
         ),
         (b"ball\nno\nno\n", ["1 of 3 answers are none that CLEVR has: 'ball'"]),
+        (b"yes\r\nno\ncube\r\n", ["lines end in CR LF instead of LF"]),
+        (b"yes\r\nno\r\n", ["2 lines for 3 questions", "lines end in CR LF instead of LF"]),
+        (b"yes\r", ["1 line for 3 questions", "lines end in CR instead of LF"]),
+        (b"yes\rno\r\ncube\n", ["2 lines for 3 questions", "lines end in CR instead of LF"]),
+        (
+            b"yes no\rcube\n",
+            [
+                "1 line for 3 questions",
+                "lines end in CR instead of LF",
+                "1 of 2 answers are none that CLEVR has: 'yes no'",
+            ],
+        ),
         (b"yes\rno\rcube\r", ["1 line for 3 questions", "lines end in CR instead of LF"]),
         (b"yes\n\xff\nno\n", ["it is not UTF-8 text (byte 4)"]),
         (b"", ["it is empty"]),
@@ -339,3 +375,17 @@ def test_ids_that_are_text_are_written_and_read_as_text(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match="2 of 2 questions have no answer"):
         JSON.read(path, CLEVR, _split(ids))
+
+
+def test_a_file_names_its_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "answers.txt"
+    path.write_bytes(b"yes\nball\n")
+    (problem,) = LineAnswers("easy-VQA").problems(path, CLEVR, _split(range(2)))
+    assert problem == "1 of 2 answers are none that easy-VQA has: 'ball'"
+
+
+def test_what_is_no_text_cannot_be_scored(tmp_path: Path) -> None:
+    path = tmp_path / "answers.txt"
+    path.write_bytes(b"yes\n\xff\n")
+    with pytest.raises(DataError, match=r"answers\.txt cannot be scored: it is not UTF-8 text \(byte 4\)"):
+        read_clevr(path, 2)

@@ -67,3 +67,8 @@ def test_questions_of_every_golden_case_get_their_indices() -> None:
     questions = [question["question"] for question in json.loads(raw.read_text(encoding="utf-8"))["questions"]]
     vocabulary = Vocabulary(tuple(case["token_to_ix"]))
     assert np.array_equal(encode(questions, vocabulary, expected.shape[1]), expected)
+
+
+@pytest.mark.parametrize("questions", [["what\nis it"], ["a", "what\nis it", "b"], ["a\nb", "c\n\nd"]])
+def test_a_line_end_parts_words_and_not_questions(questions: list[str]) -> None:
+    assert list(tokenize_all(questions)) == [question.split() for question in questions]

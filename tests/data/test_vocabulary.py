@@ -67,6 +67,11 @@ def test_other_first_words_are_refused() -> None:
     assert "trarctl prepare" in caught.value.hint
 
 
+def test_no_words_at_all_are_refused() -> None:
+    with pytest.raises(DataError, match="this one with nothing"):
+        Vocabulary(())
+
+
 def test_a_word_twice_is_refused() -> None:
     with pytest.raises(DataError, match="holds 'red' twice"):
         Vocabulary(("PAD", "UNK", "CLS", "red", "blue", "red"))

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from tests.engine.running import Killed, kill_after, resume, tiny_settings, train
+from trarctl.config.resolve import resolve
 from trarctl.config.settings import DataSettings, Settings, TrainSettings
-from trarctl.engine.callbacks import EpochDone, RunFinished, StepDone, Validated, numbers_of
+from trarctl.engine import callbacks
+from trarctl.engine.callbacks import (
+    EpochDone,
+    Event,
+    Note,
+    RunFinished,
+    Shielded,
+    StepDone,
+    Validated,
+    numbers_of,
+)
 from trarctl.engine.run import RunFolder
-from trarctl.errors import SettingsError
+from trarctl.errors import DataError, SettingsError
 
 
 def test_tensorboard_gets_the_curves_once(golden_data: dict[str, Path], tmp_path: Path) -> None:
@@ -77,3 +91,56 @@ def test_a_later_split_is_trained_on_from_its_epoch_on(golden_data: dict[str, Pa
     changes = {"data__split": "train+val+vg", "data__later_split": "train+val", "data__later_split_epoch": 2}
     train(tiny_settings(golden_data["vqa"], tmp_path, **changes, train__epochs=3), on_event=on_event)
     assert steps[0][1] == steps[1][1] > steps[2][1] == 12
+
+
+def test_a_display_or_logger_that_fails_is_told_once_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, shown, fed = RunFolder(tmp_path / "run"), [], []
+    run.create()
+
+    def write(numbers: Mapping[str, float], step: int) -> None:
+        fed.append(step)
+        raise ValueError("no connection")
+
+    @contextmanager
+    def logger(*_arguments: object) -> Iterator[callbacks.Write]:
+        yield write
+        raise OSError("gone")
+
+    monkeypatch.setitem(callbacks._LOGGERS, "wandb", logger)
+
+    def show(event: Event) -> None:
+        shown.append(event)
+        if isinstance(event, StepDone):
+            raise OSError(5, "Input/output error")
+
+    settings = resolve(sets=["run.loggers=wandb"], environ={}).settings
+    with callbacks.recorded(run, settings, Shielded(show, "the display"), first_step=0) as callback:
+        for step in (1, 2):
+            callback(StepDone(1, step, 2, step, 0.1, 1.0, 10.0, loss=0.5, routes=[], memory_bytes=1, gradient_norm=1.0))
+    assert [entry["step"] for entry in run.metrics()] == fed == [1, 2]
+    assert run.log_file.read_text().splitlines() == [
+        "the display failed, the run goes on: OSError: [Errno 5] Input/output error",
+        "wandb failed, the run goes on: ValueError: no connection",
+        "wandb failed at its end: OSError: gone",
+    ]
+    assert sum(isinstance(event, Note) for event in shown) == 2
+
+
+def test_a_log_for_people_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    run.log_file.mkdir()
+    callbacks.journal(run)(Note("odd"))
+    run.metrics_file.mkdir()
+    with pytest.raises(DataError, match="cannot write"):
+        callbacks.journal(run)(EpochDone(1, 2, 2, 0.5, 0.1, 1.0, 3.0, 4.0))
+
+
+def test_warnings_of_libraries_become_notes() -> None:
+    events: list[Event] = []
+    with callbacks.warnings_as_notes(events.append):
+        for _ in range(3):
+            warnings.warn("odd\nthing", UserWarning, stacklevel=1)
+    assert events == [Note("odd thing")]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from tests.engine.programs import free_port
-from trarctl.engine.distributed import Placement, first_host, joined, plan_placement, precision_of, use_threads
+from tests.engine.programs import free_port, program, train_command
+from trarctl.engine.distributed import Placement, joined, plan_placement, precision_of, use_threads
 from trarctl.errors import DeviceError, SettingsError
+from trarctl.groups import Group, read_group
 
 
 def test_alone_on_the_cpu() -> None:
@@ -39,13 +43,13 @@ TORCHRUN = {
     "LOCAL_WORLD_SIZE": "2",
     "WORLD_SIZE": "4",
     "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "1",
+    "MASTER_PORT": "29500",
 }
 
 
 def test_torchrun_is_joined() -> None:
     placement = plan_placement("cpu", TORCHRUN)
-    assert placement == Placement(("cpu", "cpu"), rank=3, local_rank=1, size=4)
+    assert placement == Placement(("cpu", "cpu"), read_group(TORCHRUN))
     assert not placement.launches
     assert placement.num_processes == 4
 
@@ -56,37 +60,27 @@ def test_torchrun_with_another_number_of_devices() -> None:
     assert raised.value.hint == "start as many processes as devices: --nproc-per-node 3"
 
 
-def test_slurm_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    step = {
-        "SLURM_PROCID": "5",
-        "SLURM_LOCALID": "1",
-        "SLURM_NODEID": "2",
-        "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": "6",
-        "SLURM_STEP_NODELIST": "gpu[03-05]",
-        "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
-        "SLURM_JOB_ID": "12345678",
-    }
-    assert plan_placement("cpu", step) == Placement(("cpu", "cpu"), rank=5, local_rank=1, size=6)
-    assert os.environ["MASTER_ADDR"] == "gpu03"
-    assert 10_000 <= int(os.environ["MASTER_PORT"]) < 30_000
-    alone = step | {"SLURM_STEP_NUM_TASKS": "1"}
-    assert plan_placement("cpu", alone) == Placement(("cpu",))
-    batch_script = {name: value for name, value in step.items() if not name.startswith("SLURM_STEP")}
-    assert plan_placement("cpu", batch_script | {"SLURM_NTASKS": "6"}) == Placement(("cpu",))
-
-
 @pytest.mark.parametrize(
-    ("nodes", "host"),
-    [("gpu[03-05,9],cpu1", "gpu03"), ("one", "one"), ("a-1,b-2", "a-1"), ("n[1,5]", "n1")],
+    "gpus",
+    [
+        "gpu",
+        "0,0",
+        "1.5",
+        "cpu:x",
+        "-1",
+        "",
+        "\u00b2",
+        "0,\u00b2",
+        "0,,1",
+        "0,",
+        "0 1",
+        "00,0",
+        "cpu:\u0663",
+        "cpu:0",
+        "cpu:",
+        "9" * 5000,
+    ],
 )
-def test_the_first_host(nodes: str, host: str) -> None:
-    assert first_host(nodes) == host
-
-
-@pytest.mark.parametrize("gpus", ["gpu", "0,0", "1.5", "cpu:x", "-1", ""])
 def test_what_cannot_be_read(gpus: str) -> None:
     with pytest.raises(DeviceError, match="expected different GPU indices joined by commas") as raised:
         plan_placement(gpus, {})
@@ -122,13 +116,9 @@ def test_threads_are_given_back() -> None:
 
 
 def _attempt(number: int, rank: int, port: int, dies: bool) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": str(number),
-    }
-    with joined(Placement(("cpu", "cpu"), rank, rank, 2), timeout_seconds=30) as world:
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
+    group = Group(rank, 2, rank, 2, "127.0.0.1", port, has_agent=True)
+    with joined(Placement(("cpu", "cpu"), group), timeout_seconds=30) as world:
         total = world.all_reduce(np.array([float(rank + 1)]))
         if dies:
             os._exit(9)
@@ -150,9 +140,8 @@ AGREEMENTS: list[tuple[dict[str, object], dict[str, object], str]] = [
 
 
 def _compare(rank: int, port: int, answers: Any) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     found = []
-    with joined(Placement(("cpu", "cpu"), rank, rank, 2), timeout_seconds=30) as world:
+    with joined(Placement(("cpu", "cpu"), Group(rank, 2, rank, 2, "127.0.0.1", port)), timeout_seconds=30) as world:
         for *values, _ in AGREEMENTS:
             try:
                 world.require_equal(values[rank], "start them alike")
@@ -222,3 +211,76 @@ def test_a_freed_block_is_used_again() -> None:
     assert plain is not None
     assert reused is None or reused < 100
     assert reused is None or reused <= plain
+
+
+def _join(group: Group, seconds: float, answers: Any, release: Any) -> None:
+    """Join as a process of its own; the message, or that all went well."""
+    try:
+        with joined(Placement(("cpu",) * group.local_size, group), timeout_seconds=seconds) as world:
+            answers.put((group.rank, world.all_gather(group.rank)))
+            release.wait(60)  # strangers come while the group works
+    except DeviceError as error:
+        answers.put((group.rank, error.what))
+
+
+def join_all(groups: list[Group], seconds: float) -> list[tuple[int, Any]]:
+    context = multiprocessing.get_context("spawn")
+    answers, release = context.Queue(), context.Event()
+    processes = [context.Process(target=_join, args=(group, seconds, answers, release)) for group in groups]
+    for process in processes:
+        process.start()
+    found: list[tuple[int, Any]] = [answers.get(timeout=60) for _ in processes]
+    release.set()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    return sorted(found, key=str)
+
+
+def test_strangers_are_refused() -> None:
+    port = free_port()
+    step = "Slurm step 7.0"
+    group = [Group(rank, 2, rank, 2, "127.0.0.1", port, step) for rank in range(2)]
+    strangers = [Group(1, 2, 1, 2, "127.0.0.1", port, "Slurm step 7.1"), Group(2, 3, 2, 3, "127.0.0.1", port, step)]
+    found = join_all([*group, *strangers, group[1]], 20)
+    where = f"another group meets at 127.0.0.1:{port}: Slurm step 7.0 with 2 processes; this process belongs to "
+    assert found == [
+        (0, [0, 1]),
+        (1, where + "Slurm step 7.1 with 2 processes"),
+        (1, f"there is already a process 1 of 2 at 127.0.0.1:{port}"),
+        (1, [0, 1]),
+        (2, where + "Slurm step 7.0 with 3 processes"),
+    ]
+
+
+def test_others_that_never_come() -> None:
+    port = free_port()
+    ((_, what),) = join_all([Group(0, 2, 0, 2, "127.0.0.1", port)], 3)
+    assert what.startswith(f"process 0 of 2 cannot join the others at 127.0.0.1:{port}: ")
+
+
+@pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["silent", "another protocol"])
+def test_another_program_at_the_port(
+    answer: bytes | None, golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def serve() -> None:
+            with suppress(OSError):
+                while answer is not None:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(100)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        for name, value in TORCHRUN.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with program(train_command(golden_data["vqa"], run__timeout_seconds=3), tmp_path) as started:
+            # Some seconds to load, and one time-out.
+            assert started.wait(30) == 6
+            first, hint = started.errors().splitlines()
+    assert first.startswith(f"error: process 3 of 4 cannot join the others at 127.0.0.1:{port}: ")
+    assert hint.startswith("hint:  check that all machines reach MASTER_ADDR:MASTER_PORT")

@@ -71,6 +71,10 @@ SLOW = pytest.mark.slow
         pytest.param(signal.SIGTERM, 143, "cpu:2", id="SIGTERM, two processes"),
         pytest.param(signal.SIGINT, 130, "cpu:2", id="SIGINT, two processes", marks=SLOW),
         pytest.param(signal.SIGUSR1, 138, "cpu:2", id="SIGUSR1, two processes", marks=SLOW),
+        pytest.param(signal.SIGHUP, 129, "cpu", id="SIGHUP, one process", marks=SLOW),
+        pytest.param(signal.SIGHUP, 129, "cpu:2", id="SIGHUP, two processes", marks=SLOW),
+        pytest.param(signal.SIGQUIT, 131, "cpu:2", id="SIGQUIT, two processes", marks=SLOW),
+        pytest.param(signal.SIGXCPU, 152, "cpu:2", id="SIGXCPU, two processes", marks=SLOW),
     ],
 )
 def test_a_signal_stops_after_the_step(
@@ -90,6 +94,67 @@ def test_a_signal_stops_after_the_step(
     assert seen <= place.step <= seen + 12
     assert max(entry["step"] for entry in run.metrics()) == place.step
     assert weights(resume(run_in(tmp_path))) == undisturbed(gpus)
+
+
+@SLOW
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+def test_a_signal_to_all_processes(number: signal.Signals, data: Path, tmp_path: Path) -> None:
+    with program(train_command(data, "vqa", **RUN, run__gpus="cpu:2"), tmp_path) as started:
+        wait_for_step(started, run_in(tmp_path), 9)
+        os.killpg(started.process.pid, number)
+        assert started.wait() == 128 + number
+        assert_nothing_is_left(started)
+        assert len(started.complaints()) == 1, started.errors()
+    assert run_in(tmp_path).saved()
+
+
+@SLOW
+def test_a_second_signal_changes_nothing(data: Path, tmp_path: Path) -> None:
+    with program(train_command(data, "vqa", **RUN, run__gpus="cpu:2"), tmp_path) as started:
+        wait_for_step(started, run_in(tmp_path), 9)
+        for _ in range(5):
+            os.kill(started.process.pid, signal.SIGTERM)
+            time.sleep(0.1)
+        assert started.wait() == 143
+        (complaint,) = started.complaints()
+        assert complaint.startswith("stopped: run tiny stopped by SIGTERM after step ")
+        assert "hint:  trarctl resume tiny" in started.errors()
+
+
+@SLOW
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_starting(number: signal.Signals, data: Path, tmp_path: Path) -> None:
+    command = train_command(data, "vqa", **RUN, run__gpus="cpu:2")
+    with program(command, tmp_path) as started:
+        wait_until(lambda: len(started.workers()) == 2)
+        os.killpg(started.process.pid, number)
+        assert started.wait(60) == 128 + number
+        assert_nothing_is_left(started)
+        assert started.complaints() == [f"stopped: run tiny was stopped by {number.name}"], started.errors()
+        assert "hint:  nothing was saved: start it again" in started.errors()
+    with program(command, tmp_path) as again:
+        wait_for_step(again, run_in(tmp_path), 1)
+
+
+def test_lost_by_its_launcher(data: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    with program(train_command(data, "vqa", **RUN, run__gpus="cpu:2"), tmp_path) as started:
+        seen = wait_for_step(started, run, 9)
+        started.process.kill()
+        wait_until(lambda: not started.members(), 20)
+        assert "Traceback" not in started.errors()
+    assert load_checkpoint(run.saved()[-1][2])[1].progress.step >= seen
+    assert weights(resume(run_in(tmp_path))) == undisturbed("cpu:2")
+
+
+@SLOW
+def test_lost_by_its_launcher_while_another_process_hangs(data: Path, tmp_path: Path) -> None:
+    with program(train_command(data, "vqa", **RUN, run__gpus="cpu:2"), tmp_path) as started:
+        wait_for_step(started, run_in(tmp_path), 9)
+        hanging, other = started.workers()
+        os.kill(hanging, signal.SIGSTOP)
+        started.process.kill()
+        wait_until(lambda: other not in started.members(), 60)
 
 
 @SLOW

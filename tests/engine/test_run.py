@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
         old.record({"event": "validation", "epoch": epoch, "overall": overall})
     new.step_checkpoint(0, 40).write_bytes(b"")
     for age, run in ((100, old), (0, new)):
-        for file in run.path.glob("*.json*"):
+        for file in filter(Path.is_file, run.path.rglob("*")):
             os.utime(file, (1_000_000_000 - age, 1_000_000_000 - age))
     return tmp_path / "runs"
 

@@ -28,6 +28,12 @@ def test_temperature_is_the_originals_but_never_below_the_lowest(case: dict[str,
     assert ours == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_straight_line_ends_at_the_lowest() -> None:
+    for epochs, temperatures in ((1, [10.0]), (2, [10.0, 0.1]), (3, [10.0, 5.05, 0.1])):
+        settings = TrainSettings(epochs=epochs, temperature_policy=0, temperature_max=10, temperature_min=0.1)
+        assert [temperature(settings, epoch=epoch) for epoch in range(epochs)] == pytest.approx(temperatures)
+
+
 def test_a_policy_that_would_reach_zero_stops_at_the_lowest() -> None:
     settings = TrainSettings(epochs=16, warmup_epochs=3, temperature_policy=1)
     assert temperature(settings, epoch=15) == settings.temperature_min

@@ -22,6 +22,7 @@ from trarctl.engine.jobs import plan_start
 from trarctl.engine.loading import build_model
 from trarctl.engine.run import RunFolder
 from trarctl.engine.trainer import Fault, Trainer, describe_faults
+from trarctl.groups import Group
 
 NUM_STEPS = 20 if os.environ.get("FAULTS") else 4
 ALONE = World(0, 1, torch.device("cpu"))
@@ -77,9 +78,9 @@ def scored(settings: Settings, world: World) -> tuple[Scores, np.ndarray]:
 
 
 def _in_one_of_two(rank: int, port: int, data: dict[str, Path], folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with joined(Placement(("cpu", "cpu"), rank, rank, 2), timeout_seconds=60) as world:
+    group = Group(rank, 2, rank, 2, "127.0.0.1", port)
+    with joined(Placement(("cpu", "cpu"), group), timeout_seconds=60) as world:
         for dataset, path in data.items():
             settings = settings_of(dataset, path, folder, f"{dataset}-two", 2)
             found = gradients(settings, world)

@@ -6,14 +6,20 @@ markup. Rich is loaded when something is printed.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import select
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from trarctl.errors import DataError
+from trarctl.groups import is_follower
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +30,79 @@ if TYPE_CHECKING:
 # Without a terminal nothing is wrapped: a log or a pipe has no width.
 UNLIMITED_WIDTH = 10_000
 JSON_HINT = "--json FILE in another folder"
+
+
+class _Stream(io.FileIO):
+    """A standard stream whose failure ends nothing: the rest of what is written goes nowhere."""
+
+    failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write all that can be written; where the other side is slow and may not be waited for, wait all the same."""
+        while True:
+            try:
+                written = super().write(content)
+            except OSError as error:
+                self.failure = error
+                _send_nowhere(self.fileno())
+                return len(memoryview(content).cast("B"))
+            if written is not None:
+                return written
+            select.select([], [self], [], 1.0)
+
+
+def _send_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+    os.set_inheritable(descriptor, True)
+
+
+def shield_streams() -> None:
+    """Let a program go on whose reader, terminal or disk is gone, or that was started with closed streams."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            _send_nowhere(descriptor)
+        if descriptor == 0 or stream is not getattr(sys, f"__{name}__") or _raw(stream) is not None:
+            continue  # not to be written to, a test's, or done already
+        if stream is not None:
+            _flush(stream)
+        shielded = _Stream(descriptor, "wb", closefd=False)
+        text = io.TextIOWrapper(
+            io.BufferedWriter(shielded),
+            encoding=None if stream is None else stream.encoding,
+            errors="backslashreplace",  # a file name that is not valid text must not end a run
+            line_buffering=descriptor == 2 or shielded.isatty(),
+        )
+        setattr(sys, name, text)
+        setattr(sys, f"__{name}__", text)
+
+
+def _raw(stream: Any) -> _Stream | None:
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw if isinstance(raw, _Stream) else None
+
+
+def _flush(stream: Any) -> None:
+    with suppress(OSError):
+        stream.flush()
+
+
+def display_failure() -> OSError | None:
+    """What went wrong in showing progress and notes."""
+    raw = _raw(sys.stderr)
+    return None if raw is None else raw.failure
+
+
+def _require_written() -> None:
+    """See that a result has arrived; who closed a pipe early, like ``head``, wanted no more of it."""
+    sys.stdout.flush()
+    raw = _raw(sys.stdout)
+    if raw is not None and raw.failure is not None and not isinstance(raw.failure, BrokenPipeError):
+        reason = raw.failure.strerror or str(raw.failure)
+        raise DataError(f"cannot write the result to stdout: {reason}", "send it where there is room, or to a pipe")
 
 
 def open_console(*, is_stderr: bool = False) -> Console:
@@ -49,23 +128,37 @@ def show_error(what: str, hint: str | None, label: str = "error") -> None:
         _labeled("hint:  ", hint, "bold cyan")
 
 
-def is_follower() -> bool:
-    """Whether torchrun or Slurm started several processes and this is not the first, which alone prints."""
-    if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
-        return os.environ.get("SLURM_PROCID", "0") != "0"
-    return os.environ.get("RANK", "0") != "0"
-
-
 def note(*texts: str) -> None:
     """Say on stderr what the user should know but need not act on."""
-    for text in () if is_follower() else texts:
+    for text in () if is_follower(os.environ) else texts:
         _labeled("note:  ", text, "bold blue")
 
 
 def warn(text: str) -> None:
     """Say on stderr what is odd, though the work continues."""
-    if not is_follower():
+    if not is_follower(os.environ):
         _labeled("warning: ", text, "bold yellow")
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Say what Python and libraries warn of, each text once, and how often at the end."""
+    counts: dict[str, int] = {}
+
+    def show(message: Warning | str, *_where: object) -> None:
+        text = " ".join(str(message).split())
+        counts[text] = counts.get(text, 0) + 1
+        if counts[text] == 1:
+            warn(text)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        for category in () if sys.warnoptions else (UserWarning, RuntimeWarning):
+            warnings.simplefilter("always", category)  # to be counted
+        yield
+    for text, count in counts.items():
+        if count > 1:
+            warn(f"{count - 1:,} more times: {text}")
 
 
 def _labeled(label: str, text: str, style: str) -> None:
@@ -73,14 +166,12 @@ def _labeled(label: str, text: str, style: str) -> None:
 
     lines = printable(text).splitlines() or [""]
     indented = ("\n" + " " * len(label)).join(lines)
-    # A reader that has gone away is no reason to fail.
-    with suppress(BrokenPipeError):
-        open_console(is_stderr=True).print(Text.assemble((label, style), indented), soft_wrap=True)
+    open_console(is_stderr=True).print(Text.assemble((label, style), indented), soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print one line of a result."""
-    if not is_follower():
+    if not is_follower(os.environ):
         open_console().print(printable(text), soft_wrap=True)
 
 
@@ -105,12 +196,14 @@ def add_row(table: Table, *cells: object, style: str | None = None) -> None:
 def show_table(table: Table) -> None:
     """Print a table as a result."""
     open_console().print(table)
+    _require_written()
 
 
 def show_settings(resolved: Resolved) -> None:
     """Print all settings with their origin: a table on a terminal, otherwise TOML that ``--config`` reads."""
     if not sys.stdout.isatty():
         say(resolved.to_toml())
+        _require_written()
         return
     from trarctl.config.resolve import Source
     from trarctl.config.settings import flat, to_text
@@ -134,6 +227,7 @@ def write_json(document: Mapping[str, object], target: str) -> None:
     content = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False).encode(errors="backslashreplace")
     if target == "-":
         sys.stdout.write(content.decode() + "\n")
+        _require_written()
         return
     write_output(Path(target), content + b"\n", JSON_HINT)
 

@@ -130,6 +130,7 @@ def prepare(
     """Check the raw files and turn them into the data that all other commands read."""
     from trarctl.commands.progress import show_progress
     from trarctl.data import prepare as preparing
+    from trarctl.data.features.extract import share_of_environment
     from trarctl.errors import DataError
 
     request = preparing.PrepareRequest(
@@ -162,7 +163,7 @@ def prepare(
         if found.faults:
             raise DataError(f"{len(found.faults)} faults stop the preparation", "mend them in the order shown")
         say("nothing stops the preparation")
-    elif images is not None and int(os.environ.get("RANK", "0")):
+    elif images is not None and share_of_environment()[0]:
         preparing.prepare_share(request)
     else:
         with show_progress() as progress:
@@ -175,7 +176,7 @@ def _devices(gpus: str | None) -> tuple[str, ...]:
     from trarctl.engine.distributed import plan_placement
 
     placement = plan_placement(gpus, os.environ)
-    return placement.devices if placement.rank is None else (placement.devices[placement.local_rank],)
+    return placement.devices if placement.group is None else (placement.device,)
 
 
 def _show_checks(rows: Sequence[CheckRow]) -> None:

@@ -14,7 +14,16 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from trarctl.commands.console import compact, compact_bytes, duration, note, open_console, printable
+from trarctl.commands.console import (
+    compact,
+    compact_bytes,
+    display_failure,
+    duration,
+    note,
+    open_console,
+    printable,
+    shield_streams,
+)
 from trarctl.data import Progress
 from trarctl.engine.callbacks import (
     Callback,
@@ -24,6 +33,7 @@ from trarctl.engine.callbacks import (
     Progressed,
     RunFinished,
     RunStarted,
+    Shielded,
     StepDone,
     Validated,
 )
@@ -50,6 +60,7 @@ def watch(
         is_hard: whether the temperature matters.
         is_transient: take the live lines off the screen at the end.
     """
+    shield_streams()
     if is_quiet:
         yield _show_notes
         return
@@ -66,7 +77,8 @@ def watch(
 def show_progress(*, is_quiet: bool = False) -> Iterator[Progress]:
     """Show work that reports ``(task, done, total)``; on a terminal its lines stay."""
     with watch(is_quiet=is_quiet, is_transient=False) as callback:
-        yield lambda task, done, total: callback(Progressed(task, done, total))
+        shielded = Shielded(callback, "the display")
+        yield lambda task, done, total: shielded(Progressed(task, done, total))
 
 
 def _show_notes(event: Event) -> None:
@@ -151,10 +163,17 @@ class ProgressPrinter:
         self._validation_seconds = 0.0
         self._table = EpochTable(0)
         self._drawn: list[int] = []
+        self._failure: OSError | None = None
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Take in an event, from any thread."""
+        """Take in an event, from any thread; OSError, once, if nobody can see it any more."""
+        self._show(event)
+        if self._failure is None and (failure := display_failure()):
+            self._failure = failure
+            raise failure
+
+    def _show(self, event: Event) -> None:
         with self._lock:
             if self._ended is not None and not isinstance(event, Progressed):
                 # Only now is it known whether the epoch was validated.
@@ -190,6 +209,9 @@ class ProgressPrinter:
         self._run = event
         self._table = EpochTable(event.epochs, (lambda: self._console.width) if self._is_live else None)
         processes = "" if event.num_processes == 1 else f", {event.num_processes} processes"
+        if event.num_threads:
+            each = " each" if processes else ""
+            processes += f", {event.num_threads} thread{'' if event.num_threads == 1 else 's'}{each}"
         self._print(f"run {event.name} in {event.folder}, on {event.device}{processes}")
         self._print(
             f"{event.num_parameters:,} parameters, {event.num_samples:,} samples, "

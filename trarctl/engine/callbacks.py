@@ -6,15 +6,17 @@ A callback is any callable that takes an event; it is called in the process of r
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trarctl.config import EvaluatorName
-from trarctl.errors import SettingsError
+from trarctl.errors import DataError, SettingsError, TrarError
 
 if TYPE_CHECKING:
     from trarctl.config.settings import Settings
@@ -35,6 +37,7 @@ class RunStarted:
     epochs: int
     start_epoch: int
     start_step: int
+    num_threads: int = 0  # of each process; 0 where nobody said
 
 
 @dataclass(frozen=True)
@@ -151,16 +154,53 @@ def journal(run: RunFolder) -> Callback:
             run.record(entry)
         line = _line(event)
         if line is not None:
-            run.log(line)
+            # It only shows: what must survive stands in metrics.jsonl, which has to be written.
+            with suppress(DataError):
+                run.log(line)
 
     return callback
+
+
+class Shielded:
+    """A callback that only shows: its failure is kept, to be told once, and ends nothing."""
+
+    def __init__(self, callback: Callback, name: str) -> None:
+        self.failure: Exception | None = None
+        self.name = name
+        self._callback = callback
+
+    def __call__(self, event: Event) -> None:
+        """Show an event, if that works."""
+        try:
+            self._callback(event)
+        except TrarError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the work goes on
+            self.failure = self.failure or error
+
+
+@contextmanager
+def warnings_as_notes(callback: Callback) -> Iterator[None]:
+    """Pass on what libraries warn of while the block runs, each text once."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_where: object) -> None:
+        text = " ".join(str(message).split())
+        if text not in told:
+            told.add(text)
+            callback(Note(text))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _line(event: Event) -> str | None:
     if isinstance(event, RunStarted):
         return (
-            f"training on {event.device}, {event.num_processes} process(es): {event.num_parameters:,} parameters, "
-            f"{event.num_samples:,} samples, {event.steps_per_epoch:,} steps an epoch"
+            f"training on {event.device}, {event.num_processes} process(es) of {event.num_threads} thread(s): "
+            f"{event.num_parameters:,} parameters, {event.num_samples:,} samples, "
+            f"{event.steps_per_epoch:,} steps an epoch"
         )
     if isinstance(event, EpochDone):
         return (
@@ -197,23 +237,50 @@ def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_st
         SettingsError: a logger cannot begin, as for want of a key; nothing was written to the run.
     """
     keep = journal(run)
+    shields = [callback] if isinstance(callback, Shielded) else []
+    told: set[Shielded] = set()
+
+    def tell_failures() -> None:
+        for shield in shields:
+            if shield.failure is not None and shield not in told:
+                told.add(shield)
+                note = Note(f"{shield.name} failed, the run goes on: {type(shield.failure).__name__}: {shield.failure}")
+                keep(note)
+                callback(note)
+
     with ExitStack() as stack:
-        writers = []
         for name in settings.run.loggers:
+            logger = _LOGGERS[name](run, settings, first_step)
             try:
-                writers.append(stack.enter_context(_LOGGERS[name](run, settings, first_step)))
+                write = logger.__enter__()
             except Exception as error:  # whatever another program raises
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise SettingsError(f"run.loggers: {name} cannot begin: {reason}", _LOGGER_HINTS[name]) from error
+            stack.callback(_close, logger, name, run)
+            shields.append(Shielded(functools.partial(_feed, write), name))
 
         def call_all(event: Event) -> None:
             keep(event)
             callback(event)
-            if writers and (measured := numbers_of(event)):
-                for write in writers:
-                    write(*measured)
+            for shield in shields:
+                if shield is not callback:
+                    shield(event)
+            tell_failures()
 
         yield call_all
+
+
+def _close(logger: AbstractContextManager[Write], name: str, run: RunFolder) -> None:
+    try:
+        logger.__exit__(None, None, None)
+    except Exception as error:  # noqa: BLE001 - the run is over and whole
+        with suppress(DataError):
+            run.log(f"{name} failed at its end: {type(error).__name__}: {error}")
+
+
+def _feed(write: Write, event: Event) -> None:
+    if measured := numbers_of(event):
+        write(*measured)
 
 
 def numbers_of(event: Event) -> tuple[Numbers, int] | None:

@@ -10,25 +10,31 @@ import ctypes
 import os
 import re
 import resource
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from trarctl import groups
 from trarctl.config import Precision
+from trarctl.engine.signals import StopRequest
 from trarctl.errors import DeviceError, SettingsError, listed
+from trarctl.groups import LEFT_BEHIND, Group, read_group
+from trarctl.processors import threads_of_each
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
@@ -51,6 +57,7 @@ class World:
     size: int
     device: torch.device
     store: Store | None = None  # what all of them can read and write; None for one that is alone
+    stop: StopRequest = field(default_factory=StopRequest)  # of this process
 
     @property
     def is_main(self) -> bool:
@@ -132,9 +139,10 @@ class World:
             return True
         if not knows_cause:
             time.sleep(GRACE_SECONDS)
+        store, mine = self.store, str(self.rank)
         try:
-            return bool(self.store.compare_set("reporter", "", str(self.rank)) == str(self.rank).encode())
-        except RuntimeError:
+            return bool(within(GRACE_SECONDS, lambda: store.compare_set("reporter", "", mine)) == mine.encode())
+        except (RuntimeError, TimeoutError):
             # Where process 0 keeps the store, both go together: the next one reports.
             return self.rank == 1
 
@@ -205,22 +213,30 @@ def _average_in_order(num_processes: int, bucket: GradBucket) -> torch.futures.F
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the processes of a command compute; ``rank`` and ``size`` are those of a group that exists already."""
+    """Where the processes of a command compute; ``group`` is one that exists already."""
 
     devices: tuple[str, ...]  # one name a process on this machine, ``cpu`` or ``cuda:INDEX``
-    rank: int | None = None
-    local_rank: int = 0  # among the processes on this machine
-    size: int = 1
+    group: Group | None = None
 
     @property
     def launches(self) -> bool:
         """Whether processes have to be started."""
-        return self.rank is None and len(self.devices) > 1
+        return self.group is None and len(self.devices) > 1
 
     @property
     def num_processes(self) -> int:
         """How many processes work together."""
-        return self.size if self.rank is not None else len(self.devices)
+        return len(self.devices) if self.group is None else self.group.size
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among all."""
+        return 0 if self.group is None else self.group.rank
+
+    @property
+    def device(self) -> str:
+        """Where this process computes."""
+        return self.devices[0 if self.group is None else self.group.local_rank]
 
 
 def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
@@ -229,72 +245,120 @@ def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
     ``gpus`` are indices joined by commas, ``cpu``, ``cpu:COUNT``, or None for a GPU where there is one.
 
     Raises:
-        DeviceError: if there is no such GPU, or the text cannot be read.
+        DeviceError: if there is no such GPU, the text cannot be read, or a group is only told in part.
     """
-    group = _torchrun_group(environ) or _slurm_group(environ)
+    group = read_group(environ)
     if group is None:
         return Placement(_devices(gpus, 1))
-    rank, local_rank, local_size, size = group
-    devices = _devices(gpus, local_size)
+    devices = _devices(gpus, group.local_size)
     if len(devices) == 1:
-        devices *= local_size
-    if len(devices) != local_size:
+        devices *= group.local_size
+    if len(devices) != group.local_size:
         raise DeviceError(
-            f"--gpus {gpus} names {len(devices)} devices, {local_size} processes were started on this machine",
+            f"--gpus {gpus} names {len(devices)} devices, {group.local_size} processes were started on this machine",
             f"start as many processes as devices: --nproc-per-node {len(devices)}",
         )
-    return Placement(devices, rank, local_rank, size)
+    return Placement(devices, group)
 
 
 @contextmanager
 def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
     """Join the group of processes, and leave it when the block ends; DeviceError if the others cannot be reached."""
-    rank = placement.rank or 0
-    device = torch.device(placement.devices[placement.local_rank])
+    group = placement.group
+    device = torch.device(placement.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if placement.num_processes == 1:
+    if group is None or group.size == 1:
         yield World(0, 1, device)
         return
     timeout = timedelta(seconds=timeout_seconds)
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(placement.devices)))
     try:
-        store, rank, size = next(rendezvous("env://", rank, placement.size, timeout=timeout))
-        # The elastic launcher keeps one store through restarts: without a prefix of its own, an attempt would take the
-        # addresses of lost processes for those of its own.
-        store = PrefixStore(f"attempt-{num_restarts()}-of-{size}", store)
+        # A little longer than the waits inside, which say better what they wait for.
+        store = within(timeout_seconds + GRACE_SECONDS, lambda: _meet(group, timeout))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size, timeout=timeout)
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DeviceError(
-            f"process {rank} of {placement.size} cannot join the others: {first}",
-            "check that all machines reach MASTER_ADDR:MASTER_PORT and started with the same number of processes",
+            f"process {group.rank} of {group.size} cannot join the others at {group.address}:{group.port}: {first}",
+            "check that all machines reach MASTER_ADDR:MASTER_PORT, that no other program uses that port, and that all "
+            "processes were started, each with its own number",
         ) from error
+    num_threads = threads_of_each(len(placement.devices)) if device.type == "cpu" else None
     try:
-        yield World(rank, size, device, PrefixStore("trarctl", store))
+        with use_threads(num_threads):
+            yield World(group.rank, group.size, device, PrefixStore("trarctl", store))
     finally:
         dist.destroy_process_group()
         time.sleep(RELEASE_SECONDS)
 
 
+def _meet(group: Group, timeout: timedelta) -> Store:
+    """Find the other processes, and see that they are those of this group; afterwards all have come."""
+    is_host = group.rank == 0 and not group.has_agent
+    store: Store = TCPStore(group.address, group.port, group.size, is_host, timeout, wait_for_workers=False)
+    attempt = f"{num_restarts()}-of-{group.size}"
+    if not group.has_agent:
+        # Whoever starts the group says which it is; a launcher that keeps the store itself has seen to that.
+        mine = f"{group.name} with {group.size} processes"
+        if is_host:
+            store.set("trarctl-group", mine)
+        theirs = store.get("trarctl-group").decode()
+        if theirs != mine:
+            raise DeviceError(
+                f"another group meets at {group.address}:{group.port}: {theirs}; this process belongs to {mine}",
+                "give each group a MASTER_PORT of its own",
+            )
+    # The elastic launcher keeps one store through restarts: without a prefix of its own, an attempt would take the
+    # addresses of lost processes for those of its own.
+    store = PrefixStore(f"attempt-{attempt}", store)
+    if not group.has_agent and store.add(f"has-come-{group.rank}", 1) > 1:
+        raise DeviceError(
+            f"there is already a process {group.rank} of {group.size} at {group.address}:{group.port}",
+            "give each process a RANK of its own, and each group a MASTER_PORT of its own",
+        )
+    store.set(f"is-here-{group.rank}", "")
+    store.wait([f"is-here-{rank}" for rank in range(group.size)], timeout)
+    return store
+
+
+Result = TypeVar("Result")
+
+
+def within(seconds: float, function: Callable[[], Result]) -> Result:
+    """Call a function of the network that may never return, and no signal may interrupt; TimeoutError if it does not.
+
+    It is called in another thread, which is left behind then.
+    """
+    future: Future[Result] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised where it was asked for
+            future.set_exception(error)
+
+    threading.Thread(target=call, name=LEFT_BEHIND, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
 def num_restarts() -> int:
     """How often the launcher has started this process again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return groups.num_restarts(os.environ)
 
 
 @contextmanager
 def use_threads(num_threads: int | None) -> Iterator[None]:
-    """Compute on that many CPU threads while the block runs; None leaves it as it is."""
+    """Compute on that many CPU threads while the block runs; None: as now, but no more than this process may use."""
     before = torch.get_num_threads()
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    torch.set_num_threads(num_threads or min(before, threads_of_each(1)))
     try:
         yield
     finally:
-        if num_threads is not None:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
 
 
 def reuse_freed_memory() -> bool:
@@ -356,15 +420,16 @@ def _devices(gpus: str | None, num_processes: int) -> tuple[str, ...]:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus is None:
         return tuple(f"cuda:{index}" for index in range(min(num_processes, available))) or ("cpu",)
-    if match := re.fullmatch(r"cpu(?::(\d+))?", gpus):
-        return ("cpu",) * max(int(match[1] or 1), 1)
-    indices = gpus.replace(" ", "").split(",")
-    if not all(index.isdigit() for index in indices) or len(set(indices)) != len(indices):
+    if match := re.fullmatch(r"cpu(?::(0*[1-9][0-9]{0,2}))?", gpus.strip()):
+        return ("cpu",) * int(match[1] or 1)
+    texts = [text.strip() for text in gpus.split(",")]
+    indices = [int(text) for text in texts if re.fullmatch(r"[0-9]{1,4}", text)]
+    if len(set(indices)) != len(texts):
         raise DeviceError(
             f"--gpus {gpus}: expected different GPU indices joined by commas, cpu, or cpu:COUNT",
             "for example --gpus 0, --gpus 0,1 or --gpus cpu",
         )
-    missing = [index for index in indices if int(index) >= available]
+    missing = [str(index) for index in indices if index >= available]
     if missing:
         present = {0: "no GPU", 1: "one GPU, 0"}.get(available, f"GPUs 0 to {available - 1}")
         raise DeviceError(
@@ -372,33 +437,3 @@ def _devices(gpus: str | None, num_processes: int) -> tuple[str, ...]:
             "--gpus cpu runs on the CPU" if not available else "choose among those, or --gpus cpu",
         )
     return tuple(f"cuda:{index}" for index in indices)
-
-
-def _torchrun_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | None:
-    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
-    if not all(name in environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
-        return None
-    rank, local_rank, local_size, size = (int(environ[name]) for name in names)
-    return rank, local_rank, local_size, size
-
-
-def _slurm_group(environ: Mapping[str, str]) -> tuple[int, int, int, int] | None:
-    """The group that ``srun`` started, if it started several tasks; sets the address for them."""
-    size = int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1")))
-    if "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ or size < 2:
-        return None
-    nodes = environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
-    os.environ.setdefault("MASTER_ADDR", first_host(nodes))
-    os.environ.setdefault("MASTER_PORT", str(10_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000))
-    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
-    counts: list[int] = []
-    for per_node, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
-        counts += [int(per_node)] * int(repeat or 1)
-    local_size = counts[min(int(environ.get("SLURM_NODEID", "0")), len(counts) - 1)]
-    return int(environ["SLURM_PROCID"]), int(environ.get("SLURM_LOCALID", "0")), local_size, size
-
-
-def first_host(nodes: str) -> str:
-    """The first host of a Slurm node list: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
-    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    return nodes if match is None else match[1] + (match[2] or "")

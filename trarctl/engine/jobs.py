@@ -25,7 +25,6 @@ from trarctl.engine.distributed import World, num_restarts, plan_placement, use_
 from trarctl.engine.launch import Job
 from trarctl.engine.loading import adopt_shape, check_data, check_shape, fit_to_data, prepared_folder, read_weights
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings
-from trarctl.engine.signals import stop_requests
 from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
 from trarctl.files import remove
@@ -61,6 +60,10 @@ class TrainJob(Job):
         """The run's folder."""
         return _run_folder(self.settings)
 
+    def advice(self) -> str:
+        """The command that continues the run, if it has a checkpoint to continue from."""
+        return self.hint if self.run.saved() else "nothing was saved: start it again"
+
     def work(self, world: World, callback: Callback) -> TrainState | None:
         """Start the run or resume it, and train to its last epoch; a process that was started again resumes it.
 
@@ -74,11 +77,11 @@ class TrainJob(Job):
         """
         data = open_prepared(self.data)
         world.require_equal(self._shared_values(data), "start all of them with the same command, data and version")
+        stop = world.stop.defer()
         settings = _named(self.settings, world.broadcast(self.settings.run.name))
         run = _run_folder(settings)
         with ExitStack() as stack:
             stack.enter_context(use_threads(settings.run.num_threads))
-            stop = stack.enter_context(stop_requests())
             origin: Beginning | None = None
             if world.is_main:
                 stack.enter_context(_only_writer(run))
@@ -258,6 +261,8 @@ def _write_beginning(
 ) -> None:
     """Make a new run's files, or bring those of a resumed one back to its checkpoint; the first thing written."""
     state, notes = beginning.state, list(beginning.notes)
+    with run.writable():
+        run.remove_torn_files()
     with replaced_settings(run, settings, data.path):
         run.checkpoints.mkdir(exist_ok=True)
         if beginning.checkpoint is None:

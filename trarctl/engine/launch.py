@@ -6,6 +6,8 @@ that ``torchrun`` or Slurm has started, one process speaks for all.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -24,13 +26,15 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import trarctl
 from trarctl import errors
 from trarctl.engine import distributed
-from trarctl.engine.callbacks import Callback, no_callback
+from trarctl.engine.callbacks import Callback, Shielded, no_callback, warnings_as_notes
 from trarctl.engine.distributed import GRACE_SECONDS, LostProcess, Placement, World, plan_placement
-from trarctl.engine.signals import asked_to_stop, forwarded_signals
+from trarctl.engine.signals import asked_to_stop, ended_with_parent, forwarded_signals, stop_requests
 from trarctl.errors import DeviceError, Stopped, TrarError
 from trarctl.files import write_bytes
+from trarctl.processors import threads_of_each
 
 Watch = Callable[[], AbstractContextManager[Callback]]
 SHUTDOWN_SECONDS = 30  # for processes that hang once another is lost
@@ -45,6 +49,10 @@ class Job:
     gpus: str | None  # devices, see ``plan_placement``
     timeout_seconds: float = 600.0  # after which a process that waits for a lost one gives up
     max_restarts: int = 0
+
+    def advice(self) -> str:
+        """What to do now that it was stopped or a process was lost."""
+        return self.hint
 
     def work(self, world: World, callback: Callback) -> Any:
         """Do the work of one process; called in each of them."""
@@ -67,34 +75,58 @@ def run_job(job: Job, watch: Watch) -> Any:
     if placement.launches:
         with tempfile.TemporaryDirectory(prefix="trarctl-") as folder:
             return _launch(job, placement, watch, Path(folder))
-    if placement.rank is not None:
+    if placement.group is not None:
         return _join(job, placement, watch)
     with _process(job, placement, watch) as (world, callback):
         return job.work(world, callback)
 
 
+Explain = Callable[[Job, int], BaseException]
+
+
 @contextmanager
-def _process(job: Job, placement: Placement, watch: Watch) -> Iterator[tuple[World, Callback]]:
+def _process(
+    job: Job, placement: Placement, watch: Watch, explain: Explain | None = None
+) -> Iterator[tuple[World, Callback]]:
     """What surrounds the work of each process."""
     # The callback outlives the group: what it shows last must not wait for other processes.
     with (
-        nullcontext(no_callback) if placement.rank else watch() as callback,
+        stop_requests(functools.partial(explain or _stopped, job)) as stop,
+        nullcontext(no_callback) if placement.rank else watch() as shown,
         distributed.joined(placement, timeout_seconds=job.timeout_seconds) as world,
         distributed.reused_memory(),
+        warnings_as_notes(callback := Shielded(shown, "the display")),
     ):
         try:
-            yield world, callback
+            yield dataclasses.replace(world, stop=stop), callback
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"{world.device} has too little memory: {str(error).splitlines()[0]}",
                 "split the batch with --accu, or take a smaller --batch-size",
             ) from error
+        except LostProcess as error:
+            raise LostProcess(error.what, job.advice()) from error
+        finally:
+            stop.defer()
+
+
+def _require_same(job: Job, world: World) -> None:
+    """See that all processes do the same work, before anything is exchanged whose size depends on it."""
+    world.require_equal(
+        {"the work": type(job).__name__, "trarctl": trarctl.__version__, "torch": torch.__version__},
+        "start the same command of the same installation in all of them",
+    )
 
 
 def _join(job: Job, placement: Placement, watch: Watch) -> Any:
     """Work as one of a group that others have started."""
-    with _process(job, placement, watch) as (world, callback):
+    is_watched = placement.group is not None and placement.group.has_agent
+    with (
+        ended_with_parent() if is_watched else nullcontext(),
+        _process(job, placement, watch) as (world, callback),
+    ):
         try:
+            _require_same(job, world)
             result = job.work(world, callback)
         except TrarError as error:
             if world.may_report(knows_cause=not isinstance(error, LostProcess)):
@@ -116,11 +148,11 @@ def _launch(job: Job, placement: Placement, watch: Watch, folder: Path) -> Any:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=job.max_restarts,
-        signals_to_handle="SIGQUIT",  # the others are forwarded here, so that every process can finish its step
+        signals_to_handle="",  # they are forwarded here, so that every process can finish its step
         shutdown_timeout=SHUTDOWN_SECONDS,
         logs_specs=DefaultLogsSpecs(str(folder / "logs")),  # its own choice would stay in the temporary folder
     )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(num_processes)))
     # The launcher's own log would say everything a second time, with a traceback.
     logging.disable(logging.CRITICAL)
     failure: TrarError | None = None
@@ -132,13 +164,13 @@ def _launch(job: Job, placement: Placement, watch: Watch, folder: Path) -> Any:
             except ChildFailedError as failed:
                 rank, first = failed.get_first_failure()
                 how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
-                failure = DeviceError(f"process {rank} of {job.title} died ({how})", job.hint)
+                failure = DeviceError(f"process {rank} of {job.title} died ({how})", job.advice())
     finally:
         logging.disable(logging.NOTSET)
     if report := _read_report(folder):
         raise report
     if failure and stop.signal_number:
-        raise _stopped_early(job, stop.signal_number)
+        raise _stopped(job, stop.signal_number)
     if failure:
         raise failure
     return result
@@ -149,32 +181,40 @@ def _worker(job: Job, watch: Watch, folder: Path) -> Any:
     if _read_report(folder):
         # Only lost processes are worth another try: what has a known cause would end the same.
         return None
-    if number := asked_to_stop(folder):
-        _write_report(folder, _stopped_early(job, number))
-        return None
-    try:
-        with _process(job, plan_placement(job.gpus, os.environ), watch) as (world, callback):
-            return job.work(world, callback)
-    except Stopped as stopped:
-        _write_report(folder, stopped)
-        return None
-    except LostProcess:
-        # The launcher sees better who was lost and how, and ends this process too.
-        time.sleep(GRACE_SECONDS)
-        raise SystemExit(DeviceError.exit_code) from None
-    except TrarError as error:
-        _write_report(folder, error)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
-    except Exception:  # noqa: BLE001 - a fault of ours: nothing but this would show where
-        traceback.print_exc()
-        raise SystemExit(1) from None
+
+    def explain(job: Job, number: int) -> BaseException:
+        # The launcher ends this process in the same way if another one dies, which that one explains.
+        return _stopped(job, number) if asked_to_stop(folder) else SystemExit(128 + number)
+
+    # Signals are listened to from here on until the report is written.
+    with ended_with_parent(), stop_requests():
+        if number := asked_to_stop(folder):
+            _write_report(folder, _stopped(job, number))
+            return None
+        try:
+            with _process(job, plan_placement(job.gpus, os.environ), watch, explain) as (world, callback):
+                _require_same(job, world)
+                return job.work(world, callback)
+        except Stopped as stopped:
+            _write_report(folder, stopped)
+            return None
+        except LostProcess:
+            # The launcher sees better who was lost and how, and ends this process too.
+            time.sleep(GRACE_SECONDS)
+            raise SystemExit(DeviceError.exit_code) from None
+        except TrarError as error:
+            _write_report(folder, error)
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
+        except Exception:  # noqa: BLE001 - a fault of ours: nothing but this would show where
+            traceback.print_exc()
+            raise SystemExit(1) from None
 
 
-def _stopped_early(job: Job, signal_number: int) -> Stopped:
-    name = signal.Signals(signal_number).name
-    return Stopped(f"{job.title} was stopped by {name} before its next step", signal_number, job.hint)
+def _stopped(job: Job, signal_number: int) -> Stopped:
+    """What ends a job that was stopped where nothing has to be finished first."""
+    return Stopped(f"{job.title} was stopped by {signal.Signals(signal_number).name}", signal_number, job.advice())
 
 
 def _write_report(folder: Path, error: TrarError) -> None:

@@ -169,7 +169,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def rewind(self, *, epoch: int, step_in_epoch: int, step: int) -> Path | None:
-        """Go back to that point: later metrics are dropped and torn files removed.
+        """Go back to that point: later metrics are dropped.
 
         Later checkpoints are set aside, together with all settings and metrics so far: a run of its own.
 
@@ -195,9 +195,12 @@ class RunFolder:
             # A full disk shows here, before anything is moved.
             temporary.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
             aside = self._set_aside(later) if later else None
-        for torn in self.checkpoints.glob(".*.tmp"):
-            torn.unlink(missing_ok=True)
         return aside
+
+    def remove_torn_files(self) -> None:
+        """Remove what writers that were killed left half-written; only the run's one writer may."""
+        for torn in self.path.rglob(".*.tmp"):
+            torn.unlink(missing_ok=True)
 
     def _set_aside(self, checkpoints: Sequence[Path]) -> Path:
         folder = self.path / "superseded"

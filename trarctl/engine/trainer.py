@@ -194,6 +194,7 @@ class Trainer:
             epochs=self.settings.train.epochs,
             start_epoch=self.state.epoch,
             start_step=self.state.step_in_epoch,
+            num_threads=torch.get_num_threads(),
         )
 
     def _learning_rate(self, step: int) -> float:

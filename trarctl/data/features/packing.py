@@ -53,6 +53,7 @@ from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, 
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError
 from trarctl.files import remove, sync_folder, write_bytes, write_json
+from trarctl.processors import usable_processors
 from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
@@ -63,7 +64,7 @@ _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
 # What reading a damaged marker or record raises.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
-_NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
+_NUM_THREADS = max(2, min(8, usable_processors()))
 
 
 @dataclass(frozen=True)

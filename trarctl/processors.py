@@ -1,0 +1,85 @@
+"""Processors: how many this process may use, by affinity, by the quota of its control group, and by what users say.
+
+Free of numpy and torch, whose libraries read some of it from the environment while they are loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import MutableMapping
+from pathlib import Path
+
+# How long a thread of GNU OpenMP waits for work in a loop before it sleeps. Its default takes most of the time of other
+# programs on the same processors; this one costs nothing where there are none.
+_SPINS = "20000"
+
+
+def usable_processors(root: Path = Path("/")) -> int:
+    """How many processors this process may keep busy; at least 1. ``root`` holds ``proc`` and ``sys``."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        allowed = os.cpu_count() or 1
+    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def threads_of_each(num_processes: int, environ: MutableMapping[str, str] = os.environ) -> int:
+    """How many threads each of several processes on this machine computes with: OMP_NUM_THREADS, or an equal share."""
+    wanted = re.match(r"\s*([0-9]{1,4})\s*(,|$)", environ.get("OMP_NUM_THREADS", ""))
+    return max(1, int(wanted[1]) if wanted else usable_processors() // num_processes)
+
+
+def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> str | None:
+    """Set what libraries read while they are loaded, unless the user has; a warning where the user's cannot be read."""
+    # Libraries take the sizes of a terminal from here without a look.
+    for name in ("COLUMNS", "LINES"):
+        if name in environ and not re.fullmatch(r"0*[1-9][0-9]{0,4}", environ[name]):
+            del environ[name]
+    # What torch's network layer says is said again by the error that follows, in words for people.
+    environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    if "OMP_WAIT_POLICY" not in environ:
+        environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    text = environ.get("OMP_NUM_THREADS")
+    if text is None or re.fullmatch(r"\s*0*[1-9][0-9]{0,3}\s*(,\s*[0-9]+\s*)*", text):
+        return None
+    del environ["OMP_NUM_THREADS"]
+    return f"OMP_NUM_THREADS={text!r} is no number of threads: it is not used" if text.strip() else None
+
+
+def _quotas(root: Path) -> list[float]:
+    """The processors that control groups grant, those further up included; version 2 first, then version 1."""
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        base = root / "sys/fs/cgroup"
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounts = [base] if not controllers else [base / "cpu", base / controllers]
+        for mount in mounts:
+            # A container sees its own group at the mount, whatever the path says.
+            for group in (*_upwards(path.strip("/")), ""):
+                quotas += _quota(mount / group)
+    return quotas
+
+
+def _upwards(path: str) -> list[str]:
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def _quota(group: Path) -> list[float]:
+    limit, _, period = _read(group / "cpu.max").strip().partition(" ")
+    if not limit:
+        limit, period = _read(group / "cpu.cfs_quota_us").strip(), _read(group / "cpu.cfs_period_us").strip()
+    if limit.isascii() and limit.isdigit() and period.isascii() and period.isdigit() and int(period):
+        return [int(limit) / int(period)]
+    return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

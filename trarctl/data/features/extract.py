@@ -24,6 +24,7 @@ from trarctl.data.features.reading import READING_VERSION, read_images
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
+from trarctl.groups import read_group
 from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
@@ -37,12 +38,9 @@ _PAUSE_SECONDS, _LONGEST_SILENCE_SECONDS = 1.0, 3600.0
 
 
 def share_of_environment() -> tuple[int, int]:
-    """Give rank and number of the processes that ``torchrun`` started; (0, 1) without torchrun."""
-    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-        what = f"RANK={rank} and WORLD_SIZE={size} do not fit together"
-        raise DataError(what, "start all processes by torchrun, or unset both")
-    return int(rank), int(size)
+    """Give rank and number of the processes that a launcher started together; (0, 1) without one."""
+    group = read_group(os.environ)
+    return (0, 1) if group is None else (group.rank, group.size)
 
 
 def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: Floats) -> list[Problem]:

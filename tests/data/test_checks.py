@@ -317,9 +317,7 @@ def test_raw_files_that_are_still_packed(tmp_path: Path) -> None:
     whole = {name: (raw / name).read_bytes() for name in names}
     for name in names:
         (raw / name).unlink()
-    with pytest.raises(
-        DataError, match=r"no files .* but packed in .*.json.gz, .*_Val_mscoco.zip"
-    ) as raised:
+    with pytest.raises(DataError, match=r"no files .* but packed in .*.json.gz, .*_Val_mscoco.zip") as raised:
         prepare(PrepareRequest("vqa", raw=raw, out=tmp_path / "out", vectors="none", without_features=True))
     if shutil.which("unzip") is None:
         pytest.skip("needs unzip")

@@ -212,14 +212,14 @@ def test_what_the_hint_says_gives_the_features_back(kind: str) -> None:
 
 def test_all_boxes_of_bottom_up_attention_are_refused(feats: Path) -> None:
     for path in sorted(feats.rglob("*.npy")):
-        array = _normal(10 + int(path.name[-9]), 24)
+        array = _normal(10 + int(path.name[-9]), 2048)
         boxes = {"bbox": np.zeros((len(array), 4), "f4"), "num_bbox": np.array(len(array)), "image_w": np.array(640)}
         np.savez(path.with_suffix(".npz"), x=array.T, **boxes)
         path.unlink()
-    with pytest.raises(DataError, match=r"34 feature files are unusable: .* is transposed: it holds .* boxes") as error:
+    with pytest.raises(DataError, match=r"all 34 feature files are transposed: .* \[2048, ") as error:
         _prepared(feats)
     assert error.value.hint is not None
-    assert "save x.T" in error.value.hint
+    assert "save array.T" in error.value.hint
 
 
 @pytest.mark.parametrize(

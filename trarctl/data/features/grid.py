@@ -204,25 +204,13 @@ def _npz_member(file: BufferedReader) -> bytes:
                 raise FeatureFileError(f"unpacks to {info.file_size:,} bytes, more than any grid of features")
             if info.flag_bits & 1:
                 raise FeatureFileError("is encrypted", "save them without a password")
-            return _without_boxes(archive.read(info), archive)
+            return archive.read(info)
     except NotImplementedError:
         raise FeatureFileError("is compressed in a way that is not read here", "save them by numpy.savez") from None
     except (FeatureFileError, MemoryError):
         raise
     except Exception as error:  # what zipfile and the decompressors raise over a damaged archive is not documented
         raise FeatureFileError(f"is truncated or damaged: {str(error).lower() or 'bad archive'}") from error
-
-
-def _without_boxes(content: bytes, archive: zipfile.ZipFile) -> bytes:
-    """Refuse features of boxes with rows and width exchanged, as bottom-up attention stores them."""
-    boxes = next((member for member in archive.infolist() if member.filename == "bbox.npy"), None)
-    if boxes is not None and boxes.file_size <= _LARGEST_MEMBER_BYTES:
-        shape = _header(content[:_LARGEST_HEADER], len(content)).shape
-        num_boxes = _header(archive.read(boxes)[:_LARGEST_HEADER], boxes.file_size).shape[0]
-        if num_boxes == shape[1] != shape[0]:
-            what = f"is transposed: it holds {num_boxes} boxes as [width, boxes], shape {list(shape)}"
-            raise FeatureFileError(what, "save x.T in their place; a model of a grid needs cells of a grid, not boxes")
-    return content
 
 
 def _header(start: bytes, size: int) -> ArrayHeader:

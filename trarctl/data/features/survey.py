@@ -171,7 +171,10 @@ def _refuse_transposed(
     if is_network or is_grid:
         path = next(iter(found.values()))[0]
         what = f"all {sum(rows.values()):,} feature files are transposed: {path} has the shape [{height}, {widest}]"
-        raise DataError(f"{what}, expected [rows, width]", "save array.T in their place")
+        raise DataError(
+            f"{what}, expected [rows, width]",
+            "save array.T in their place; a model of a grid needs cells of a grid, not boxes",
+        )
 
 
 def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:

@@ -78,7 +78,7 @@ UNREADABLE = "a plain reader cannot read this"
 def agrees(shown: Any, said: Any) -> bool:
     """Whether a setting that is shown is what a file says, in whatever notation."""
     if isinstance(said, bool) or isinstance(shown, bool):
-        true, false = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+        true, false = ("true", "yes", "on", "1", "1.0"), ("false", "no", "off", "0", "0.0")
         shown, said = (str(one).strip().lower() for one in (shown, said))
         return any(shown in words and said in words for words in (true, false))
     if shown == "none":
@@ -91,7 +91,7 @@ def agrees(shown: Any, said: Any) -> bool:
     try:
         return float(shown) == float(said)
     except (TypeError, ValueError):
-        return str(shown).strip("/").lower() == str(said).strip().strip("/").lower()
+        return str(shown).strip(" /").lower() == str(said).strip().strip(" /").lower()
 
 
 class OwnFile(SettingsFile):
@@ -105,7 +105,8 @@ class OwnFile(SettingsFile):
         except Exception:  # noqa: BLE001 - any reader stumbles over something else
             return UNREADABLE + f" but {shown}"
         other = {key: (shown.get(key), value) for key, value in said.items() if value is not None}
-        other = {key: pair for key, pair in other.items() if not agrees(*pair)}
+        # The argument DATASET counts more than the file.
+        other = {key: pair for key, pair in other.items() if key != "data.dataset" and not agrees(*pair)}
         rest = {key: value for key, value in shown.items() if key not in said}
         return {"other": other, "rest": rest}
 
@@ -464,7 +465,7 @@ class Environment(Surface):
                 del variables[name]
             # An address alone is no group: many machines have it set.
             told = {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"} & set(variables)
-            effect = Effect.REFUSED if told else Effect.ANY
+            effect = Effect.REFUSED if told and size > 1 else Effect.ANY
             return self._set(folder, variables, f"torchrun without {sorted(set(TORCHRUN) - set(variables))}", effect)
         if kind == "no number":
             name = random.choice(TORCHRUN[:4])

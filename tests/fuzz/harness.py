@@ -160,7 +160,7 @@ class Surface(ABC):
         try:
             mutations = [random.choice(self.mutators) for _ in range(random.choice((1, 1, 1, 1, 2)))]
             fault, ran, mutation = self._mutated(work, random, mutations)
-        except Exception as error:  # noqa: BLE001 - what was accepted cannot be read, or this harness is wrong
+        except (Exception, Hang) as error:  # noqa: BLE001 - what was accepted cannot be read, or this harness is wrong
             where = traceback.extract_tb(error.__traceback__)[-1]
             fault = Fault("unreadable outcome", f"{type(error).__name__} {where.name}: {where.line}", str(error)[:300])
             ran, mutation = Ran(1), Mutation("see --index")
@@ -194,7 +194,8 @@ class Surface(ABC):
         effect = significant.pop() if len(significant) == 1 else Effect.ANY
         decisive = [one for one in done if one.effect is not Effect.NONE] or done
         mutation = Mutation(", then ".join(one.what for one in decisive), effect)
-        return fault or self._judge(work, ran, mutation), ran, mutation
+        with _time_limit():
+            return fault or self._judge(work, ran, mutation), ran, mutation
 
     def _try(self, work: Path, random: Random, mutate: Callable[[], None] | None) -> tuple[Fault | None, Ran]:
         """Make an input, run it, and judge what holds of every input."""

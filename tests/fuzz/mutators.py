@@ -120,6 +120,8 @@ def replace_file(random: Random, path: Path) -> Mutation:
 
 def marked_text(path: Path) -> str:
     """Read text in UTF-8, or in what a byte order mark says; or raise."""
+    if path.is_fifo():
+        raise OSError(f"{path} is a pipe")
     content = path.read_bytes()
     marked = content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode(json.detect_encoding(content) if marked else "utf-8")

@@ -329,7 +329,7 @@ class Tables(Surface):
         effect = Effect.NONE
         encoding = "utf-8"
         if kind == "BOM":
-            encoding = "utf-8-sig"
+            encoding = "utf-8" if text.startswith("\ufeff") else "utf-8-sig"
         elif kind == "LF":
             self.write(path, pairs, lineterminator="\n")
         elif kind == "quoted":

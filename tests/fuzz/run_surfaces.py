@@ -291,7 +291,7 @@ class Originals(Evaluated):
 
     @staticmethod
     def _epoch(random: Random, content: dict[str, Any]) -> Mutation:
-        epoch = content["epoch"]
+        epoch = int(content.get("epoch", 13))
         same = (np.int64(epoch), torch.tensor(epoch), float(epoch), np.array(epoch))
         other = (None, -1, 2.5, float("nan"), [epoch], torch.tensor([1, 2]), True, "x")
         kind = random.choice(("same", "other", "odd", "gone"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -416,3 +417,16 @@ def test_what_is_odd_about_the_checkpoint_is_shown(
     monkeypatch.setattr(predictor.Predictor, "warnings", ("the words have another order",))
     assert cli.run(asking(run)) == 0
     assert "warning: the words have another order\n" in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_waited_for(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "q.csv")
+    assert cli.run(predict(run, "--batch", str(tmp_path / "q.csv"))) == 4
+    assert f"{tmp_path}/q.csv is not a file\n" in capsys.readouterr().err
+
+
+def test_a_loop_of_links_is_no_picture(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    options = ("--question", "what color is it?", "--json", str(tmp_path / "a.json"))
+    assert cli.run(predict(run, "--image", str(tmp_path / "a.png"), *options)) == 4
+    assert "a.png" in capsys.readouterr().err

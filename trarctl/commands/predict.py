@@ -70,7 +70,8 @@ def predict(
         raise SettingsError("--top with --batch is for --json: the table shows one answer", "--json FILE, or no --top")
     for option_name, target in (("--save", save), ("--json", Path(json) if json not in (None, "-") else None)):
         if target is not None:
-            if target.resolve() in {path.resolve() for path in (*paths, *([batch] if batch else []))}:
+            inputs = [path for path in (*paths, batch) if path is not None and path.exists()]
+            if target.exists() and any(map(target.samefile, inputs)):
                 raise SettingsError(f"{option_name} {target} would replace what is asked about", "choose another name")
             refuse_unwritable(target, f"{option_name} FILE in a folder that can be written")
     if save is not None:

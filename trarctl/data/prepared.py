@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
+from pydantic import ValidationError
 
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.grid import FeatureStore
@@ -193,7 +194,10 @@ class PreparedData:
         """
         if statistics is None or self._statistics is None:
             return None
-        return self._statistics.difference(FeatureStatistics.model_validate(statistics))
+        try:
+            return self._statistics.difference(FeatureStatistics.model_validate(statistics))
+        except ValidationError:
+            return "what is said of the others cannot be read"
 
     @cached_property
     def _statistics(self) -> FeatureStatistics | None:

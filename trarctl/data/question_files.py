@@ -48,6 +48,8 @@ def read_question_file(path: Path) -> list[Asking]:
     Raises:
         DataError: if the file cannot be read, or lines lack a path or a question; the message names the lines.
     """
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise DataError(f"{path} is not a file", _HINT)
     try:
         content = path.read_bytes()
     except OSError as error:

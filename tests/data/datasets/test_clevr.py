@@ -164,3 +164,10 @@ def test_numbers_and_words_of_one_file_are_one_answer(tmp_path: Path) -> None:
     prepare(PrepareRequest("clevr", raw=raw, out=tmp_path / "out", grid=2, vectors="none"))
     truth = open_prepared(tmp_path / "out").split("train").truth()
     assert [truth.strings[code] for code in truth.codes[:, 0].tolist()] == ["1", "1", "yes", "yes", "no", "0"]
+
+
+@pytest.mark.parametrize("function", ["query_weight", "query_", "equal_weight", "query_color "])
+def test_a_function_that_clevr_does_not_have_is_refused(raw: Path, function: str) -> None:
+    edit_json(raw / FILES["val"], lambda content: content["questions"][3]["program"][-1].update(function=function))
+    with pytest.raises(DataError, match=f'record 3 has a program that ends in "{function}", which CLEVR v1.0'):
+        _prepare(raw)

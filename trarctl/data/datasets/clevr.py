@@ -159,11 +159,10 @@ def _type(function: str, evaluator: EvaluatorName) -> str | None:
         return "compare_numbers"
     if function == "equal_integer":
         return "compare_numbers" if evaluator == "official" else "compare_attribute"
-    if function.startswith("query_"):
-        return "query_attribute"
-    if function in ("equal_color", "equal_shape", "equal_size", "equal_material"):
-        return "compare_attribute"
-    return None
+    verb, _, attribute = function.partition("_")
+    if attribute not in ("color", "shape", "size", "material"):
+        return None
+    return {"query": "query_attribute", "equal": "compare_attribute"}.get(verb)
 
 
 def _split(name: str, num_questions: int, *, has_answers: bool = True) -> SplitFiles:

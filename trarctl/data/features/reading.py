@@ -243,8 +243,11 @@ def _unsupported(path: Path, kind: str) -> DataError:
 def _too_large(path: Path, most: int) -> DataError:
     import PIL.Image
 
-    with _pillow_rules(None), PIL.Image.open(path) as image:
-        width, height = image.size
+    try:
+        with _pillow_rules(None), PIL.Image.open(path) as image:
+            width, height = image.size
+    except Exception as error:  # noqa: BLE001 - as in read_image
+        return _damaged(str(path), error)
     what = f"{path} has {width:,} x {height:,} pixels, more than {most:,} in all"
     return DataError(f"{what} ({MOST_PIXELS_VARIABLE}={width * height} allows it)", "shrink it, or set the variable")
 

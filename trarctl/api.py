@@ -59,7 +59,7 @@ def open_data(path: str | Path) -> PreparedData:
 
 
 def load_model(
-    ckpt: str | None = None,
+    ckpt: str | Path | None = None,
     *,
     data: str | Path | None = None,
     config: str | Path | None = None,
@@ -83,7 +83,7 @@ def load_model(
 
 
 def score(
-    ckpt: str | None = None,
+    ckpt: str | Path | None = None,
     *,
     split: str = "val",
     data: str | Path | None = None,
@@ -152,13 +152,19 @@ def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[i
         data: data that the model fits.
         split: of the data.
         rows: indices of the questions in the split, B of them.
+
+    Raises:
+        DataError: the split has no such questions.
     """
     import numpy as np
     import torch
 
     from trarctl.engine.predictor import inspect
+    from trarctl.errors import DataError
 
     part, index = data.split(split), np.asarray(rows, dtype=np.int64)
+    if len(index) and not -len(part) <= index.min() <= index.max() < len(part):
+        raise DataError(f"split {split} has {len(part):,} questions, asked for rows {index.min()} to {index.max()}")
     return inspect(
         loaded,
         torch.from_numpy(part.question_tokens[index].astype(np.int64)),
@@ -167,7 +173,7 @@ def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[i
 
 
 def open_predictor(
-    ckpt: str | None = None,
+    ckpt: str | Path | None = None,
     *,
     data: str | Path | None = None,
     config: str | Path | None = None,
@@ -188,7 +194,7 @@ open_asker = open_predictor  # its name in version 0.1
 
 
 def _request(
-    ckpt: str | None,
+    ckpt: str | Path | None,
     data: str | Path | None,
     split: str,
     config: str | Path | None,
@@ -200,4 +206,4 @@ def _request(
 
     load_plugins()
     data, config = (None if path is None else Path(path) for path in (data, config))
-    return Request(ckpt, data, split, config, (f"run.folder={runs}",), gpus)
+    return Request(None if ckpt is None else str(ckpt), data, split, config, (f"run.folder={runs}",), gpus)

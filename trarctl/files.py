@@ -92,10 +92,16 @@ def file_sha256(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror or error}", "make it readable: chmod u+r") from error
 
 
+_BUILDING, _LOCK, _OWNED = ".building", ".lock", ".trarctl"
+_MOST_LOCK_BYTES = 4096
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems that are mounted without
+_LOOK_SECONDS = 0.2  # for which ``is_claimed`` of another process cannot be mistaken for a writer
+
+
 @contextlib.contextmanager
 def claimed(
-    folder: Path, what: str, error: type[TrarError] = DataError, *, wait_seconds: float = 0.0
-) -> Iterator[None]:
+    folder: Path, what: str, error: type[TrarError] = DataError, *, wait_seconds: float = _LOOK_SECONDS
+) -> Iterator[bool]:
     """Be the only writer of an existing folder while the block runs.
 
     The lock is the system's: a writer that dies lets go of it, also one on another host or in a container. ``.lock``
@@ -106,6 +112,9 @@ def claimed(
         what: it is, for the message: ``run tiny``.
         error: the kind of error for a folder that has another writer.
         wait_seconds: how long to wait for that writer.
+
+    Yields:
+        Whether it is locked; the file system may be mounted without locks.
 
     Raises:
         TrarError: of that kind, naming the holder as it describes itself.
@@ -121,7 +130,8 @@ def claimed(
                 raise
             descriptor = os.open(path, os.O_RDONLY)  # of another user of the folder
         try:
-            is_held = _lock(descriptor) and _is_same_file(descriptor, path)
+            is_locked = _lock(descriptor, fcntl.LOCK_EX)
+            is_held = is_locked is not False and _is_same_file(descriptor, path)
             before = os.pread(descriptor, _MOST_LOCK_BYTES, 0)
         except BaseException:
             os.close(descriptor)
@@ -136,7 +146,7 @@ def claimed(
         time.sleep(0.1)
     try:
         _fill(descriptor, _own_name())
-        yield
+        yield is_locked is not None
     finally:
         _fill(descriptor, before)
         if is_new:
@@ -144,15 +154,22 @@ def claimed(
         os.close(descriptor)
 
 
-_MOST_LOCK_BYTES = 4096
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems that are mounted without
-
-
-def _lock(descriptor: int) -> bool:
+def is_claimed(folder: Path) -> bool:
+    """Whether some process writes a folder now; where there are no locks, whether one has begun and not ended well."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (folder / _LOCK).open("rb") as file:
+            is_locked = _lock(file.fileno(), fcntl.LOCK_SH)
+            return bool(file.read()) if is_locked is None else not is_locked
+    except OSError:
+        return False
+
+
+def _lock(descriptor: int, kind: int) -> bool | None:
+    """Take a lock without waiting: whether it is ours, None where there are no locks."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno in _NO_LOCKS
+        return None if error.errno in _NO_LOCKS else False
     return True
 
 
@@ -211,9 +228,6 @@ def writing(folder: Path) -> Iterator[Path]:
         if name is None or name == folder or folder in name.parents or name in folder.parents:
             raise _unusable(folder, error) from error
         raise DataError(f"cannot read {name}: {error.strerror or error}", "make it readable: chmod u+rX") from error
-
-
-_BUILDING, _LOCK, _OWNED = ".building", ".lock", ".trarctl"
 
 
 def _unusable(folder: Path, error: OSError) -> DataError:
@@ -284,12 +298,26 @@ def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
     return found
 
 
+# Files that no result may replace, and what stands beside them.
+_KEPT = {
+    **dict.fromkeys(("manifest.json", "vocabulary.json", "answers.json"), "manifest.json"),
+    **dict.fromkeys(("settings.json", "metrics.jsonl", "log.txt"), "checkpoints"),
+}
+
+
+def _is_kept(path: Path) -> bool:
+    beside = _KEPT.get(path.name)
+    return path.suffix == ".safetensors" or (beside is not None and (path.parent / beside).exists())
+
+
 def refuse_unwritable(path: Path, hint: str) -> None:
-    """See, before long work, that ``write_output`` can write a file.
+    """See, before long work, that ``write_output`` can write a file, and that it is none of a run or of prepared data.
 
     Raises:
         DataError: it cannot; ``hint`` says what to give instead.
     """
+    if path.is_file() and _is_kept(path.resolve()):
+        raise DataError(f"{path} belongs to a run or to prepared data, and would be overwritten", hint)
     try:
         is_new = not path.exists()
         if is_new or path.is_file() or path.is_dir():  # opening a pipe would wait for its reader

@@ -271,3 +271,117 @@ def test_scores_that_cannot_be_written(there: Path, trarctl: Run) -> None:
     code, _, err = trarctl("eval", "--ckpt", "first", "--save-scores", "nowhere/scores.npz")
     assert code == 4
     assert "cannot write nowhere/scores.npz: No such file or directory" in err
+
+
+# Situations of users' bug reports
+
+
+@pytest.mark.parametrize("epoch", ["²", "-1", "best", "1.0", "٢"])
+def test_an_epoch_that_is_no_number(there: Path, trarctl: Run, epoch: str) -> None:
+    code, _, err = trarctl("eval", "--ckpt", f"first@{epoch}")
+    assert code == 5
+    assert f"error: run first has no checkpoint of epoch {epoch}\n" in err
+
+
+def test_commands_name_a_run_outside_the_default_folder_by_its_path(there: Path, tmp_path: Path, trarctl: Run) -> None:
+    shutil.copytree("runs", tmp_path / "elsewhere")
+    code, _, err = trarctl("resume", "first", "--set", f"run.folder={tmp_path}/elsewhere")
+    assert code == 3
+    command = err.partition("hint:  trarctl ")[2].partition(" trains on")[0]
+    assert command == f"resume {tmp_path}/elsewhere/first --epochs 3"
+    code, _, err = trarctl(*command.split())
+    assert code == 0, err
+    following = err.partition("next: trarctl ")[2].split() or ["eval", "--ckpt", f"{tmp_path}/elsewhere/first"]
+    assert following[-1] == f"{tmp_path}/elsewhere/first"
+    assert trarctl(*following)[0] == 0
+
+
+def test_scores_are_known_by_their_content(there: Path, golden_data: dict[str, Path], trarctl: Run) -> None:
+    assert trarctl("submit", "--ckpt", "first@1", "--save-scores", "one.npz", "--out", "one.json")[0] == 0
+    Path("one.npz").rename("one.scores")
+    answers = ["--data", golden_data["vqa"], "--out", "two.json"]
+    code, _, err = trarctl("submit", "--ckpt", "one.scores", *answers, "--gpus", "cpu", "--set", "run.num_threads=1")
+    assert code == 0, err
+    assert "note:  submit of saved scores makes no use of --set, --gpus" in err
+    assert Path("one.json").read_bytes() == Path("two.json").read_bytes()
+    code, _, err = trarctl("eval", "--ckpt", "one.scores")
+    assert code == 5
+    assert "one.scores holds saved scores, no checkpoint\nhint:  trarctl submit --ckpt one.scores --data DIR\n" in err
+
+
+@pytest.mark.parametrize(
+    "target", ["prepared/manifest.json", "prepared/answers.json", "runs/first/settings.json", "runs/first/log.txt"]
+)
+def test_no_result_replaces_a_file_of_data_or_of_a_run(
+    there: Path, golden_data: dict[str, Path], tmp_path: Path, trarctl: Run, target: str
+) -> None:
+    shutil.copytree(golden_data["vqa"], tmp_path / "prepared")
+    shutil.copytree("runs", tmp_path / "runs")
+    file = tmp_path / target
+    before = file.read_bytes()
+    for command, flag in (("submit", "--out"), ("eval", "--json"), ("submit", "--save-scores")):
+        code, _, err = trarctl(command, "--ckpt", "first@1", flag, file)
+        assert code == 4
+        assert f"error: {file} belongs to a run or to prepared data, and would be overwritten" in err
+        assert file.read_bytes() == before
+    assert trarctl("eval", "--ckpt", "first@1", "--json", file.with_name("mine.json"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "difference"),
+    [("model.num_heads=4", "model.num_heads = 4 (was 2)"), ("model.spans=0,2", "model.spans = [0, 2] (was [0, 1])")],
+)
+def test_scoring_another_model_than_was_trained_is_said(
+    there: Path, trarctl: Run, setting: str, difference: str
+) -> None:
+    code, _, err = trarctl("eval", "--ckpt", "first@1", "--set", setting)
+    assert code == 0
+    assert f"what is scored is not the model that was trained: {difference}" in err
+    assert "not the model that was trained" not in trarctl("eval", "--ckpt", "first@1", "--set", "model.dropout=0")[2]
+
+
+def test_a_checkpoint_under_the_name_of_another_epoch(there: Path, tmp_path: Path, trarctl: Run) -> None:
+    shutil.copytree("runs", tmp_path / "runs")
+    checkpoints = tmp_path / "runs" / "first" / "checkpoints"
+    shutil.copy(checkpoints / "epoch-001.safetensors", checkpoints / "epoch-009.safetensors")
+    code, _, err = trarctl("eval", "--ckpt", f"{tmp_path}/runs/first@9")
+    assert code == 0
+    assert "epoch-009.safetensors was saved after 1 epochs and 0 steps, not when its name says" in err
+
+
+def test_data_that_was_moved(there: Path, golden_data: dict[str, Path], tmp_path: Path, trarctl: Run) -> None:
+    shutil.copytree(golden_data["vqa"], tmp_path / "then")
+    run = ["--set", f"run.folder={tmp_path}/runs"]
+    start = ["train", "vqa", "--data", tmp_path / "then", "--epochs", 1, "--batch-size", 20, "--name", "moved"]
+    assert trarctl(*start, "--gpus", "cpu", *SETS, *run)[0] == 0
+    (tmp_path / "then").rename(tmp_path / "now")
+    for command in (["resume", "moved", "--epochs", 2], ["eval", "--ckpt", "moved"]):
+        code, _, err = trarctl(*command, *run)
+        assert code == 4
+        assert (
+            f"error: no prepared data in {tmp_path}/then\nhint:  --data DIR names the folder that it is in now" in err
+        )
+    assert trarctl("resume", "moved", "--epochs", 2, *run, "--data", tmp_path / "now")[0] == 0
+    # The checkpoint of epoch 1 names the old place, its run the new one.
+    code, _, err = trarctl("eval", "--ckpt", "moved@1", *run)
+    assert code == 0, err
+
+
+def test_a_model_that_no_memory_holds(there: Path, golden_data: dict[str, Path], trarctl: Run) -> None:
+    wide = ["--set", "model.hidden_size=20000000", "--set", "model.num_heads=2"]
+    code, _, err = trarctl("train", "vqa", "--data", golden_data["vqa"], "--name", "wide", "--gpus", "cpu", *wide)
+    assert code == 6
+    assert "error: the computer has too little memory: " in err
+    assert "hint:  take a smaller model: --set model.hidden_size=N" in err
+    assert not (there / "runs" / "wide").exists()
+
+
+def test_a_folder_where_the_log_should_be(there: Path, golden_data: dict[str, Path], trarctl: Run) -> None:
+    (there / "runs" / "odd" / "log.txt").mkdir(parents=True)
+    start = ["train", "vqa", "--data", golden_data["vqa"], "--epochs", 1, "--batch-size", 20, "--name", "odd"]
+    code, _, err = trarctl(*start, "--gpus", "cpu", *SETS)
+    assert code == 4
+    assert "odd/log.txt: Is a directory\nhint:  move it away; choose another with --name NAME\n" in err
+    (there / "runs" / "odd" / "log.txt").rmdir()
+    assert trarctl(*start, "--gpus", "cpu", *SETS)[0] == 0
+    shutil.rmtree(there / "runs" / "odd")

@@ -9,6 +9,7 @@ import pytest
 
 from tests.small_runs import SmallRun, make_run
 from trarctl import cli
+from trarctl.files import claimed
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +55,25 @@ def test_runs_that_are_going_on_stopped_or_damaged(
     (tmp_path / "bad" / "settings.json").write_text("{")
     aged(tmp_path / "old", 4000)
     aged(tmp_path / "later", 4000)
-    assert cli.run(["runs", str(tmp_path), "--json", "-"]) == 0
+    with claimed(tmp_path / "new", "run new"):
+        assert cli.run(["runs", str(tmp_path), "--json", "-"]) == 0
     entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["runs"]}
-    assert entries["new"]["state_text"].startswith("running? after epoch 1, wrote ")
+    assert entries["new"]["state_text"].startswith("running after epoch 1, wrote ")
     assert entries["old"]["state_text"] == "stopped in epoch 1"
     assert entries["old"]["best"] is None
     assert entries["later"]["state_text"] == "stopped in epoch 2"
     assert entries["bad"]["state_text"] == "settings.json cannot be read"
+    assert cli.run(["runs", str(tmp_path), "--json", "-"]) == 0
+    entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["runs"]}
+    assert entries["new"]["state_text"] == "stopped after epoch 1"  # its writer has let go of it, a moment ago
     assert cli.run(["runs", str(tmp_path)]) == 0
     assert list(rows(capsys.readouterr().out))[-2:] == ["new", "bad"]
+    assert cli.run(["runs", str(tmp_path / "old")]) == 0
+    assert list(rows(capsys.readouterr().out)) == ["old"]
+    assert cli.run(["runs", str(tmp_path / "bad" / "settings.json")]) == 5
+    assert (
+        "settings.json is not a folder\nhint:  name the folder of the runs: trarctl runs DIR" in capsys.readouterr().err
+    )
 
 
 def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,6 +217,15 @@ def test_scores_that_no_trained_model_gives(data: PreparedData, tmp_path: Path) 
     assert f"2 of {len(data.answers)} answers in" in load_scores(other, data, "val")[1][0]
 
 
+def test_probabilities_in_place_of_logits_are_said(data: PreparedData, tmp_path: Path) -> None:
+    saved = val_scores(data)
+    shares = probabilities(saved.scores, is_exclusive=False)
+    _, odd = load_scores(write_npz(tmp_path / "shares.npz", saved, scores=shares), data, "val")
+    assert [text.partition(": ")[2] for text in odd] == [
+        "all scores are between 0 and 1, like probabilities; they are taken for logits"
+    ]
+
+
 def test_files_that_hold_no_scores(data: PreparedData, tmp_path: Path) -> None:
     path = tmp_path / "some.npz"
     val_scores(data).save(path)

@@ -180,7 +180,7 @@ def test_a_killed_process_ends_the_run_with_one_message(victim: int, data: Path,
         assert_nothing_is_left(started)
         assert len(started.complaints()) == 1
         assert f"error: process {victim} of run tiny died (killed by SIGKILL)" in started.complaints()[0]
-        assert "hint:  trarctl resume tiny goes on from its latest checkpoint" in started.errors()
+        assert f"hint:  trarctl resume {run_in(tmp_path).path} goes on from its latest checkpoint" in started.errors()
 
 
 def test_a_killed_process_is_started_again(data: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def test_a_checkpoint_of_the_original_gives_its_shape(data: PreparedData, tmp_pa
     assert loaded.description is None
     assert loaded.model.settings.grid_size == 4
     small = tiny_settings(data.path, tmp_path, model__spans=",".join(map(str, loaded.model.settings.spans)))
-    adopted = adopt_shape(chosen.checkpoint, small, {}, data)
+    adopted, odd = adopt_shape(chosen.checkpoint, small, {}, data)
+    assert ["does not name its words and answers" in text for text in odd] == [True]
     assert adopted.model.hidden_size == loaded.model.settings.hidden_size != small.model.hidden_size
     assert adopted.train == small.train
     fewer = tiny_settings(data.path, tmp_path, model__spans="0,1,2,3,4")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import GOLDEN
-from tests.engine.running import tiny_settings, train
+from tests.engine.running import resume, tiny_settings, train
 from trarctl.data.loader import load_batches, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
@@ -109,3 +109,21 @@ def test_a_broken_gradient_changes_nothing(clip: float | None, golden_data: dict
     assert before["adam.step"] == 1
     assert trainer.train_step([good], learning_rate=1e-3).gradient_norm.isfinite()
     assert state_tensors(model, optimizer)["adam.step"] == 2
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_the_hint_leads_back_to_sound_weights(epochs_before: int, golden_data: dict[str, Path], tmp_path: Path) -> None:
+    settings = tiny_settings(golden_data["vqa"], tmp_path, train__epochs=2, train__warmup_epochs=0)
+    if epochs_before:
+        train(settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 1})}))
+        with pytest.raises(DivergenceError) as raised:
+            resume(RunFolder(tmp_path / "runs" / "tiny"), epochs=2, train__learning_rate=1e30)
+        command = f"trarctl resume {tmp_path}/runs/tiny --epoch 1 --set train.learning_rate=0.0001 goes back to before"
+        assert command in str(raised.value.hint)
+        run = resume(RunFolder(tmp_path / "runs" / "tiny"), epoch=1, epochs=2, train__learning_rate=0.0001)
+        assert run.saved_epochs() == [1, 2]
+    else:
+        ruinous = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 1e30})})
+        with pytest.raises(DivergenceError) as raised:
+            train(ruinous)
+        assert "trarctl train --name NAME --set train.learning_rate=0.0001 starts" in str(raised.value.hint)

@@ -67,7 +67,7 @@ SOFT = {"model__routing": "soft", "model__pooling": "avg", "train__accumulation"
 
 def test_from_an_earlier_epoch(undisturbed: RunFolder, tmp_path: Path) -> None:
     run = copy(undisturbed, tmp_path)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of epoch 7 \(there are: 1, 2, 3, 4\)"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of epoch 7"):
         resume(run, epoch=7)
     resume(run, epoch=1)
     assert weights(run) == weights(undisturbed)

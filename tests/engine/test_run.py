@@ -54,7 +54,7 @@ def test_what_is_not_there(folder: Path, tmp_path: Path) -> None:
         find_checkpoint("young", folder)
     with pytest.raises(CheckpointError, match="run old has no checkpoint of epoch 9") as raised:
         find_checkpoint("old@9", folder)
-    assert raised.value.hint == "there are: 1, 2, 3; --ckpt old@EPOCH"
+    assert raised.value.hint == f"there are: 1, 2, 3; --ckpt {folder}/old@EPOCH, or without @EPOCH the best"
     with pytest.raises(CheckpointError, match="no runs in"):
         find_run(None, tmp_path / "nothing")
     RunFolder(folder / "new").step_checkpoint(0, 40).unlink()

@@ -49,6 +49,7 @@ def test_learning_rate_of_every_step(case: dict[str, Any]) -> None:
         learning_rate=case["lr_base"],
         batch_size=case["batch_size"],
         warmup_epochs=case["warmup_epoch"],
+        caps_warmup=False,
         decay_epochs=tuple(case["decay_epochs"]),
         decay_factor=case["decay_rate"],
     )
@@ -58,6 +59,14 @@ def test_learning_rate_of_every_step(case: dict[str, Any]) -> None:
             step += 1
             ours = learning_rate(settings, epoch=epoch, step=step, num_samples=case["data_size"])
             assert ours == pytest.approx(rate, rel=1e-12), (epoch, step)
+
+
+def test_no_stage_of_a_warm_up_exceeds_the_base_rate() -> None:
+    for warmup, stages in ((1, (0.5, 1, 1, 1)), (2, (1 / 3, 2 / 3, 1, 1)), (3, (0.25, 0.5, 0.75, 1))):
+        settings = TrainSettings(learning_rate=2e-3, batch_size=10, warmup_epochs=warmup, decay_epochs=())
+        steps = 40 * (warmup + 1)
+        rates = [learning_rate(settings, epoch=0, step=step, num_samples=400) for step in range(1, steps + 1)]
+        assert rates == pytest.approx([2e-3 * stage for stage in stages for _ in range(steps // 4)])
 
 
 def test_without_warm_up_the_rate_is_the_base_at_once() -> None:

@@ -292,11 +292,10 @@ def _rows(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -
             warn(f"{request.ckpt}: {oddity}")
         measured = measure(scores.predictions(), opened, part, evaluator)
         _warn_if_guessing(measured, chosen, opened, part)
-        candidates = opened.spec.published_on(part.name)
-        whole = next(one.num_questions for one in opened.spec.splits if one.name == part.name)
-        if candidates and whole != len(part):
-            note(f"{request.ckpt}: published results are of {whole or 0:,} questions, not of these {len(part):,}")
-            candidates = ()
+        candidates = opened.spec.published_on(part.name, len(part))
+        if not candidates and opened.spec.published_on(part.name):
+            whole = next(one.num_questions for one in opened.spec.splits if one.name == part.name)
+            note(f"{request.ckpt}: published results are of {whole:,} questions, not of these {len(part):,}")
         same = [row for row in candidates if row.name.startswith(chosen.settings.model.routing)]
         rows.append((request.ckpt or "", measured, next(iter(same or candidates), None)))
     for text in dict.fromkeys(measured.note for _, measured, _ in rows if measured.note):

@@ -68,4 +68,4 @@ def resume(
     note(*notes, *fitted)
     model = job.settings.model
     run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
-    say(f"next: trarctl eval --ckpt {job.run.name}")
+    say(f"next: trarctl eval --ckpt {job.run.reference}")

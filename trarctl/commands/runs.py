@@ -11,7 +11,7 @@ import typer
 from trarctl.commands.console import add_row, compact_bytes, make_table, note, open_console, show_table, write_json
 from trarctl.commands.options import JsonOption
 
-EPILOG = "Example: trarctl runs --json -\n\n'running?' is a guess from when the run last wrote something."
+EPILOG = "Example: trarctl runs --json -"
 
 WIDE = 100  # columns of a terminal that has room for the model
 

@@ -56,18 +56,20 @@ def submit(
 ) -> None:
     """Answer every question of the test split, in the format that the data set's server takes."""
     from trarctl.commands.progress import watch
-    from trarctl.engine.evaluator import Request, combine, nonblank_answers
+    from trarctl.engine.evaluator import Request, combine, is_saved_scores, nonblank_answers
     from trarctl.errors import SettingsError
 
     wanted = split or "test"
     named: Sequence[str | None] = ckpt or [None]
-    saved = [Path(one) for one in named if one is not None and one.endswith(".npz")]
+    saved = [Path(one) for one in named if one is not None and is_saved_scores(Path(one))]
     given = {"--ckpt": ckpt, "--config": config, "--set": sets, "--gpus": gpus, "--out": out}
     given |= {"--save-scores": save_scores}
-    if validate is not None:
-        refuse_ignored("submit --validate", given, given)
-    elif len(saved) == len(named):
-        refuse_ignored("submit of saved scores", given, ("--config", "--set", "--gpus", "--save-scores"))
+    if validate is not None or len(saved) == len(named):
+        mode = "submit of saved scores" if validate is None else "submit --validate"
+        refuse_ignored(mode, given, ("--config", "--save-scores", *(("--ckpt", "--out") if validate else ())))
+        # Such options change nothing here, and often come with a script's other commands.
+        if unused := [flag for flag in ("--set", "--gpus") if given[flag]]:
+            note(f"{mode} makes no use of {', '.join(unused)}")
     if split is None:
         note("no split given: using test")
     if validate is not None:

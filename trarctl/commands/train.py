@@ -98,4 +98,4 @@ def train(
     note(*notes)
     model = job.settings.model
     run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
-    say(f"next: trarctl eval --ckpt {job.run.name}")
+    say(f"next: trarctl eval --ckpt {job.run.reference}")

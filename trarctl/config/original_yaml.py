@@ -150,6 +150,8 @@ def translate(document: Document, source: str) -> tuple[Values, list[str]]:
             raise SettingsError(what, f"set {key} to {fixed}")
     values: Values = {SAME[key]: (value, key) for key, value in document.items() if key in SAME}
     values |= {ours: (read(document[key]), key) for key, (ours, read) in CONVERTED.items() if key in document}
+    if "WARMUP_EPOCH" in document:
+        values["train.caps_warmup"] = (False, "WARMUP_EPOCH")
     notes = [f"{source}: {key} is ignored: {IGNORED[key]}" for key in document if key in IGNORED]
     _read_routing(document, source, values, notes)
     if "OPT" in document or "OPT_PARAMS" in document:

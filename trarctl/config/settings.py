@@ -225,6 +225,9 @@ class TrainSettings(Frozen):
     accumulation: PositiveInt = setting(1, "parts that a batch is computed in, to save memory; must divide its size")
     learning_rate: PositiveFloat = setting(1e-4, "base rate of Adam")
     warmup_epochs: int = setting(3, "the rate rises in four stages over the first warmup_epochs + 1", ge=0)
+    caps_warmup: bool = setting(
+        True, "no stage of it exceeds the base rate; false: as the original's of one epoch does"
+    )
     decay_epochs: tuple[NonNegativeInt, ...] = setting((10, 12), "epoch indices, from 0, at whose start the rate falls")
     decay_factor: PositiveFloat = setting(0.2, "what the rate is multiplied by at each of them", le=1)
     adam_betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), "decay rates of Adam's two averages")

@@ -207,9 +207,6 @@ class LineAnswers(AnswerFile):
 
     def faults(self, content: bytes, data: PreparedData, split: PreparedSplit) -> list[str]:
         """See ``AnswerFile``."""
-        problem = _no_text(content)
-        if problem:
-            return [problem]
         lines, problems = self._lines(content, split)
         if any("\r" in line for line in lines):
             is_pair = all(line.find("\r") in (-1, len(line) - 1) for line in lines) and len(lines) > 1
@@ -233,13 +230,12 @@ class LineAnswers(AnswerFile):
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
         """See ``AnswerFile``."""
-        problem = _no_text(content)
-        if problem:
-            return [], [problem]
         lines, problems = self._lines(content, split)
         return [line.rstrip("\r") for line in lines], problems
 
     def _lines(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
+        if problem := _no_text(content):
+            return [], [problem]
         lines = content.decode().removesuffix("\n").split("\n")
         is_complete = len(lines) == len(split)
         return lines, [] if is_complete else [f"{_counted(len(lines), 'line', 'lines')} for {len(split):,} questions"]

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trarctl.engine.run import CHECKPOINT
 from trarctl.errors import CheckpointError, DataError, listed
 from trarctl.files import whole_file
 from trarctl.model.original import translate_name
@@ -144,6 +145,16 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
         ) from error
 
 
+def misnamed(path: Path, description: Description) -> str | None:
+    """Say that a checkpoint was saved at another point than its name says; None if it was not."""
+    if not (match := CHECKPOINT.match(path.name)):
+        return None
+    at = description.progress.epoch, description.progress.step_in_epoch
+    if at == (int(match[1]), int(match[2] or 0)):
+        return None
+    return f"{path} was saved after {at[0]} epochs and {at[1]} steps, not when its name says"
+
+
 def load_description(path: Path) -> Description:
     """Read a checkpoint's description without its tensors; CheckpointError if it is not whole or not one of ours."""
     with _opened(path) as file:
@@ -234,6 +245,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # The pickles of torch before 1.6 begin with this number.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _CHUNK = 1 << 20
+_BAD_ARCHIVE = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
 # Plain values that programs keep beside the weights. None of them runs anything when it is read.
 _scalar, _reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
 _HARMLESS: list[Any] = [
@@ -265,7 +277,7 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
             f"cannot read {path}: {error.strerror or error}", "make it readable: chmod u+r"
         ) from error
     if head[:4] == b"PK\x03\x04":
-        return "zip"
+        return _archive_kind(path)
     if head.startswith(_LEGACY):
         return "legacy"
     header_bytes = int.from_bytes(head[:8], "little")
@@ -281,15 +293,27 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
         ),
         (b"<", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
         (b"\x80", "a pickle that torch.save did not write", _FOREIGN_HINT),
-        (b"\x1f\x8b", "a gzip archive", "unpack it and give the checkpoint in it"),
-        (b"BZh", "a bzip2 archive", "unpack it and give the checkpoint in it"),
-        (b"\xfd7zXZ", "an xz archive", "unpack it and give the checkpoint in it"),
+        ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), "a gzip, bzip2 or xz archive", "unpack it and give what is in it"),
     ):
         if head.lstrip().startswith(start):
             raise CheckpointError(f"{path} is {what}", hint)
     if head.isascii() and b"\0" not in head:
         raise CheckpointError(f"{path} is a text file, no checkpoint", _FOREIGN_HINT)
     raise _damaged(path, "its beginning is that of no checkpoint")
+
+
+def _archive_kind(path: Path) -> Literal["zip"]:
+    """See that a zip archive holds what ``torch.save`` writes; one that cannot be listed is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except _BAD_ARCHIVE as error:
+        raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
+    if {"question_id.npy", "scores.npy"} <= set(names):
+        raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise CheckpointError(f"{path} is an archive of other files: {listed(names, len(names))}", _FOREIGN_HINT)
+    return "zip"
 
 
 def _unpickled(path: Path) -> Any:
@@ -315,16 +339,11 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            names = [member.filename for member in members]
             unpacked = sum(member.file_size for member in members)
-            if not any(name.endswith("/data.pkl") for name in names):
-                is_arrays = all(name.endswith(".npy") for name in names)
-                what = "an .npz file of scores or features" if is_arrays else "an archive of other files"
-                raise CheckpointError(f"{path} is {what}, no checkpoint: {listed(names, len(names))}", _FOREIGN_HINT)
             if unpacked > 4 * path.stat().st_size + _CHUNK:
                 raise _damaged(path, f"it would unpack to {unpacked:,} bytes", _COPY_HINT)
             changed = [member.filename for member in members if not _is_intact(archive, member)]
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+    except _BAD_ARCHIVE as error:
         raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
     # Without a single right checksum the program that wrote it had them switched off.
     if changed and len(changed) < sum(member.file_size > 0 for member in members):

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trarctl.config.resolve import Origin, amend, resolve
-from trarctl.config.settings import Settings, from_dict
+from trarctl.config.settings import Settings
 from trarctl.data.loader import Rows, load_batches, scoring_plan, scoring_samples
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.records import Ids, rows_of
 from trarctl.data.submission import id_problems
 from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
-from trarctl.engine.checkpoint import is_ours, load_description
+from trarctl.engine.checkpoint import Description, is_ours, load_description, misnamed
 from trarctl.engine.distributed import World, precision_of, use_threads
 from trarctl.engine.launch import Job, Watch, run_job
-from trarctl.engine.loading import Loaded, is_exclusive, load_model, prepared_folder
-from trarctl.engine.run import find_checkpoint
+from trarctl.engine.loading import (
+    Loaded,
+    enough_memory,
+    is_exclusive,
+    is_prepared,
+    load_model,
+    model_changes,
+    prepared_folder,
+    recorded_data,
+)
+from trarctl.engine.run import RunFolder, find_checkpoint, read_settings, saved_settings
 from trarctl.errors import CheckpointError, DataError, listed
 from trarctl.files import whole_file
 from trarctl.model.trar import TRAR
@@ -294,9 +303,25 @@ def choose(request: Request) -> Chosen:
             "leave --config out; --set KEY=VALUE changes single settings",
         )
     description = load_description(path)
-    resolved = amend(from_dict(description.settings, str(path)), f"checkpoint {path.name}", sets=request.sets)
-    data = request.data or Path(description.data)
-    return Chosen(path, how, data, resolved.settings, resolved.origins, ())
+    trained = saved_settings(description.settings, path)
+    resolved = amend(trained, f"checkpoint {path.name}", sets=request.sets)
+    data = request.data or _data_of(path, description)
+    notes = [text] if (text := misnamed(path, description)) else []
+    if changes := model_changes(trained, resolved.settings, may_change=["model.binarize"]):
+        notes.append(f"what is scored is not the model that was trained: {', '.join(changes)}")
+    return Chosen(path, how, data, resolved.settings, resolved.origins, tuple(notes))
+
+
+def _data_of(path: Path, description: Description) -> Path:
+    """The data that a checkpoint was trained on: where it was then, or where its run has it now."""
+    places = [Path(description.data)]
+    run = RunFolder(path.absolute().parent.parent)
+    if run.exists():
+        with suppress(CheckpointError):
+            places.append(prepared_folder(read_settings(run)))
+    return next((place for place in places if is_prepared(place)), None) or recorded_data(
+        places[-1], description.dataset
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +342,8 @@ class ScoreJob(Job):
             callback(Note(text))
         task = f"scoring {self.split}"
         evaluator = Evaluator(loaded.model, loaded.settings, loaded.temperature, world, callback, task)
-        scores = evaluator.score(data, self.split)
+        with enough_memory("--set train.batch_size=64 scores fewer questions at once"):
+            scores = evaluator.score(data, self.split)
         if world.size == 1:
             return scores
         if world.is_main:
@@ -397,6 +423,17 @@ def nonblank_answers(scores: NDArray[np.float32], answers: Sequence[str]) -> lis
     return [answers[index] for index in scores.argmax(axis=1)]
 
 
+def is_saved_scores(path: Path) -> bool:
+    """Whether a file holds saved scores: by its ending, or by its content if that can be read."""
+    if path.suffix.lower() == ".npz":
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"question_id.npy", "scores.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, list[str]]:
     """Read what ``--save-scores`` wrote about the questions of a split, and put it in their order.
 
@@ -431,6 +468,8 @@ def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, lis
         )
     if oddity := scores.oddity():
         odd.append(f"{path}: {oddity}")
+    if _everywhere(scores.scores, lambda part: (part >= 0) & (part <= 1)):
+        odd.append(f"{path}: all scores are between 0 and 1, like probabilities; they are taken for logits")
     return aligned, odd
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,17 +14,28 @@ import orjson
 from torch import Tensor
 
 from trarctl.config.resolve import Origin
-from trarctl.config.settings import Settings, flat, from_dict, to_text
+from trarctl.config.settings import Settings, flat, to_text
 from trarctl.data.loader import training_samples
 from trarctl.data.metrics import refuse_unmeasurable
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import callbacks
 from trarctl.engine.callbacks import Callback, Note
-from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint
+from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint, misnamed
 from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
 from trarctl.engine.launch import Job
-from trarctl.engine.loading import adopt_shape, check_data, check_shape, fit_to_data, prepared_folder, read_weights
-from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings
+from trarctl.engine.loading import (
+    adopt_shape,
+    check_data,
+    check_shape,
+    enough_memory,
+    fit_to_data,
+    model_changes,
+    prepared_folder,
+    read_weights,
+    recorded_data,
+    setting_changes,
+)
+from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings, saved_settings
 from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
 from trarctl.files import remove
@@ -47,7 +58,7 @@ class TrainJob(Job):
         run = settings.run
         return cls(
             title=f"run {run.name}",
-            hint=f"trarctl resume {run.name} goes on from its latest checkpoint",
+            hint=f"trarctl resume {_run_folder(settings).reference} goes on from its latest checkpoint",
             gpus=run.gpus,
             timeout_seconds=run.timeout_seconds,
             max_restarts=run.max_restarts,
@@ -84,7 +95,8 @@ class TrainJob(Job):
             stack.enter_context(use_threads(settings.run.num_threads))
             origin: Beginning | None = None
             if world.is_main:
-                stack.enter_context(_only_writer(run))
+                if not stack.enter_context(_only_writer(run)):
+                    callback(Note(f"{run.path} has no locks: nothing keeps another process from writing it too"))
                 origin = self._beginning(run, settings, data, callback)
             if not world.broadcast(origin is not None):
                 return None
@@ -96,7 +108,8 @@ class TrainJob(Job):
                 recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
                 trainer.callback = stack.enter_context(recorded)
                 _write_beginning(run, settings, data, origin, trainer.callback)
-            return trainer.fit()
+            with enough_memory("split the batch with --accu, or take a smaller --batch-size"):
+                return trainer.fit()
 
     def _shared_values(self, data: PreparedData) -> dict[str, object]:
         """What the processes of a group must agree on."""
@@ -142,13 +155,13 @@ _RELEASE_SECONDS = 30.0
 
 
 @contextmanager
-def _only_writer(run: RunFolder) -> Iterator[None]:
-    """Lock a run while the block runs; a folder that was made for it goes if it does not become one."""
+def _only_writer(run: RunFolder) -> Iterator[bool]:
+    """Claim a run while the block runs; a folder that was made for it goes if it does not become one."""
     is_new = not run.path.exists()
     run.create()
-    with run.claimed(wait_seconds=_RELEASE_SECONDS if num_restarts() else 0.0):
+    with run.claimed(**({"wait_seconds": _RELEASE_SECONDS} if num_restarts() else {})) as is_locked:
         try:
-            yield
+            yield is_locked
         finally:
             if is_new and not run.exists():
                 remove(run.path)
@@ -166,9 +179,10 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
     path = prepared_folder(settings)
     data = open_prepared(path)
     weights: Path | None = None
+    odd: list[str] = []
     if init is not None:
         weights, _ = find_checkpoint(init, settings.run.folder)
-        settings = adopt_shape(weights, settings, origin, data)
+        settings, odd = adopt_shape(weights, settings, origin, data)
     settings, notes = fit_to_data(settings, data, origin)
     _check_fit(settings, data)
     is_named = settings.run.name is not None
@@ -177,7 +191,7 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
     job = TrainJob.of(settings, kind="start", data=path, is_named=is_named, init=weights)
     if not num_restarts():
         refuse_existing(job.run)
-    return job, notes
+    return job, odd + notes
 
 
 def refuse_existing(run: RunFolder) -> None:
@@ -185,7 +199,7 @@ def refuse_existing(run: RunFolder) -> None:
     if run.saved():
         raise SettingsError(
             f"run {run.name} exists in {run.path.parent}",
-            f"trarctl resume {run.name} goes on with it; --name gives a new one another name",
+            f"trarctl resume {run.reference} goes on with it; --name gives a new one another name",
         )
 
 
@@ -201,14 +215,8 @@ def plan_resume(
     if epoch is not None:
         if chosen is not None:
             raise SettingsError(f"{chosen} and --epoch {epoch} both say where to go on", "leave out one of them")
-        chosen = run.epoch_checkpoint(epoch)
-        if not chosen.is_file():
-            kept = ", ".join(map(str, run.saved_epochs())) or "none"
-            raise CheckpointError(
-                f"run {run.name} has no checkpoint of epoch {epoch} (there are: {kept})",
-                f"trarctl resume {run.name} --epoch N",
-            )
-    path = prepared_folder(settings)
+        chosen = run.existing_checkpoint(str(epoch), f"trarctl resume {run.reference} --epoch N")
+    path = recorded_data(prepared_folder(settings), settings.data.dataset)
     data = open_prepared(path)
     settings, notes = fit_to_data(settings, data, {})
     _check_fit(settings, data)
@@ -292,9 +300,10 @@ def _resumed(
     if state.epoch >= epochs:
         done = f"its {epochs} epochs" if state.epoch == epochs else f"{state.epoch} epochs, more than {epochs}"
         raise SettingsError(
-            f"run {run.name} has finished {done}", f"trarctl resume {run.name} --epochs {state.epoch + 1} trains on"
+            f"run {run.name} has finished {done}",
+            f"trarctl resume {run.reference} --epochs {state.epoch + 1} trains on",
         )
-    then = from_dict(description.settings, str(path))
+    then = saved_settings(description.settings, path)
     _refuse_another_model(path, then, settings, description)
     samples = training_samples(data, split_of_epoch(settings.data, state.epoch), settings.train.loss)
     is_same_data = description.samples in (None, digest_of_samples(samples))
@@ -303,7 +312,7 @@ def _resumed(
     notes = []
     if description.run != run.name:
         notes.append(f"{path.name} was written by run {description.run}, under that name")
-    if changes := _changes(then, settings):
+    if changes := setting_changes(then, settings, [key for key in flat(then) if key not in _UNSAID]):
         notes.append(f"changed from here on: {', '.join(changes)}")
     if settings.model.routing == "hard" and then.train.epochs != epochs:
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
@@ -318,39 +327,27 @@ def _load_chosen(
     """Load a checkpoint, by default the latest that is whole; damaged ones are named and passed over."""
     if chosen is not None:
         return chosen, *load_checkpoint(chosen)
-    for epoch, step, path in reversed(run.saved()):
+    for _, _, path in reversed(run.saved()):
         try:
             tensors, description = load_checkpoint(path)
         except CheckpointError as error:
             callback(Note(f"{error.what}; taking the one before"))
             continue
-        at = description.progress.epoch, description.progress.step_in_epoch
-        if at == (epoch, step):
+        text = misnamed(path, description)
+        if text is None:
             return path, tensors, description
-        callback(Note(f"{path} was saved after {at[0]} epochs and {at[1]} steps, not there; taking the one before"))
-    raise CheckpointError(f"run {run.name} has no usable checkpoint", "start again: trarctl train")
+        callback(Note(f"{text}; taking the one before"))
+    raise CheckpointError(f"run {run.name} has no usable checkpoint", run.start_again)
 
 
-# Of the model, what leaves its weights as they are and may change like a learning rate.
-_NOT_WEIGHTS = ("model.dropout",)
-# What may not change within an epoch: which samples are left of it, and what its loss is a mean of.
-_OF_AN_EPOCH = ("train.batch_size", "train.seed", "train.shuffle", "train.loss", "train.loss_reduction")
 # Where things are, which changes no number, and how far to train, which was just asked for.
 _UNSAID = ("run.name", "run.folder", "run.gpus", "run.num_threads", "data.path", "data.num_workers", "train.epochs")
-
-
-def _changes(then: Settings, now: Settings, keys: Iterable[str] | None = None) -> list[str]:
-    """How settings differ from those of a checkpoint, in words."""
-    before, after = flat(then), flat(now)
-    chosen = [key for key in after if key not in _UNSAID] if keys is None else keys
-    return [
-        f"{key} = {to_text(after[key])} (was {to_text(before[key])})" for key in chosen if after[key] != before[key]
-    ]
+# What may not change within an epoch: which samples are left of it, and what its loss is a mean of.
+_OF_AN_EPOCH = ("train.batch_size", "train.seed", "train.shuffle", "train.loss", "train.loss_reduction")
 
 
 def _refuse_another_model(path: Path, then: Settings, now: Settings, description: Description) -> None:
-    keys = [key for key in flat(now) if key.startswith("model.") and key not in _NOT_WEIGHTS]
-    if changes := _changes(then, now, keys):
+    if changes := model_changes(then, now):
         raise CheckpointError(
             f"{path} is of another model: {', '.join(changes)}",
             f"leave that as it was, with --data {description.data}; trarctl train starts a run with another model",
@@ -361,14 +358,14 @@ def _refuse_within_epoch(
     run: RunFolder, path: Path, then: Settings, now: Settings, state: TrainState, num_samples: int | None
 ) -> None:
     """See that the rest of an epoch has the samples and the loss of its beginning; ``num_samples`` None: other ones."""
-    changes = _changes(then, now, _OF_AN_EPOCH)
+    changes = setting_changes(then, now, _OF_AN_EPOCH)
     splits = [split_of_epoch(settings.data, state.epoch) for settings in (then, now)]
     if splits[0] != splits[1]:
         changes.append(f"the split is {splits[1]} (was {splits[0]})")
     elif num_samples is None or state.step_in_epoch * then.train.batch_size > num_samples:
         changes.append("the data has other training questions")
     if changes:
-        again = f"trarctl resume {run.name} --epoch {state.epoch} begins that epoch again with the change; "
+        again = f"trarctl resume {run.reference} --epoch {state.epoch} begins that epoch again with the change; "
         where = f"{path.name} is within epoch {state.epoch + 1}"
         raise SettingsError(
             f"{where}, whose rest must be like its beginning: {', '.join(changes)}",

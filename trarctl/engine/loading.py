@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from trarctl.config.resolve import Origin, Source
-from trarctl.config.settings import ModelSettings, Settings
+from trarctl.config.settings import ModelSettings, Settings, flat, to_text
+from trarctl.data.manifest import MANIFEST, prepare_command
 from trarctl.data.prepared import PreparedData, default_folder
 from trarctl.engine.checkpoint import Description, is_ours, load_checkpoint, load_upstream, model_tensors
 from trarctl.engine.distributed import World
 from trarctl.engine.schedules import temperature
-from trarctl.errors import CheckpointError, DataError, SettingsError, listed
+from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, listed
 from trarctl.model.original import shape_settings
 from trarctl.model.spans import Spans, describe_coinciding
 from trarctl.model.trar import TRAR, ModelSizes
@@ -30,6 +33,19 @@ _UNKNOWN = Origin(Source.RECIPE, "recipe")  # of a value whose origin nobody gav
 def prepared_folder(settings: Settings) -> Path:
     """Where the settings look for prepared data."""
     return settings.data.path or default_folder(settings.data.dataset)
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether there is prepared data in a folder, of whatever kind and state."""
+    return (path / MANIFEST).exists()
+
+
+def recorded_data(path: Path, dataset: str) -> Path:
+    """A prepared folder that a run or a checkpoint names; a DataError says so if it is not there any more."""
+    if not is_prepared(path):
+        hint = f"--data DIR names the folder that it is in now; {prepare_command(dataset)} --out {path} makes it again"
+        raise DataError(f"no prepared data in {path}", hint)
+    return path
 
 
 def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Origin]) -> tuple[Settings, list[str]]:
@@ -93,6 +109,18 @@ def build_model(settings: Settings, data: PreparedData) -> TRAR:
     return _new_model(settings, data, vectors)
 
 
+def setting_changes(then: Settings, now: Settings, keys: Iterable[str]) -> list[str]:
+    """How some settings differ from those of a checkpoint, in words."""
+    before, after = flat(then), flat(now)
+    return [f"{key} = {to_text(after[key])} (was {to_text(before[key])})" for key in keys if after[key] != before[key]]
+
+
+def model_changes(then: Settings, now: Settings, *, may_change: Sequence[str] = ()) -> list[str]:
+    """How a model differs from that of a checkpoint; its dropout may change like a learning rate."""
+    free = ("model.dropout", *may_change)
+    return setting_changes(then, now, [key for key in flat(then) if key.startswith("model.") and key not in free])
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model with trained weights, in evaluation mode on its device."""
@@ -148,13 +176,21 @@ def load_model(
     return Loaded(model, settings, last_temperature, epoch or 0, path, description, tuple(warnings))
 
 
-def adopt_shape(path: Path, settings: Settings, origin: Mapping[str, Origin], data: PreparedData) -> Settings:
+def adopt_shape(
+    path: Path, settings: Settings, origin: Mapping[str, Origin], data: PreparedData
+) -> tuple[Settings, list[str]]:
     """Settings for a run that starts from the weights of a checkpoint: what its shapes say, the rest as given.
+
+    Returns:
+        Those settings, and what is odd about the checkpoint or could not be checked.
 
     Raises:
         CheckpointError: if the file cannot be read, or fits neither the data nor what the user asked for.
     """
-    return _with_shape(path, _read(path, data)[0], settings, origin, data)
+    state, _, description = _read(path, data)
+    settings = _with_shape(path, state, settings, origin, data)
+    odd = [_order_warning(path, state, data)] if description is None else _feature_warnings(path, description, data)
+    return settings, odd + zero_warnings(path, state)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -201,10 +237,17 @@ def check_data(path: Path, description: Description, data: PreparedData) -> list
     ):
         if None not in (theirs, ours) and theirs != ours:
             raise CheckpointError(f"{path} was trained on {what} {theirs}, {data.path} has {ours}", trained)
+    return _feature_warnings(path, description, data)
+
+
+def _feature_warnings(path: Path, description: Description, data: PreparedData) -> list[str]:
     difference = data.feature_difference(description.features)
     if difference is None:
         return []
-    return [f"{path} was trained on other features than those of {data.path}: {difference}; {trained}"]
+    return [
+        f"{path} was trained on other features than those of {data.path}: {difference}; "
+        f"give the data that it was trained on: --data {description.data}"
+    ]
 
 
 def zero_warnings(path: Path, state: Mapping[str, Tensor]) -> list[str]:
@@ -234,7 +277,22 @@ def check_words(path: Path, description: Description, data: PreparedData) -> Non
 
 def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
     """The one place where a command's model is built."""
-    return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
+    with enough_memory("take a smaller model: --set model.hidden_size=N or model.num_layers=N"):
+        return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
+
+
+@contextmanager
+def enough_memory(hint: str) -> Iterator[None]:
+    """Turn the errors of memory that the system does not give, on the CPU, into a DeviceError with a hint."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in text:
+            raise
+        asked = re.search(r"allocate ([\d.]+) ?(\w+)", text)
+        many = f": {float(asked[1]):,.0f} {asked[2]} more were asked for" if asked else ""
+        raise DeviceError(f"the computer has too little memory{many}", hint) from error
 
 
 def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None, Description | None]:

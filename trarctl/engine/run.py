@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import orjson
 
 from trarctl.config.settings import Settings, from_dict
 from trarctl.errors import CheckpointError, DataError, SettingsError
-from trarctl.files import claimed, remove, sync_folder, whole_file, write_bytes
+from trarctl.files import claimed, is_claimed, remove, sync_folder, whole_file, write_bytes
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
@@ -54,9 +56,27 @@ class RunFolder:
         self.log_file = path / "log.txt"  # the same for people
         self.checkpoints = path / "checkpoints"
 
+    @property
+    def reference(self) -> str:
+        """How to name the run in a command: by its name in the folder ``runs``, else by its path."""
+        return shlex.quote(self.name if self.path.parent == Path("runs") else str(self.path))
+
+    @property
+    def start_again(self) -> str:
+        """The command that starts a run that has no checkpoint from its beginning."""
+        return f"trarctl train --name {self.name} --set run.folder={shlex.quote(str(self.path.parent))}"
+
     def epoch_checkpoint(self, epoch: int) -> Path:
         """Where the checkpoint after ``epoch`` finished epochs is, or will be."""
         return self.checkpoints / f"epoch-{epoch:03d}.safetensors"
+
+    def existing_checkpoint(self, epoch: str, hint: str) -> Path:
+        """The checkpoint of an epoch that a user named; a CheckpointError says which there are, and the hint."""
+        path = self.epoch_checkpoint(int(epoch)) if epoch.isascii() and epoch.isdecimal() else None
+        if path is None or not path.is_file():
+            kept = ", ".join(map(str, self.saved_epochs())) or "none"
+            raise CheckpointError(f"run {self.name} has no checkpoint of epoch {epoch}", f"there are: {kept}; {hint}")
+        return path
 
     def step_checkpoint(self, epoch: int, step: int) -> Path:
         """Where a checkpoint ``step`` steps into the epoch after ``epoch`` finished ones is, or will be."""
@@ -84,8 +104,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
-    def claimed(self, *, wait_seconds: float = 0.0) -> Iterator[None]:
-        """Be the only writer of the run, whose folder exists, while the block runs.
+    def claimed(self, **options: float) -> Iterator[bool]:
+        """Be the only writer of the run, whose folder exists, while the block runs; see ``files.claimed``.
 
         Raises:
             CheckpointError: another process is; the message names it.
@@ -93,19 +113,32 @@ class RunFolder:
         """
         with ExitStack() as stack:
             with self.writable():
-                stack.enter_context(claimed(self.path, f"run {self.name}", CheckpointError, wait_seconds=wait_seconds))
-            yield
+                is_locked = stack.enter_context(claimed(self.path, f"run {self.name}", CheckpointError, **options))
+            yield is_locked
+
+    def is_written(self) -> bool:
+        """Whether a process writes the run now."""
+        return is_claimed(self.path)
 
     @contextmanager
-    def writable(self) -> Iterator[None]:
-        """Tell what the file system refuses in the block as a DataError."""
+    def writable(self, file: Path | None = None) -> Iterator[None]:
+        """Tell what the file system refuses in the block as a DataError; ``file`` is what is written, if it is one."""
         try:
             yield
         except OSError as error:
-            raise DataError(
-                f"cannot write the run folder {self.path}: {error.strerror or error}",
-                "choose another with --set run.folder=DIR, or correct its permissions; free some space if it is full",
-            ) from error
+            path = Path(os.fsdecode(error.filename or file or self.path))
+            path = path.parent if path.name.startswith(".") else path  # a temporary name, or the lock
+            is_inside = self.path in path.parents
+            again = f"choose another with {'--name NAME' if self.path.is_dir() else '--set run.folder=DIR'}"
+            if self.exists():
+                again = f"then trarctl resume {self.reference} goes on"
+            hint = f"free some space or correct its permissions; {again}"
+            if isinstance(error, IsADirectoryError | FileExistsError | NotADirectoryError):
+                hint = f"move it away; {again}"
+            elif is_inside and not self.path.is_dir():
+                hint = f"its folder was moved or removed; where it is now, trarctl resume DIR goes on ({self.path})"
+            what = path if is_inside else f"the run folder {path}"
+            raise DataError(f"cannot write {what}: {error.strerror or error}", hint) from error
 
     def record(self, entry: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -144,14 +177,8 @@ class RunFolder:
         self._append(self.log_file, f"{text}\n".encode())
 
     def _append(self, path: Path, content: bytes) -> None:
-        try:
-            with path.open("ab") as file:
-                file.write(content)
-        except OSError as error:
-            hint = f"free some space or correct its permissions; then trarctl resume {self.name} goes on"
-            if not self.path.is_dir():
-                hint = f"its folder was moved or removed; where it is now, trarctl resume NAME goes on ({self.path})"
-            raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from error
+        with self.writable(path), path.open("ab") as file:
+            file.write(content)
 
     def prune(self, *, epoch: int, best_epoch: int | None, keep: int) -> None:
         """Remove the checkpoints that a new one, after ``epoch`` finished epochs, makes superfluous.
@@ -269,12 +296,8 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
     run = find_run(name or None, folder)
     chosen = "the latest run" if not name else f"run {run.name}"
     if epoch_text:
-        if not epoch_text.isdigit() or not run.epoch_checkpoint(int(epoch_text)).is_file():
-            kept = ", ".join(map(str, run.saved_epochs())) or "none"
-            raise CheckpointError(
-                f"run {run.name} has no checkpoint of epoch {epoch_text}", f"there are: {kept}; --ckpt {run.name}@EPOCH"
-            )
-        return run.epoch_checkpoint(int(epoch_text)), f"{chosen}, epoch {epoch_text}"
+        path = run.existing_checkpoint(epoch_text, f"--ckpt {run.reference}@EPOCH, or without @EPOCH the best")
+        return path, f"{chosen}, epoch {epoch_text}"
     metrics = run.read_metrics()
     if metrics.num_unreadable:
         chosen += f" (unreadable lines of its metrics.jsonl: {metrics.num_unreadable})"
@@ -283,7 +306,7 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
         return run.epoch_checkpoint(best), f"{chosen}, its best epoch {best}"
     saved = run.saved()
     if not saved:
-        raise CheckpointError(f"run {run.name} has no checkpoint yet", f"trarctl resume {run.name}")
+        raise CheckpointError(f"run {run.name} has no checkpoint yet", f"if it does not train: {run.start_again}")
     return saved[-1][2], f"{chosen}, its latest checkpoint (no validation to choose the best by)"
 
 
@@ -351,16 +374,23 @@ def read_settings(run: RunFolder, notes: list[str] | None = None) -> Settings:
     return settings.model_copy(update={"run": here})
 
 
+def saved_settings(values: Mapping[str, Any], path: Path) -> Settings:
+    """Settings as a run or a checkpoint keeps them; those of earlier versions trained without ``caps_warmup``."""
+    train = values.get("train")
+    if isinstance(train, Mapping) and "caps_warmup" not in train:
+        values = {**values, "train": {**train, "caps_warmup": False}}
+    return from_dict(values, str(path))
+
+
 def _settings_in(path: Path) -> Settings:
     try:
         values = orjson.loads(path.read_bytes())
         if not isinstance(values, dict):
             raise CheckpointError(f"cannot read {path}: it holds no settings", "start again: trarctl train")
-        return from_dict(values, str(path))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}", "start again: trarctl train") from error
-    except orjson.JSONDecodeError as error:
-        raise CheckpointError(f"cannot read {path}: {error}", "start again: trarctl train") from error
+        return saved_settings(values, path)
+    except (OSError, orjson.JSONDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot read {path}: {why}", "start again: trarctl train") from error
     except SettingsError as error:
         raise CheckpointError(error.what, error.hint) from error
 
@@ -371,7 +401,7 @@ def _settings_of_checkpoint(run: RunFolder) -> tuple[Settings, Path] | None:
     for _, _, path in reversed(run.saved()):
         with suppress(CheckpointError, SettingsError):
             description = load_description(path)
-            settings = from_dict(description.settings, str(path))
+            settings = saved_settings(description.settings, path)
             data = settings.data.model_copy(update={"path": Path(description.data)})
             return settings.model_copy(update={"data": data}), path
     return None

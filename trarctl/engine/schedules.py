@@ -13,8 +13,8 @@ def learning_rate(settings: TrainSettings, *, epoch: int, step: int, num_samples
 
     The first ``warmup_epochs + 1`` epochs (of ``num_samples``, those that do not fill a batch included) are cut into
     quarters, by step; in quarter i the rate is base * i / (warmup_epochs + 1), afterwards base. The base falls at the
-    start of each of ``decay_epochs``. Without warm-up the rate is the base from the first step on (the original would
-    overshoot to three times it).
+    start of each of ``decay_epochs``. With ``caps_warmup`` no stage exceeds the base: the original's third does for one
+    warm-up epoch, 1.5 times. Without warm-up the rate is the base from the first step on (the original's is 3 times).
     """
     base = settings.learning_rate
     for decay_epoch in settings.decay_epochs:
@@ -26,7 +26,7 @@ def learning_rate(settings: TrainSettings, *, epoch: int, step: int, num_samples
     warmup_steps = num_samples / settings.batch_size * stages
     for quarter in (1, 2, 3):
         if step <= int(warmup_steps * (0.25 * quarter)):
-            return base * quarter / stages
+            return base * (min(quarter, stages) if settings.caps_warmup else quarter) / stages
     return base
 
 

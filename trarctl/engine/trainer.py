@@ -308,9 +308,16 @@ class Trainer:
         raise DivergenceError(
             f"the loss or its gradient is not finite at {where} of run {self.run.name}; "
             f"the state is saved in {path.name}, without that step's update",
-            f"trarctl resume {self.run.name} --set train.learning_rate=... or train.gradient_clip=...; "
-            "look at the features of these questions",
+            f"look at the features of these questions; if they are sound, {self._lower_rate()}",
         )
+
+    def _lower_rate(self) -> str:
+        """The command that trains with a lower rate from the last epoch's end, since later weights may be ruined."""
+        lower = f"--set train.learning_rate={min(self.settings.train.learning_rate / 10, 1e-4):g}"
+        epoch = self.state.epoch
+        if epoch and self.run.epoch_checkpoint(epoch).is_file():
+            return f"trarctl resume {self.run.reference} --epoch {epoch} {lower} goes back to before"
+        return f"trarctl train --name NAME {lower} starts another run"
 
     def _stop(self, signal_number: int) -> NoReturn:
         path = self._save()
@@ -318,7 +325,7 @@ class Trainer:
             f"run {self.run.name} stopped by {signal.Signals(signal_number).name} after step {self.state.step}; "
             f"its state is saved in {path.name}",
             signal_number,
-            f"trarctl resume {self.run.name}",
+            f"trarctl resume {self.run.reference}",
         )
 
     def _stop_if_asked(self) -> None:

@@ -14,14 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trarctl.config.settings import Settings
-from trarctl.engine.run import Metrics, RunFolder, list_runs, read_settings
+from trarctl.engine.run import RunFolder, list_runs, read_settings
 from trarctl.errors import CheckpointError
 
 MOST_POINTS = 300
-# Nothing on the disk says for certain that a run is still going: it is taken to be if it wrote something lately, that
-# is within a minute and three times as long as it takes from one line of metrics to the next.
-_SILENT_SECONDS = 60.0
-_SILENT_LINES = 3
 
 Floats = NDArray[np.float64]
 
@@ -109,8 +105,15 @@ class RunOverview:
 
 
 def overviews(folder: Path) -> list[RunOverview]:
-    """Look at all runs of a folder, the most recently written last; a missing folder holds none."""
-    return [_overview(run, time.time()) for run in list_runs(folder)]
+    """Look at all runs of a folder, the most recently written last, or at the one that it is; a missing one has none.
+
+    Raises:
+        CheckpointError: it is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder", "name the folder of the runs: trarctl runs DIR")
+    itself = RunFolder(folder)
+    return [_overview(run, time.time()) for run in ([itself] if itself.exists() else list_runs(folder))]
 
 
 def _overview(run: RunFolder, now: float) -> RunOverview:
@@ -126,11 +129,10 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
     epochs_done = max([*(epoch for epoch, _, _ in run.saved()), *ended], default=0)
     started = max((entry["epoch"] for entry in metrics.steps), default=epochs_done)
     where = f"in epoch {started}" if started > epochs_done else f"after epoch {epochs_done}"
-    silent = now - changed
-    if epochs_done >= settings.train.epochs:
+    if run.is_written():
+        state, text = "running", f"running {where}, wrote {now - changed:.0f} s ago"
+    elif epochs_done >= settings.train.epochs:
         state, text = "finished", "finished"
-    elif silent < _SILENT_SECONDS + _SILENT_LINES * _seconds_per_line(settings, metrics):
-        state, text = "running", f"running? {where}, wrote {silent:.0f} s ago"
     else:
         state, text = "stopped", f"stopped {where}"
     return RunOverview(
@@ -166,8 +168,3 @@ def _size_and_time(folder: Path) -> tuple[int, float]:
             if path.is_file():
                 num_bytes, changed = num_bytes + status.st_size, max(changed, status.st_mtime)
     return num_bytes, changed
-
-
-def _seconds_per_line(settings: Settings, metrics: Metrics) -> float:
-    speed = metrics.steps[-1].get("samples_per_second") if metrics.steps else None
-    return settings.run.log_every * settings.train.batch_size / max(speed, 1e-3) if speed else 0.0

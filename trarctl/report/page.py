@@ -196,7 +196,7 @@ def _columns(request: ReportRequest) -> tuple[list[dict[str, Any]], str]:
         guess, rule = question_prior(data, split)
         guesses = {"question alone": guess, "commonest answer": commonest_answer(data, split)}
         columns += [(name, measure(guess, data, split, measured.evaluator)) for name, guess in guesses.items()]
-    columns += [(f"published: {row.name}", row) for row in data.spec.published_on(split.name)]
+    columns += [(f"published: {row.name}", row) for row in data.spec.published_on(split.name, len(split))]
     return [{"name": name, "overall": one.overall, "per_type": one.per_type} for name, one in columns], rule
 
 

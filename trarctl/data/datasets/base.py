@@ -143,9 +143,11 @@ class DatasetSpec:
         """Give one of the image sets."""
         return next(one for one in self.image_sets if one.name == name)
 
-    def published_on(self, split: str) -> tuple[Published, ...]:
-        """List the published results on a split; none where nothing was published."""
-        return self.published.get(split, ())
+    def published_on(self, split: str, num_questions: int | None = None) -> tuple[Published, ...]:
+        """List the published results on a split; none where it has another number of questions than theirs."""
+        whole = next((one.num_questions for one in self.splits if one.name == split), None)
+        is_other = None not in (whole, num_questions) and whole != num_questions
+        return () if is_other else self.published.get(split, ())
 
     def split_title(self, split: str) -> str:
         """Name the data set and one of its splits, for the head of a table."""

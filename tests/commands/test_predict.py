@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -13,6 +14,8 @@ from PIL import Image
 from tests.small_runs import SmallRun, draw, make_run
 from trarctl import cli
 from trarctl.data.features.reading import read_image
+from trarctl.data.prepared import open_prepared
+from trarctl.engine import predictor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -382,3 +385,48 @@ def test_inputs_are_not_replaced(run: SmallRun, tmp_path: Path, capsys: pytest.C
         assert cli.run(predict(run, *options)) == 3
         assert "would replace what is asked about\n" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "image,question,image\na.png,why?,b.png\n", "a.csv has the column image more than once\n"),
+        ("a.jsonl", '{"image": "a.png", "image": "b.png", "question": "why?"}\n', "line 1 has image more than once\n"),
+        ("a.jsonl", '[{"image": "a.png", "question": "why?"}]', "a.jsonl is one JSON list\n"),
+        ("a.json", ' [{"image": "a.png", "question": "why?"}]', "-c '.[]' "),
+    ],
+)
+def test_files_that_leave_doubt_are_refused(
+    name: str, text: str, message: str, run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert cli.run(predict(run, "--batch", str(tmp_path / name))) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_words_that_the_model_does_not_read_are_counted(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    longest = open_prepared(run.prepared).manifest.max_words
+    question = " ".join(["red"] * (longest + 3)) + "?"
+    assert cli.run(predict(run, "--image", str(run.picture), "--question", question)) == 0
+    assert "note:  the last 3 words of 'red red" in capsys.readouterr().err
+
+
+def test_what_is_odd_about_the_checkpoint_is_shown(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predictor.Predictor, "warnings", ("the words have another order",))
+    assert cli.run(asking(run)) == 0
+    assert "warning: the words have another order\n" in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_waited_for(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "q.csv")
+    assert cli.run(predict(run, "--batch", str(tmp_path / "q.csv"))) == 4
+    assert f"{tmp_path}/q.csv is not a file\n" in capsys.readouterr().err
+
+
+def test_a_loop_of_links_is_no_picture(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    options = ("--question", "what color is it?", "--json", str(tmp_path / "a.json"))
+    assert cli.run(predict(run, "--image", str(tmp_path / "a.png"), *options)) == 4
+    assert "a.png" in capsys.readouterr().err

@@ -289,6 +289,9 @@ def test_unknown_names_suggest_the_nearest(tmp_path: Path) -> None:
     )
     assert refusal(environ={"TRARCTL_BATCH_SIZE": "3"})[1] == "did you mean TRARCTL_TRAIN_BATCH_SIZE?"
     assert "TRARCTL_TRAIN_SEED" in refusal(environ={"TRARCTL_XYZZY": "3"})[1]
+    assert refusal(sets=["lr=3"])[1] == refusal(sets=["train.lr=3"])[1] == "did you mean train.learning_rate?"
+    for name in ("version", "train.optimizer", "train.weight_decay"):
+        assert "did you mean" not in refusal(sets=[f"{name}=3"])[1]
     file = toml(tmp_path, "[train]\nepoch = 3\n")
     assert refusal(config=file) == (f"{file}: unknown setting train.epoch", "did you mean train.epochs?")
     file = toml(tmp_path, "[trian]\nepochs = 3\n")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shlex
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.data.preparing import GOLDEN, edit_json, write_clevr, write_features
+from tests.small_runs import make_raw
 from trarctl import cli
 from trarctl.data.prepare import PrepareRequest, check, prepare
 from trarctl.data.prepared import open_prepared
@@ -303,3 +306,84 @@ def test_the_hint_of_a_damaged_folder_mends_it(tmp_path: Path, monkeypatch: pyte
 def test_options_that_would_be_dropped_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         check(PrepareRequest("clevr", raw=write_clevr(tmp_path), **options))
+
+
+def test_raw_files_that_are_still_packed(tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(GOLDEN / "mini_vqa/raw", tmp_path / "my raw"))
+    names = ["v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"]
+    with zipfile.ZipFile(tmp_path / "v2_Questions_Val_mscoco.zip", "w") as archive:
+        archive.write(raw / names[0], names[0])
+    (raw / f"{names[1]}.gz").write_bytes(gzip.compress((raw / names[1]).read_bytes()))
+    whole = {name: (raw / name).read_bytes() for name in names}
+    for name in names:
+        (raw / name).unlink()
+    with pytest.raises(DataError, match=r"no files .* but packed in .*.json.gz, .*_Val_mscoco.zip") as raised:
+        prepare(PrepareRequest("vqa", raw=raw, out=tmp_path / "out", vectors="none", without_features=True))
+    if shutil.which("unzip") is None:
+        pytest.skip("needs unzip")
+    subprocess.run(raised.value.hint, shell=True, check=True, stdout=subprocess.DEVNULL)  # noqa: S602
+    assert {name: (raw / name).read_bytes() for name in names} == whole
+
+
+def test_features_of_all_sets_in_one_folder(tmp_path: Path) -> None:
+    feats = tmp_path / "feats"
+    shutil.copytree(GOLDEN / "mini_vqa/feats", feats)
+    (feats / "all").mkdir()
+    for name in ("train2014", "val2014", "test2015"):
+        for path in (feats / name).iterdir():
+            path.rename(feats / "all" / path.name)
+        (feats / name).rmdir()
+    request = PrepareRequest("vqa", raw=GOLDEN / "mini_vqa/raw", features=feats, grid=4, vectors="none", out=tmp_path)
+    for name, number in (("train2014", 14), ("val2014", 10)):
+        (fault,) = check(request).faults if name == "val2014" else check(request).faults[:1]
+        assert f"no folder {feats / name} with the features of {number} images, but {number} such" in fault.what
+        subprocess.run(fault.hint or "false", shell=True, check=True)  # noqa: S602
+        assert len(list((feats / name).iterdir())) == number
+    assert check(request).faults == ()
+
+
+def test_a_folder_that_is_a_broken_link(tmp_path: Path) -> None:
+    raw = write_clevr(tmp_path)
+    shutil.move(tmp_path / "feats/val", tmp_path / "val")
+    (tmp_path / "feats/val").symlink_to(tmp_path / "gone")
+    (fault,) = check(PrepareRequest("clevr", raw=raw, out=tmp_path / "out", grid=2, vectors="none")).faults
+    assert fault.what.endswith(f": it is a link to {tmp_path}/gone, which is not there")
+
+
+def test_another_data_set_is_not_replaced(tmp_path: Path) -> None:
+    report = prepare(PrepareRequest("clevr", raw=write_clevr(tmp_path), out=tmp_path / "out", grid=2, vectors="none"))
+    before = {path: path.read_bytes() for path in report.out.rglob("*") if path.is_file()}
+    request = PrepareRequest("vqa", raw=GOLDEN / "mini_vqa/raw", out=report.out, vectors="none", without_features=True)
+    with pytest.raises(DataError, match="out holds prepared clevr data, which vqa would replace"):
+        prepare(request)
+    (fault,) = check(request).faults
+    assert fault.what == f"{report.out} holds prepared clevr data, which vqa would replace"
+    assert {path: path.read_bytes() for path in report.out.rglob("*") if path.is_file()} == before
+
+
+def test_answers_that_differ_in_capitals_alone_are_said(tmp_path: Path) -> None:
+    raw = write_clevr(tmp_path)
+    edit_json(raw / "questions/CLEVR_val_questions.json", lambda content: content["questions"][1].update(answer=" Yes"))
+    request = PrepareRequest("clevr", raw=raw, vectors="none", without_features=True)
+    (said,) = [one for one in check(request).warnings if "capitals" in one]
+    assert said.endswith(": 'yes', ' Yes'")
+
+
+def test_sets_by_two_extractors_are_said_before(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "mini_vqa/feats", tmp_path / "feats")
+    for path in (tmp_path / "feats/val2014").iterdir():
+        np.save(path, 3 * np.load(path).astype(np.float32))
+    request = PrepareRequest(
+        "vqa", raw=GOLDEN / "mini_vqa/raw", features=tmp_path / "feats", grid=4, vectors="none", out=tmp_path / "out"
+    )
+    found = check(request).warnings
+    assert sum("differ as if two extractors had made them" in one for one in found) == 2
+    assert found == prepare(request).warnings
+
+
+def test_the_file_of_another_split_is_no_cure(tmp_path: Path) -> None:
+    make_raw(tmp_path / "raw", num_train=4, num_test=2)
+    (tmp_path / "raw/train/questions.json").unlink()
+    with pytest.raises(DataError, match=r"no file train/questions.json in .*raw; .*train holds images") as raised:
+        prepare(PrepareRequest("easy-vqa", raw=tmp_path / "raw", out=tmp_path / "out", vectors="none"))
+    assert "mv" not in (raised.value.hint or "")

@@ -231,13 +231,13 @@ def test_a_grid_that_does_not_fit_the_files_warns(tmp_path: Path) -> None:
     report = prepare(PrepareRequest("clevr", raw=raw, out=tmp_path / "out", grid=2, vectors="none"))
     assert any("at least 25 rows, of which 4 are used; --grid 5" in warning for warning in report.warnings)
     report = prepare(PrepareRequest("clevr", raw=raw, out=tmp_path / "out", grid=6, vectors="none"))
-    assert any("no feature file has more than 25 rows: 36 are padded" in warning for warning in report.warnings)
+    assert any("feature files have 25 or fewer rows for the 36 cells" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question_index": "7"}, 'record 2 has "7" as "question_index", expected an integer from 0'),
+        ({"question_index": "07"}, 'record 2 has "07" as "question_index", expected an integer from 0'),
         ({"question_index": True}, 'record 2 has true as "question_index"'),
         ({"question_index": 2**70}, "record 2 has 1180591620717411303424 as .*, expected an integer from 0 to"),
         ({"question_index": 2**63}, "record 2 has 9223372036854775808 as"),
@@ -298,9 +298,9 @@ def _drop(annotations: list[dict[str, Any]], question: int) -> None:
     [
         ({"answers": []}, "record 4 has 0 answers"),
         ({"answers": [{"answer": "x"}] * 11}, "record 4 has 11 answers, expected 1 to 10"),
-        ({"answers": [{"answer": 1}]}, 'record 4 has {"answer": 1} among its "answers", expected'),
+        ({"answers": [{"answer": 1.5}]}, 'record 4 has {"answer": 1.5} among its "answers", expected'),
         ({"answers": "yes"}, "expected a list"),
-        ({"multiple_choice_answer": 4}, "expected a text"),
+        ({"multiple_choice_answer": 4.5}, "expected a text"),
     ],
 )
 def test_vqa_bad_annotations(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -113,7 +113,7 @@ def test_splits_without_answers(folder: Path) -> None:
 
 def test_rows_that_do_not_exist(folder: Path) -> None:
     features = open_prepared(folder).features
-    for rows in ([-1], [features.num_images]):
+    for rows in ([-2], [features.num_images]):
         with pytest.raises(DataError, match="no image in row"):
             features.read(np.array(rows))
 
@@ -293,3 +293,14 @@ def test_any_flipped_bit_in_the_header_of_an_array_is_damage(folder: Path, place
         else:
             assert not checksums
             assert len(ids) == len(open_prepared(folder).split("val"))
+
+
+@pytest.mark.parametrize("moments", [[], [1.0], [0.0, 1.0, 2.0, 3.0, 4.0]])
+def test_statistics_of_another_form_are_a_difference(folder: Path, moments: list[float]) -> None:
+    golden_data = open_prepared(folder)
+    statistics = golden_data.feature_statistics()
+    assert statistics is not None
+    name, images = next(iter(statistics["images"].items()))
+    statistics["images"][name] = dict.fromkeys(images, moments)
+    assert "sampled images differ" in (golden_data.feature_difference(statistics) or "")
+    assert "cannot be read" in (golden_data.feature_difference({"mean": "x"}) or "")

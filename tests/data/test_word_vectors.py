@@ -187,7 +187,7 @@ def test_zip_file_with_several_texts(tmp_path: Path) -> None:
         (TEXT.encode("utf-16"), "is UTF-16 text"),
         ("red 1 2 3\ncube 1 2 3\n", "has the same numbers for all of the 2 words found"),
         ("red 0 0 0\ncube 0 0 -0.0\n", "has nothing but zeros: 0 of the 2 words found have numbers"),
-        (b"\x80\x04\x95" * 1000, "is not a text file of word vectors"),
+        (b"\x80\x04\x95" * 1000, "is a binary file, which is not read"),
         ("blue 1 2 3\n", "glove.3d.txt knows none of the 6 words"),
     ],
 )

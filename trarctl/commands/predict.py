@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from trarctl.commands.console import add_row, make_table, note, say, show_table, write_json
+from trarctl.commands.console import add_row, make_table, note, say, show_table, warn, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     DEVICE_PANEL,
@@ -70,13 +70,16 @@ def predict(
         raise SettingsError("--top with --batch is for --json: the table shows one answer", "--json FILE, or no --top")
     for option_name, target in (("--save", save), ("--json", Path(json) if json not in (None, "-") else None)):
         if target is not None:
-            if target.resolve() in {path.resolve() for path in (*paths, *([batch] if batch else []))}:
+            inputs = [path for path in (*paths, batch) if path is not None and path.exists()]
+            if target.exists() and any(map(target.samefile, inputs)):
                 raise SettingsError(f"{option_name} {target} would replace what is asked about", "choose another name")
             refuse_unwritable(target, f"{option_name} FILE in a folder that can be written")
     if save is not None:
         picture_format(save)
     predictor, chosen = open_predictor(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)
     note(*chosen.notes)
+    for warning in predictor.warnings:
+        warn(warning)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
     with show_progress() as progress:
         places = [one.place for one in asking if one.place]

@@ -205,7 +205,8 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
     layer: Layer = {}
     for variable in sorted(name for name in environ if name.startswith(PREFIX) and name not in _NO_SETTINGS):
         if variable not in names:
-            near = nearest_key(variable.removeprefix(PREFIX).lower().replace("_", ".", 1))
+            name = variable.removeprefix(PREFIX).lower()
+            near = nearest_key(name) or nearest_key(name.replace("_", ".", 1))
             hint = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
             if near:
                 hint = f"did you mean {PREFIX}{near.upper().replace('.', '_')}?"

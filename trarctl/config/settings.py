@@ -10,7 +10,7 @@ import json
 import math
 import reprlib
 import tomllib
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -331,16 +331,22 @@ def kinds_of(key: str) -> tuple[object, ...]:
     return (annotation, get_origin(annotation), *get_args(annotation))
 
 
-def nearest_key(wrong: str, known: Iterable[str] = FIELDS) -> str | None:
+# What settings are called elsewhere.
+_OTHER_NAMES = {
+    "lr": "train.learning_rate",
+    "device": "run.gpus",
+    "amp": "run.precision",
+    "max_epochs": "train.epochs",
+    "workers": "data.num_workers",
+}
+
+
+def nearest_key(wrong: str, known: Collection[str] = FIELDS) -> str | None:
     """The known name that a wrong one most likely means, also if it is in the wrong table or lacks one; or None."""
-    folded = {candidate.casefold(): candidate for candidate in known}
-    by_last = {candidate.rpartition(".")[2]: original for candidate, original in folded.items()}
-    last = wrong.casefold().rpartition(".")[2]
-    for cutoff in (1.0, 0.6):
-        for name, names in ((wrong.casefold(), folded), (last, by_last)):
-            if near := get_close_matches(name, names, n=1, cutoff=cutoff):
-                return names[near[0]]
-    return None
+    by_last = {candidate.rpartition(".")[2].casefold(): candidate for candidate in known}
+    by_last |= {name: key for name, key in _OTHER_NAMES.items() if key in known}
+    near = get_close_matches(wrong.rpartition(".")[2].casefold(), by_last, n=1, cutoff=0.75)
+    return by_last[near[0]] if near else None
 
 
 def unknown(source: str, key: str, *, is_table: bool = False) -> SettingsError:

@@ -10,9 +10,11 @@ import os
 import shlex
 import shutil
 import time
+import zipfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -368,11 +370,37 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
             )
             hint = work.request.command(raw=shown) if is_whole else _moves({one: shown / one for one in missing}, work)
             return f", but in {shown}", hint
-    alone = {name: path for name in missing for one in deeper if (path := work.raw / one / Path(name).name).is_file()}
+    packed = _packed(work, missing)
+    if packed:
+        return f", but packed in {listed(packed, len(packed))}", " && ".join(packed.values())
+    taken = {raw / name for split in work.spec.splits for name in split.files}
+    alone = {
+        name: path
+        for name in missing
+        for one in deeper
+        if (path := work.raw / one / Path(name).name).is_file() and raw / one / path.name not in taken
+    }
     if alone:
         return f"; {listed(alone.values(), len(alone))} is there", _moves(alone, work)
-    entries = sorted(path.name for path in raw.iterdir())
-    return f", which holds {listed(entries, len(entries), most=5) or 'nothing'}", None
+    place = (raw / missing[0]).parent
+    place = place if place.is_dir() else raw
+    entries = sorted(path.name for path in place.iterdir())
+    where = ", which" if place == raw else f"; {work.raw / place.relative_to(raw)}"
+    return f"{where} holds {listed(entries, len(entries), most=5) or 'nothing'}", None
+
+
+def _packed(work: _Work, missing: Sequence[str]) -> dict[Path, str]:
+    """Find archives in the raw folder and beside it that hold missing files, each with the command that unpacks it."""
+    found = {work.raw / f"{name}.gz": ["gunzip", str(work.raw / f"{name}.gz")] for name in missing}
+    found = {path: words for path, words in found.items() if path.is_file()}
+    for path in sorted({*work.raw.glob("*.zip"), *work.raw.parent.glob("*.zip")}):
+        members = list[str]()
+        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        held = {name: member for name in missing for member in members if Path(member).name == Path(name).name}
+        for folder in {str((work.raw / name).parent) for name in held}:
+            found[path] = ["unzip", "-j", str(path), *held.values(), "-d", folder]
+    return {path: shlex.join(words) for path, words in found.items()}
 
 
 def _moves(found: Mapping[str, Path], work: _Work) -> str:
@@ -384,15 +412,17 @@ def _moves(found: Mapping[str, Path], work: _Work) -> str:
 
 
 def _refuse_loss(work: _Work) -> None:
-    """Refuse to leave out the features that a prepared folder has only because none are named."""
+    """Refuse to replace another data set, or to leave out a folder's features only because none are named."""
     options = work.image_options
-    if options.features is not None or options.pictures is not None or work.request.without_features:
-        return
     try:
         old = read_manifest(work.out)
     except DataError:
         return
-    if old.feature_width and old.dataset == work.spec.name:
+    if old.dataset != work.spec.name:
+        what = f"{work.out} holds prepared {old.dataset} data, which {work.spec.name} would replace"
+        raise DataError(what, "choose another folder: --out DIR; or remove that one")
+    is_left_out = options.features is None and options.pictures is None and not work.request.without_features
+    if old.feature_width and is_left_out:
         without = work.request.command(without_features=True)
         raise DataError(
             f"{work.out} has features, but no folder of features is given, nor is there {work.raw.parent / 'feats'}",
@@ -456,7 +486,7 @@ def _old_manifest(out: Path) -> Manifest | None:
 
 def _text_part(work: _Work) -> tuple[TextPart, bool]:
     """Give the text half, and whether it is the one in place; else an interrupted attempt left it, or it is new."""
-    if work.old is not None and work.old.dataset == work.spec.name and _is_current(work.old.text, work):
+    if work.old is not None and _is_current(work.old.text, work):
         return work.old.text, True
     try:
         done = work.building / _TEXT_DONE
@@ -517,6 +547,8 @@ def _make_text(work: _Work, data: RawData) -> _Text:
         text.max_words = work.request.max_words or work.spec.max_words or _longest(work, data)
     for split in data.splits:
         _warn_of_empty_questions(split, data)
+    if work.spec.has_one_answer:
+        _warn_of_variants(text.answers, data)
     return text
 
 
@@ -662,6 +694,17 @@ def _warn_of_empty_questions(split: RawSplit, data: RawData) -> None:
     if empty:
         data.warnings.append(
             f"questions without a word in {split.name}: {listed(split.question_id[empty].tolist(), len(empty))}"
+        )
+
+
+def _warn_of_variants(answers: Sequence[str], data: RawData) -> None:
+    """Count answers that are another one but for capitals and blanks, which counts as wrong."""
+    forms = Counter(" ".join(answer.casefold().split()) for answer in answers)
+    variants = [repr(answer) for answer in answers if forms[" ".join(answer.casefold().split())] > 1]
+    if variants:
+        data.warnings.append(
+            f"answers that differ from another in capitals or blanks alone, so that one is wrong where the other is"
+            f" right: {listed(variants, len(variants))}"
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
+from pydantic import ValidationError
 
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.grid import FeatureStore
@@ -193,7 +194,10 @@ class PreparedData:
         """
         if statistics is None or self._statistics is None:
             return None
-        return self._statistics.difference(FeatureStatistics.model_validate(statistics))
+        try:
+            return self._statistics.difference(FeatureStatistics.model_validate(statistics))
+        except ValidationError:
+            return "what is said of the others cannot be read"
 
     @cached_property
     def _statistics(self) -> FeatureStatistics | None:
@@ -262,14 +266,16 @@ class PreparedSplit:
 
     @cached_property
     def image(self) -> npt.NDArray[np.int32]:
-        """Row of each question's image in the image table, [Q]."""
+        """Row of each question's image in the image table, [Q]; -1 for questions that are left out of training."""
         return self._files.array(f"{IMAGES}/{self.name}.rows.npy", len(self))
 
     @cached_property
     def training_order(self) -> npt.NDArray[np.int32]:
-        """Question rows in the order of the annotations, [A]; a DataError if there are none."""
+        """Question rows to train on in the order of the annotations, [A]; a DataError if there are none."""
         self._need_answers()
-        return self._load("training_order", self._part.annotated)
+        order = self._load("training_order", self._part.annotated)
+        has_image = self.image[order] >= 0
+        return order if has_image.all() else order[has_image]
 
     @cached_property
     def targets(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.uint8]]:

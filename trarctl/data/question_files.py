@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from trarctl.data.records import RepeatedFields
 from trarctl.errors import DataError, listed, shortened
 
 _COLUMNS = ("image", "question")
@@ -47,6 +48,8 @@ def read_question_file(path: Path) -> list[Asking]:
     Raises:
         DataError: if the file cannot be read, or lines lack a path or a question; the message names the lines.
     """
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise DataError(f"{path} is not a file", _HINT)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -56,10 +59,15 @@ def read_question_file(path: Path) -> list[Asking]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 text", f"iconv -f latin1 -t utf-8 {path} > FILE.csv") from None
+    if text.lstrip().startswith("["):
+        raise DataError(
+            f"{path} is one JSON list", f"jq -c '.[]' {shlex.quote(str(path))} > NEW.jsonl, and --batch NEW.jsonl"
+        )
+    is_json = path.suffix.lower() in (".jsonl", ".ndjson", ".json")
     asking: list[Asking] = []
     odd: list[str] = []
     unusable: list[str] = []
-    for number, row in _json_lines(text) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_lines(path, text):
+    for number, row in _json_lines(text) if is_json else _csv_lines(path, text):
         place = f"line {number}"
         fault = row if isinstance(row, str) else _fault(row)
         if fault:
@@ -89,6 +97,8 @@ def refuse_missing_image(image: Path) -> None:
 
 def _fault(row: Row) -> str | None:
     """Say what is wrong with a line, as the end of a sentence; None if nothing."""
+    if isinstance(row, RepeatedFields) and row.repeated:
+        return f"has {' and '.join(sorted(row.repeated))} more than once"
     missing = [column for column in _COLUMNS if not str(row.get(column) or "").strip()]
     if missing:
         return f"has no {' and no '.join(missing)}"
@@ -117,8 +127,8 @@ def _json_lines(text: str) -> Iterator[tuple[int, Row | str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError:
+                row = json.loads(line, object_pairs_hook=RepeatedFields)
+            except (ValueError, RecursionError):
                 row = None
             yield number, row if isinstance(row, dict) else "is not a JSON object"
 
@@ -135,6 +145,8 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Row | str]]:
             number, first = reader.line_num + 1, number
             if not names:
                 names = [name.strip().lower() for name in values]
+                if twice := [column for column in _COLUMNS if names.count(column) > 1]:
+                    raise DataError(f"{path} has the column {' and '.join(twice)} more than once", _HINT)
                 missing = [column for column in _COLUMNS if column not in names]
                 if missing:
                     found = listed(map(repr, map(shortened, values)), len(values), most=5) or "nothing"

@@ -205,11 +205,13 @@ class RecordReader:
         default: Value | None = None,
         is_valid: Callable[[Value], bool] | None = None,
         expected: str = "",
+        read: Callable[[object], Value | None] | None = None,
     ) -> list[Value] | None:
         """Take a field out of every record; None if some are unusable.
 
         Its values have to be of this ``kind`` exactly (True is no int) and valid, which ``expected`` puts in words.
-        ``default`` stands in where the field is missing; with None it must not be missing.
+        ``default`` stands in where the field is missing; with None it must not be missing. What ``read`` makes of
+        values of another kind is taken in their place, and counted.
         """
         try:
             if default is None:
@@ -225,24 +227,33 @@ class RecordReader:
             return values
         # orjson makes numbers of more than 64 bits floats, and keeps the last of two fields of one name.
         needs_exact = is_raw and (is_sound or len(self._problems) < _NUM_LISTED)
-        exact = json.loads(b"[" + self._piece + b"]", object_pairs_hook=_Fields) if needs_exact else records
+        exact = json.loads(b"[" + self._piece + b"]", object_pairs_hook=RepeatedFields) if needs_exact else records
+        replaced: dict[int, Value] = {}
         for number, record in enumerate(exact):
             if not isinstance(record, dict):
                 self.report(number, "is not an object")
             elif name not in record and default is None:
                 self.report(number, f'has no "{name}", only {listed(record, len(record)) or "no field at all"}')
-            elif type(value := record.get(name, default)) is not kind or not (is_valid is None or is_valid(value)):
-                wanted = expected or _KIND_NAMES[kind]
-                self.report(number, f'has {shown(value)} as "{name}", expected {wanted}')
-            elif isinstance(record, _Fields) and name in record.repeated:
+            elif isinstance(record, RepeatedFields) and name in record.repeated:
                 self.report(number, f'has "{name}" more than once')
-        return values if is_sound and not self._unusable else None
+            elif type(value := record.get(name, default)) is not kind or not (is_valid is None or is_valid(value)):
+                another = read(value) if read is not None and type(value) is not kind else None
+                if another is not None and (is_valid is None or is_valid(another)):
+                    replaced[number] = another
+                    self.count(f'"{name}" that is {_KIND_NAMES.get(type(value))}, read as {_KIND_NAMES[kind]}')
+                else:
+                    self.report(number, f'has {shown(value)} as "{name}", expected {expected or _KIND_NAMES[kind]}')
+        if values is None or self._unusable:
+            return None
+        return [replaced.get(number, value) for number, value in enumerate(values)] if replaced else values
 
     def ids(self, records: Sequence[Any], name: str, kind: type[int] | type[str] = int) -> Ids | None:
         """Take ids: integers from 0 that fit 64 bits, or texts of 1 to 255 characters."""
         if kind is int:
             expected = f"an integer from 0 to {_LARGEST_ID}"
-            numbers = self.column(records, name, int, is_valid=lambda n: 0 <= n <= _LARGEST_ID, expected=expected)
+            numbers = self.column(
+                records, name, int, is_valid=lambda n: 0 <= n <= _LARGEST_ID, expected=expected, read=_as_integer
+            )
             return None if numbers is None else np.array(numbers, dtype=np.int64)
         # A numpy text loses the zero characters at its end.
         expected = f"a text of 1 to {_LONGEST_ID} characters"
@@ -277,8 +288,16 @@ class RecordReader:
             default=default,
             is_valid=None if may_be_blank else lambda text: bool(text.strip()),
             expected="" if may_be_blank else "a text that is not empty",
+            read=as_text,
         )
         return None if texts is None else table.codes(texts)
+
+    def refuse_repeated(self, records: Sequence[Any], field: str, name: str, number: int) -> None:
+        """Report records that have a name more than once in an object of a list; ``number`` is how many there are."""
+        if records is self._records and self._piece.count(f'"{name}"'.encode()) > number:
+            for row, record in enumerate(json.loads(b"[" + self._piece + b"]", object_pairs_hook=RepeatedFields)):
+                if any(isinstance(one, RepeatedFields) and name in one.repeated for one in record[field]):
+                    self.report(row, f'has "{name}" more than once in one object of "{field}"')
 
     def report(self, number: int, problem: str) -> None:
         """Note that a record, counted within those that ``take`` got, is unusable; the first reason is kept."""
@@ -343,7 +362,7 @@ class RecordReader:
         if self._key is None:
             return
         if isinstance(frame, dict) and isinstance(frame.get(self._key), list):
-            if self._key in json.loads(content, object_pairs_hook=_Fields).repeated:
+            if self._key in json.loads(content, object_pairs_hook=RepeatedFields).repeated:
                 raise DataError(f'{self.path} has the list "{self._key}" more than once', "keep one of them")
             self.frame = frame
         else:
@@ -411,7 +430,13 @@ class RecordReader:
 
 _NUM_LISTED = 10
 _AGAIN = "download it again"
-_KIND_NAMES: dict[type, str] = {int: "an integer", str: "a text", list: "a list"}
+_KIND_NAMES: dict[type, str] = {
+    int: "an integer",
+    str: "a text",
+    list: "a list",
+    float: "a number with a decimal point",
+    bool: "true or false",
+}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 _Text = mmap.mmap | bytes
@@ -425,12 +450,26 @@ class _NotJson(Exception):
         self.position, self.reason, self.is_encoding = position, reason, is_encoding
 
 
-class _Fields(dict[str, Any]):
+class RepeatedFields(dict[str, Any]):
     """A JSON object that knows which names it has more than once."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         self.repeated = {name for name, count in Counter(name for name, _ in pairs).items() if count > 1}
+
+
+def as_text(value: object) -> str | None:
+    """Write a value as an answer: whole numbers in digits, true and false as yes and no; None for anything else."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else str(value) if isinstance(value, int) else None
+
+
+def _as_integer(value: object) -> int | None:
+    """Read an id that a table program has written as a text or with a decimal point; None where that loses digits."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        return int(value) if str(int(value)) == value else None
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else None
 
 
 def shown(value: object) -> str:

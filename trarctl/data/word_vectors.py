@@ -72,20 +72,23 @@ def load_vectors(source: str, words: Sequence[str], progress: Progress = no_prog
         source = installed_vectors()
     if source == NONE:
         return None
+    if not source.strip():
+        raise DataError("the source of word vectors is empty", _OTHER)
     vectors = _load(source, words, progress)
-    if not vectors.found:
-        raise DataError(f"{vectors.source} knows none of the {len(words):,} words", _OTHER)
     wrong = [words[row] for row in np.flatnonzero(~np.isfinite(vectors.matrix).all(axis=1)).tolist()]
-    if wrong:
-        raise DataError(f"{vectors.source} has numbers that are not finite for {listed(wrong, len(wrong))}", _OTHER)
-    num_zero = vectors.found - int(vectors.matrix.any(axis=1).sum())
-    if num_zero == vectors.found:
-        raise DataError(
-            f"{vectors.source} has nothing but zeros: 0 of the {vectors.found:,} words found have numbers", _OTHER
-        )
-    found = vectors.matrix[vectors.matrix.any(axis=1)]
-    if len(found) > 1 and (found == found[0]).all():
-        raise DataError(f"{vectors.source} has the same numbers for all of the {len(found):,} words found", _OTHER)
+    filled = vectors.matrix[vectors.matrix.any(axis=1)]
+    num_zero = vectors.found - len(filled)
+    for is_fault, what in (
+        (not vectors.found, f"knows none of the {len(words):,} words"),
+        (wrong, f"has numbers that are not finite for {listed(wrong, len(wrong))}"),
+        (not len(filled), f"has nothing but zeros: 0 of the {vectors.found:,} words found have numbers"),
+        (
+            len(filled) > 1 and (filled == filled[:1]).all(),
+            f"has the same numbers for all of the {len(filled):,} words found",
+        ),
+    ):
+        if is_fault:
+            raise DataError(f"{vectors.source} {what}", _OTHER)
     warnings = list(vectors.warnings)
     if num_zero:
         warnings.append(f"{vectors.source}: words that it knows, but with nothing but zeros: {num_zero:,}")
@@ -388,7 +391,7 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
     header = sample[0].split()
     begin = sample[0][:40].decode("ascii", "backslashreplace").strip()
     no_table = DataError(f"{name} is not a text file of word vectors: it begins with {begin!r}", _GET_GLOVE)
-    if any(b"\0" in line for line in sample):
+    if any(b"\0" in line for line in sample) or sum(map(_is_binary, sample)) > len(sample) // 2:
         kind = "word2vec's binary form" if len(header) == 2 and all(map(bytes.isdigit, header)) else "a binary file"
         hint = "write it as text with gensim's KeyedVectors.save_word2vec_format(NEW), and --vectors NEW"
         raise DataError(f"{name} is {kind}, which is not read", hint)
@@ -405,6 +408,14 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
         if vector is not None:
             return None, width
     raise no_table
+
+
+def _is_binary(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _vector(line: bytes, width: int) -> Vector | None:

@@ -123,6 +123,7 @@ class Prediction:
     layer_attention: list[list[float]]  # L lists of N
     unknown_words: tuple[str, ...]  # those of the question that the model never saw
     is_plain: bool = False  # whether the picture has one color only
+    num_cut: int = 0  # words at the question's end that the model does not see
 
 
 class Predictor:
@@ -131,6 +132,11 @@ class Predictor:
     def __init__(self, loaded: Loaded, data: PreparedData, extractor: Extractor) -> None:
         self._loaded, self._data, self._extractor = loaded, data, extractor
         self.settings = loaded.model.settings  # the shape of the model
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the checkpoint, or could not be checked."""
+        return self._loaded.warnings
 
     def trained_on(self) -> str:
         """What the model was trained on and what it can answer, in one sentence."""
@@ -222,6 +228,7 @@ class Predictor:
                 insight.layer_attention[row].tolist(),
                 tuple(word for word in tokenize(question) if vocabulary.index.get(word, UNK) == UNK),
                 described[row].is_plain,
+                max(len(tokenize(question)) - self._data.manifest.max_words, 0),
             )
             for row, question in enumerate(questions)
         ]
@@ -256,6 +263,9 @@ def notes_on(asked: Sequence[Prediction]) -> list[str]:
         has = "has" if len(partly) == 1 else "have"
         unknown_words = listed(words, len(words))
         notes.append(f"{_questions(partly)} {has} words that are not in the model's vocabulary: {unknown_words}")
+    if cut := [one for one in asked if one.num_cut]:
+        last = f"{cut[0].num_cut} words" if cut[0].num_cut > 1 else "word"
+        notes.append(f"the last {last} of {_questions(cut)} are left out, since the model reads no longer questions")
     if plain:
         notes.append(f"the picture of {_questions(plain)} has one color only: the answer is a guess")
     return notes

@@ -75,9 +75,9 @@ def test_a_missing_image(tmp_path: Path) -> None:
 
 def test_bad_rows(tmp_path: Path) -> None:
     raw = _write(tmp_path / "raw")
-    (raw / "train/questions.json").write_text('[["a?", "yes", 0], ["b?", "no"], ["c?", "no", "1"], 4]')
+    (raw / "train/questions.json").write_text('[["a?", "yes", 0], ["b?", "no"], ["c?", "no", "x"], 4]')
     with pytest.raises(
-        DataError, match=r'record 1 is not an object, record 2 has "1" as .*, record 3 is not an object'
+        DataError, match=r'record 1 is not an object, record 2 has "x" as .*, record 3 is not an object'
     ):
         prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
 

@@ -144,7 +144,7 @@ def test_only_empty_answers(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answers": ["yes", "no"]}, 'record 4 has "yes" among its "answers", expected {"answer": TEXT}'),
+        ({"answers": ["yes", None]}, 'record 4 has null among its "answers", expected {"answer": TEXT}'),
         ({"answers": [{"answer": None}]}, 'record 4 has {"answer": null} among its "answers"'),
         ({"answers": [{"confidence": "yes"}]}, 'record 4 has {"confidence": "yes"} among its "answers"'),
         ({"answers": None}, 'record 4 has null as "answers", expected a list'),
@@ -291,3 +291,72 @@ def test_types_that_are_missing_are_counted(raw: Path) -> None:
     edit_json(raw / VAL_A, lambda content: [one.pop("answer_type") for one in content["annotations"][:7]] and None)
     (warning,) = _prepare(raw).warnings
     assert warning == f'{raw / VAL_A}: records without "answer_type", by which accuracy is reported: 7'
+
+
+def _every(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Any], None]:
+    """Change every record of a list."""
+
+    def changed(content: Any) -> None:
+        for record in content[name]:
+            change(record)
+
+    return changed
+
+
+OTHER_TYPES: dict[str, tuple[str, Callable[[Any], None], str]] = {
+    "ids as text": (
+        VAL_Q,
+        _every("questions", lambda r: r.update(question_id=str(r["question_id"]))),
+        '"question_id" that is a text, read as an integer: 100',
+    ),
+    "ids with a point": (
+        TRAIN_A,
+        _every("annotations", lambda r: r.update(image_id=float(r["image_id"]))),
+        '"image_id" that is a number with a decimal point, read as an integer: 140',
+    ),
+    "answers alone": (
+        VAL_A,
+        _every("annotations", lambda r: r.update(answers=[one["answer"] for one in r["answers"]])),
+        'records whose "answers" are not all {"answer": TEXT}, read as text: 100',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_values_of_another_type_are_read_and_counted(raw: Path, kind: str) -> None:
+    name, change, said = OTHER_TYPES[kind]
+    edit_json(raw / name, change)
+    warnings = _prepare(raw).manifest.text.warnings
+    assert [one for one in warnings if name in one] == [f"{raw / name}: {said}"]
+    assert _same_as_golden(raw)
+
+
+@pytest.mark.parametrize("number", ['"05"', "5.5", "1e300", '"\u0665"', '"9223372036854775808"', "true"])
+def test_ids_that_would_lose_something_are_refused(raw: Path, number: str) -> None:
+    text = (raw / VAL_Q).read_text()
+    (raw / VAL_Q).write_text(text.replace('"question_id": 34488000', f'"question_id": {number}', 1))
+    with pytest.raises(DataError, match='as "question_id", expected an integer from 0 to'):
+        _prepare(raw)
+
+
+def test_a_name_twice_in_one_answer_is_refused(raw: Path) -> None:
+    text = (raw / VAL_A).read_text()
+    (raw / VAL_A).write_text(text.replace('{"answer": "yes", ', '{"answer": "no", "answer": "yes", ', 1))
+    with pytest.raises(DataError, match='record 0 has "answer" more than once in one object of "answers"'):
+        _prepare(raw)
+
+
+def test_questions_of_visual_genome_without_an_image_are_not_trained_on(raw: Path) -> None:
+    for name, key in (("VG_questions.json", "questions"), ("VG_annotations.json", "annotations")):
+        edit_json(raw / name, lambda content, key=key: content[key][3].update(image_id=999_999))
+    lost = json.loads((raw / "VG_questions.json").read_text())["questions"][3]["question_id"]
+    report = prepare_golden("vqa", raw.parent / "out", raw=raw)
+    said = "1 of the 20 questions of vg are left out: no image set has their images 999999"
+    assert said in report.warnings
+    split = open_prepared(report.out).split("vg")
+    trained = split.question_id[split.training_order].tolist()
+    assert (len(trained), lost in trained) == (19, False)
+    assert sorted(trained) == sorted(set(split.question_id.tolist()) - {lost})
+    data = open_prepared(report.out)
+    with pytest.raises(DataError, match="has no features for questions that were left out of training"):
+        data.features.read(split.image)

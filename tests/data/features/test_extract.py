@@ -20,7 +20,7 @@ from trarctl.data.features.extract import extractor_of, share_of_environment
 from trarctl.data.features.patches import Patches
 from trarctl.data.prepare import PrepareRequest, check, prepare, prepare_share
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.errors import DataError, SettingsError
+from trarctl.errors import DataError, DeviceError, SettingsError
 from trarctl.registry import EXTRACTORS
 
 
@@ -107,8 +107,7 @@ def test_bad_images_are_named_and_the_others_kept(
 def test_processes_share_the_images(
     request_with_images: PrepareRequest, extractor: type[MeanColor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    _join(monkeypatch, "1", "2")
     prepare_share(request_with_images)
     assert extractor.num_images == 3
     monkeypatch.setenv("RANK", "0")
@@ -119,8 +118,7 @@ def test_processes_share_the_images(
 def test_processes_that_write_nothing_are_not_waited_for_for_ever(
     request_with_images: PrepareRequest, extractor: type[MeanColor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
+    _join(monkeypatch, "0", "2")
     monkeypatch.setattr(extract, "_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(extract, "_LONGEST_SILENCE_SECONDS", 0.1)
     with pytest.raises(DataError, match="other processes wrote nothing to .*extracted"):
@@ -165,17 +163,23 @@ def test_contradictions(request_with_images: PrepareRequest, extractor: type[Mea
         prepare_share(replace(request_with_images, images=None, extractor=None))
 
 
+def _join(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
+    """Set what torchrun tells one of several processes."""
+    told = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    for name, value in (told | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])
 def test_a_share_that_cannot_be(rank: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", size)
-    with pytest.raises(DataError, match="do not fit together"):
+    _join(monkeypatch, rank, size)
+    with pytest.raises(DeviceError, match="RANK|WORLD_SIZE"):
         share_of_environment()
 
 
 def test_no_torchrun_is_a_share_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     assert share_of_environment() == (0, 1)
 
 
@@ -242,8 +246,7 @@ def test_patches_are_fitted_once_to_the_training_images(
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=1e-4)
     _describes_alike(data, tmp_path)
     monkeypatch.setattr(Patches, "fit", None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    _join(monkeypatch, "1", "2")
     prepare_share(request)
 
 
@@ -253,3 +256,15 @@ def test_an_extractor_that_gives_another_shape_is_named(
     monkeypatch.setattr(MeanColor, "width", 5)
     with pytest.raises(DataError, match=r"mean-color gave features of shape \[3, 4, 3\], expected \[3, 4, 5\]"):
         prepare(request_with_images)
+
+
+def test_other_rules_of_reading_make_features_again(
+    request_with_images: PrepareRequest,
+    extractor: type[MeanColor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(request_with_images)
+    before = extractor.num_images
+    monkeypatch.setattr(extract, "READING_VERSION", 99)
+    assert not prepare(request_with_images).was_current
+    assert extractor.num_images == 2 * before

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.data.preparing import write_features
 from trarctl.data.datasets.base import FileNaming
 from trarctl.data.features.grid import (
     FeatureFileError,
     FeatureStore,
+    convert_hint,
     fit_cells,
     read_cells,
     read_features,
@@ -109,7 +111,7 @@ def test_bad_arrays_in_archives(tmp_path: Path, reason: str) -> None:
         (b"", "is empty"),
         (_npz(x=GOOD)[:90], "is truncated or damaged"),
         (_npz(x=GOOD).replace(b"\x00\x00\x80?", b"\x00\x00\x81?"), "is truncated or damaged: bad crc-32"),
-        (_npz(features=GOOD), 'has no array "x"'),
+        (_npz(features=GOOD, boxes=GOOD), 'has no array "x", but features, boxes'),
         (GOOD, "is truncated or damaged"),
     ],
 )
@@ -304,3 +306,33 @@ def test_a_store_of_other_shape_is_damaged(tmp_path: Path) -> None:
         FeatureStore(tmp_path, "clevr", part, [np.arange(3)])
     with pytest.raises(DataError, match="is damaged: .*features/val.npy"):
         FeatureStore(tmp_path, "clevr", part.model_copy(update={"feature_width": 3}), [np.arange(2)])
+
+
+def test_the_only_array_of_an_archive_is_read(tmp_path: Path) -> None:
+    (tmp_path / "1.npz").write_bytes(_npz(arr_0=GOOD))
+    np.testing.assert_array_equal(read_features(tmp_path / "1.npz"), ARRAY)
+
+
+@pytest.mark.parametrize(
+    ("start", "why", "hint"),
+    [
+        (b"PK\3\4" + bytes(90), "is a zip archive, as torch.save", "torch.load(FILE, weights_only=True)"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(90), "is an HDF5 file", "numpy.save(NEW"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS", "git lfs pull"),
+        (_npy(np.zeros(4, dtype=np.float32)), r"has the shape \[4\]", "before it is pooled"),
+    ],
+)
+def test_files_of_another_kind_are_named_with_what_helps(tmp_path: Path, start: bytes, why: str, hint: str) -> None:
+    (tmp_path / "1.npy").write_bytes(start)
+    with pytest.raises(FeatureFileError, match=why) as raised:
+        read_features(tmp_path / "1.npy")
+    assert hint in raised.value.hint
+
+
+def test_maps_of_torch_become_rows_as_the_hint_says(tmp_path: Path) -> None:
+    maps = np.arange(24, dtype=np.float32).reshape(1, 4, 2, 3)
+    torch.save(torch.from_numpy(maps), tmp_path / "1.pth")
+    names = {"numpy": np, "torch": torch, "FILE": tmp_path / "1.pth", "NEW": tmp_path / "1.npy"}
+    eval(convert_hint(["1.pth"]).partition(": ")[2], names)  # noqa: S307
+    rows = [[maps[0, channel, row, column] for channel in range(4)] for row in range(2) for column in range(3)]
+    np.testing.assert_array_equal(read_features(tmp_path / "1.npy"), rows)

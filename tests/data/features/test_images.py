@@ -104,13 +104,18 @@ def test_who_asks_about_missing_images_is_counted(tmp_path: Path) -> None:
         _touch(tmp_path / name, f"COCO_{name}_{number:012d}.jpg.npy")
     folders = feature_folders(VQA, tmp_path)
     table = build_table(VQA, _named(train=[3], val=[5], vg=[5, 99, 98, 99]), folders)
-    with pytest.raises(DataError, match=r"no features for images 98 \(.*, 99 \(.*: 3 questions of vg$") as error:
-        refuse_missing(table, tmp_path, VQA, _command)
-    assert str(error.value.hint).endswith("; without VG_questions.json and VG_annotations.json, vg is left out")
+    said = "3 of the 4 questions of vg are left out: no image set has their images 98, 99"
+    assert refuse_missing(table, tmp_path, VQA, _command) == (said,)
+    assert table.rows["vg"].tolist() == [1, -1, -1, -1]
+    # An image of val without features is missing once, whoever asks about it.
     table = build_table(VQA, _named(train=[3], val=[5, 99], vg=[5, 99, 98, 99]), folders)
-    with pytest.raises(DataError, match=r": 1 questions of val, 3 questions of vg$") as error:
+    with pytest.raises(DataError, match=r"for image 99 \(.*val2014\): 1 questions of val, 2 questions of vg$") as error:
         refuse_missing(table, tmp_path, VQA, _command)
     assert "left out" not in str(error.value.hint)
+    table = build_table(VQA, _named(train=[3], val=[5], vg=[98, 99]), folders)
+    with pytest.raises(DataError, match=r"no features for images 98 \(.*, 99 \(.*: 2 questions of vg$") as error:
+        refuse_missing(table, tmp_path, VQA, _command)
+    assert str(error.value.hint).endswith("; without VG_questions.json and VG_annotations.json, vg is left out")
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def test_all_bad_files_are_counted(tmp_path: Path) -> None:
         (tmp_path / f"feats/{image}.npy").write_bytes(b"")
     write_features(tmp_path / "feats/18.npy", np.full((4, 5), np.nan, dtype=np.float32))
     with pytest.raises(
-        DataError, match=r"16 feature files are unusable: .*/3.npy is empty, .*/12.npy is empty and 6 more"
+        DataError,
+        match=r"16 .* unusable: .*/3.npy is empty \(and so with 4.npy, .*, 12.npy and 5 more\), .*/18.npy holds",
     ):
         _pack(images, tmp_path / "packed.npy")
     assert not (tmp_path / "packed.npy").exists()

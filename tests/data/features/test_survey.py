@@ -148,7 +148,7 @@ WHOLE: dict[str, tuple[Callable[[Array], Array], str, str]] = {
         "*",
         "at least 64 rows, of which 16 are used; --grid 8 would use",
     ),
-    "few rows": (lambda a: a[:9], "*", "no feature file has more than 9 rows: 16 are padded with zeros"),
+    "few rows": (lambda a: a[:9], "*", "feature files have 9 or fewer rows for the 16 cells: the others are zero"),
     "scaled set": (lambda a: a * 2, "val2014", SETS_THAT_DIFFER),
     "moved set": (lambda a: a + 1, "train2014", SETS_THAT_DIFFER),
 }
@@ -212,14 +212,14 @@ def test_what_the_hint_says_gives_the_features_back(kind: str) -> None:
 
 def test_all_boxes_of_bottom_up_attention_are_refused(feats: Path) -> None:
     for path in sorted(feats.rglob("*.npy")):
-        array = _normal(10 + int(path.name[-9]), 24)
+        array = _normal(10 + int(path.name[-9]), 2048)
         boxes = {"bbox": np.zeros((len(array), 4), "f4"), "num_bbox": np.array(len(array)), "image_w": np.array(640)}
         np.savez(path.with_suffix(".npz"), x=array.T, **boxes)
         path.unlink()
-    with pytest.raises(DataError, match=r"34 feature files are unusable: .* is transposed: it holds .* boxes") as error:
+    with pytest.raises(DataError, match=r"all 34 feature files are transposed: .* \[2048, ") as error:
         _prepared(feats)
     assert error.value.hint is not None
-    assert "save x.T" in error.value.hint
+    assert "save array.T" in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -246,3 +246,13 @@ def test_only_what_is_certainly_transposed_is_refused(
             in_common(found, num_cells)
     else:
         in_common(found, num_cells)
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_said"),
+    [([36] * 30, True), (range(10, 101, 3), True), ([64] * 30, False), (range(30, 48), False), ([16] * 30, False)],
+)
+def test_rows_of_boxes_are_told(rows: list[int], is_said: bool) -> None:
+    warnings = in_common({(number, 2048, 4): [Path(f"{number}.npy")] for number in rows}, 16).warnings
+    assert any("bottom-up attention" in one for one in warnings) is is_said
+    assert not any("--grid 6" in one for one in warnings)

@@ -177,7 +177,8 @@ def check_declared(
     odd = {said: count for said, count in declared.items() if known.get(said[1]) != files.name}
     if not odd:
         return
-    said = ", ".join(f'"{field}": "{value}" ({count:,} times)' for (field, value), count in list(odd.items())[:10])
+    times = {pair: f" ({count:,} times)" if count > 1 else "" for pair, count in odd.items()}
+    said = ", ".join(f'"{field}": "{value}"{times[field, value]}' for field, value in list(odd)[:10])
     expected = " or ".join(f'"{value}"' for value, name in known.items() if name == files.name)
     what = f"{path} is read as {files.name}, but says of itself {said}, where {expected} is expected"
     others = sorted({known[value] for _, value in odd if value in known})
@@ -207,7 +208,8 @@ def compare_splits(spec: DatasetSpec, splits: Iterable[RawSplit]) -> list[str]:
         what = f"{shared:,} of the {len(other.texts):,} questions of {other.name} are in {one.name} too"
         what += ", about the same image in the same words"
         if shared == len(other.texts) and (one.name, other.name) == ("train", "val"):
-            raise DataError(what, f"is a file of {one.name} a copy of that of {other.name}? Put the right one there")
+            hint = f"put {one.name}'s own files there; data.split={one.name}+{other.name} trains on both"
+            raise DataError(what, hint)
         if shared:
             warnings.append(f"{what}: an accuracy on {other.name} counts answers that were learned by heart")
     return warnings

@@ -67,9 +67,8 @@ def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Prog
         columns = [ids, images, texts]
         if files.has_answers:
             last = _last_functions(reader, records)
-            columns.append(
-                reader.codes(_with_text_answers(reader, records), "answer", data.answers, may_be_blank=False)
-            )
+            # The CLEVR engine's own output has true, false and numbers, which are read as text.
+            columns.append(reader.codes(records, "answer", data.answers, may_be_blank=False))
             columns.append(None if last is None else functions.codes(last))
         return columns
 
@@ -103,29 +102,12 @@ def _declared(reader: RecordReader, records: list[Any], images: Ids) -> Counter[
     return declared
 
 
-def _with_text_answers(reader: RecordReader, records: list[Any]) -> list[Any]:
-    """Write the answers of the CLEVR engine's own output as the published files have them."""
-    is_raw = [isinstance(record.get("answer"), int) for record in records]
-    if not any(is_raw):
-        return records
-    reader.count(
-        "answers that are true, false or a number, as the CLEVR engine writes them, read as yes, no and text",
-        sum(is_raw),
-    )
-    texts = {True: "yes", False: "no"}
-    return [
-        record
-        if not raw
-        else record | {"answer": texts[answer] if isinstance(answer := record["answer"], bool) else str(answer)}
-        for record, raw in zip(records, is_raw, strict=True)
-    ]
-
-
 def _last_functions(reader: RecordReader, records: list[Any]) -> list[str] | None:
     """Give the last function of each program; the CLEVR engine's own output calls the field ``type``."""
     programs = reader.column(records, "program", list)
     if programs is None:
         return None
+    reader.refuse_repeated(records, "program", "function", sum(map(len, programs)))
     try:
         steps = [program[-1] for program in programs]
         functions = [step["function"] if "function" in step else step["type"] for step in steps]
@@ -177,11 +159,10 @@ def _type(function: str, evaluator: EvaluatorName) -> str | None:
         return "compare_numbers"
     if function == "equal_integer":
         return "compare_numbers" if evaluator == "official" else "compare_attribute"
-    if function.startswith("query_"):
-        return "query_attribute"
-    if function in ("equal_color", "equal_shape", "equal_size", "equal_material"):
-        return "compare_attribute"
-    return None
+    verb, _, attribute = function.partition("_")
+    if attribute not in ("color", "shape", "size", "material"):
+        return None
+    return {"query": "query_attribute", "equal": "compare_attribute"}.get(verb)
 
 
 def _split(name: str, num_questions: int, *, has_answers: bool = True) -> SplitFiles:

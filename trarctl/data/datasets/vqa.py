@@ -29,6 +29,7 @@ from trarctl.data.records import (
     RawSplit,
     RecordReader,
     StringTable,
+    as_text,
     refuse_duplicates,
     rows_of,
     shown,
@@ -36,7 +37,7 @@ from trarctl.data.records import (
 from trarctl.data.text import normalize_answer
 from trarctl.errors import DataError, listed
 
-_DOWNLOAD_BOTH = "take both files of the same version"
+_DOWNLOAD_BOTH = "take both files of the same version, whole or cut to the same questions"
 _QUESTIONS = '{"questions": [{"question_id": 1, "image_id": 2, "question": "is it?"}]}'
 _ANNOTATIONS = (
     '{"annotations": [{"question_id": 1, "image_id": 2, "multiple_choice_answer": "yes", '
@@ -161,10 +162,16 @@ def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) 
     if groups is None:
         return None
     lengths = np.fromiter(map(len, groups), dtype=np.int64, count=len(groups))
+    reader.refuse_repeated(records, "answers", "answer", int(lengths.sum()))
     try:
         texts = [answer["answer"] for group in groups for answer in group]
     except (KeyError, TypeError, IndexError):
         texts = [None]
+    if not set(map(type, texts)) <= {str}:
+        texts = [_answer_text(answer) for group in groups for answer in group]
+        if None not in texts:
+            number = sum(not all(isinstance(one, dict) and type(one["answer"]) is str for one in g) for g in groups)
+            reader.count('records whose "answers" are not all {"answer": TEXT}, read as text', number)
     if set(map(type, texts)) <= {str} and lengths.min() > 0 and lengths.max() <= NUM_ANNOTATORS:
         if blank := {text for text in set(texts) if not text.strip()}:
             reader.count("answers of annotators that are empty", sum(text in blank for text in texts))
@@ -175,10 +182,15 @@ def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) 
         if not 0 < len(group) <= NUM_ANNOTATORS:
             reader.report(number, f"has {len(group)} answers, expected 1 to {NUM_ANNOTATORS}")
             continue
-        wrong = [one for one in group if not (isinstance(one, dict) and type(one.get("answer")) is str)]
+        wrong = [one for one in group if _answer_text(one) is None]
         if wrong:
             reader.report(number, f'has {shown(wrong[0])} among its "answers", expected {{"answer": TEXT}}')
     return None
+
+
+def _answer_text(answer: object) -> str | None:
+    """Read an annotator's answer: an object that has it, or the answer alone, as text or number."""
+    return as_text(answer.get("answer") if isinstance(answer, dict) else answer)
 
 
 def _chosen_codes(

@@ -20,10 +20,11 @@ from trarctl.data import Progress
 from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
 from trarctl.data.features.grid import FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
-from trarctl.data.features.reading import read_images
+from trarctl.data.features.reading import READING_VERSION, read_images
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
+from trarctl.groups import read_group
 from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
@@ -37,12 +38,9 @@ _PAUSE_SECONDS, _LONGEST_SILENCE_SECONDS = 1.0, 3600.0
 
 
 def share_of_environment() -> tuple[int, int]:
-    """Give rank and number of the processes that ``torchrun`` started; (0, 1) without torchrun."""
-    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-        what = f"RANK={rank} and WORLD_SIZE={size} do not fit together"
-        raise DataError(what, "start all processes by torchrun, or unset both")
-    return int(rank), int(size)
+    """Give rank and number of the processes that a launcher started together; (0, 1) without one."""
+    group = read_group(os.environ)
+    return (0, 1) if group is None else (group.rank, group.size)
 
 
 def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: Floats) -> list[Problem]:
@@ -57,8 +55,8 @@ def fill_from_pictures(images: ImageSet, extractor: Extractor, first: int, out: 
             try:
                 store_cells(cells, target)
             except FeatureFileError as error:
-                what = f"what {extractor.name} makes of {images.file(image_id)} {error}"
-                problems.append(Problem(what, error.hint))
+                why = f"makes {extractor.name} give features unfit for a file, of which one {error}"
+                problems.append(Problem(images.file(image_id), why, error.hint))
     return problems
 
 
@@ -76,7 +74,8 @@ def extract_files(
     rank, num_processes = share_of_environment()
     extractor: Extractor = EXTRACTORS[name](options)
     sets = [images for images in sets if images.folder is not None]
-    folder = _extracted_folder(out, extractor, fingerprint(sets[0]) if extractor.is_fitted else None)
+    fitted_to = fingerprint(sets[0]) if extractor.is_fitted else None
+    folder = _extracted_folder(out, extractor, fitted_to, READING_VERSION)
     folder.mkdir(parents=True, exist_ok=True)
     if extractor.is_fitted:
         if rank == 0 and not (folder / BACKBONE).exists():
@@ -170,15 +169,15 @@ def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
     else:
         # Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
         extractor = EXTRACTORS["resnet101"](options)
-        named = _extracted_folder(data.path, extractor, None)
-        ours = [one for one in named.parent.glob(f"{named.name[:-8]}*") if _holds_features(one, data)]
+        named = [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
+        ours = [one for one in named[0].parent.glob(f"{named[0].name[:-8]}*") if _holds_features(one, data)]
         if not ours:
             raise DataError(
                 f"the features in {data.path} came from files made elsewhere, so trarctl"
                 " cannot make matching features of a picture",
                 "predict needs data whose features trarctl made from the images: trarctl prepare --help",
             )
-        if named not in ours:
+        if not {*named} & {*ours}:
             raise other_weights(data.path, extractor.name, weights)
     extractor.load()
     return extractor
@@ -197,9 +196,10 @@ def _holds_features(folder: Path, data: PreparedData) -> bool:
     return bool(np.allclose(made, stored.astype(np.float32), rtol=1e-2, atol=1e-2))
 
 
-def _extracted_folder(out: Path, extractor: Extractor, fitted_to: str | None) -> Path:
-    """Name the folder of features, which changes with all that they depend on."""
-    identity = extractor.identity() | ({} if fitted_to is None else {"fitted_to": fitted_to})
+def _extracted_folder(out: Path, extractor: Extractor, fitted_to: str | None, reading: int | None) -> Path:
+    """Name the folder of features, which changes with all that they depend on; ``reading`` is None for version 0.1."""
+    also = {"fitted_to": fitted_to, "reading": reading}
+    identity = extractor.identity() | {name: value for name, value in also.items() if value is not None}
     return out / "extracted" / f"{extractor.name}-{extractor.grid_size}-{key_of(identity)[:8]}"
 
 
@@ -223,7 +223,10 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
 
 
 def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
-    return [Problem(error.what, error.hint or "replace these files with good copies") for error in pictures.values()]
+    return [
+        Problem(path, error.what.removeprefix(f"{path} "), error.hint or "replace these files with good copies")
+        for path, error in pictures.items()
+    ]
 
 
 def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:

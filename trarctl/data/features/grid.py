@@ -34,6 +34,28 @@ _AS_FLOAT32 = "pack them as float32: --pack float32"
 _NUM_SAMPLED, _NUM_VERIFIED = 64, 16  # images of a set
 
 
+# How files begin that are taken for .npy files, what they are, and what helps.
+_SAVE_TORCH = (
+    "for maps [1, width, rows, columns]: numpy.save(NEW, torch.load(FILE, weights_only=True)[0].flatten(1).T.numpy())"
+)
+_SAVE_HDF5 = (
+    "write each image's map [width, rows, columns] to a file of its own: numpy.save(NEW, array.reshape(width, -1).T)"
+)
+_OTHER_KINDS = (
+    (b"\x80", "is a pickle, which is never loaded", "save the array by numpy.save"),
+    (b"PK\3\4", "is a zip archive, as torch.save and numpy.savez write, not an .npy file", _SAVE_TORCH),
+    (b"\x89HDF", "is an HDF5 file, not an .npy file", _SAVE_HDF5),
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself", "git lfs pull"),
+)
+_OTHER_ENDINGS = {".pth": _SAVE_TORCH, ".pt": _SAVE_TORCH, ".h5": _SAVE_HDF5, ".hdf5": _SAVE_HDF5}
+
+
+def convert_hint(names: Sequence[str]) -> str:
+    """Say how files of another kind become feature files, by the first ending that tells; empty if none does."""
+    endings = (Path(name).suffix.lower() for name in names)
+    return next((_OTHER_ENDINGS[one] for one in endings if one in _OTHER_ENDINGS), "")
+
+
 class FeatureFileError(Exception):
     """One feature file cannot be used; the message says why, without the file's name, and ``hint`` what helps."""
 
@@ -43,15 +65,16 @@ class FeatureFileError(Exception):
 
 
 class Problem(NamedTuple):
-    """What is wrong with a file, beginning with its name, and what helps."""
+    """Which file is unusable, why, and what helps."""
 
-    what: str
+    path: Path
+    why: str
     hint: str
 
     @classmethod
     def of(cls, path: Path, error: FeatureFileError) -> Problem:
         """Give what an error says about a file."""
-        return cls(f"{path} {error}", error.hint)
+        return cls(path, str(error), error.hint)
 
 
 class ArrayHeader(NamedTuple):
@@ -169,14 +192,19 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
 def _npz_member(file: BufferedReader) -> bytes:
     try:
         with zipfile.ZipFile(file) as archive:
-            info = next((member for member in archive.infolist() if member.filename == "x.npy"), None)
+            arrays = {member.filename: member for member in archive.infolist() if member.filename.endswith(".npy")}
+            # A file of one array leaves no doubt, whatever its name.
+            info = arrays.get("x.npy", next(iter(arrays.values())) if len(arrays) == 1 else None)
             if info is None:
-                raise FeatureFileError('has no array "x"')
+                names = ", ".join(name.removesuffix(".npy") for name in list(arrays)[:5]) or "no array"
+                raise FeatureFileError(
+                    f'has no array "x", but {names}', "save the features as x: numpy.savez(FILE, x=array)"
+                )
             if info.file_size > _LARGEST_MEMBER_BYTES:
                 raise FeatureFileError(f"unpacks to {info.file_size:,} bytes, more than any grid of features")
             if info.flag_bits & 1:
                 raise FeatureFileError("is encrypted", "save them without a password")
-            return _without_boxes(archive.read(info), archive)
+            return archive.read(info)
     except NotImplementedError:
         raise FeatureFileError("is compressed in a way that is not read here", "save them by numpy.savez") from None
     except (FeatureFileError, MemoryError):
@@ -185,25 +213,15 @@ def _npz_member(file: BufferedReader) -> bytes:
         raise FeatureFileError(f"is truncated or damaged: {str(error).lower() or 'bad archive'}") from error
 
 
-def _without_boxes(content: bytes, archive: zipfile.ZipFile) -> bytes:
-    """Refuse features of boxes with rows and width exchanged, as bottom-up attention stores them."""
-    boxes = next((member for member in archive.infolist() if member.filename == "bbox.npy"), None)
-    if boxes is not None and boxes.file_size <= _LARGEST_MEMBER_BYTES:
-        shape = _header(content[:_LARGEST_HEADER], len(content)).shape
-        num_boxes = _header(archive.read(boxes)[:_LARGEST_HEADER], boxes.file_size).shape[0]
-        if num_boxes == shape[1] != shape[0]:
-            what = f"is transposed: it holds {num_boxes} boxes as [width, boxes], shape {list(shape)}"
-            raise FeatureFileError(what, "save x.T in their place; a model of a grid needs cells of a grid, not boxes")
-    return content
-
-
 def _header(start: bytes, size: int) -> ArrayHeader:
     """Read the header of an array from its first bytes, and see that the file has the size that it promises."""
     if not start:
         raise FeatureFileError("is empty")
     if not start.startswith(npy.MAGIC_PREFIX):
-        is_pickle = start[:1] == b"\x80"
-        raise FeatureFileError("is a pickle, which is never loaded" if is_pickle else "is not an .npy file")
+        for beginning, why, hint in _OTHER_KINDS:
+            if start.startswith(beginning):
+                raise FeatureFileError(why, hint)
+        raise FeatureFileError("is not an .npy file")
     begin = 10 if start[6:7] == b"\x01" else 12
     end = begin + int.from_bytes(start[8:begin], "little")
     if len(start) < 12 or len(start) < end <= _LARGEST_HEADER:
@@ -234,7 +252,8 @@ def _parsed_header(header: bytes) -> ArrayHeader:
     if dtype.names is not None or dtype.subdtype is not None:
         raise FeatureFileError("is not a plain array of numbers")
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        raise FeatureFileError(f"holds values of type {dtype.str[1:]}, expected float16 or float32")
+        what = f"holds values of type {dtype.str[1:]}, expected float16 or float32"
+        raise FeatureFileError(what, "save them as they were before: numpy.save(FILE, array.astype('float32'))")
     if len(shape) != 2 or min(shape) < 1:
         raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]", _how_to_reshape(shape))
     native: np.dtype[Any] = np.dtype(np.float16 if dtype.itemsize == 2 else np.float32)
@@ -256,6 +275,8 @@ def _how_to_reshape(shape: tuple[int, ...]) -> str:
         if sizes[0] == sizes[1] != sizes[2]:
             return f"save array.reshape({sizes[0] * sizes[1]}, {sizes[2]}) in their place"
         return f"save array.reshape({sizes[0]}, {sizes[1] * sizes[2]}).T in their place, if channels come first"
+    if len(sizes) < 2:
+        return "save the map of cells before it is pooled to one vector"
     return "replace these files with good copies"
 
 
@@ -388,6 +409,9 @@ class FeatureStore:
 
     def _set_indices(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Give the index of each row's image set, [R]."""
+        if len(rows) and rows.min() == -1:
+            what = f"{self._folder} has no features for questions that were left out of training"
+            raise DataError(what, f"add those of their images, and {self._cure}")
         if len(rows) and (rows.min() < 0 or rows.max() >= self.num_images):
             raise DataError(f"no image in row {rows.min()} or {rows.max()} of {self.num_images}", self._cure)
         return np.searchsorted(self._starts, rows, side="right") - 1

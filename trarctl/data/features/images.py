@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
-from trarctl.data.features.grid import FeatureFileError, Problem, read_features
+from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, read_features
 from trarctl.data.manifest import IMAGES
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
@@ -68,7 +68,8 @@ class ImageTable:
     """All images that questions name, set after set; ``rows`` has the row of each question's image, by split."""
 
     sets: tuple[ImageSet, ...]
-    rows: dict[str, npt.NDArray[np.int32]]
+    rows: dict[str, npt.NDArray[np.int32]]  # -1: the question is left out
+    warnings: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write ids by image set and rows by split into ``folder/images``."""
@@ -79,12 +80,19 @@ class ImageTable:
 
 
 def refuse_problems(kind: str, problems: Sequence[Problem]) -> None:
-    """Raise a DataError that names the first ten unusable files of a kind, if there are any, and all that helps."""
+    """Raise a DataError that names unusable files of a kind, if there are any, once for each reason."""
     if problems:
         noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
+        paths: dict[str, list[Path]] = {}
+        for problem in problems:
+            paths.setdefault(problem.why, []).append(problem.path)
+        said = [f"{own[0]} {why}" + _and_others(own[1:]) for why, own in paths.items()]
         hints = dict.fromkeys(problem.hint for problem in problems)
-        what = f"{noun} unusable: {listed((problem.what for problem in problems), len(problems))}"
-        raise DataError(what, "; ".join(list(hints)[:3]))
+        raise DataError(f"{noun} unusable: {listed(said, len(said))}", "; ".join(list(hints)[:3]))
+
+
+def _and_others(paths: Sequence[Path]) -> str:
+    return f" (and so with {listed([path.name for path in paths], len(paths), most=9)})" if paths else ""
 
 
 def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
@@ -148,30 +156,40 @@ def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], root: Path, comma
     sets = spec.image_sets
     folders = {one.name: scan_folder(spec.image_folder(root, one.name), [one.images]) for one in sets}
     table = build_table(spec, named, folders)
-    refuse_missing(table, root, spec, command, "images")
-    return table
+    return replace(table, warnings=refuse_missing(table, root, spec, command, "images"))
 
 
 def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> ImageTable:
     """Give every image that a question names its row.
 
     An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
-    another set belongs to that: Visual Genome's questions are about images of train and val. ``named`` has the image
-    that each question names, [Q], by split; ``folders`` is empty if there are no images yet.
+    another set belongs to that: Visual Genome's questions are about images of train and val. Those about images that
+    no set has are left out, as Visual Genome has images that COCO has not. ``named`` has the image that each question
+    names, [Q], by split; ``folders`` is empty if there are no images yet.
     """
+    warnings = list[str]()
     names = [files.name for files in spec.image_sets]
     own = {split.name: names.index(split.image_set) for split in spec.splits}
     homes = {split: np.full(len(ids), own[split], dtype=np.int64) for split, ids in named.items()}
     if spec.shares_image_ids:
-        known = [_known_ids(spec, files.name, named, folders.get(files.name)) for files in spec.image_sets]
+        borrowing = {split.name for split in spec.splits if split.borrows_images}
+        asked = [_asked_ids(spec, files.name, named) for files in spec.image_sets]
+        there = [asked[index] if (one := folders.get(name)) is None else one.ids for index, name in enumerate(names)]
         for split, ids in named.items():
-            is_lost = rows_of(ids, known[own[split]]) < 0
-            for index in range(len(names)):
-                is_here = is_lost & (rows_of(ids, known[index]) >= 0)
+            is_lost = rows_of(ids, there[own[split]]) < 0
+            for index, known in [*enumerate(there), *(enumerate(asked) if split in borrowing else ())]:
+                is_here = is_lost & (rows_of(ids, known) >= 0)
                 homes[split][is_here] = index
                 is_lost &= ~is_here
+            if split in borrowing and folders and is_lost.any() and not is_lost.all():
+                homes[split][is_lost] = -1
+                images = np.unique(ids[is_lost])
+                warnings.append(
+                    f"{is_lost.sum():,} of the {len(ids):,} questions of {split} are left out: no image set has their"
+                    f" images {listed(images.tolist()[:3], len(images), most=3)}"
+                )
     sets = []
-    rows = {split: np.empty(len(ids), dtype=np.int32) for split, ids in named.items()}
+    rows = {split: np.full(len(ids), -1, dtype=np.int32) for split, ids in named.items()}
     start = 0
     for index, files in enumerate(spec.image_sets):
         members = np.unique(np.concatenate([ids[homes[split] == index] for split, ids in named.items()]))
@@ -180,13 +198,11 @@ def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[st
             rows[split][is_here] = start + np.searchsorted(members, ids[is_here])
         sets.append(ImageSet(files, members, folders.get(files.name)))
         start += len(members)
-    return ImageTable(tuple(sets), rows)
+    return ImageTable(tuple(sets), rows, tuple(warnings))
 
 
-def _known_ids(spec: DatasetSpec, image_set: str, named: Mapping[str, Ids], folder: Folder | None) -> Ids:
-    """List the ids of a set: those in its folder, else those that the splits named after it use."""
-    if folder is not None:
-        return folder.ids
+def _asked_ids(spec: DatasetSpec, image_set: str, named: Mapping[str, Ids]) -> Ids:
+    """List the images of a set that its own splits ask about."""
     splits = [split for split in spec.splits if split.image_set == image_set and not split.borrows_images]
     asking = [named[split.name] for split in splits if split.name in named]
     return np.unique(np.concatenate(asking)) if asking else np.empty(0, np.int64)
@@ -200,7 +216,7 @@ def refuse_missing(
     Returns:
         Warnings of folders that are missing, but not needed, and of files that are left out.
     """
-    warnings, missing = list[str](), list[str]()
+    warnings, missing = [*table.warnings], list[str]()
     rows, start, instead = list[int](), 0, list[tuple[str, str]]()
     for images in table.sets:
         if images.folder is not None:
@@ -212,11 +228,7 @@ def refuse_missing(
             instead += _instead(images, images.folder, absent.tolist(), what)
         elif images.files.is_required and len(images.ids):
             problem = f"no folder {root / images.name} with the {what} of {len(images.ids):,} images"
-            where = [one for one in (root.absolute().parent, *sorted(root.glob("*/"))) if (one / images.name).is_dir()]
-            if where:
-                raise DataError(f"{problem}, but {where[0] / images.name}", command(**{what: where[0]}))
-            holds = listed(sorted(path.name for path in root.iterdir()), len(list(root.iterdir())), most=5)
-            raise DataError(f"{problem}; {root} holds {holds or 'nothing'}", _to_add(spec, command, what, images.name))
+            raise _no_folder(images, root, spec, command, what, problem)
         elif len(images.ids):
             warnings.append(f"no {what} of {images.name}: {root / images.name} is missing")
         start += len(images.ids)
@@ -232,6 +244,29 @@ def refuse_missing(
             hint += "".join(f"; without {' and '.join(one.files)}, {one.name} is left out" for one in optional)
         raise DataError(f"{problem}{said}", hint)
     return tuple(warnings)
+
+
+def _no_folder(images: ImageSet, root: Path, spec: DatasetSpec, command: Command, what: str, problem: str) -> DataError:
+    """Say what is there instead of the folder of an image set, and the command that helps, if there is one."""
+    folder = root / images.name
+    if folder.is_symlink():
+        return DataError(f"{problem}: it is a link to {folder.readlink()}, which is not there", "correct the link")
+    for other in (root.absolute().parent, *sorted(root.glob("*/"))):
+        if (other / images.name).is_dir():
+            return DataError(f"{problem}, but {other / images.name}", command(**{what: other}))
+    namings = feature_namings(images.files) if what == "features" else [images.files.images]
+    entries = sorted(root.iterdir())
+    for other in (root, *filter(Path.is_dir, entries)):
+        # Names without a prefix are the same in every set.
+        for naming in [naming for naming in namings if naming.prefix]:
+            if num := len(naming.ids(path.name for path in other.iterdir())):
+                pattern = f"{naming.prefix}*{naming.suffix}"
+                moves = f"find {shlex.quote(str(other))} -maxdepth 1 -name '{pattern}' -exec mv -t"
+                hint = f"mkdir {shlex.quote(str(folder))} && {moves} {shlex.quote(str(folder))} {{}} +"
+                return DataError(f"{problem}, but {num:,} such files in {other}", hint)
+    holds = f"{root} holds {listed([path.name for path in entries], len(entries), most=5) or 'nothing'}"
+    hint = _to_add(spec, command, what, images.name)
+    return DataError(f"{problem}; {holds}", convert_hint([path.name for path in entries]) or hint)
 
 
 def _to_add(spec: DatasetSpec, command: Command, what: str, name: str) -> str:
@@ -256,7 +291,7 @@ def _instead(images: ImageSet, folder: Folder, absent: Sequence[Any], what: str)
         return []
     expected = namings[0].name(absent[0]) if not len(folder.ids) else taken.name(absent[0])
     others = "1 file has another name" if len(odd) == 1 else f"{len(odd):,} files have other names"
-    return [(f"; {others} than {expected}, such as {odd[0]}", "")]
+    return [(f"; {others} than {expected}, such as {odd[0]}", convert_hint(odd))]
 
 
 def fingerprint(images: ImageSet) -> str:

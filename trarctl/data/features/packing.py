@@ -47,6 +47,7 @@ from trarctl.data.features.images import (
     refuse_missing,
     refuse_problems,
 )
+from trarctl.data.features.reading import READING_VERSION
 from trarctl.data.features.survey import Common, Survey, in_common, set_warnings
 from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, NamingPart, StoredType, key_of
 from trarctl.data.records import Ids, rows_of
@@ -91,7 +92,6 @@ class ImagePlan:
     table: ImageTable
     fingerprints: dict[str, str]
     key: str
-    warnings: tuple[str, ...]
     extractor: Extractor | None
 
 
@@ -100,19 +100,20 @@ def plan_images(
 ) -> ImagePlan:
     """Look up every image that a question names, [Q] of each split; where feature files are wanted, make them first."""
     progress("looking up images", 0, None)
-    root, extractor, warnings = options.features, None, tuple[str, ...]()
+    root, extractor = options.features, None
     # The key's entries are those of version 0.1, so that what it prepared is not prepared again.
     made_by: dict[str, Any] = {"patches": None}
     if options.pictures is not None and options.packs_pictures:
         table = picture_table(spec, named, options.pictures, options.command)
         extractor = EXTRACTORS[options.extractor](options.extractor_options)
-        made_by = {extractor.name: extractor.identity()}
+        made_by = {extractor.name: extractor.identity(), "reading": READING_VERSION}
     else:
         if options.pictures is not None:
             sets = picture_table(spec, named, options.pictures, options.command).sets
             root, extractor = extract_files(sets, options.extractor, options.extractor_options, out, progress)
         table = build_table(spec, named, {} if root is None else feature_folders(spec, root))
-        warnings = () if root is None else refuse_missing(table, root, spec, options.command)
+        if root is not None:
+            table = replace(table, warnings=refuse_missing(table, root, spec, options.command))
     fingerprints = {images.name: fingerprint(images) for images in table.sets}
     key = {
         "grid_size": options.extractor_options.grid_size,
@@ -121,7 +122,7 @@ def plan_images(
         "fingerprints": fingerprints,
         "folders": {one.name: str(one.folder.path.resolve()) for one in table.sets if one.folder},
     }
-    return ImagePlan(spec.name, options, table, fingerprints, key_of(key | made_by), warnings, extractor)
+    return ImagePlan(spec.name, options, table, fingerprints, key_of(key | made_by), extractor)
 
 
 def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
@@ -155,7 +156,7 @@ def check_images(
         table = picture_table(spec, named, options.pictures, options.command)
         with attempt():
             check_pictures(table.sets, progress)
-        return {images.name: images.folder for images in table.sets}, ()
+        return {images.name: images.folder for images in table.sets}, table.warnings
     assert options.features is not None  # noqa: S101 - one of both is there
     folders = feature_folders(spec, options.features)
     table, warnings = build_table(spec, named, folders), list[str]()
@@ -165,9 +166,28 @@ def check_images(
         replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder is not None
     ]
     with attempt():
-        num_cells = options.extractor_options.grid_size**2
-        warnings += check_files(there, num_cells, progress, pack_as=options.pack, check_values=True).warnings
+        grid_size = options.extractor_options.grid_size
+        common = check_files(there, grid_size**2, progress, pack_as=options.pack, check_values=True)
+        parts = [_files_part(images, common, images.folder.path.resolve()) for images in there if images.folder]
+        part = ImagesPart(
+            key="", grid_size=grid_size, feature_width=common.width, pack=None, backbone=None, image_sets=tuple(parts)
+        )
+        store = FeatureStore(Path(), spec.name, part, [images.ids for images in there])
+        warnings += [*common.warnings, *set_warnings(store.statistics())]
     return folders, tuple(warnings)
+
+
+def _files_part(images: ImageSet, common: Common, folder: Path) -> ImageSetPart:
+    """Describe features that are read where they are; ``folder`` may be relative to the prepared folder."""
+    assert images.folder is not None  # noqa: S101 - the callers pass over sets without a folder
+    return ImageSetPart(
+        name=images.name,
+        num_images=len(images.ids),
+        kind="files",
+        folder=str(folder),
+        naming=NamingPart(**vars(images.folder.naming)),
+        stored_type=common.stored_type,
+    )
 
 
 def build_images(
@@ -189,28 +209,28 @@ def build_images(
     else:
         # Packing reads and checks every number anyway, so shapes are enough before it.
         common = check_files(plan.table.sets, num_cells, progress, pack_as=pack_as, check_values=pack_as is None)
-    width, warnings = common.width, [*plan.warnings, *common.warnings]
+    width, warnings = common.width, [*plan.table.warnings, *common.warnings]
     if extractor is not None:
         write_json(building / BACKBONE, extractor.describe())
     parts = []
     for images in plan.table.sets:
-        part: dict[str, Any] = {"kind": "none"}
+        part = ImageSetPart(name=images.name, num_images=len(images.ids), kind="none")
         folder = "" if images.folder is None else images.folder.path.resolve()
         if images.folder is not None and pack_as is None:
-            part = {"kind": "files", "folder": os.path.relpath(folder, out.resolve())}
-            part |= {"naming": NamingPart(**vars(images.folder.naming)), "stored_type": common.stored_type}
+            part = _files_part(images, common, Path(os.path.relpath(folder, out.resolve())))
         elif images.folder is not None and len(images.ids):
             fill, made_by = partial(fill_from_files, images), None
             if extractor is not None and options.packs_pictures:
-                fill, made_by = partial(fill_from_pictures, images, extractor), extractor.describe()
+                fill = partial(fill_from_pictures, images, extractor)
+                made_by = extractor.describe() | {"reading": READING_VERSION}
             stored_type = common.stored_type if pack_as == "as-found" or pack_as is None else pack_as
             content = [plan.fingerprints[images.name], str(folder), [num_cells, width], stored_type, made_by]
             path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
             path.parent.mkdir(exist_ok=True)
             survey = pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress, rebuild=rebuild)
             warnings += survey.warnings(images.name, images.file_of_row)
-            part = {"kind": "packed", "file": path.name, "stored_type": stored_type}
-        parts.append(ImageSetPart(name=images.name, num_images=len(images.ids), **part))
+            part = part.model_copy(update={"kind": "packed", "file": path.name, "stored_type": stored_type})
+        parts.append(part)
     images_part = ImagesPart(
         key=plan.key,
         grid_size=options.extractor_options.grid_size,

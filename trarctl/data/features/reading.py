@@ -31,6 +31,7 @@ from trarctl.errors import DataError, SettingsError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+READING_VERSION = 2  # raise it with every rule above that changes: features made by other rules are made again
 _MOST_PIXELS = 178_956_970  # what Pillow itself decodes at most
 _HINT = "give image files that open, such as .jpg or .png"
 _NOT_DECODED = ("EPS", "MPEG")  # Pillow knows them, but decodes EPS by another program, and MPEG not at all
@@ -242,8 +243,11 @@ def _unsupported(path: Path, kind: str) -> DataError:
 def _too_large(path: Path, most: int) -> DataError:
     import PIL.Image
 
-    with _pillow_rules(None), PIL.Image.open(path) as image:
-        width, height = image.size
+    try:
+        with _pillow_rules(None), PIL.Image.open(path) as image:
+            width, height = image.size
+    except Exception as error:  # noqa: BLE001 - as in read_image
+        return _damaged(str(path), error)
     what = f"{path} has {width:,} x {height:,} pixels, more than {most:,} in all"
     return DataError(f"{what} ({MOST_PIXELS_VARIABLE}={width * height} allows it)", "shrink it, or set the variable")
 

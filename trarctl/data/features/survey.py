@@ -23,6 +23,8 @@ from trarctl.errors import DataError, listed
 # Widths of the networks whose features are in use, none of which is a square grid's number of cells.
 _WIDTHS_OF_NETWORKS = frozenset({512, 640, 768, 1280, 1536, 2048, 2560})
 _MOST_CELLS = 256
+# Bottom-up attention describes 36 boxes of every image, or 10 to 100; maps of a network have few shapes.
+_USUAL_BOXES, _FEWEST_BOXES, _MOST_BOXES, _MOST_SHAPES = 36, 10, 100, 20
 _FEWEST_TO_COMPARE = 8
 _SMALLEST_NORMAL = np.finfo(np.float16).smallest_normal
 
@@ -169,11 +171,16 @@ def _refuse_transposed(
     if is_network or is_grid:
         path = next(iter(found.values()))[0]
         what = f"all {sum(rows.values()):,} feature files are transposed: {path} has the shape [{height}, {widest}]"
-        raise DataError(f"{what}, expected [rows, width]", "save array.T in their place")
+        raise DataError(
+            f"{what}, expected [rows, width]",
+            "save array.T in their place; a model of a grid needs cells of a grid, not boxes",
+        )
 
 
 def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
     smallest, largest, num_files = min(rows), max(rows), sum(rows.values())
+    is_varied = smallest >= _FEWEST_BOXES and largest <= _MOST_BOXES and len(rows) > _MOST_SHAPES
+    are_boxes = num_cells != smallest == largest == _USUAL_BOXES or is_varied
     said = []
     if smallest == largest == num_cells + 1:
         said.append(
@@ -182,7 +189,7 @@ def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
         )
     elif smallest > num_cells:
         side = round(smallest**0.5)
-        fitting = f"; --grid {side} would use all" if side * side == smallest else ""
+        fitting = f"; --grid {side} would use all" if side * side == smallest == largest and not are_boxes else ""
         said.append(f"every feature file has at least {smallest} rows, of which {num_cells} are used{fitting}")
     elif largest > num_cells:
         longer = sum(count for one, count in rows.items() if one > num_cells)
@@ -192,7 +199,10 @@ def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
             f" (rows by files: {listed(shown, len(shown), most=5)})"
         )
     elif largest < num_cells:
-        said.append(f"no feature file has more than {largest} rows: {num_cells} are padded with zeros")
+        rest = "the others are zero, which counts as padding"
+        said.append(f"feature files have {largest} or fewer rows for the {num_cells} cells: {rest}")
+    if are_boxes:
+        said.append("so many rows have the features of boxes (bottom-up attention), which are no cells of a grid")
     if len(rows) == 1 and width == num_cells and largest != num_cells:
         said.append(
             f"every feature file has the shape [{largest}, {width}], of which {width} is the number of cells:"

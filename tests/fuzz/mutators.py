@@ -275,7 +275,7 @@ def mutate_array(random: Random, array: np.ndarray[Any, Any]) -> tuple[np.ndarra
     changed = array.copy()
     flat = changed.reshape(-1)
     place = random.randrange(flat.size) if flat.size else 0
-    if kind == "not finite":
+    if kind == "not finite" and array.dtype.kind in "biufc":
         changed = changed if changed.dtype.kind == "f" else changed.astype(np.float64)
         changed.reshape(-1)[place : place + 1] = random.choice(NOT_FINITE)
     elif kind == "zeros":

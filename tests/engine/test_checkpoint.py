@@ -519,9 +519,9 @@ UNPACK = "unpack it and give the checkpoint in it"
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "fetch the file: git lfs pull"),
         (b" \n<html>", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
         (b"\x80\x04K\x01.", "a pickle that torch.save did not write", FOREIGN),
-        (b"\x1f\x8b\x08\0", "a gzip archive", UNPACK),
-        (b"BZh91AY", "a bzip2 archive", UNPACK),
-        (b"\xfd7zXZ\0", "an xz archive", UNPACK),
+        (b"\x1f\x8b\x08\0", "a gzip, bzip2 or xz archive", UNPACK),
+        (b"BZh91AY", "a gzip, bzip2 or xz archive", UNPACK),
+        (b"\xfd7zXZ\0", "a gzip, bzip2 or xz archive", UNPACK),
         (b"epoch,loss\n", "a text file, no checkpoint", FOREIGN),
     ],
 )

@@ -293,7 +293,7 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
         ),
         (b"<", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
         (b"\x80", "a pickle that torch.save did not write", _FOREIGN_HINT),
-        ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), "a gzip, bzip2 or xz archive", "unpack it and give what is in it"),
+        ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), "a gzip, bzip2 or xz archive", "unpack it and give the checkpoint in it"),
     ):
         if head.lstrip().startswith(start):
             raise CheckpointError(f"{path} is {what}", hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import os
+import re
 import resource
 import shutil
 import signal
@@ -28,7 +29,8 @@ from trarctl.data.loader import training_plan
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.engine.callbacks import Event, Note, StepDone
 from trarctl.engine.checkpoint import load_checkpoint, load_description, save_checkpoint
-from trarctl.engine.run import RunFolder
+from trarctl.engine.jobs import plan_start
+from trarctl.engine.run import RunFolder, read_settings
 from trarctl.errors import CheckpointError, DataError, SettingsError, TrarError
 from trarctl.registry import DATASETS
 
@@ -491,3 +493,50 @@ def test_val_that_cannot_be_measured_is_found_before_the_first_epoch(
 @pytest.mark.parametrize("size", ["1000000", "99999999999999999999", "1e20", "-64"])
 def test_a_batch_beyond_all_bounds_is_refused_at_once(size: str, trarctl: Run) -> None:
     assert trarctl("train", "vqa", "--set", f"train.batch_size={size}", "--accu", 3)[0] == 3
+
+
+@pytest.mark.parametrize(("init", "epoch"), [("tiny@1", 1), ("tiny@2", 2), (None, None)])
+def test_weights_to_start_from_by_run_and_epoch(
+    init: str | None, epoch: int | None, finished: RunFolder, golden_data: dict[str, Path]
+) -> None:
+    settings = tiny_settings(golden_data["vqa"], finished.path.parent.parent, run__name="other")
+    job, _ = plan_start(settings, {}, init=init)
+    assert job.init == (None if epoch is None else finished.epoch_checkpoint(epoch))
+    assert job.run.path == finished.path.parent / "other"
+    assert job.advice() == "nothing was saved: start it again"
+    assert replace(job, settings=read_settings(finished)).advice() == job.hint
+
+
+def test_weights_to_start_from_give_the_model_its_shape(finished: RunFolder, golden_data: dict[str, Path]) -> None:
+    settings = tiny_settings(golden_data["vqa"], finished.path.parent.parent, run__name="other", model__hidden_size=32)
+    job, _ = plan_start(settings, {}, init="tiny")
+    assert (job.settings.model.hidden_size, settings.model.hidden_size) == (16, 32)
+
+
+def test_a_run_that_torchrun_may_restart_needs_a_name(
+    golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(golden_data["vqa"], tmp_path, run__name="none")
+    for restarts in (None, "0"):
+        if restarts is not None:
+            monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+        job, _ = plan_start(settings, {}, init=None)
+        assert re.fullmatch(r"vqa-\d{8}-\d{6}", job.run.name)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    with pytest.raises(SettingsError, match="a run that torchrun may restart needs a name"):
+        plan_start(settings, {}, init=None)
+
+
+def test_settings_from_a_checkpoint_name_the_data_by_its_full_path(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path)
+    for epoch, changes in ((2, {"data": {"path": None, "dataset": "vqa"}}), (3, {"new": {}})):
+        path = run.epoch_checkpoint(epoch)
+        tensors, description = load_checkpoint(path)
+        settings = description.settings | changes
+        save_checkpoint(path, tensors, description.model_copy(update={"settings": settings, "data": "/some/data"}))
+    run.settings_file.unlink()
+    notes: list[str] = []
+    found = read_settings(run, notes)
+    assert found.data.path == Path("/some/data")
+    assert (found.run.folder, found.train.epochs) == (run.path.parent, 3)
+    assert [note.partition("; ")[2] for note in notes] == ["taking the settings from epoch-002.safetensors"]

@@ -123,3 +123,116 @@ def test_a_run_without_settings_is_one_if_it_has_checkpoints(folder: Path) -> No
     (folder / "file").write_text("")
     assert [run.name for run in list_runs(folder)] == ["old", "new"]
     assert find_run("old", folder).path == folder / "old"
+
+
+def test_the_best_epoch_is_one_that_is_still_there(folder: Path) -> None:
+    run = RunFolder(folder / "old")
+    run.epoch_checkpoint(2).unlink()
+    assert run.best_epoch() == 3
+    assert find_checkpoint("old", folder)[1] == "run old, its best epoch 3"
+    run.epoch_checkpoint(3).unlink()
+    assert run.best_epoch() == 1
+    run.epoch_checkpoint(1).unlink()
+    assert run.best_epoch() is None
+    with pytest.raises(CheckpointError, match="run old has no checkpoint of epoch 1") as raised:
+        find_checkpoint("old@1", folder)
+    assert str(raised.value.hint).startswith("there are: none")
+
+
+def test_a_run_named_by_where_one_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "old" / "checkpoints")
+    assert find_run("..", Path("nowhere")).path == folder / "old"
+    monkeypatch.chdir(folder / "old")
+    assert find_run(".", Path("nowhere")).path == folder / "old"
+    with pytest.raises(CheckpointError, match=r"no run 'young' in nowhere \(latest: none\)"):
+        find_run("young", Path("nowhere"))
+    for no_run in (folder / "old" / "settings.json", folder / "old" / "checkpoints" / "missing"):
+        with pytest.raises(CheckpointError, match="no run '.*old"):
+            find_run(str(no_run), Path("nowhere"))
+
+
+def test_the_latest_of_three_runs_and_of_many(folder: Path) -> None:
+    for number in range(5):
+        run = RunFolder(folder / f"r{number}")
+        run.checkpoints.mkdir(parents=True)
+        run.settings_file.write_text("{}")
+        os.utime(run.settings_file, (2_000_000_000 + number, 2_000_000_000 + number))
+    assert find_run(None, folder).name == "r4"
+    with pytest.raises(CheckpointError, match=r"\(latest: r0, r1, r2, r3, r4\)"):
+        find_run("young", folder)
+
+
+def test_a_name_may_hold_an_at(folder: Path) -> None:
+    (folder / "old").rename(folder / "old@home")
+    assert find_checkpoint("old@home@3", folder)[1] == "run old@home, epoch 3"
+
+
+def checkpoints_of(run: RunFolder) -> list[tuple[int, int]]:
+    return [(epoch, step) for epoch, step, _ in run.saved()]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "best", "keep", "left"),
+    [
+        (3, 2, 0, [(1, 0), (2, 0), (3, 0), (3, 2), (3, 4)]),
+        (3, 1, 1, [(1, 0), (3, 0), (3, 2), (3, 4)]),
+        (3, 3, 2, [(2, 0), (3, 0), (3, 2), (3, 4)]),
+        (3, None, 2, [(2, 0), (3, 0), (3, 2), (3, 4)]),
+        (2, 2, 3, [(1, 0), (2, 0), (3, 0), (3, 2), (3, 4)]),
+        (4, 2, 1, [(2, 0), (3, 0)]),
+    ],
+)
+def test_what_a_new_checkpoint_makes_superfluous(
+    epoch: int, best: int | None, keep: int, left: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    for path in (*map(run.epoch_checkpoint, (1, 2, 3)), *(run.step_checkpoint(3, step) for step in (1, 2, 4))):
+        path.write_bytes(b"")
+    run.step_checkpoint(1, 7).write_bytes(b"")
+    run.prune(epoch=epoch, best_epoch=best, keep=keep)
+    assert checkpoints_of(run) == left
+
+
+@pytest.mark.parametrize(
+    ("epoch", "in_epoch", "step", "kept", "aside"),
+    [
+        (1, 0, 2, ["step 1", "step 2", "epoch 2"], [(1, 1), (2, 0), (2, 1)]),
+        (1, 1, 3, ["step 1", "step 2", "epoch 2", "step 3"], [(2, 0), (2, 1)]),
+        (1, 2, 4, ["step 1", "step 2", "epoch 2", "step 3", "step 4"], [(2, 0), (2, 1)]),
+        (2, 0, 4, ["step 1", "step 2", "epoch 2", "step 3", "step 4", "epoch 4"], [(2, 1)]),
+        (2, 1, 5, ["step 1", "step 2", "epoch 2", "step 3", "step 4", "epoch 4", "step 5"], []),
+    ],
+)
+def test_what_came_after_the_point_of_resuming_is_set_aside(
+    epoch: int, in_epoch: int, step: int, kept: list[str], aside: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    run.settings_file.write_text("{}")
+    for number in range(1, 6):
+        common = {"epoch": (number + 1) // 2, "step": number, "loss": 1.0, "learning_rate": 0.1, "temperature": 1.0}
+        run.record({"event": "step", **common})
+        if number in (2, 4):
+            run.record({"event": "epoch", **common, "seconds": 1.0, "samples_per_second": 1.0})
+    every = [(1, 0), (1, 1), (2, 0), (2, 1)]
+    for one, steps in every:
+        (run.step_checkpoint(one, steps) if steps else run.epoch_checkpoint(one)).write_bytes(f"{one} {steps}".encode())
+    before = run.metrics_file.read_bytes()
+    for number in (1, 2):
+        there = run.rewind(epoch=epoch, step_in_epoch=in_epoch, step=step)
+        assert [f"{entry['event']} {entry['step']}" for entry in run.metrics()] == kept
+        if number == 2 or not aside:
+            assert there is None
+            break
+        assert there == run.path / "superseded" / "1"
+        moved = RunFolder(there)
+        assert checkpoints_of(moved) == aside
+        assert [path.read_text() for *_, path in moved.saved()] == [f"{one} {steps}" for one, steps in aside]
+        assert moved.metrics_file.read_bytes() == before
+        assert moved.settings_file.read_text() == "{}"
+    assert checkpoints_of(run) == [place for place in every if place not in aside]
+    run.epoch_checkpoint(9).write_bytes(b"")
+    assert run.rewind(epoch=epoch, step_in_epoch=in_epoch, step=step) == run.path / "superseded" / (
+        "2" if aside else "1"
+    )

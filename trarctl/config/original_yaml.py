@@ -115,11 +115,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_yaml(text: str) -> object:
-    """Read YAML.
-
-    Raises:
-        ValueError, yaml.YAMLError: it is none, has a key twice, or an octal or sexagesimal number.
-    """
+    """Read YAML; ValueError or YAMLError if it is none, has a key twice, or a number that is not decimal."""
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 

@@ -68,11 +68,7 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def recipe_of(dataset: str) -> Recipe:
-    """Get the recipe of a data set that ``dataset_names`` lists.
-
-    Raises:
-        SettingsError: naming the file, if it cannot be read or its settings are not valid.
-    """
+    """Get the recipe of a data set of ``dataset_names``; a SettingsError names the file if it is not valid."""
     recipe = _read_recipe(_RECIPES[dataset])
     from_dict(nested({**recipe.values, "data.dataset": dataset}), str(recipe.path))
     return recipe

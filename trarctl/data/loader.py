@@ -91,11 +91,7 @@ class Samples:
         return np.concatenate([split.question_id[rows] for split, rows in self._parts])
 
     def batch(self, indices: Rows) -> Batch:
-        """Gather the samples at ``indices`` [B] of this order.
-
-        Raises:
-            DataError: features cannot be read.
-        """
+        """Gather the samples at ``indices`` [B] of this order; DataError if features cannot be read."""
         part_of = np.searchsorted(self._starts, indices, side="right") - 1
         chosen = [
             (positions := np.flatnonzero(part_of == part), split, rows[indices[positions] - self._starts[part]])

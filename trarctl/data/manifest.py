@@ -216,11 +216,7 @@ def prepare_command(dataset: str) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a prepared folder.
-
-    Raises:
-        DataError: there is none, it is damaged, or another version wrote it.
-    """
+    """Read the manifest of a prepared folder; DataError if it is missing, damaged, or of another version."""
     path = folder / MANIFEST
     try:
         if path.exists() and not path.is_file():

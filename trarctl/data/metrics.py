@@ -155,11 +155,7 @@ def _annotators_note(truth: GroundTruth) -> str | None:
 
 
 def plain_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
-    """Count right answers by question type; right is what equals the one true answer to the letter.
-
-    Raises:
-        DataError: another number of predictions than questions, or no question.
-    """
+    """Count right answers by question type; errors as in ``count_right``."""
     return count_right(predictions, truth, truth.question_type, truth.question_types, evaluator)
 
 
@@ -170,11 +166,7 @@ def count_right(
     types: Sequence[str],
     evaluator: EvaluatorName,
 ) -> Accuracy:
-    """Count right answers by any types: ``type_of`` [Q] are indices into ``types``.
-
-    Raises:
-        DataError: another number of predictions than questions, or no question.
-    """
+    """Count answers that equal the true one to the letter, by types [Q]; DataError if they do not fit the questions."""
     _check(predictions, truth)
     code_of = {answer: code for code, answer in enumerate(truth.strings)}
     codes = np.fromiter((code_of.get(answer, -1) for answer in predictions), dtype=np.int64, count=len(predictions))

@@ -189,12 +189,7 @@ class _Work:
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
-    """Prepare a data set, or find that it is prepared.
-
-    Raises:
-        DataError: raw files or features are missing or damaged, or the output folder cannot be written.
-        SettingsError: a value is outside its limits.
-    """
+    """Prepare a data set, or find that it is prepared; a TrarError says what is wrong, and nothing has changed."""
     began = time.monotonic()
     work = _filled_in(request, progress)
     _present_splits(work)
@@ -234,12 +229,7 @@ def _image_ids(path: Path, work: _Work) -> Ids:
 
 
 def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> None:
-    """Do another process's share of making features: for every process of ``torchrun`` but the first.
-
-    Raises:
-        DataError: raw files or images are missing or damaged.
-        SettingsError: a value is outside its limits, or there are no images to share.
-    """
+    """Do another process's share of making features: for every process of ``torchrun`` but the first."""
     work = _filled_in(request, progress)
     options = work.image_options
     if options.pictures is None or options.packs_pictures:
@@ -253,12 +243,7 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckReport:
-    """Go through all that ``prepare`` does but write nothing, and note every fault instead of stopping at the first.
-
-    Raises:
-        DataError: there is no raw folder.
-        SettingsError: a value is outside its limits.
-    """
+    """Go through all that ``prepare`` does but write nothing, and note every fault, not only the first."""
     work = _filled_in(request, progress)
     work.faults = faults = list[TrarError]()
     with work.attempt():

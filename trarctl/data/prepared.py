@@ -46,11 +46,7 @@ def default_folder(dataset: str) -> Path:
 
 
 def open_prepared(path: Path) -> PreparedData:
-    """Open a prepared folder.
-
-    Raises:
-        DataError: there is none, another version wrote it, or files of it are missing or changed.
-    """
+    """Open a prepared folder; DataError if it is missing, of another version, or changed."""
     manifest = read_manifest(path)
     wrong = [name for name, size in manifest.files.items() if not _is_whole(path / name, size)]
     if wrong:
@@ -204,11 +200,7 @@ class PreparedData:
         return self.manifest.images.statistics or (self.features.statistics() if self.manifest.feature_width else None)
 
     def split(self, name: str) -> PreparedSplit:
-        """Give one split; ``test`` may be another name for ``val`` where the data has no other.
-
-        Raises:
-            DataError: there is no such split.
-        """
+        """Give one split, DataError if there is none; ``test`` may be another name for ``val``."""
         real = self.manifest.aliases.get(name, name)
         if real not in self.manifest.splits:
             raise DataError(
@@ -289,11 +281,7 @@ class PreparedSplit:
         return offsets, self._load("target_answer", num_targets), self._load("target_count", num_targets)
 
     def truth(self) -> GroundTruth:
-        """Give what the annotators said, in the order of the questions.
-
-        Raises:
-            DataError: the split has no answers.
-        """
+        """Give what the annotators said, in the order of the questions; DataError if the split has no answers."""
         self._need_answers()
         return GroundTruth(
             strings=list(self._texts("truth_text")),

@@ -86,11 +86,7 @@ def read_question_file(path: Path) -> list[Asking]:
 
 
 def refuse_missing_image(image: Path) -> None:
-    """See that what is given as a picture's path is there.
-
-    Raises:
-        DataError: it is not, or is an address.
-    """
+    """Raise a DataError if what is given as a picture's path is missing, or is an address."""
     if fault := _unusable_path(str(image), image):
         raise DataError(fault, _PATH_HINT)
 

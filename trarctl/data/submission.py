@@ -91,19 +91,11 @@ class AnswerFile(ABC):
         return len(content)
 
     def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
-        """List what the site would reject in a file; empty if nothing.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
+        """List what the site would reject in a file; DataError if it cannot be read."""
         return self.faults(_read(path), data, split)
 
     def read(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
-        """Read the answers to a split in file order, [Q].
-
-        Raises:
-            DataError: the file cannot be read, or does not answer exactly these questions, each once.
-        """
+        """Read the answers to a split, [Q]; DataError if the file does not answer exactly its questions, each once."""
         answers, problems = self.decode(_read(path), split)
         if problems:
             raise DataError(f"{path} cannot be scored: {'; '.join(problems)}", self.form)

@@ -105,11 +105,7 @@ class RunOverview:
 
 
 def overviews(folder: Path) -> list[RunOverview]:
-    """Look at all runs of a folder, the most recently written last, or at the one that it is; a missing one has none.
-
-    Raises:
-        CheckpointError: it is no folder.
-    """
+    """Look at the runs of a folder, the latest last, or at the one that it is; CheckpointError if it is no folder."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder", "name the folder of the runs: trarctl runs DIR")
     itself = RunFolder(folder)

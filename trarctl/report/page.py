@@ -59,11 +59,7 @@ class ReportRequest:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder and see that a report can be written there, before any long work begins.
-
-    Raises:
-        DataError: if jinja2 is not installed, the folder cannot be written, or its page is not one of ours.
-    """
+    """Make the folder, before any long work begins; DataError if a report cannot be written there."""
     _template()
     try:
         page = folder / FILE_NAME

@@ -132,11 +132,7 @@ class DatasetSpec:
     published: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)  # by split
 
     def default_raw_folder(self) -> Path:
-        """Give the raw folder to take if none is named.
-
-        Raises:
-            DataError: the package that brings the files is not installed.
-        """
+        """Give the raw folder to take if none is named; DataError if a package that brings it is not installed."""
         return self.raw_folder() if self.raw_folder is not None else Path("data") / self.name / "raw"
 
     def image_set(self, name: str) -> ImageSetFiles:

@@ -43,11 +43,7 @@ _PICTURE = re.compile(r"(.*?)([0-9]{1,18})\.\w+", re.ASCII)
 
 
 def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split; the type of a question is the last function of its program.
-
-    Raises:
-        DataError: the file is damaged, or an index appears twice.
-    """
+    """Read one split, its types the last functions of the programs; DataError if the file is unusable."""
     path = raw / files.questions
     reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_LAYOUT)
     functions = StringTable()

@@ -21,11 +21,7 @@ _FIELDS = ("question", "answer", "image_id")
 
 
 def package_data() -> Path:
-    """Find the files of the installed package.
-
-    Raises:
-        DataError: it is not installed.
-    """
+    """Find the files of the installed package; DataError if it is not installed."""
     package = importlib.util.find_spec("easy_vqa")
     if package is None or package.origin is None:
         raise DataError("the package easy-vqa is not installed", _DOWNLOAD_HINT)
@@ -47,11 +43,7 @@ def question_type(answer: str) -> str:
 
 
 def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split; questions are numbered from 0 in file order.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """Read one split, its questions numbered in file order; DataError if the file is damaged."""
     for other in {split.questions for split in EASY_VQA.splits} - {files.questions}:
         if (raw / other).is_file() and filecmp.cmp(raw / other, raw / files.questions, shallow=False):
             what = f"{raw / files.questions} and {raw / other} are the same file"

@@ -48,11 +48,7 @@ _TASK_TYPE = ("Open-Ended",)
 
 
 def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split of VQA v2.
-
-    Raises:
-        DataError: a file is damaged, an id appears twice, or annotations and questions do not belong together.
-    """
+    """Read one split of VQA v2; DataError if a file is damaged, or the two do not belong together."""
     path = raw / files.questions
     reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_layout(_QUESTIONS, files))
     question_id, image_id, texts = reader.collect(

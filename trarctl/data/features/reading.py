@@ -56,11 +56,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def most_pixels() -> int:
-    """Give the most pixels that a picture may have: ``TRARCTL_MAX_PIXELS``, by default 178,956,970.
-
-    Raises:
-        SettingsError: the variable is no positive number.
-    """
+    """Give the most pixels of a picture, ``TRARCTL_MAX_PIXELS``; SettingsError if that is no positive number."""
     text = os.environ.get(MOST_PIXELS_VARIABLE, "").strip() or str(_MOST_PIXELS)
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         what = f"{MOST_PIXELS_VARIABLE} is {text!r}, expected a number of pixels"
@@ -69,11 +65,7 @@ def most_pixels() -> int:
 
 
 def read_image(path: Path) -> Image:
-    """Decode a picture file to upright RGB, by the rules of this module.
-
-    Raises:
-        DataError: it is missing, too large, damaged, or no picture of a known kind; the message begins with its path.
-    """
+    """Decode a picture file to upright RGB; a DataError begins with its path and says why that cannot be done."""
     import PIL.Image
     import PIL.ImageFile
 
@@ -130,11 +122,7 @@ def read_images(
 
 
 def to_rgb(image: Image) -> Image:
-    """Make a picture that was opened elsewhere upright RGB, by the rules of this module.
-
-    Raises:
-        DataError: it cannot be decoded, or its values have no known range.
-    """
+    """Make a picture that was opened elsewhere upright RGB; a DataError says why that cannot be done."""
     try:
         with _pillow_rules(most_pixels()):
             return _to_rgb(image, "the picture")

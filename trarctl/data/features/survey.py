@@ -92,11 +92,7 @@ class Survey:
         return cls(int(content["images"]), [], counts, {one: row for one, (_, row) in odd.items()})
 
     def warnings(self, name: str, file: Callable[[int], Path] | None = None) -> tuple[str, ...]:
-        """Say with a count what is odd about the features of a set; ``file`` gives that of an image, by its row.
-
-        Raises:
-            DataError: the features of every image are zero.
-        """
+        """Say what is odd about a set, ``file`` names an image's; DataError if all features are zero."""
         if self.num_images and self.counts[Oddity.ZERO] == self.num_images:
             raise DataError(
                 f"the features of all {self.num_images:,} images of {name} are zero", "replace them with good copies"
@@ -140,11 +136,7 @@ class Common:
 
 
 def in_common(found: Mapping[tuple[int, int, int], Sequence[Path]], num_cells: int) -> Common:
-    """Compare all files, listed by rows, width and bytes per number.
-
-    Raises:
-        DataError: they are of several widths, or have rows and width exchanged.
-    """
+    """Compare all files, listed by rows, width and bytes per number; DataError if widths differ or are exchanged."""
     widths, rows = Counter[int](), Counter[int]()
     for (height, width, _), paths in found.items():
         widths[width] += len(paths)

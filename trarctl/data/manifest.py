@@ -229,9 +229,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"cannot read {path}: {error}", _again(folder)) from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(
-            f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}", _again(folder)
-        )
+        what = f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}"
+        raise DataError(what, _again(folder))
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
@@ -239,10 +238,8 @@ def read_manifest(folder: Path) -> Manifest:
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"{path} is damaged: {where}: {first['msg']}", _again(folder)) from None
     if manifest.dataset not in DATASETS:
-        raise DataError(
-            f"{folder} holds {manifest.dataset} data, a data set that is not known here",
-            f"name the module that adds it: {PLUGINS_VARIABLE}=MODULE",
-        )
+        what = f"{folder} holds {manifest.dataset} data, a data set that is not known here"
+        raise DataError(what, f"name the module that adds it: {PLUGINS_VARIABLE}=MODULE")
     return manifest
 
 

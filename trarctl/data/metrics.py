@@ -199,9 +199,8 @@ def _used(type_of: npt.NDArray[np.integer], types: Sequence[str]) -> tuple[npt.N
 
 def _check(predictions: Sequence[str], truth: GroundTruth) -> None:
     if len(predictions) != len(truth):
-        raise DataError(
-            f"{len(predictions):,} answers for {len(truth):,} questions", "score the split they were made for"
-        )
+        what = f"{len(predictions):,} answers for {len(truth):,} questions"
+        raise DataError(what, "score the split they were made for")
     if not len(truth):
         raise DataError("there is no question to score")
     is_answered = (truth.codes >= 0).any(axis=1)

@@ -50,10 +50,8 @@ def open_prepared(path: Path) -> PreparedData:
     manifest = read_manifest(path)
     wrong = [name for name, size in manifest.files.items() if not _is_whole(path / name, size)]
     if wrong:
-        raise DataError(
-            f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}",
-            manifest.command_to(path),
-        )
+        what = f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}"
+        raise DataError(what, manifest.command_to(path))
     return PreparedData(path, manifest)
 
 
@@ -203,10 +201,8 @@ class PreparedData:
         """Give one split, DataError if there is none; ``test`` may be another name for ``val``."""
         real = self.manifest.aliases.get(name, name)
         if real not in self.manifest.splits:
-            raise DataError(
-                f"no split {name!r} in {self.path}, which holds {', '.join(self.split_names)}",
-                f"add its raw files and run {prepare_command(self.dataset)} --out {self.path}",
-            )
+            what = f"no split {name!r} in {self.path}, which holds {', '.join(self.split_names)}"
+            raise DataError(what, f"add its raw files and run {prepare_command(self.dataset)} --out {self.path}")
         if real not in self._splits:
             self._splits[real] = PreparedSplit(self._files, real, self.manifest.splits[real])
         return self._splits[real]

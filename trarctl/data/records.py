@@ -531,9 +531,8 @@ def _decoded(path: Path) -> bytes:
     try:
         return content if encoding == "utf-8" else content.decode(encoding).encode()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not valid {encoding.upper()} near byte {error.start:,}: {error.reason}", _AGAIN
-        ) from None
+        what = f"{path} is not valid {encoding.upper()} near byte {error.start:,}: {error.reason}"
+        raise DataError(what, _AGAIN) from None
 
 
 def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tuple[int, int, bool]]:

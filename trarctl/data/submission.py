@@ -26,19 +26,12 @@ MOST_BYTES = 100_000_000
 
 
 class AnswerFile(ABC):
-    """A format for the answers to a whole split; a subclass says how answers are encoded, checked and decoded.
+    """A format for the answers to a whole split; a subclass says how answers are encoded, checked and decoded."""
 
-    Attributes:
-        suffix: ending of the files.
-        encoding: what they are written in, for messages.
-        form: what such a file is, for the hint of an error.
-        is_ordered: whether the answers have to be in the order of the questions.
-    """
-
-    suffix: str
-    encoding: str
-    form: str
-    is_ordered = False
+    suffix: str  # ending of the files
+    encoding: str  # what they are written in, for messages
+    form: str  # what such a file is, for the hint of an error
+    is_ordered = False  # whether the answers have to be in the order of the questions
 
     @abstractmethod
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
@@ -55,20 +48,10 @@ class AnswerFile(ABC):
     def write(
         self, path: Path, question_ids: Ids, answers: Sequence[str], data: PreparedData, split: PreparedSplit
     ) -> int:
-        """Write answers, if the site would take them; what stood there is replaced only once all is written.
+        """Write answers to the questions [Q] of a split, and give the size of the file in bytes.
 
-        Args:
-            path: the file.
-            question_ids: [Q], in any order that the format allows.
-            answers: an answer for each of them, [Q].
-            data: the prepared data.
-            split: the questions of which each is to be answered once.
-
-        Returns:
-            Size of the file in bytes.
-
-        Raises:
-            DataError: the site would reject the file, or it cannot be written; nothing is left there.
+        What stood there is replaced only once all is written. A DataError says why the site would reject the file, or
+        why it cannot be written.
         """
         if len(question_ids) != len(answers):
             raise DataError(f"{len(answers):,} answers for {len(question_ids):,} questions", "nothing was written")
@@ -141,10 +124,7 @@ class JsonAnswers(AnswerFile):
         expected = np.asarray(split.question_id).tolist()
         kind = str if expected and isinstance(expected[0], str) else int
         answered: list[tuple[int | str, str | None]] = []
-        no_object: list[str] = []
-        no_question: list[str] = []
-        no_answer: list[str] = []
-        fields: dict[str, None] = {}
+        no_object, no_question, no_answer, fields = list[str](), list[str](), list[str](), dict[str, None]()
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
                 no_object.append(f"row {number} is {_shown(row)}")
@@ -179,11 +159,7 @@ class JsonAnswers(AnswerFile):
 
 
 class LineAnswers(AnswerFile):
-    """A text file with one answer a line, as the CLEVR site takes it.
-
-    Args:
-        owner: the data set in words; an answer that it does not have is a problem.
-    """
+    """A text file with one answer a line, as the CLEVR site takes it; ``owner`` is the data set in words."""
 
     suffix = ".txt"
     encoding = "UTF-8"
@@ -214,10 +190,8 @@ class LineAnswers(AnswerFile):
             distinct = dict.fromkeys(unknown)
             almost = sum(line.strip().lower() in known for line in unknown)
             why = f" ({almost:,} for a blank or a capital letter alone)" if almost else ""
-            problems.append(
-                f"{len(unknown):,} of {len(lines):,} answers are none that {self.owner} has{why}:"
-                f" {listed(map(repr, distinct), len(distinct))}"
-            )
+            what = f"{len(unknown):,} of {len(lines):,} answers are none that {self.owner} has{why}"
+            problems.append(f"{what}: {listed(map(repr, distinct), len(distinct))}")
         return problems
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:

@@ -87,10 +87,8 @@ class Vocabulary(Mapping[str, int]):
     def __post_init__(self) -> None:
         if self.words[: len(_SPECIAL)] != _SPECIAL:
             start = ", ".join(self.words[: len(_SPECIAL)]) or "nothing"
-            raise DataError(
-                f"a vocabulary starts with {', '.join(_SPECIAL)}, this one with {start}",
-                "prepare the data again: trarctl prepare --help",
-            )
+            what = f"a vocabulary starts with {', '.join(_SPECIAL)}, this one with {start}"
+            raise DataError(what, "prepare the data again: trarctl prepare --help")
         index = {word: position for position, word in enumerate(self.words)}
         if len(index) != len(self.words):
             twice = next(word for position, word in enumerate(self.words) if index[word] != position)

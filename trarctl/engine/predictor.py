@@ -215,9 +215,8 @@ class Predictor:
         features = torch.from_numpy(np.stack([one.features for one in described]))
         insight = inspect(self._loaded, torch.from_numpy(tokens.astype(np.int64)), features)
         if not all(np.isfinite(values).all() for values in vars(insight).values()):
-            raise CheckpointError(
-                "the model gives numbers that are NaN or infinite", "choose an earlier epoch: --ckpt RUN@EPOCH"
-            )
+            what = "the model gives numbers that are NaN or infinite"
+            raise CheckpointError(what, "choose an earlier epoch: --ckpt RUN@EPOCH")
         best = np.argsort(-insight.probabilities, axis=1, kind="stable")[:, :top]
         return [
             Prediction(

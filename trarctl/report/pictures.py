@@ -45,10 +45,8 @@ def span_color(index: int) -> str:
 def span_names(spans: Sequence[int | str]) -> list[str]:
     """Name a model's spans: ``whole``, ``3x3``, or what the settings say; a number tells equal ones apart."""
     names = [_span_name(span) for span in spans]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
-        for index, name in enumerate(names)
-    ]
+    numbers = [names[: index + 1].count(name) for index, name in enumerate(names)]
+    return [f"{name} ({n})" if names.count(name) > 1 else name for name, n in zip(names, numbers, strict=True)]
 
 
 def _span_name(span: int | str) -> str:

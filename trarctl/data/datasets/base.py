@@ -158,7 +158,7 @@ def check_declared(
     known: Mapping[str, str],
     warnings: list[str],
 ) -> None:
-    """Compare what a file says of itself with the split that it stands for.
+    """Raise a DataError if a file says that it is another split than the one it is read as.
 
     Args:
         path: the file.
@@ -166,9 +166,6 @@ def check_declared(
         files: the split that the file is read as.
         known: what a file of each split would say, to the split's name.
         warnings: one is added if what the file says is no split that is known.
-
-    Raises:
-        DataError: the file says that it is another split.
     """
     odd = {said: count for said, count in declared.items() if known.get(said[1]) != files.name}
     if not odd:
@@ -184,16 +181,10 @@ def check_declared(
 
 
 def compare_splits(spec: DatasetSpec, splits: Iterable[RawSplit]) -> list[str]:
-    """Look for questions about the same image in the same words in two splits of a data set.
+    """Warn of each two splits that share questions, which are about the same image in the same words.
 
     Where image ids mean another image in each split, the question's id has to be the same as well. Splits that borrow
-    their images are only trained on, and left out.
-
-    Returns:
-        A warning for each pair of splits that share some.
-
-    Raises:
-        DataError: all questions of val are in train, so that what validation measures was learned.
+    their images are only trained on, and left out. A DataError says that all questions of val are in train.
     """
     warnings = list[str]()
     if spec.numbers_questions:

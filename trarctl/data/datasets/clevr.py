@@ -72,11 +72,8 @@ def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Prog
     info = reader.frame.get("info")
     if isinstance(info, dict) and isinstance(info.get("split"), str):
         declared["info.split", info["split"]] = 1
-    known = {
-        value: split.name
-        for split in CLEVR.splits
-        for value in (split.name, CLEVR.image_set(split.image_set).images.prefix)
-    }
+    prefixes = {CLEVR.image_set(split.image_set).images.prefix: split.name for split in CLEVR.splits}
+    known = {split.name: split.name for split in CLEVR.splits} | prefixes
     check_declared(path, declared, files, known, data.warnings)
     refuse_duplicates(path, question_id, "question_index")
     data.num_records[files.questions] = len(question_id)
@@ -140,10 +137,8 @@ def clevr_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Ev
     type_of_function = [_type(function, evaluator) for function in truth.question_types]
     unknown = [truth.question_types[code] for code in used if type_of_function[code] is None]
     if unknown:
-        raise DataError(
-            f"programs end in functions that CLEVR v1.0 does not have: {listed(unknown, len(unknown))}",
-            "is this a CLEVR v1.0 questions file? It must be the original one",
-        )
+        what = f"programs end in functions that CLEVR v1.0 does not have: {listed(unknown, len(unknown))}"
+        raise DataError(what, "is this a CLEVR v1.0 questions file? It must be the original one")
     codes = np.array([-1 if name is None else _TYPES.index(name) for name in type_of_function], dtype=np.int64)
     return count_right(predictions, truth, codes[truth.question_type], _TYPES, evaluator)
 

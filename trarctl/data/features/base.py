@@ -109,7 +109,5 @@ def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
 def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
     """Say that features were made with other weights."""
     here = "those that torchvision downloads" if weights is None else weights
-    return DataError(
-        f"the features in {folder} were made by {name} with weights other than {here}",
-        "--weights FILE: the file that trarctl prepare was given",
-    )
+    what = f"the features in {folder} were made by {name} with weights other than {here}"
+    return DataError(what, "--weights FILE: the file that trarctl prepare was given")

@@ -66,10 +66,7 @@ def extract_files(
     """Make feature files of images that have none yet, this process's share; the first waits for the others.
 
     The first of ``sets`` holds the training images, which an extractor may have to be fitted to. A DataError names the
-    images that are unusable; the features of the others are kept.
-
-    Returns:
-        The folder that has one folder of feature files an image set, and the extractor.
+    images that are unusable; the features of the others are kept. Gives the folder of feature files and the extractor.
     """
     rank, num_processes = share_of_environment()
     extractor: Extractor = EXTRACTORS[name](options)
@@ -136,11 +133,11 @@ def check_pictures(sets: Sequence[ImageSet], progress: Progress) -> None:
     for images in sets:
         pieces = batched(images.ids.tolist() if images.folder else [], _BATCH_IMAGES)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for number, bad in enumerate(pool.map(look, pieces), start=1):
+            done = 0
+            for ids, bad in zip(pieces, pool.map(look, pieces), strict=True):
                 problems += bad
-                progress(
-                    f"checking images of {images.name}", min(number * _BATCH_IMAGES, len(images.ids)), len(images.ids)
-                )
+                done += len(ids)
+                progress(f"checking images of {images.name}", done, len(images.ids))
     refuse_problems("image", problems)
 
 
@@ -168,11 +165,9 @@ def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
         named = [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
         ours = [one for one in named[0].parent.glob(f"{named[0].name[:-8]}*") if _holds_features(one, data)]
         if not ours:
-            raise DataError(
-                f"the features in {data.path} came from files made elsewhere, so trarctl"
-                " cannot make matching features of a picture",
-                "predict needs data whose features trarctl made from the images: trarctl prepare --help",
-            )
+            why = "came from files made elsewhere, so trarctl cannot make matching features of a picture"
+            hint = "predict needs data whose features trarctl made from the images: trarctl prepare --help"
+            raise DataError(f"the features in {data.path} {why}", hint)
         if not {*named} & {*ours}:
             raise other_weights(data.path, extractor.name, weights)
     extractor.load()

@@ -141,11 +141,7 @@ def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
 def check_images(
     spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, progress: Progress, attempt: Attempt
 ) -> tuple[dict[str, Folder | None], tuple[str, ...]]:
-    """Look at all images or feature files that the second half of ``prepare`` reads; write nothing.
-
-    Returns:
-        The folder of each image set, and what is odd.
-    """
+    """Look at all that the second half of ``prepare`` reads: the folder of each image set, and what is odd."""
     if not named or (options.pictures is None and options.features is None):
         return {}, ()
     if options.pictures is not None:
@@ -162,9 +158,7 @@ def check_images(
     table, warnings = build_table(spec, named, folders), list[str]()
     with attempt():
         warnings += refuse_missing(table, options.features, spec, options.command)
-    there = [
-        replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder is not None
-    ]
+    there = [replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder]
     with attempt():
         grid_size = options.extractor_options.grid_size
         common = check_files(there, grid_size**2, progress, pack_as=options.pack, check_values=True)
@@ -193,10 +187,9 @@ def _files_part(images: ImageSet, common: Common, folder: Path) -> ImageSetPart:
 def build_images(
     plan: ImagePlan, out: Path, building: Path, progress: Progress, *, rebuild: bool = False
 ) -> ImagesPart:
-    """Check or pack the features of all images; an extractor's description goes into ``building``.
+    """Check the features of all images, or pack them in ``out`` under names that change with their content.
 
-    Packed features are written to ``out`` at once, under names that change with their content; files that are whole
-    are kept, unless ``rebuild``.
+    An extractor's description goes into ``building``. Packed files that are whole are kept, unless ``rebuild``.
     """
     extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
     num_cells = options.extractor_options.grid_size**2
@@ -249,11 +242,7 @@ def build_images(
 def check_files(
     sets: Sequence[ImageSet], num_cells: int, progress: Progress, *, pack_as: Pack | None, check_values: bool
 ) -> Common:
-    """Look at the features of every image: at all values and what packing makes of them, or only at shapes and sizes.
-
-    Raises:
-        DataError: files are unusable, of several widths, transposed, or all zero.
-    """
+    """Look at the features of every image, at all values or only at shapes; a DataError says what is unusable."""
     found: defaultdict[tuple[int, int, int], list[Path]] = defaultdict(list)
     problems, warnings = list[Problem](), list[str]()
 
@@ -321,12 +310,7 @@ def pack(
 
     The name of the file must change with its content: one that is whole is kept, unless ``rebuild``. ``fill`` writes
     the features from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
-
-    Returns:
-        What is odd about the features.
-
-    Raises:
-        DataError: naming the files that are unusable; the rows before them are kept for the next attempt.
+    A DataError names the files that are unusable; the rows before them are kept for the next attempt.
     """
     if not rebuild and is_whole(path):
         return Survey.restored(_content_of(record_of(path))["survey"])

@@ -36,6 +36,8 @@ _MOST_PIXELS = 178_956_970  # what Pillow itself decodes at most
 _HINT = "give image files that open, such as .jpg or .png"
 _NOT_DECODED = ("EPS", "MPEG")  # Pillow knows them, but decodes EPS by another program, and MPEG not at all
 _ORIENTATION = 0x0112  # tags of EXIF and TIFF
+_UPRIGHT = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"  # from 2 to 8
+_TURNS: dict[object, str] = dict(enumerate(_UPRIGHT.split(), start=2))
 _BITS, _PHOTOMETRIC, _SUBFILE = 258, 262, 254
 _WHITE_IS_ZERO, _IS_PREVIEW = 0, 1
 # How files begin that people take for pictures, in lower case.
@@ -93,24 +95,19 @@ def read_image(path: Path) -> Image:
         raise _unidentified(path) from None
     except PIL.Image.DecompressionBombError:
         raise _too_large(path, most) from None
-    except OSError as error:
-        if error.errno is None:  # Pillow's own
-            raise _damaged(str(path), error) from None
-        raise DataError(f"cannot read {path}: {error.strerror}", "check the name, and that it can be read") from None
     except DataError:
         raise
     except Exception as error:  # what damage makes Pillow's plugins raise is not documented
+        if isinstance(error, OSError) and error.errno is not None:
+            what = f"cannot read {path}: {error.strerror}"
+            raise DataError(what, "check the name, and that it can be read") from None
         raise _damaged(str(path), error) from error
 
 
 def read_images(
     paths: Iterable[Path], shrink: Callable[[Image], Image] = lambda image: image
 ) -> tuple[dict[Path, Image], dict[Path, DataError]]:
-    """Decode picture files, each once however often it is named, and shrink each before the next is decoded.
-
-    Returns:
-        The pictures that could be read, and what is wrong with the others.
-    """
+    """Decode picture files, each once, and shrink each before the next; also give what is wrong with the others."""
     found: dict[Path, Image] = {}
     problems: dict[Path, DataError] = {}
     for path in dict.fromkeys(paths):
@@ -149,17 +146,8 @@ def _to_rgb(image: Image, name: str) -> Image:
     else:
         rgb = image.convert("RGB")
     rgb.info.clear()  # or it would be turned again where it is read again
-    turn = PIL.Image.Transpose
-    turns = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
-    return rgb.transpose(turns[orientation]) if orientation in turns else rgb
+    turn = _TURNS.get(orientation)
+    return rgb if turn is None else rgb.transpose(PIL.Image.Transpose[turn])
 
 
 def _orientation(image: Image) -> object:
@@ -212,13 +200,13 @@ def _unidentified(path: Path) -> DataError:
     with path.open("rb") as file:
         head = file.read(1024)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    kinds = [kind for start, kind in _OTHER_KINDS if text.startswith(start)]
+    kind = next((kind for start, kind in _OTHER_KINDS if text.startswith(start)), "")
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
-        kinds = ["a HEIC picture"]
+        kind = "a HEIC picture"
     elif text.startswith((b"<?xml", b"<!--")) and b"<svg" in text:
-        kinds = ["an SVG drawing"]
-    if kinds:
-        return _unsupported(path, kinds[0])
+        kind = "an SVG drawing"
+    if kind:
+        return _unsupported(path, kind)
     if not head.strip(b"\0"):
         return DataError(f"{path} is truncated or damaged: it begins with zeros", _HINT)
     return DataError(f"{path} is not an image, or is damaged", _HINT)

@@ -104,7 +104,7 @@ def resolve(
     options: Options | None = None,
     sets: Sequence[str] = (),
 ) -> Resolved:
-    """Find the settings that hold.
+    """Find the settings that hold; a SettingsError says which key, value or file is wrong.
 
     Args:
         dataset: the data set that the user named, or that the data is of.
@@ -112,9 +112,6 @@ def resolve(
         environ: by default that of the process.
         options: what was given by flags.
         sets: ``KEY=VALUE``.
-
-    Raises:
-        SettingsError: for unknown keys, for values outside their limits, and for a file that cannot be read.
     """
     file, notes = _read_file(config) if config else ({}, [])
     named = {"data.dataset": Entry(dataset, Origin(Source.OPTION, "DATASET"), f"DATASET {dataset}")} if dataset else {}
@@ -158,10 +155,8 @@ def _without_effect(settings: Settings, merged: Layer) -> list[str]:
     """What the user asked for, on the command line or in the environment, and what does nothing with the rest."""
     model, train = settings.model, settings.train
     late = [epoch for epoch in train.decay_epochs if epoch >= train.epochs]
-    idle = dict.fromkeys(
-        ("train.temperature_policy", "train.temperature_max", "train.temperature_min"),
-        "since routing is soft" if model.routing == "soft" else "",
-    )
+    why_soft = "since routing is soft" if model.routing == "soft" else ""
+    idle = {f"train.temperature_{name}": why_soft for name in ("policy", "max", "min")}
     idle["train.decay_epochs"] = f"since epoch {late[0]} is not reached in {train.epochs}" if late else ""
     asked = (Source.ENVIRONMENT, Source.OPTION, Source.SET)
     return [

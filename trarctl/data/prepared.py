@@ -73,7 +73,7 @@ class _Files:
         try:
             content = orjson.loads((self.path / name).read_bytes())
         except (OSError, orjson.JSONDecodeError):
-            raise self.damaged(name) from None
+            content = None
         if not isinstance(content, list) or not set(map(type, content)) <= {str}:
             raise self.damaged(name)
         return tuple(content)
@@ -84,13 +84,12 @@ class _Files:
         It is not memory-mapped: a mapped file that is cut later ends the process by a bus error.
         """
         checksum = self.manifest.checksums.get(name)
-        if checksum is not None and checksum != file_sha256(self.path / name):
-            raise self.damaged(name)
+        is_whole = checksum is None or checksum == file_sha256(self.path / name)
         try:
             array: npt.NDArray[Any] = np.load(self.path / name, allow_pickle=False)
         except Exception as error:  # what numpy raises over a damaged header is not documented
             raise self.damaged(name) from error
-        if length is not None and len(array) != length:
+        if not is_whole or (length is not None and len(array) != length):
             raise self.damaged(name)
         return array
 
@@ -158,34 +157,22 @@ class PreparedData:
     @cached_property
     def digests(self) -> dict[str, str]:
         """What identifies the words, the answers, the word vectors and the features: equal for equal content."""
-        manifest, statistics = self.manifest, self.feature_statistics()
+        manifest, shape = self.manifest, [self.manifest.grid_size, self.manifest.feature_width]
+        features = {"extractor": manifest.images.backbone, "shape": shape, "statistics": self.feature_statistics()}
         return {
             "words": manifest.text.vocabulary_digest,
             "answers": manifest.text.answers_digest,
             "vectors": manifest.vectors.digest if manifest.vectors else "none",
-            "features": key_of(
-                {
-                    "extractor": manifest.images.backbone,
-                    "shape": [manifest.grid_size, manifest.feature_width],
-                    "statistics": statistics,
-                }
-            ),
+            "features": key_of(features),
         }
 
     def feature_statistics(self) -> dict[str, Any] | None:
-        """Describe the features by a fixed sample of images, None while there are none; see ``FeatureStatistics``.
-
-        Raises:
-            DataError: the folder was prepared before version 0.4, and its features cannot be read.
-        """
+        """Describe the features by a fixed sample of images, None while there are none; see ``FeatureStatistics``."""
         statistics = self._statistics
         return None if statistics is None else statistics.model_dump(mode="json")
 
     def feature_difference(self, statistics: Mapping[str, Any] | None) -> str | None:
-        """Say how the features differ from those that ``feature_statistics`` described; None: they do not.
-
-        Features stored as float16 are those stored as float32. Nothing to compare with is no difference.
-        """
+        """Say how the features differ from what ``feature_statistics`` gave, beyond float16's rounding; None: not."""
         if statistics is None or self._statistics is None:
             return None
         try:

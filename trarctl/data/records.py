@@ -183,10 +183,8 @@ class RecordReader:
                 parts.append(columns)
         if self._unusable:
             what = listed(self._problems, len(self._unusable))
-            raise DataError(
-                f"{self.path}: {what} (of {self.num_records:,} records, the first is record 0)",
-                f"correct them; the layout is {self._layout}",
-            )
+            what += f" (of {self.num_records:,} records, the first is record 0)"
+            raise DataError(f"{self.path}: {what}", f"correct them; the layout is {self._layout}")
         if not parts:
             raise DataError(f"{self.path} holds no {self._key or 'questions'}", f"the layout is {self._layout}")
         self._warnings += [f"{self.path}: {what}: {count:,}" for what, count in self._odd.items()]
@@ -298,11 +296,9 @@ class RecordReader:
             start, end = self._list_start(text), 0
             for first, last, is_end in _cuts(self.path, text, start, piece_bytes):
                 self._piece = text[first:last]
-                if not self._piece.strip() and not (is_end and first == start + 1):
-                    raise self._not_json(
-                        text, _NotJson(0, "an element is missing"), last, f", in record {self.num_records:,}"
-                    )
                 try:
+                    if not self._piece.strip() and not (is_end and first == start + 1):
+                        raise _NotJson(1, "an element is missing")
                     self._records = self._parse(b"[" + self._piece + b"]")
                 except _NotJson as error:
                     at = max(error.position - 1, 0)
@@ -588,12 +584,9 @@ def _structure(
 def _block_tokens(
     text: _Text, start: int, length: int, *, is_escaped: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], bool]:
-    """Find quotes, brackets and commas, leaving out quotes after a backslash.
+    """Find quotes, brackets and commas, leaving out escaped quotes: positions in the block [K] and kinds [K].
 
-    ``is_escaped`` says whether the byte before the block is a backslash that escapes the first byte.
-
-    Returns:
-        Positions in the block [K], their kinds [K], and whether the block ends with an escaping backslash.
+    ``is_escaped`` says whether a backslash before the block escapes its first byte; whether the block ends so is given.
     """
     # The view of the file must not outlive this call: a file that is still viewed cannot be closed.
     block = np.frombuffer(text, dtype=np.uint8, count=min(length, len(text) - start), offset=start)

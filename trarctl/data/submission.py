@@ -259,9 +259,8 @@ def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> 
     problems = []
     missing = [one for one in expected if one not in found]
     if missing:
-        problems.append(
-            f"{len(missing):,} of {len(expected):,} questions have no answer: {listed(missing, len(missing))}"
-        )
+        many = f"{len(missing):,} of {len(expected):,} questions"
+        problems.append(f"{many} have no answer: {listed(missing, len(missing))}")
     if len(found) < len(ids):
         twice = [one for one, count in Counter(ids).items() if count > 1]
         many = _counted(len(twice), "question is answered", "questions are answered")

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -348,14 +349,12 @@ class _Table:
 
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    is_first = True
-    while line := stream.readline(_LONGEST_LINE):
-        if is_first and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+    for number, line in enumerate(iter(lambda: stream.readline(_LONGEST_LINE), b"")):
+        if number == 0 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DataError(f"{name} is UTF-16 text", f"iconv -f utf-16 -t utf-8 {name} > NEW, and --vectors NEW")
         if len(line) == _LONGEST_LINE:
             raise DataError(f"{name} is not a text file of word vectors: a line is longer than 1 MB", _GET_GLOVE)
-        yield line.removeprefix(b"\xef\xbb\xbf") if is_first else line
-        is_first = False
+        yield line if number else line.removeprefix(b"\xef\xbb\xbf")
 
 
 def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
@@ -374,13 +373,10 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
             return int(header[0]), int(header[1])
         raise no_table
     width = Counter(len(line.split()) - 1 for line in sample).most_common(1)[0][0]
-    for line in sample:
-        try:
-            vector = _vector(line, width) if 1 < width <= _WIDEST else None
-        except ValueError:
-            continue
-        if vector is not None:
-            return None, width
+    for line in sample if 1 < width <= _WIDEST else ():
+        with suppress(ValueError):
+            if _vector(line, width) is not None:
+                return None, width
     raise no_table
 
 

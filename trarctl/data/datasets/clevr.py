@@ -122,16 +122,10 @@ _TYPES = ("count", "exist", "compare_numbers", "query_attribute", "compare_attri
 
 
 def clevr_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
-    """Count right CLEVR answers by question type.
+    """Count right CLEVR answers [Q] by question type, which the last function of a program decides.
 
-    Args:
-        predictions: an answer for each question, [Q] in the order of ``truth``.
-        truth: the true ones; the question types are the last functions of the programs.
-        evaluator: ``official`` counts ``equal_integer`` among ``compare_numbers``, ``upstream`` among
-            ``compare_attribute``, as in the published TRAR numbers.
-
-    Raises:
-        DataError: another number of predictions than questions, no question, or a function is unknown.
+    The evaluator ``official`` counts ``equal_integer`` among ``compare_numbers``, ``upstream`` among
+    ``compare_attribute``, as in the published TRAR numbers. A DataError names functions that are unknown.
     """
     used = np.unique(truth.question_type).tolist()
     type_of_function = [_type(function, evaluator) for function in truth.question_types]

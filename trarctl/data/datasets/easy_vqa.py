@@ -48,9 +48,8 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
         if (raw / other).is_file() and filecmp.cmp(raw / other, raw / files.questions, shallow=False):
             what = f"{raw / files.questions} and {raw / other} are the same file"
             raise DataError(what, "put each split's own questions there")
-    reader = RecordReader(
-        raw / files.questions, None, progress, warnings=data.warnings, layout='[["is it?", "yes", 0]]'
-    )
+    path, layout = raw / files.questions, '[["is it?", "yes", 0]]'
+    reader = RecordReader(path, None, progress, warnings=data.warnings, layout=layout)
     types = StringTable()
 
     def take(rows: list[Any]) -> list[Any]:

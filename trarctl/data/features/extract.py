@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -78,10 +78,8 @@ def extract_files(
         if rank == 0 and not (folder / BACKBONE).exists():
             extractor.fit(training_images(sets[0], extractor, progress))
             write_json(folder / BACKBONE, extractor.describe())
-        waiting = _Patience(folder)
-        while not (folder / BACKBONE).exists():
+        for _ in _waiting(folder, lambda paths: [path for path in paths if not path.exists()], [folder / BACKBONE]):
             progress("waiting for the first process", 0, None)
-            waiting.sleep(0)
         extractor = read_extractor(folder / BACKBONE, options)
     own = {images.name: images.ids[rank::num_processes].tolist() for images in sets}
     left = {images.name: _left(folder, images, own[images.name]) for images in sets}
@@ -100,25 +98,20 @@ def extract_files(
                 progress(f"extracting features of {images.name}", done, len(own[images.name]))
     refuse_problems("image", problems)
     for images in sets if num_processes > 1 and rank == 0 else []:
-        others, waiting = images.ids.tolist(), _Patience(folder)
-        while others := _left(folder, images, others):
-            progress("waiting for the other processes", len(images.ids) - len(others), len(images.ids))
-            waiting.sleep(len(others))
+        for number in _waiting(folder, partial(_left, folder, images), images.ids.tolist()):
+            progress("waiting for the other processes", len(images.ids) - number, len(images.ids))
     return folder, extractor
 
 
-class _Patience:
-    """Waits for other processes as long as their work goes on."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._left, self._since = folder, -1, time.monotonic()
-
-    def sleep(self, num_left: int) -> None:
-        """Wait a moment; a DataError says that nothing changed for too long."""
-        if num_left != self._left:
-            self._left, self._since = num_left, time.monotonic()
-        if time.monotonic() - self._since > _LONGEST_SILENCE_SECONDS:
-            what = f"other processes wrote nothing to {self._folder} for {_LONGEST_SILENCE_SECONDS / 60:.0f} minutes"
+def _waiting(folder: Path, still_left: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> Iterator[int]:
+    """Give the number of items that other processes have left; a DataError says that it stays the same for long."""
+    before, since = -1, time.monotonic()
+    while items := still_left(items):
+        if len(items) != before:
+            before, since = len(items), time.monotonic()
+        yield len(items)
+        if time.monotonic() - since > _LONGEST_SILENCE_SECONDS:
+            what = f"other processes wrote nothing to {folder} for {_LONGEST_SILENCE_SECONDS / 60:.0f} minutes"
             raise DataError(what, "see that all of them run with the same options; what is done is kept")
         time.sleep(_PAUSE_SECONDS)
 

@@ -277,11 +277,9 @@ def _instead(images: ImageSet, folder: Folder, absent: Sequence[Any], what: str)
             return [(f"; {num:,} such files lie in {deeper}", hint)]
     taken = folder.naming
     odd = [path.name for path in entries if not taken.ids([path.name])]
-    if not odd:
-        return []
-    expected = namings[0].name(absent[0]) if not len(folder.ids) else taken.name(absent[0])
+    expected = (taken if len(folder.ids) else namings[0]).name(absent[0])
     others = "1 file has another name" if len(odd) == 1 else f"{len(odd):,} files have other names"
-    return [(f"; {others} than {expected}, such as {odd[0]}", convert_hint(odd))]
+    return [(f"; {others} than {expected}, such as {odd[0]}", convert_hint(odd))] if odd else []
 
 
 def fingerprint(images: ImageSet) -> str:

@@ -9,7 +9,7 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -131,11 +131,10 @@ def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
     # Version 0.1 kept no record of a packed file.
     if images.key != plan.key or not all(is_whole(path) for path in packed if record_of(path).exists()):
         return False
-    try:
+    with suppress(DataError):
         FeatureStore(out, plan.dataset, images, [one.ids for one in plan.table.sets]).verify()
-    except DataError:
-        return False
-    return True
+        return True
+    return False
 
 
 def check_images(
@@ -363,12 +362,11 @@ def record_of(path: Path) -> Path:
 
 def is_whole(path: Path) -> bool:
     """Whether a packed file is there and was not written to since it was finished."""
-    try:
+    with suppress(*_UNREADABLE):
         content = _content_of(record_of(path))
         Survey.restored(content["survey"])
         return bool(content | _state_of(path) == content)
-    except _UNREADABLE:
-        return False
+    return False
 
 
 def _content_of(path: Path) -> dict[str, Any]:
@@ -382,16 +380,14 @@ def _state_of(path: Path) -> dict[str, int]:
 
 def _safe_rows(unfinished: Path, marker: Path, header: bytes, row_bytes: int) -> tuple[int, Survey]:
     """Give the rows of an interrupted attempt that are certainly on the disk, and what was found in them."""
-    try:
+    with suppress(*_UNREADABLE):
         content = _content_of(marker)
         rows, survey = int(content["rows"]), Survey.restored(content["survey"])
         with unfinished.open("rb") as file:
             has_header = file.read(len(header)) == header
-            size = file.seek(0, os.SEEK_END)
-    except _UNREADABLE:
-        return 0, Survey()
-    is_there = has_header and rows > 0 and len(header) + rows * row_bytes <= size
-    return (rows, survey) if is_there else (0, Survey())
+            if has_header and rows > 0 and len(header) + rows * row_bytes <= file.seek(0, os.SEEK_END):
+                return rows, survey
+    return 0, Survey()
 
 
 def _blocks(

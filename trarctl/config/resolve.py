@@ -159,11 +159,8 @@ def _without_effect(settings: Settings, merged: Layer) -> list[str]:
     idle = {f"train.temperature_{name}": why_soft for name in ("policy", "max", "min")}
     idle["train.decay_epochs"] = f"since epoch {late[0]} is not reached in {train.epochs}" if late else ""
     asked = (Source.ENVIRONMENT, Source.OPTION, Source.SET)
-    return [
-        f"{merged[key].blame}: without effect, {reason}"
-        for key, reason in idle.items()
-        if reason and key in merged and merged[key].origin.source in asked
-    ]
+    idle = {key: reason for key, reason in idle.items() if key in merged and merged[key].origin.source in asked}
+    return [f"{merged[key].blame}: without effect, {reason}" for key, reason in idle.items() if reason]
 
 
 def _layer(values: Mapping[str, object], origin: Origin) -> Layer:
@@ -202,9 +199,8 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
         if variable not in names:
             name = variable.removeprefix(PREFIX).lower()
             near = nearest_key(name) or nearest_key(name.replace("_", ".", 1))
-            hint = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
-            if near:
-                hint = f"did you mean {PREFIX}{near.upper().replace('.', '_')}?"
+            general = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
+            hint = f"did you mean {PREFIX}{near.upper().replace('.', '_')}?" if near else general
             raise SettingsError(f"unknown environment variable {variable}", hint)
         key, text = names[variable], environ[variable]
         if not text.strip():

@@ -65,13 +65,8 @@ class Batch:
 class Samples:
     """Questions of one or more splits, in a fixed order, as arrays on the disk.
 
-    Args:
-        data: the prepared data.
-        parts: splits and, of each, the rows to take in order.
-        loss: what ``Batch.target`` is for; None leaves it out.
-
-    Raises:
-        DataError: features changed or were lost since they were prepared, by a sample of the images.
+    ``parts`` are splits and, of each, the rows to take in order; without ``loss`` there are no targets. A DataError
+    says that the features of sampled images have changed since they were prepared.
     """
 
     def __init__(self, data: PreparedData, parts: Sequence[tuple[PreparedSplit, Rows]], loss: Loss | None) -> None:

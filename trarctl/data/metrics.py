@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
@@ -206,22 +206,15 @@ def _states(predictions: Sequence[str], truth: GroundTruth, rules: _Rules) -> np
     """
     distinct, raw, normalized = StringTable(), StringTable(), StringTable()
     prediction = distinct.codes(predictions)
-
-    def rewritten(table: StringTable, rewrite: Callable[[str], str], texts: Iterable[str]) -> npt.NDArray[np.int32]:
-        return table.codes(list(map(rewrite, texts)))
-
-    raw_truth = rewritten(raw, rules.unanimous_truth, truth.strings)[truth.codes]
-    raw_prediction = rewritten(raw, rules.unanimous_prediction, distinct)[prediction]
-    mixed_truth = rewritten(normalized, rules.mixed_truth, truth.strings)[truth.codes]
-    mixed_prediction = rewritten(normalized, rules.mixed_prediction, distinct)[prediction]
+    raw_truth = raw.codes([*map(rules.unanimous_truth, truth.strings)])[truth.codes]
+    raw_prediction = raw.codes([*map(rules.unanimous_prediction, distinct)])[prediction]
+    mixed_truth = normalized.codes([*map(rules.mixed_truth, truth.strings)])[truth.codes]
+    mixed_prediction = normalized.codes([*map(rules.mixed_prediction, distinct)])[prediction]
     is_answer = truth.codes >= 0
-    questions = np.arange(len(truth))
-    first = raw_truth[questions, is_answer.argmax(axis=1)]
+    first = raw_truth[np.arange(len(truth)), is_answer.argmax(axis=1)]
     is_unanimous = ((raw_truth == first[:, None]) | ~is_answer).all(axis=1)
-    is_match = np.where(
-        is_unanimous[:, None], raw_truth == raw_prediction[:, None], mixed_truth == mixed_prediction[:, None]
-    )
-    states = np.where(is_match, _MATCH, _DIFFERENT)
+    is_raw_match, is_mixed_match = raw_truth == raw_prediction[:, None], mixed_truth == mixed_prediction[:, None]
+    states = np.where(np.where(is_unanimous[:, None], is_raw_match, is_mixed_match), _MATCH, _DIFFERENT)
     return np.where(is_answer, states, _ABSENT).astype(np.int8)
 
 

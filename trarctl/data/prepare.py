@@ -236,12 +236,8 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
         refuse_foreign(work.out, [MANIFEST, FEATURES, *_possible_entries()], claim=False)
         _refuse_loss(work)
     data = _read_splits(work, _present_splits(work))
-    damaged = {
-        name
-        for split in work.spec.splits
-        for name in split.files
-        if any(str(work.raw / name) in fault.what for fault in faults)
-    }
+    names = [name for split in work.spec.splits for name in split.files]
+    damaged = [name for name in names if any(str(work.raw / name) in fault.what for fault in faults)]
     # With a split that is damaged, words and answers are others.
     if data.splits and not faults:
         _make_text(work, data)
@@ -266,22 +262,25 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
     grid = request.grid or spec.grid_size
     has_own = spec.extractor is not None
-    if has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None):
-        what = f"{spec.name} makes its own features on a grid of {spec.grid_size}"
-        raise SettingsError(what, "leave out --features, --grid, --pack")
+    is_other = has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None)
     extractor = request.extractor or spec.extractor or "resnet101"
-    if extractor not in EXTRACTORS:
-        raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
-    if has_own and request.images is not None:
-        what = f"{spec.name} makes its features of the images in its raw folder"
-        raise SettingsError(what, request.command(images=None))
-    given = [f"--{name}" for name in ("features", "images") if getattr(request, name) is not None]
-    given += ["--without-features"] if request.without_features else []
-    if len(given) > 1:
-        raise SettingsError(f"{' and '.join(given)} exclude each other", f"leave out {' or '.join(given)}")
+    flags = {name: f"--{name.replace('_', '-')}" for name in ("features", "images", "without_features")}
+    given = [flag for name, flag in flags.items() if getattr(request, name)]
     unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and request.images is None]
-    if unused and not has_own:
-        raise SettingsError(f"{' and '.join(unused)} without --images would have no effect", "add --images DIR")
+    own = f"{spec.name} makes its features of the images in its raw folder, on a grid of {spec.grid_size}"
+    for is_wrong, what, hint in (
+        (is_other, own, "leave out --features, --grid, --pack"),
+        (
+            extractor not in EXTRACTORS,
+            f"unknown extractor {extractor!r}",
+            f"--extractor {' or '.join(EXTRACTORS.names())}",
+        ),
+        (has_own and request.images is not None, own, request.command(images=None)),
+        (len(given) > 1, f"{' and '.join(given)} exclude each other", f"leave out {' or '.join(given)}"),
+        (unused and not has_own, f"{' and '.join(unused)} without --images would have no effect", "add --images DIR"),
+    ):
+        if is_wrong:
+            raise SettingsError(what, hint)
     pictures = raw if has_own else request.images
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():
@@ -459,21 +458,16 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     """Whether a text half was made from the same files with the same options."""
     options = work.request
     names = [name for split in _present_splits(work) for name in split.files]
-    return (
-        text.requested_max_words == options.max_words
-        and text.min_answer_count == options.min_answer_count
-        and text.requested_vectors == options.vectors
-        and text.vectors_fingerprint == vectors_fingerprint(options.vectors)
-        and set(names) == set(text.sources)
-        and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
-    )
+    wanted = (options.max_words, options.min_answer_count, options.vectors, vectors_fingerprint(options.vectors))
+    made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
+    is_same = wanted == made and set(names) == set(text.sources)
+    return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
 
 
 def _is_unchanged(path: Path, source: SourceFile) -> bool:
     status = path.stat()
-    if status.st_size != source.size:
-        return False
-    return status.st_mtime_ns == source.modified_ns or file_sha256(path) == source.sha256
+    is_same_time = status.st_mtime_ns == source.modified_ns
+    return status.st_size == source.size and (is_same_time or file_sha256(path) == source.sha256)
 
 
 @dataclass
@@ -552,11 +546,8 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     with ThreadPoolExecutor(1) as pool, _collection_paused():
         hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
         data = _read_splits(work, present)
-        sources = {
-            name: future.result().model_copy(update={"records": data.num_records[name]})
-            for name, future in hashes.items()
-        }
-    return data, sources
+        found = {name: future.result() for name, future in hashes.items()}
+    return data, {name: one.model_copy(update={"records": data.num_records[name]}) for name, one in found.items()}
 
 
 def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
@@ -568,10 +559,8 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
         data.warnings += compare_splits(work.spec, data.splits)
     absent = [split.name for split in work.spec.splits if split not in present and not split.is_required]
     if absent:
-        data.warnings.append(
-            f"without the questions of {' and '.join(absent)} the vocabulary lacks their words and numbers the others"
-            " differently: a published checkpoint will not fit"
-        )
+        what = f"without the questions of {' and '.join(absent)} the vocabulary lacks their words"
+        data.warnings.append(f"{what} and numbers the others differently: a published checkpoint will not fit")
     return data
 
 
@@ -619,13 +608,8 @@ def _write_vectors(work: _Work, vectors: WordVectors | None) -> VectorsPart | No
     if vectors is None:
         return None
     write_array(work.building / VECTORS, vectors.matrix)
-    return VectorsPart(
-        source=vectors.source,
-        digest=vectors.digest,
-        width=vectors.matrix.shape[1],
-        found=vectors.found,
-        missing=tuple(vectors.missing[:_NUM_EXAMPLES]),
-    )
+    width, missing = vectors.matrix.shape[1], tuple(vectors.missing[:_NUM_EXAMPLES])
+    return VectorsPart(source=vectors.source, digest=vectors.digest, width=width, found=vectors.found, missing=missing)
 
 
 def _empty_questions(split: RawSplit) -> list[str]:

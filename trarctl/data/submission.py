@@ -124,7 +124,10 @@ class JsonAnswers(AnswerFile):
         expected = np.asarray(split.question_id).tolist()
         kind = str if expected and isinstance(expected[0], str) else int
         answered: list[tuple[int | str, str | None]] = []
-        no_object, no_question, no_answer, fields = list[str](), list[str](), list[str](), dict[str, None]()
+        no_object, no_question, no_answer = list[str](), list[str](), list[str]()
+        no_id = f"with a question_id that is not {'an integer' if kind is int else 'text'}"
+        odd = {"not an object": no_object, no_id: no_question, "with an answer that is not text": no_answer}
+        fields: dict[str, None] = {}
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
                 no_object.append(f"row {number} is {_shown(row)}")
@@ -140,15 +143,8 @@ class JsonAnswers(AnswerFile):
                 answered.append((one, answer))
             else:
                 no_question.append(f"row {number} has {_shown(one) if 'question_id' in row else 'none'}")
-        problems = [
-            f"{_counted(len(found), 'row', 'rows')} {what}: {listed(found, len(found))}"
-            for what, found in (
-                ("not an object", no_object),
-                (f"with a question_id that is not {'an integer' if kind is int else 'text'}", no_question),
-                ("with an answer that is not text", no_answer),
-            )
-            if found
-        ]
+        rows_of = {what: f"{_counted(len(found), 'row', 'rows')} {what}" for what, found in odd.items()}
+        problems = [f"{rows_of[what]}: {listed(found, len(found))}" for what, found in odd.items() if found]
         if others := [_shown(name) for name in fields if name not in ("question_id", "answer")]:
             problems[-1] += f"; their other fields: {listed(others, len(others))}"
         ids = [one for one, _ in answered]

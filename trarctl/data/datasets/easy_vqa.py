@@ -53,10 +53,8 @@ def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: P
     types = StringTable()
 
     def take(rows: list[Any]) -> list[Any]:
-        records = [
-            dict(zip(_FIELDS, row, strict=True)) if isinstance(row, list) and len(row) == len(_FIELDS) else row
-            for row in rows
-        ]
+        is_row = [isinstance(row, list) and len(row) == len(_FIELDS) for row in rows]
+        records = [dict(zip(_FIELDS, row, strict=True)) if ok else row for row, ok in zip(rows, is_row, strict=True)]
         images, texts = reader.ids(records, "image_id"), reader.texts(records, "question")
         answers = reader.column(records, "answer", str, is_valid=lambda text: bool(text.strip()), expected="a text")
         if answers is None:

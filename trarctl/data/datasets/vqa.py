@@ -49,12 +49,9 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
     """Read one split of VQA v2; DataError if a file is damaged, or the two do not belong together."""
     path = raw / files.questions
     reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_layout(_QUESTIONS, files))
+    names = ("question_id", "image_id")
     question_id, image_id, texts = reader.collect(
-        lambda records: [
-            reader.ids(records, "question_id"),
-            reader.ids(records, "image_id"),
-            reader.texts(records, "question"),
-        ]
+        lambda records: [*(reader.ids(records, name) for name in names), reader.texts(records, "question")]
     )
     _check_head(reader, files, data.warnings)
     refuse_duplicates(path, question_id, "question_id")
@@ -129,16 +126,8 @@ def _read_annotations(
     if numbers[:NUM_ANNOTATORS].any():
         found = ", ".join(f"{count:,} have {number}" for number, count in enumerate(numbers.tolist()) if count)
         data.warnings.append(f"{path}: questions have other than {NUM_ANNOTATORS} answers: {found}")
-    annotations = RawAnnotations(
-        rows=np.empty(0, dtype=np.int32),
-        answers=given,
-        chosen=chosen,
-        answer_type=answer_type.astype(np.int16),
-        answer_types=tuple(answer_types),
-        question_type=question_type.astype(np.int16),
-        question_types=tuple(question_types),
-    )
-    return question_id, image_id, annotations
+    kinds = answer_type.astype(np.int16), tuple(answer_types), question_type.astype(np.int16), tuple(question_types)
+    return question_id, image_id, RawAnnotations(np.empty(0, dtype=np.int32), given, chosen, *kinds)
 
 
 def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) -> npt.NDArray[np.int32] | None:
@@ -205,9 +194,8 @@ def _split(name: str, image_set: str, num_questions: int, *, has_answers: bool =
 
 def _images(name: str, num_images: int, *, is_required: bool = True) -> ImageSetFiles:
     prefix = f"COCO_{name}_"
-    return ImageSetFiles(
-        name, num_images, is_required, FileNaming(prefix, 12, ".jpg"), FileNaming(prefix, 12, ".jpg.npy")
-    )
+    pictures, features = (FileNaming(prefix, 12, suffix) for suffix in (".jpg", ".jpg.npy"))
+    return ImageSetFiles(name, num_images, is_required, pictures, features)
 
 
 VQA = register_dataset(

@@ -36,21 +36,23 @@ class ExtractorOptions:
     devices: tuple[str, ...] = ("cpu",)
 
 
+def resized(image: Image, side: int) -> Image:
+    """Resize an image; RGB of that size stays as it is."""
+    from PIL.Image import Resampling
+
+    return image.convert("RGB").resize((side, side), Resampling.BICUBIC)
+
+
 class Extractor(ABC):
     """Turns images into a grid of feature vectors; ``extract`` is called from several threads.
 
     Making one is cheap, as it happens even if all features are there: ``load`` loads networks.
-
-    Attributes:
-        width: feature width W.
-        stored_type: number type of feature files; an image whose values float16 cannot hold stays in float32.
-        is_fitted: whether ``fit`` has to see the training images before anything is extracted.
     """
 
     name: ClassVar[str]
-    width: int
-    stored_type: ClassVar[StoredType] = "float16"
-    is_fitted: ClassVar[bool] = False
+    width: int  # feature width W
+    stored_type: ClassVar[StoredType] = "float16"  # of feature files; values that float16 cannot hold stay in float32
+    is_fitted: ClassVar[bool] = False  # whether ``fit`` has to see the training images before anything is extracted
 
     def __init__(self, options: ExtractorOptions) -> None:
         self.grid_size = options.grid_size

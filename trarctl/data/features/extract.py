@@ -18,7 +18,7 @@ import numpy as np
 
 from trarctl.data import Progress
 from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
-from trarctl.data.features.grid import FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
+from trarctl.data.features.grid import REPLACE, FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
 from trarctl.data.features.reading import READING_VERSION, read_images
 from trarctl.data.manifest import BACKBONE, key_of
@@ -207,10 +207,8 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
 
 
 def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
-    return [
-        Problem(path, error.what.removeprefix(f"{path} "), error.hint or "replace these files with good copies")
-        for path, error in pictures.items()
-    ]
+    whys = {path: error.what.removeprefix(f"{path} ") for path, error in pictures.items()}
+    return [Problem(path, why, pictures[path].hint or REPLACE) for path, why in whys.items()]
 
 
 def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:

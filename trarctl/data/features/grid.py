@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.floating]
 _LARGEST_MEMBER_BYTES = 1 << 30
 _LARGEST_HEADER = 1024
 _AS_FLOAT32 = "pack them as float32: --pack float32"
-_REPLACE = "replace these files with good copies"
+REPLACE = "replace these files with good copies"
 _NUM_SAMPLED, _NUM_VERIFIED = 64, 16  # images of a set
 
 
@@ -60,7 +60,7 @@ def convert_hint(names: Sequence[str]) -> str:
 class FeatureFileError(Exception):
     """One feature file cannot be used; the message says why, without the file's name, and ``hint`` what helps."""
 
-    def __init__(self, why: str, hint: str = _REPLACE) -> None:
+    def __init__(self, why: str, hint: str = REPLACE) -> None:
         super().__init__(why)
         self.hint = hint
 
@@ -266,7 +266,7 @@ def _how_to_reshape(shape: tuple[int, ...]) -> str:
         return f"save array.reshape({sizes[0]}, {sizes[1] * sizes[2]}).T in their place, if channels come first"
     if len(sizes) < 2:
         return "save the map of cells before it is pooled to one vector"
-    return _REPLACE
+    return REPLACE
 
 
 class _PackedFile:
@@ -393,7 +393,6 @@ class FeatureStore:
             raise DataError(f"the features of {self._folder} changed since they were prepared: {what}", self._cure)
 
     def _set_indices(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        """Give the index of each row's image set, [R]."""
         if len(rows) and rows.min() == -1:
             what = f"{self._folder} has no features for questions that were left out of training"
             raise DataError(what, f"add those of their images, and {self._cure}")

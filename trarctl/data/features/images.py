@@ -114,14 +114,13 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
     if len(found[namings[0]]) < len(names):
         found |= {naming: naming.ids(names) for naming in namings[1:]}
     best = max(found, key=lambda naming: len(found[naming]))
-    warnings = [
-        f"{len(ids):,} files in {path} are left out, since they are named like {naming.name(min(ids))}, and"
-        f" {len(found[best]):,} like {best.name(min(found[best]))}"
-        for naming, ids in found.items()
-        if naming != best and ids and not _refuse_two_kinds(path, {best: found[best], naming: ids})
-    ]
-    ids = np.unique(np.array(found[best], dtype=None if found[best] else np.int64))
-    return Folder(path, best, ids, len(names) - len(found[best]), tuple(warnings))
+    kept, warnings = found.pop(best), list[str]()
+    for naming, ids in found.items():
+        if ids and not _refuse_two_kinds(path, {best: kept, naming: ids}):
+            those = f"named like {naming.name(min(ids))}, and {len(kept):,} like {best.name(min(kept))}"
+            warnings.append(f"{len(ids):,} files in {path} are left out, since they are {those}")
+    unique = np.unique(np.array(kept, dtype=None if kept else np.int64))
+    return Folder(path, best, unique, len(names) - len(kept), tuple(warnings))
 
 
 def _refuse_two_kinds(path: Path, found: Mapping[FileNaming, Sequence[Any]]) -> bool:

@@ -58,6 +58,7 @@ from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
 Fill = Callable[[int, Floats], list[Problem]]
+Fact = tuple[int, int, int]  # rows, width and bytes per number of a file
 Attempt = Callable[[], AbstractContextManager[None]]
 
 _BLOCK_BYTES = 8 << 20
@@ -173,14 +174,9 @@ def check_images(
 def _files_part(images: ImageSet, common: Common, folder: Path) -> ImageSetPart:
     """Describe features that are read where they are; ``folder`` may be relative to the prepared folder."""
     assert images.folder is not None  # noqa: S101 - the callers pass over sets without a folder
-    return ImageSetPart(
-        name=images.name,
-        num_images=len(images.ids),
-        kind="files",
-        folder=str(folder),
-        naming=NamingPart(**vars(images.folder.naming)),
-        stored_type=common.stored_type,
-    )
+    naming = NamingPart(**vars(images.folder.naming))
+    part = ImageSetPart(name=images.name, num_images=len(images.ids), kind="files", folder=str(folder), naming=naming)
+    return part.model_copy(update={"stored_type": common.stored_type})
 
 
 def build_images(
@@ -242,11 +238,11 @@ def check_files(
     sets: Sequence[ImageSet], num_cells: int, progress: Progress, *, pack_as: Pack | None, check_values: bool
 ) -> Common:
     """Look at the features of every image, at all values or only at shapes; a DataError says what is unusable."""
-    found: defaultdict[tuple[int, int, int], list[Path]] = defaultdict(list)
-    problems, warnings = list[Problem](), list[str]()
+    found: defaultdict[Fact, list[Path]] = defaultdict(list)
+    problems, surveys = list[Problem](), dict[str, Survey]()
 
-    def look(images: ImageSet, ids: Sequence[Any], first: int) -> tuple[list[tuple[int, int, int]], list[Path], Survey]:
-        facts, good, survey = [], [], Survey()
+    def look(images: ImageSet, ids: Sequence[Any], first: int) -> tuple[list[tuple[Fact, Path]], Survey]:
+        facts, survey = [], Survey()
         for row, path in enumerate(map(images.file, ids), start=first):
             try:
                 if check_values:
@@ -259,29 +255,26 @@ def check_files(
                     survey.look(row, array)
                 else:
                     (rows, width), dtype = read_shape(path)
-                facts.append((rows, width, dtype.itemsize))
-                good.append(path)
+                facts.append(((rows, width, dtype.itemsize), path))
             except FeatureFileError as error:
                 survey.problems.append(Problem.of(path, error))
-        return facts, good, survey
+        return facts, survey
 
-    surveys = {}
     for images in sets:
         survey = surveys[images.name] = Survey()
         pieces = batched(images.ids.tolist() if images.folder else [], 64)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             looks = pool.map(partial(look, images), pieces, range(0, len(images.ids), 64))
-            for number, (facts, good, part) in enumerate(looks, start=1):
+            for number, (facts, part) in enumerate(looks, start=1):
                 survey.add(part)
-                for fact, path in zip(facts, good, strict=True):
+                for fact, path in facts:
                     found[fact].append(path)
                 progress(f"checking features of {images.name}", min(number * 64, len(images.ids)), len(images.ids))
         problems += survey.problems
     refuse_problems("feature", problems)
-    for images in sets:
-        warnings += surveys[images.name].warnings(images.name, images.file_of_row)
+    odd = [warning for one in sets for warning in surveys[one.name].warnings(one.name, one.file_of_row)]
     common = in_common(found, num_cells) if found else Common(0, "float32", ())
-    return replace(common, warnings=(*common.warnings, *warnings))
+    return replace(common, warnings=(*common.warnings, *odd))
 
 
 def fill_from_files(images: ImageSet, first: int, out: Floats) -> list[Problem]:

@@ -41,19 +41,15 @@ _TURNS: dict[object, str] = dict(enumerate(_UPRIGHT.split(), start=2))
 _BITS, _PHOTOMETRIC, _SUBFILE = 258, 262, 254
 _WHITE_IS_ZERO, _IS_PREVIEW = 0, 1
 # How files begin that people take for pictures, in lower case.
-_OTHER_KINDS = (
-    (b"%pdf", "a PDF document"),
-    (b"%!ps", "a PostScript drawing"),
-    (b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
-    (b"<svg", "an SVG drawing"),
-    (b"<!doctype html", "a web page"),
-    (b"<html", "a web page"),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself (git lfs pull)"),
-    (b"\xff\x0a", "a JPEG XL picture"),
-    (b"\0\0\0\x0cjxl ", "a JPEG XL picture"),
-    (b"\x1f\x8b", "an archive"),
-    (b"pk\3\4", "an archive"),
-)
+_OTHER_KINDS: dict[tuple[bytes, ...], str] = {
+    (b"%pdf",): "a PDF document",
+    (b"%!ps", b"\xc5\xd0\xd3\xc6"): "a PostScript drawing",
+    (b"<svg",): "an SVG drawing",
+    (b"<!doctype html", b"<html"): "a web page",
+    (b"version https://git-lfs",): "a pointer of Git LFS, not the file itself (git lfs pull)",
+    (b"\xff\x0a", b"\0\0\0\x0cjxl "): "a JPEG XL picture",
+    (b"\x1f\x8b", b"pk\3\4"): "an archive",
+}
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -200,7 +196,7 @@ def _unidentified(path: Path) -> DataError:
     with path.open("rb") as file:
         head = file.read(1024)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    kind = next((kind for start, kind in _OTHER_KINDS if text.startswith(start)), "")
+    kind = next((kind for begin, kind in _OTHER_KINDS.items() if text.startswith(begin)), "")
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
         kind = "a HEIC picture"
     elif text.startswith((b"<?xml", b"<!--")) and b"<svg" in text:

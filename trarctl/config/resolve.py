@@ -246,15 +246,14 @@ def _read_file(path: Path) -> tuple[Layer, list[str]]:
         raise SettingsError(f"{path}: {reason}", f"correct the file; it must be valid {suffix[1:].upper()}") from None
     if not isinstance(document := {} if document is None else document, Mapping):
         raise SettingsError(f"{path}: holds no settings", "a file of settings is a table of keys and values")
-    layer: Layer = {}
+    layer, notes = Layer(), list[str]()
     if suffix in (".yml", ".yaml"):
         values, notes = translate(document, str(path))
         for key, (value, name) in values.items():
             origin = Origin(Source.ORIGINAL_FILE, f"{path.name} ({name})")
             layer[key] = Entry(from_file(key, value), origin, f"{path} ({name}: {reprlib.repr(value)})")
-        return layer, notes
-    for key, value in values_of_tables(document, str(path)).items():
-        shown = to_text(value) if isinstance(value, bool) else reprlib.repr(value)
-        blame = f"{path} ({key.partition('.')[2]} = {shown})"
-        layer[key] = Entry(value, Origin(Source.FILE, path.name), blame)
-    return layer, []
+    else:
+        for key, value in values_of_tables(document, str(path)).items():
+            shown = to_text(value) if isinstance(value, bool) else reprlib.repr(value)
+            layer[key] = Entry(value, Origin(Source.FILE, path.name), f"{path} ({key.partition('.')[2]} = {shown})")
+    return layer, notes

@@ -84,12 +84,13 @@ class _Files:
         It is not memory-mapped: a mapped file that is cut later ends the process by a bus error.
         """
         checksum = self.manifest.checksums.get(name)
-        is_whole = checksum is None or checksum == file_sha256(self.path / name)
+        if checksum is not None and checksum != file_sha256(self.path / name):
+            raise self.damaged(name)
         try:
             array: npt.NDArray[Any] = np.load(self.path / name, allow_pickle=False)
         except Exception as error:  # what numpy raises over a damaged header is not documented
             raise self.damaged(name) from error
-        if not is_whole or (length is not None and len(array) != length):
+        if length is not None and len(array) != length:
             raise self.damaged(name)
         return array
 

@@ -143,9 +143,8 @@ class Predictor:
     def trained_on(self) -> str:
         """What the model was trained on and what it can answer, in one sentence."""
         answers = self._data.answers
-        few = ", ".join(answers if len(answers) <= 13 else answers[:8])
-        more = "" if len(answers) <= 13 else f" and {len(answers) - 8:,} more"
-        return f"trained on {self._data.spec.title}; it can only answer {few}{more}"
+        few = listed(answers, len(answers), most=13 if len(answers) <= 13 else 8)
+        return f"trained on {self._data.spec.title}; it can only answer {few}"
 
     def ask(self, images: Sequence[Image], questions: Sequence[str], *, top: int = 5) -> list[Prediction]:
         """Answer a question about each picture, of any size and mode; errors as in ``ask_files``."""

@@ -100,7 +100,6 @@ def predict(
 
 
 def _asking(image: Path | None, question: str | None, batch: Path | None, save: Path | None) -> list[Asking]:
-    """The questions, each with its picture."""
     from trarctl.data.question_files import Asking, read_question_file, refuse_missing_image
     from trarctl.errors import SettingsError
 

@@ -153,9 +153,7 @@ def prepare(
     if check:
         with show_progress() as progress:
             found = preparing.check(request, progress)
-        _show_checks(found.rows)
-        for warning in found.warnings:
-            warn(warning)
+        _show_checks(found.rows, found.warnings)
         if len(found.faults) == 1:
             raise found.faults[0]
         for fault in found.faults:
@@ -179,21 +177,21 @@ def _devices(gpus: str | None) -> tuple[str, ...]:
     return placement.devices if placement.group is None else (placement.device,)
 
 
-def _show_checks(rows: Sequence[CheckRow]) -> None:
+def _show_checks(rows: Sequence[CheckRow], warnings: Sequence[str]) -> None:
     table = make_table("file", "found", "expected", "verdict", numbers=("found", "expected"))
     for row in rows:
         found, expected = (f"{count:,}" if count is not None else "-" for count in (row.found, row.expected))
         add_row(table, row.file, found, expected, f"{row.verdict}: {row.advice}" if row.advice else row.verdict)
     show_table(table)
+    for warning in warnings:
+        warn(warning)
 
 
 def _show(report: PrepareReport, request: PrepareRequest) -> None:
     """Print what was checked, what is odd, what was prepared, and what to do next."""
     from trarctl.data.prepared import default_folder
 
-    _show_checks(report.checks)
-    for warning in report.warnings:
-        warn(warning)
+    _show_checks(report.checks, report.warnings)
     manifest = report.manifest
     state = "was up to date" if report.was_current else f"prepared in {duration(report.seconds)}"
     say(f"{manifest.dataset} {state}: {report.out}")

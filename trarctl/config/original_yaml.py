@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from trarctl.config.settings import nearest_key
-from trarctl.errors import SettingsError
+from trarctl.errors import SettingsError, listed
 
 # Keys whose values mean the same here.
 SAME: dict[str, str] = {
@@ -115,11 +115,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_yaml(text: str) -> object:
-    """Read YAML.
-
-    Raises:
-        ValueError, yaml.YAMLError: it is none, has a key twice, or an octal or sexagesimal number.
-    """
+    """Read YAML; ValueError or YAMLError if it is none, has a key twice, or a number that is not decimal."""
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 
@@ -136,12 +132,10 @@ Values = dict[str, tuple[object, str]]
 
 def translate(document: Document, source: str) -> tuple[Values, list[str]]:
     """Translate the original's configuration: our key -> (value, the original's key), and notes for the user."""
-    if unknown := [key for key in document if key not in KNOWN]:
-        near = nearest_key(str(unknown[0]), KNOWN)
-        listed = ", ".join(reprlib.repr(key).strip("'") for key in unknown[:10])
-        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+    if unknown := [reprlib.repr(key).strip("'") for key in document if key not in KNOWN]:
+        near = nearest_key(unknown[0], KNOWN)
         general = "a .yml file holds the original's keys; trarctl's own go into a .toml file"
-        what = f"{source}: unknown key{'s' if len(unknown) > 1 else ''} {listed}{more}"
+        what = f"{source}: unknown key{'s' if len(unknown) > 1 else ''} {listed(unknown, len(unknown))}"
         raise SettingsError(what, f"did you mean {near}?" if near else general)
     for key, (fixed, reason) in FIXED.items():
         given = document.get(key, fixed)
@@ -183,8 +177,7 @@ def _read_optimizer(document: Document, source: str, values: Values, notes: list
         if name in ADAM:
             values[ADAM[name][0]] = (value, f"OPT_PARAMS.{name}")
         elif name not in ADAM_REFUSED:
-            known = (*ADAM, *ADAM_REFUSED)
-            near = nearest_key(str(name), known)
+            near = nearest_key(str(name), known := (*ADAM, *ADAM_REFUSED))
             hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
             raise SettingsError(f"{source}: unknown key OPT_PARAMS.{reprlib.repr(name).strip(chr(39))}", hint)
         elif value:

@@ -104,7 +104,7 @@ def resolve(
     options: Options | None = None,
     sets: Sequence[str] = (),
 ) -> Resolved:
-    """Find the settings that hold.
+    """Find the settings that hold; a SettingsError says which key, value or file is wrong.
 
     Args:
         dataset: the data set that the user named, or that the data is of.
@@ -112,9 +112,6 @@ def resolve(
         environ: by default that of the process.
         options: what was given by flags.
         sets: ``KEY=VALUE``.
-
-    Raises:
-        SettingsError: for unknown keys, for values outside their limits, and for a file that cannot be read.
     """
     file, notes = _read_file(config) if config else ({}, [])
     named = {"data.dataset": Entry(dataset, Origin(Source.OPTION, "DATASET"), f"DATASET {dataset}")} if dataset else {}
@@ -158,17 +155,12 @@ def _without_effect(settings: Settings, merged: Layer) -> list[str]:
     """What the user asked for, on the command line or in the environment, and what does nothing with the rest."""
     model, train = settings.model, settings.train
     late = [epoch for epoch in train.decay_epochs if epoch >= train.epochs]
-    idle = dict.fromkeys(
-        ("train.temperature_policy", "train.temperature_max", "train.temperature_min"),
-        "since routing is soft" if model.routing == "soft" else "",
-    )
+    why_soft = "since routing is soft" if model.routing == "soft" else ""
+    idle = {f"train.temperature_{name}": why_soft for name in ("policy", "max", "min")}
     idle["train.decay_epochs"] = f"since epoch {late[0]} is not reached in {train.epochs}" if late else ""
     asked = (Source.ENVIRONMENT, Source.OPTION, Source.SET)
-    return [
-        f"{merged[key].blame}: without effect, {reason}"
-        for key, reason in idle.items()
-        if reason and key in merged and merged[key].origin.source in asked
-    ]
+    idle = {key: reason for key, reason in idle.items() if key in merged and merged[key].origin.source in asked}
+    return [f"{merged[key].blame}: without effect, {reason}" for key, reason in idle.items() if reason]
 
 
 def _layer(values: Mapping[str, object], origin: Origin) -> Layer:
@@ -207,9 +199,8 @@ def _environment_layer(environ: Mapping[str, str]) -> Layer:
         if variable not in names:
             name = variable.removeprefix(PREFIX).lower()
             near = nearest_key(name) or nearest_key(name.replace("_", ".", 1))
-            hint = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
-            if near:
-                hint = f"did you mean {PREFIX}{near.upper().replace('.', '_')}?"
+            general = f"trarctl reads {PREFIX}TABLE_KEY, such as {PREFIX}TRAIN_SEED; {ALL_SETTINGS}"
+            hint = f"did you mean {PREFIX}{near.upper().replace('.', '_')}?" if near else general
             raise SettingsError(f"unknown environment variable {variable}", hint)
         key, text = names[variable], environ[variable]
         if not text.strip():
@@ -255,15 +246,14 @@ def _read_file(path: Path) -> tuple[Layer, list[str]]:
         raise SettingsError(f"{path}: {reason}", f"correct the file; it must be valid {suffix[1:].upper()}") from None
     if not isinstance(document := {} if document is None else document, Mapping):
         raise SettingsError(f"{path}: holds no settings", "a file of settings is a table of keys and values")
-    layer: Layer = {}
+    layer, notes = Layer(), list[str]()
     if suffix in (".yml", ".yaml"):
         values, notes = translate(document, str(path))
         for key, (value, name) in values.items():
             origin = Origin(Source.ORIGINAL_FILE, f"{path.name} ({name})")
             layer[key] = Entry(from_file(key, value), origin, f"{path} ({name}: {reprlib.repr(value)})")
-        return layer, notes
-    for key, value in values_of_tables(document, str(path)).items():
-        shown = to_text(value) if isinstance(value, bool) else reprlib.repr(value)
-        blame = f"{path} ({key.partition('.')[2]} = {shown})"
-        layer[key] = Entry(value, Origin(Source.FILE, path.name), blame)
-    return layer, []
+    else:
+        for key, value in values_of_tables(document, str(path)).items():
+            shown = to_text(value) if isinstance(value, bool) else reprlib.repr(value)
+            layer[key] = Entry(value, Origin(Source.FILE, path.name), f"{path} ({key.partition('.')[2]} = {shown})")
+    return layer, notes

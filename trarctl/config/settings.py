@@ -68,11 +68,7 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def recipe_of(dataset: str) -> Recipe:
-    """Get the recipe of a data set that ``dataset_names`` lists.
-
-    Raises:
-        SettingsError: naming the file, if it cannot be read or its settings are not valid.
-    """
+    """Get the recipe of a data set of ``dataset_names``; a SettingsError names the file if it is not valid."""
     recipe = _read_recipe(_RECIPES[dataset])
     from_dict(nested({**recipe.values, "data.dataset": dataset}), str(recipe.path))
     return recipe
@@ -248,9 +244,8 @@ class TrainSettings(Frozen):
             small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
             divisors = small + [batch // n for n in reversed(small)]
             near = [n for n in divisors if n < parts][-1:] + [n for n in divisors if n > parts][:1]
-            message = (
-                f"accumulation {parts} does not divide batch_size {batch} (nearest that do: {_either(near, 'and')})"
-            )
+            nearest = f"nearest that do: {_either(near, 'and')}"
+            message = f"accumulation {parts} does not divide batch_size {batch} ({nearest})"
             raise contradiction(message, "train.accumulation", "train.batch_size")
         if self.temperature_min > self.temperature_max:
             message = f"temperature_min {self.temperature_min} is above temperature_max {self.temperature_max}"
@@ -359,10 +354,9 @@ def unknown(source: str, key: str, *, is_table: bool = False) -> SettingsError:
 
 
 def from_text(key: str, text: str) -> object:
-    """Read a value from the environment or the command line.
+    """Read a value from the environment or the command line; what cannot be read stays text, for validation.
 
-    Lists are TOML or JSON (``[0, 1]``) or simply ``0,1``; ``none`` empties an optional setting. What cannot be read is
-    handed on as text, and validation says what is wrong with it.
+    Lists are TOML or JSON (``[0, 1]``) or simply ``0,1``; ``none`` empties an optional setting.
     """
     value = from_file(key, text.strip())
     if not isinstance(value, str):
@@ -459,12 +453,9 @@ _PROBLEMS = {
 
 
 def from_dict(tables: Mapping[str, object], source: str, blames: Mapping[str, str] | None = None) -> Settings:
-    """Validate settings by table, as JSON holds them.
+    """Validate settings by table, as JSON holds them; a SettingsError has a line for each that is wrong.
 
-    A message begins with what ``blames`` has for the dotted key, those that win over others first, or with ``source``.
-
-    Raises:
-        SettingsError: with a line for each wrong setting, in the user's words.
+    It begins with what ``blames`` has for the dotted key, those that win over others first, or with ``source``.
     """
     blames = blames or {}
     try:

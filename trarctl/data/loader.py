@@ -65,13 +65,8 @@ class Batch:
 class Samples:
     """Questions of one or more splits, in a fixed order, as arrays on the disk.
 
-    Args:
-        data: the prepared data.
-        parts: splits and, of each, the rows to take in order.
-        loss: what ``Batch.target`` is for; None leaves it out.
-
-    Raises:
-        DataError: features changed or were lost since they were prepared, by a sample of the images.
+    ``parts`` are splits and, of each, the rows to take in order; without ``loss`` there are no targets. A DataError
+    says that the features of sampled images have changed since they were prepared.
     """
 
     def __init__(self, data: PreparedData, parts: Sequence[tuple[PreparedSplit, Rows]], loss: Loss | None) -> None:
@@ -91,11 +86,7 @@ class Samples:
         return np.concatenate([split.question_id[rows] for split, rows in self._parts])
 
     def batch(self, indices: Rows) -> Batch:
-        """Gather the samples at ``indices`` [B] of this order.
-
-        Raises:
-            DataError: features cannot be read.
-        """
+        """Gather the samples at ``indices`` [B] of this order; DataError if features cannot be read."""
         part_of = np.searchsorted(self._starts, indices, side="right") - 1
         chosen = [
             (positions := np.flatnonzero(part_of == part), split, rows[indices[positions] - self._starts[part]])
@@ -112,11 +103,10 @@ class Samples:
         images, image_of = np.unique(image, return_inverse=True)
         if len(images) == len(image):
             images, image_of = image, np.arange(len(image))
-        features = self._data.features.read(images)
         return Batch(
             question_id,
             torch.from_numpy(tokens[:, : trimmed_length(tokens)]),
-            torch.from_numpy(features),
+            torch.from_numpy(self._data.features.read(images)),
             torch.from_numpy(image_of.reshape(-1)),
             self._target(chosen, len(indices)) if self._loss is not None else None,
         )
@@ -139,11 +129,7 @@ class Samples:
 
 
 def training_samples(data: PreparedData, split: str, loss: Loss) -> Samples:
-    """Give the samples to train on, in the order of the annotations; ``split`` may be names joined by ``+``.
-
-    Raises:
-        DataError: a split is missing or has no answers, or questions have none out of the answer list for "ce".
-    """
+    """Give the samples to train on, in the order of the annotations; ``split`` may be names joined by ``+``."""
     parts = []
     for name in split.split("+"):
         part = data.split(name)
@@ -151,11 +137,9 @@ def training_samples(data: PreparedData, split: str, loss: Loss) -> Samples:
             raise DataError(f"split {name} of {data.path} has no answers to train on", "choose another with --split")
         rows = np.asarray(part.training_order, dtype=np.int64)
         if loss == "ce" and (num_lost := int((np.diff(part.targets[0])[rows] == 0).sum())):
-            raise DataError(
-                f"{num_lost:,} of {len(rows):,} training questions of {name} have no answer out of the answer list,"
-                ' which the loss "ce" needs',
-                "leave these questions out of its file, or choose another with --split",
-            )
+            lost = f"{num_lost:,} of {len(rows):,} training questions of {name}"
+            what = f'{lost} have no answer out of the answer list, which the loss "ce" needs'
+            raise DataError(what, "leave these questions out of its file, or choose another with --split")
         parts.append((part, rows))
     return Samples(data, parts, loss)
 

@@ -216,39 +216,28 @@ def prepare_command(dataset: str) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a prepared folder.
-
-    Raises:
-        DataError: there is none, it is damaged, or another version wrote it.
-    """
-    path = folder / MANIFEST
+    """Read the manifest of a prepared folder; DataError if it is missing, damaged, or of another version."""
+    path, again = folder / MANIFEST, f"prepare again: {prepare_command('DATASET')} --out {folder}"
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"cannot read {path}: it is no file", _again(folder))
+            raise DataError(f"cannot read {path}: it is no file", again)
         content = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         dataset = folder.parent.name if folder.parent.name in DATASETS else "DATASET"
         raise DataError(f"no prepared data in {folder}", f"{prepare_command(dataset)} --out {folder}") from None
     except (OSError, orjson.JSONDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", _again(folder)) from None
+        raise DataError(f"cannot read {path}: {error}", again) from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(
-            f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}", _again(folder)
-        )
+        what = f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}"
+        raise DataError(what, again)
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path} is damaged: {where}: {first['msg']}", _again(folder)) from None
+        raise DataError(f"{path} is damaged: {where}: {first['msg']}", again) from None
     if manifest.dataset not in DATASETS:
-        raise DataError(
-            f"{folder} holds {manifest.dataset} data, a data set that is not known here",
-            f"name the module that adds it: {PLUGINS_VARIABLE}=MODULE",
-        )
+        what = f"{folder} holds {manifest.dataset} data, a data set that is not known here"
+        raise DataError(what, f"name the module that adds it: {PLUGINS_VARIABLE}=MODULE")
     return manifest
-
-
-def _again(folder: Path) -> str:
-    return f"prepare again: trarctl prepare DATASET --out {folder}"

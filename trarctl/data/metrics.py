@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
@@ -65,18 +66,14 @@ Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
 def measure(predictions: Sequence[str], data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> Accuracy:
     """Compare an answer for each question of a split, in file order, with its ground truth by the data set's rules.
 
-    Raises:
-        DataError: the split has no answers, or they are not those of the data set.
-        SettingsError: there is no such evaluator.
+    A DataError says that there are no answers to compare with, a SettingsError that there is no such evaluator.
     """
     if evaluator not in get_args(EvaluatorName):
         names = " or ".join(get_args(EvaluatorName))
         raise SettingsError(f"there is no evaluator {evaluator!r}", f"choose {names}")
     if not split.is_annotated:
-        raise DataError(
-            f"split {split.name} of {data.path} has no answers to compare with",
-            f"trarctl submit --split {split.name} writes its answers; trarctl eval --split val measures",
-        )
+        hint = f"trarctl submit --split {split.name} writes its answers; trarctl eval --split val measures"
+        raise DataError(f"split {split.name} of {data.path} has no answers to compare with", hint)
     return data.spec.metric(predictions, split.truth(), evaluator)
 
 
@@ -110,18 +107,13 @@ _RULES: dict[EvaluatorName, _Rules] = {
 
 
 def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
-    """Score VQA answers: the mean over the ten leave-one-out sets of min(1, matches / 3).
+    """Score VQA answers [Q]: the mean over the ten leave-one-out sets of min(1, matches / 3).
 
     With K annotators it is min(1, matches / min(3, K)), averaged over the leave-one-out sets where K is 3 or more.
+    A DataError says that predictions and truth do not fit together, or that a question has no answer.
 
-    Args:
-        predictions: an answer for each question, [Q] in the order of ``truth``.
-        truth: the annotators' answers.
-        evaluator: ``official`` is the VQA team's current one; ``upstream`` the older one of the published TRAR numbers,
-            which always normalizes the prediction, and of the truth only the punctuation.
-
-    Raises:
-        DataError: another number of predictions than questions, no question, or a question without any answer.
+    The evaluator ``official`` is the VQA team's current one; ``upstream`` the older one of the published TRAR numbers,
+    which always normalizes the prediction, and of the truth only the punctuation.
     """
     _check(predictions, truth)
     right = _shares(_states(predictions, truth, _RULES[evaluator]))
@@ -142,11 +134,10 @@ def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Eval
 
 def _annotators_note(truth: GroundTruth) -> str | None:
     """Say how many questions have how many annotators, and what that means; None if all have ten."""
-    per_question, questions = np.unique((truth.codes >= 0).sum(axis=1), return_counts=True)
-    if per_question.tolist() == [NUM_ANNOTATORS]:
+    counts = Counter((truth.codes >= 0).sum(axis=1).tolist())
+    if set(counts) == {NUM_ANNOTATORS}:
         return None
-    counts = dict(zip(per_question.tolist(), questions.tolist(), strict=True))
-    held = ", ".join(f"{questions:,} have {number}" for number, questions in counts.items())
+    held = ", ".join(f"{questions:,} have {number}" for number, questions in sorted(counts.items()))
     best = "; three who agree make 66.67 %" if _ENOUGH_MATCHES in counts else ""
     return (
         f"of {len(truth):,} questions {held} of {NUM_ANNOTATORS} annotators' answers: with K an answer scores"
@@ -155,11 +146,7 @@ def _annotators_note(truth: GroundTruth) -> str | None:
 
 
 def plain_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
-    """Count right answers by question type; right is what equals the one true answer to the letter.
-
-    Raises:
-        DataError: another number of predictions than questions, or no question.
-    """
+    """Count right answers by question type; errors as in ``count_right``."""
     return count_right(predictions, truth, truth.question_type, truth.question_types, evaluator)
 
 
@@ -170,11 +157,7 @@ def count_right(
     types: Sequence[str],
     evaluator: EvaluatorName,
 ) -> Accuracy:
-    """Count right answers by any types: ``type_of`` [Q] are indices into ``types``.
-
-    Raises:
-        DataError: another number of predictions than questions, or no question.
-    """
+    """Count answers that equal the true one to the letter, by types [Q]; DataError if they do not fit the questions."""
     _check(predictions, truth)
     code_of = {answer: code for code, answer in enumerate(truth.strings)}
     codes = np.fromiter((code_of.get(answer, -1) for answer in predictions), dtype=np.int64, count=len(predictions))
@@ -182,9 +165,8 @@ def count_right(
     type_of, types = _used(type_of, types)
     correct = np.bincount(type_of[is_right], minlength=len(types)).tolist()
     total = np.bincount(type_of, minlength=len(types)).tolist()
-    counts = {OVERALL: (int(is_right.sum()), len(truth))} | dict(
-        zip(types, zip(correct, total, strict=True), strict=True)
-    )
+    by_type = dict(zip(types, zip(correct, total, strict=True), strict=True))
+    counts = {OVERALL: (int(is_right.sum()), len(truth))} | by_type
     percent = {name: round(100 * right / number, _DECIMALS) for name, (right, number) in counts.items()}
     return Accuracy(
         overall=percent.pop(OVERALL),
@@ -207,9 +189,8 @@ def _used(type_of: npt.NDArray[np.integer], types: Sequence[str]) -> tuple[npt.N
 
 def _check(predictions: Sequence[str], truth: GroundTruth) -> None:
     if len(predictions) != len(truth):
-        raise DataError(
-            f"{len(predictions):,} answers for {len(truth):,} questions", "score the split they were made for"
-        )
+        what = f"{len(predictions):,} answers for {len(truth):,} questions"
+        raise DataError(what, "score the split they were made for")
     if not len(truth):
         raise DataError("there is no question to score")
     is_answered = (truth.codes >= 0).any(axis=1)
@@ -225,30 +206,22 @@ def _states(predictions: Sequence[str], truth: GroundTruth, rules: _Rules) -> np
     """
     distinct, raw, normalized = StringTable(), StringTable(), StringTable()
     prediction = distinct.codes(predictions)
-
-    def rewritten(table: StringTable, rewrite: Callable[[str], str], texts: Iterable[str]) -> npt.NDArray[np.int32]:
-        return table.codes(list(map(rewrite, texts)))
-
-    raw_truth = rewritten(raw, rules.unanimous_truth, truth.strings)[truth.codes]
-    raw_prediction = rewritten(raw, rules.unanimous_prediction, distinct)[prediction]
-    mixed_truth = rewritten(normalized, rules.mixed_truth, truth.strings)[truth.codes]
-    mixed_prediction = rewritten(normalized, rules.mixed_prediction, distinct)[prediction]
+    raw_truth = raw.codes([*map(rules.unanimous_truth, truth.strings)])[truth.codes]
+    raw_prediction = raw.codes([*map(rules.unanimous_prediction, distinct)])[prediction]
+    mixed_truth = normalized.codes([*map(rules.mixed_truth, truth.strings)])[truth.codes]
+    mixed_prediction = normalized.codes([*map(rules.mixed_prediction, distinct)])[prediction]
     is_answer = truth.codes >= 0
-    questions = np.arange(len(truth))
-    first = raw_truth[questions, is_answer.argmax(axis=1)]
+    first = raw_truth[np.arange(len(truth)), is_answer.argmax(axis=1)]
     is_unanimous = ((raw_truth == first[:, None]) | ~is_answer).all(axis=1)
-    is_match = np.where(
-        is_unanimous[:, None], raw_truth == raw_prediction[:, None], mixed_truth == mixed_prediction[:, None]
-    )
-    states = np.where(is_match, _MATCH, _DIFFERENT)
+    is_raw_match, is_mixed_match = raw_truth == raw_prediction[:, None], mixed_truth == mixed_prediction[:, None]
+    states = np.where(np.where(is_unanimous[:, None], is_raw_match, is_mixed_match), _MATCH, _DIFFERENT)
     return np.where(is_answer, states, _ABSENT).astype(np.int8)
 
 
 def _shares(states: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
     """Turn states [Q, 10] into each question's accuracy, 0 to 1, [Q].
 
-    A few dozen patterns are all there are, so each is worked out once, by the evaluators' own sum in the annotators'
-    order: the result is theirs to the last bit, and so is the rounding of figures that end in a 5.
+    Each of a few dozen patterns is worked out once, by the evaluators' own sum: the result is theirs to the last bit.
     """
     codes = states @ (len(_STATES) ** np.arange(states.shape[1]))
     _, example, pattern = np.unique(codes, return_index=True, return_inverse=True)
@@ -298,10 +271,7 @@ def question_prior(data: PreparedData, split: PreparedSplit) -> tuple[list[str],
     """Guess each question's answer without its image: the commonest training answer to the same words.
 
     Where training has not asked in these words, it is that to the same question type, else to the same first two words,
-    else the commonest of all.
-
-    Returns:
-        The answers, and which share of them each rule gave: ``same words 22 %, same question type 78 %``.
+    else the commonest of all. Also says what share each rule gave: ``same words 22 %, same question type 78 %``.
     """
     labels, rows = _training_labels(data)
     if not len(labels):

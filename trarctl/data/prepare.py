@@ -108,27 +108,15 @@ class PrepareRequest:
         request = replace(self, **changes)
         default = PrepareRequest(self.dataset)
         words = ["trarctl", "prepare", self.dataset]
-        for name, flag in _FLAGS.items():
+        for name in _IN_COMMANDS.split():
             value = getattr(request, name)
             if value != getattr(default, name):
+                flag = f"--{name.replace('_', '-')}"
                 words += [flag] if value is True else [flag, str(value)]
         return shlex.join(words)
 
 
-_FLAGS = {
-    "raw": "--raw",
-    "features": "--features",
-    "without_features": "--without-features",
-    "images": "--images",
-    "extractor": "--extractor",
-    "weights": "--weights",
-    "grid": "--grid",
-    "pack": "--pack",
-    "vectors": "--vectors",
-    "min_answer_count": "--min-answer-count",
-    "max_words": "--max-words",
-    "out": "--out",
-}
+_IN_COMMANDS = "raw features without_features images extractor weights grid pack vectors min_answer_count max_words out"
 
 
 @dataclass(frozen=True)
@@ -189,12 +177,7 @@ class _Work:
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
-    """Prepare a data set, or find that it is prepared.
-
-    Raises:
-        DataError: raw files or features are missing or damaged, or the output folder cannot be written.
-        SettingsError: a value is outside its limits.
-    """
+    """Prepare a data set, or find that it is prepared; a TrarError says what is wrong, and nothing has changed."""
     began = time.monotonic()
     work = _filled_in(request, progress)
     _present_splits(work)
@@ -208,7 +191,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         plan = plan_images(work.spec, named, work.image_options, work.out, progress)
         images = work.old.images if work.old is not None and is_current(work.old.images, plan, work.out) else None
         was_current = is_text_current and images is not None
-        if was_current and work.old is not None:
+        if work.old is not None and was_current:
             shutil.rmtree(work.building)
             manifest = work.old
         else:
@@ -234,31 +217,18 @@ def _image_ids(path: Path, work: _Work) -> Ids:
 
 
 def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> None:
-    """Do another process's share of making features: for every process of ``torchrun`` but the first.
-
-    Raises:
-        DataError: raw files or images are missing or damaged.
-        SettingsError: a value is outside its limits, or there are no images to share.
-    """
+    """Do another process's share of making features: for every process of ``torchrun`` but the first."""
     work = _filled_in(request, progress)
     options = work.image_options
     if options.pictures is None or options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
-    data = RawData()
-    named = {
-        split.name: work.spec.read_split(work.raw, split, data, progress).image_id for split in _present_splits(work)
-    }
+    named = {split.name: split.image_id for split in _read_splits(work, _present_splits(work)).splits}
     sets = picture_table(work.spec, named, options.pictures, options.command).sets
     extract_files(sets, options.extractor, options.extractor_options, work.out, progress)
 
 
 def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckReport:
-    """Go through all that ``prepare`` does but write nothing, and note every fault instead of stopping at the first.
-
-    Raises:
-        DataError: there is no raw folder.
-        SettingsError: a value is outside its limits.
-    """
+    """Go through all that ``prepare`` does but write nothing, and note every fault, not only the first."""
     work = _filled_in(request, progress)
     work.faults = faults = list[TrarError]()
     with work.attempt():
@@ -266,12 +236,8 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
         refuse_foreign(work.out, [MANIFEST, FEATURES, *_possible_entries()], claim=False)
         _refuse_loss(work)
     data = _read_splits(work, _present_splits(work))
-    damaged = {
-        name
-        for split in work.spec.splits
-        for name in split.files
-        if any(str(work.raw / name) in fault.what for fault in faults)
-    }
+    names = [name for split in work.spec.splits for name in split.files]
+    damaged = [name for name in names if any(str(work.raw / name) in fault.what for fault in faults)]
     # With a split that is damaged, words and answers are others.
     if data.splits and not faults:
         _make_text(work, data)
@@ -287,11 +253,8 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
 def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     """Fill in the defaults of a request, and refuse what contradicts itself."""
     spec: DatasetSpec = DATASETS[request.dataset]
-    for flag, value, least in (
-        ("--grid", request.grid, 1),
-        ("--max-words", request.max_words, 1),
-        ("--min-answer-count", request.min_answer_count, 0),
-    ):
+    limits = {"--grid": (request.grid, 1), "--max-words": (request.max_words, 1)}
+    for flag, (value, least) in (limits | {"--min-answer-count": (request.min_answer_count, 0)}).items():
         if value is not None and value < least:
             raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
     raw = request.raw or spec.default_raw_folder()
@@ -299,23 +262,25 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
     grid = request.grid or spec.grid_size
     has_own = spec.extractor is not None
-    if has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None):
-        raise SettingsError(
-            f"{spec.name} makes its own features on a grid of {spec.grid_size}", "leave out --features, --grid, --pack"
-        )
+    is_other = has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None)
     extractor = request.extractor or spec.extractor or "resnet101"
-    if extractor not in EXTRACTORS:
-        raise SettingsError(f"unknown extractor {extractor!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
-    if has_own and request.images is not None:
-        what = f"{spec.name} makes its features of the images in its raw folder"
-        raise SettingsError(what, request.command(images=None))
-    given = [f"--{name}" for name in ("features", "images") if getattr(request, name) is not None]
-    given += ["--without-features"] if request.without_features else []
-    if len(given) > 1:
-        raise SettingsError(f"{' and '.join(given)} exclude each other", f"leave out {' or '.join(given)}")
+    flags = {name: f"--{name.replace('_', '-')}" for name in ("features", "images", "without_features")}
+    given = [flag for name, flag in flags.items() if getattr(request, name)]
     unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and request.images is None]
-    if unused and not has_own:
-        raise SettingsError(f"{' and '.join(unused)} without --images would have no effect", "add --images DIR")
+    own = f"{spec.name} makes its features of the images in its raw folder, on a grid of {spec.grid_size}"
+    for is_wrong, what, hint in (
+        (is_other, own, "leave out --features, --grid, --pack"),
+        (
+            extractor not in EXTRACTORS,
+            f"unknown extractor {extractor!r}",
+            f"--extractor {' or '.join(EXTRACTORS.names())}",
+        ),
+        (has_own and request.images is not None, own, request.command(images=None)),
+        (len(given) > 1, f"{' and '.join(given)} exclude each other", f"leave out {' or '.join(given)}"),
+        (unused and not has_own, f"{' and '.join(unused)} without --images would have no effect", "add --images DIR"),
+    ):
+        if is_wrong:
+            raise SettingsError(what, hint)
     pictures = raw if has_own else request.images
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():
@@ -344,13 +309,11 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
             missing += absent
     if missing:
         noun = "file" if len(missing) == 1 else "files"
-        hints = [
-            split.download_hint for split in work.spec.splits if split.download_hint and {*missing} <= {*split.files}
-        ]
+        own = (split.download_hint for split in work.spec.splits if {*missing} <= {*split.files})
         with work.attempt():
             elsewhere, hint = _found_elsewhere(work, missing)
             what = f"no {noun} {listed(missing, len(missing))} in {work.raw}{elsewhere}"
-            raise DataError(what, hint or (hints[0] if hints else work.spec.download_hint))
+            raise DataError(what, hint or next(own, None) or work.spec.download_hint)
     return present
 
 
@@ -359,21 +322,17 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
     if not os.access(work.raw, os.R_OK | os.X_OK):
         return ", which cannot be read", f"chmod u+rx {shlex.quote(str(work.raw))}"
     raw = work.raw.resolve()
+    names = [name for split in work.spec.splits for name in split.files]
     deeper = [path.relative_to(raw) for pattern in ("*/", "*/*/") for path in sorted(raw.glob(pattern))[:100]]
     for folder in (raw.parent, *(raw / one for one in deeper)):
         if all((folder / name).is_file() for name in missing):
             shown = folder if folder == raw.parent else work.raw / folder.relative_to(raw)
-            is_whole = all(
-                (folder / name).is_file() or not (raw / name).is_file()
-                for split in work.spec.splits
-                for name in split.files
-            )
-            hint = work.request.command(raw=shown) if is_whole else _moves({one: shown / one for one in missing}, work)
+            has_all = all((folder / name).is_file() or not (raw / name).is_file() for name in names)
+            hint = work.request.command(raw=shown) if has_all else _moves({one: shown / one for one in missing}, work)
             return f", but in {shown}", hint
-    packed = _packed(work, missing)
-    if packed:
+    if packed := _packed(work, missing):
         return f", but packed in {listed(packed, len(packed))}", " && ".join(packed.values())
-    taken = {raw / name for split in work.spec.splits for name in split.files}
+    taken = {raw / name for name in names}
     alone = {
         name: path
         for name in missing
@@ -382,11 +341,10 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
     }
     if alone:
         return f"; {listed(alone.values(), len(alone))} is there", _moves(alone, work)
-    place = (raw / missing[0]).parent
-    place = place if place.is_dir() else raw
+    place = (work.raw / missing[0]).parent
+    place = place if place.is_dir() else work.raw
     entries = sorted(path.name for path in place.iterdir())
-    where = ", which" if place == raw else f"; {work.raw / place.relative_to(raw)}"
-    return f"{where} holds {listed(entries, len(entries), most=5) or 'nothing'}", None
+    return f"; {place} holds {listed(entries, len(entries), most=5) or 'nothing'}", None
 
 
 def _packed(work: _Work, missing: Sequence[str]) -> dict[Path, str]:
@@ -394,12 +352,11 @@ def _packed(work: _Work, missing: Sequence[str]) -> dict[Path, str]:
     found = {work.raw / f"{name}.gz": ["gunzip", str(work.raw / f"{name}.gz")] for name in missing}
     found = {path: words for path, words in found.items() if path.is_file()}
     for path in sorted({*work.raw.glob("*.zip"), *work.raw.parent.glob("*.zip")}):
-        members = list[str]()
         with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-        held = {name: member for name in missing for member in members if Path(member).name == Path(name).name}
-        for folder in {str((work.raw / name).parent) for name in held}:
-            found[path] = ["unzip", "-j", str(path), *held.values(), "-d", folder]
+            held = {name: member for name in missing for member in members if Path(member).name == Path(name).name}
+            for folder in {str((work.raw / name).parent) for name in held}:
+                found[path] = ["unzip", "-j", str(path), *held.values(), "-d", folder]
     return {path: shlex.join(words) for path, words in found.items()}
 
 
@@ -424,12 +381,9 @@ def _refuse_loss(work: _Work) -> None:
     is_left_out = options.features is None and options.pictures is None and not work.request.without_features
     if old.feature_width and is_left_out:
         without = work.request.command(without_features=True)
-        raise DataError(
-            f"{work.out} has features, but no folder of features is given, nor is there {work.raw.parent / 'feats'}",
-            f"{old.command} --out {work.out}"
-            if old.command
-            else f"name it: --features DIR; or leave them out: {without}",
-        )
+        what = f"{work.out} has features, but no folder of features is given, nor is {work.raw.parent / 'feats'} there"
+        hint = f"name their folder: --features DIR; or leave them out: {without}"
+        raise DataError(what, f"{old.command} --out {work.out}" if old.command else hint)
 
 
 def _check_rows(
@@ -443,31 +397,29 @@ def _check_rows(
 
     rows = []
     for split in work.spec.splits:
+        expected = split.num_questions
         is_begun = any((work.raw / name).exists() for name in split.files)
         for name in split.files:
             if name in damaged:
-                rows.append(CheckRow(name, None, split.num_questions, "damaged"))
+                rows.append(CheckRow(name, None, expected, "damaged"))
             elif (work.raw / name).exists():
-                rows.append(counted(name, found.get(name), split.num_questions, "is it the whole published file?"))
+                rows.append(counted(name, found.get(name), expected, "is it the whole published file?"))
             elif split.is_required or is_begun:
-                rows.append(
-                    CheckRow(name, None, split.num_questions, "missing", split.download_hint or work.spec.download_hint)
-                )
+                advice = split.download_hint or work.spec.download_hint
+                rows.append(CheckRow(name, None, expected, "missing", advice))
             else:
                 advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
-                rows.append(CheckRow(name, None, split.num_questions, "not there, not needed", advice))
-    if folders is None:
-        return tuple(rows)
-    for files in work.spec.image_sets:
-        folder = folders.get(files.name)
+                rows.append(CheckRow(name, None, expected, "not there, not needed", advice))
+    for files in work.spec.image_sets if folders is not None else ():
+        folder = (folders or {}).get(files.name)
         if folder is not None:
             row = counted(str(folder.path), len(folder.ids), files.num_images, "are all images there?")
             odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
             rows.append(replace(row, advice="; ".join(filter(None, (row.advice, odd)))))
-        elif files.is_required:
-            rows.append(CheckRow(files.name, None, files.num_images, "missing", "needed for training"))
         else:
-            rows.append(CheckRow(files.name, None, files.num_images, "not there, not needed"))
+            verdict: Verdict = "missing" if files.is_required else "not there, not needed"
+            advice = "needed for training" if files.is_required else ""
+            rows.append(CheckRow(files.name, None, files.num_images, verdict, advice))
     return tuple(rows)
 
 
@@ -506,21 +458,16 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     """Whether a text half was made from the same files with the same options."""
     options = work.request
     names = [name for split in _present_splits(work) for name in split.files]
-    return (
-        text.requested_max_words == options.max_words
-        and text.min_answer_count == options.min_answer_count
-        and text.requested_vectors == options.vectors
-        and text.vectors_fingerprint == vectors_fingerprint(options.vectors)
-        and set(names) == set(text.sources)
-        and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
-    )
+    wanted = (options.max_words, options.min_answer_count, options.vectors, vectors_fingerprint(options.vectors))
+    made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
+    is_same = wanted == made and set(names) == set(text.sources)
+    return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
 
 
 def _is_unchanged(path: Path, source: SourceFile) -> bool:
     status = path.stat()
-    if status.st_size != source.size:
-        return False
-    return status.st_mtime_ns == source.modified_ns or file_sha256(path) == source.sha256
+    is_same_time = status.st_mtime_ns == source.modified_ns
+    return status.st_size == source.size and (is_same_time or file_sha256(path) == source.sha256)
 
 
 @dataclass
@@ -545,10 +492,9 @@ def _make_text(work: _Work, data: RawData) -> _Text:
         data.warnings += text.vectors.warnings if text.vectors else []
     with work.attempt():
         text.max_words = work.request.max_words or work.spec.max_words or _longest(work, data)
-    for split in data.splits:
-        _warn_of_empty_questions(split, data)
+    data.warnings += [warning for split in data.splits for warning in _empty_questions(split)]
     if work.spec.has_one_answer:
-        _warn_of_variants(text.answers, data)
+        data.warnings += _variants(text.answers)
     return text
 
 
@@ -600,11 +546,8 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     with ThreadPoolExecutor(1) as pool, _collection_paused():
         hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
         data = _read_splits(work, present)
-        sources = {
-            name: future.result().model_copy(update={"records": data.num_records[name]})
-            for name, future in hashes.items()
-        }
-    return data, sources
+        found = {name: future.result() for name, future in hashes.items()}
+    return data, {name: one.model_copy(update={"records": data.num_records[name]}) for name, one in found.items()}
 
 
 def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
@@ -616,10 +559,8 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
         data.warnings += compare_splits(work.spec, data.splits)
     absent = [split.name for split in work.spec.splits if split not in present and not split.is_required]
     if absent:
-        data.warnings.append(
-            f"without the questions of {' and '.join(absent)} the vocabulary lacks their words and numbers the others"
-            " differently: a published checkpoint will not fit"
-        )
+        what = f"without the questions of {' and '.join(absent)} the vocabulary lacks their words"
+        data.warnings.append(f"{what} and numbers the others differently: a published checkpoint will not fit")
     return data
 
 
@@ -633,45 +574,33 @@ def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int3
     """Choose the answer list, and give the index in it of every string of the table (-1: none), [strings]."""
     spec, min_count = work.spec, work.request.min_answer_count
     strings = list(data.answers)
-    chosen = [
-        split.annotations.chosen
-        for split in data.splits
-        if split.annotations is not None and split.name in spec.answer_splits
-    ]
-    given = (strings[code] for code in np.concatenate(chosen).tolist())
+    asked = [split.annotations for split in data.splits if split.name in spec.answer_splits]
+    given = (strings[code] for one in asked if one is not None for code in one.chosen.tolist())
     min_count = min_count if spec.drops_rare_answers else 0
     answers = build_answers(given, normalize=spec.normalize_answer, min_count=min_count)
     if not answers:
-        raise DataError(
-            f"no answer occurs more than {min_count} times in the annotations",
-            work.request.command(min_answer_count=0),
-        )
+        what = f"no answer occurs more than {min_count} times in the annotations"
+        raise DataError(what, work.request.command(min_answer_count=0))
     index = {answer: position for position, answer in enumerate(answers)}
     return answers, np.array([index.get(answer, -1) for answer in map(spec.normalize_answer, strings)], np.int32)
 
 
 def _ceilings(spec: DatasetSpec, data: RawData, text: _Text) -> dict[str, float]:
     """Measure what the answer list can reach at most on val."""
-    strings = list(data.answers)
-    return {
-        split.name: ceiling(
-            spec.metric,
-            GroundTruth(strings, one.answers, one.answer_type, one.answer_types, one.question_type, one.question_types),
-            text.answers,
-            text.answer_index,
-        )
-        for split in data.splits
-        if split.name == "val" and (one := split.annotations) is not None
-    }
+    found = {}
+    for split in data.splits:
+        if split.name == "val" and (one := split.annotations) is not None:
+            types = one.answer_type, one.answer_types, one.question_type, one.question_types
+            truth = GroundTruth(list(data.answers), one.answers, *types)
+            found[split.name] = ceiling(spec.metric, truth, text.answers, text.answer_index)
+    return found
 
 
 def _longest(work: _Work, data: RawData) -> int:
     longest = max(longest_question(split.texts) for split in data.splits)
     if longest > LONGEST_SENSIBLE_QUESTION:
-        raise DataError(
-            f"the longest question has {longest:,} words, so that a file is probably damaged",
-            f"if it is right, say how many words to keep: {work.request.command(max_words=64)}",
-        )
+        what = f"the longest question has {longest:,} words, so that a file is probably damaged"
+        raise DataError(what, f"if it is right, say how many words to keep: {work.request.command(max_words=64)}")
     return max(longest, 1)
 
 
@@ -679,33 +608,25 @@ def _write_vectors(work: _Work, vectors: WordVectors | None) -> VectorsPart | No
     if vectors is None:
         return None
     write_array(work.building / VECTORS, vectors.matrix)
-    return VectorsPart(
-        source=vectors.source,
-        digest=vectors.digest,
-        width=vectors.matrix.shape[1],
-        found=vectors.found,
-        missing=tuple(vectors.missing[:_NUM_EXAMPLES]),
-    )
+    width, missing = vectors.matrix.shape[1], tuple(vectors.missing[:_NUM_EXAMPLES])
+    return VectorsPart(source=vectors.source, digest=vectors.digest, width=width, found=vectors.found, missing=missing)
 
 
-def _warn_of_empty_questions(split: RawSplit, data: RawData) -> None:
+def _empty_questions(split: RawSplit) -> list[str]:
+    """Give a warning of the questions that have no word."""
     lengths = np.diff(split.texts.offsets)
     empty = [row for row in np.flatnonzero(lengths < 8).tolist() if not tokenize(split.texts[row])]
-    if empty:
-        data.warnings.append(
-            f"questions without a word in {split.name}: {listed(split.question_id[empty].tolist(), len(empty))}"
-        )
+    ids = listed(split.question_id[empty].tolist(), len(empty))
+    return [f"questions without a word in {split.name}: {ids}"] if empty else []
 
 
-def _warn_of_variants(answers: Sequence[str], data: RawData) -> None:
-    """Count answers that are another one but for capitals and blanks, which counts as wrong."""
-    forms = Counter(" ".join(answer.casefold().split()) for answer in answers)
-    variants = [repr(answer) for answer in answers if forms[" ".join(answer.casefold().split())] > 1]
-    if variants:
-        data.warnings.append(
-            f"answers that differ from another in capitals or blanks alone, so that one is wrong where the other is"
-            f" right: {listed(variants, len(variants))}"
-        )
+def _variants(answers: Sequence[str]) -> list[str]:
+    """Give a warning of answers that are another one but for capitals and blanks, which counts as wrong."""
+    forms = [" ".join(answer.casefold().split()) for answer in answers]
+    counts = Counter(forms)
+    found = [repr(answer) for answer, form in zip(answers, forms, strict=True) if counts[form] > 1]
+    what = "answers that differ in capitals or blanks alone, of which only one counts as right"
+    return [f"{what}: {listed(found, len(found))}"] if found else []
 
 
 def _put_in_place(
@@ -727,11 +648,8 @@ def _put_in_place(
     present = [f"{FEATURES}/{path.name}" for path in features.iterdir()] if features.is_dir() else []
     obsolete = [name for name in [*_possible_entries(), *present] if name not in keep]
     swap_in(work.out, work.building, new, obsolete, marker=MANIFEST)
-    files = {
-        name: size
-        for name, size in sorted(list_files(work.out, except_for=MANIFEST).items())
-        if name in keep or name.partition("/")[0] in keep
-    }
+    there = sorted(list_files(work.out, except_for=MANIFEST).items())
+    files = {name: size for name, size in there if name in keep or name.partition("/")[0] in keep}
     manifest = Manifest(
         version=FORMAT_VERSION,
         created_by=f"trarctl {trarctl.__version__}",

@@ -46,18 +46,12 @@ def default_folder(dataset: str) -> Path:
 
 
 def open_prepared(path: Path) -> PreparedData:
-    """Open a prepared folder.
-
-    Raises:
-        DataError: there is none, another version wrote it, or files of it are missing or changed.
-    """
+    """Open a prepared folder; DataError if it is missing, of another version, or changed."""
     manifest = read_manifest(path)
     wrong = [name for name, size in manifest.files.items() if not _is_whole(path / name, size)]
     if wrong:
-        raise DataError(
-            f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}",
-            manifest.command_to(path),
-        )
+        what = f"prepared data in {path} is damaged: missing or changed {listed(wrong, len(wrong))}"
+        raise DataError(what, manifest.command_to(path))
     return PreparedData(path, manifest)
 
 
@@ -79,7 +73,7 @@ class _Files:
         try:
             content = orjson.loads((self.path / name).read_bytes())
         except (OSError, orjson.JSONDecodeError):
-            raise self.damaged(name) from None
+            content = None
         if not isinstance(content, list) or not set(map(type, content)) <= {str}:
             raise self.damaged(name)
         return tuple(content)
@@ -164,34 +158,22 @@ class PreparedData:
     @cached_property
     def digests(self) -> dict[str, str]:
         """What identifies the words, the answers, the word vectors and the features: equal for equal content."""
-        manifest, statistics = self.manifest, self.feature_statistics()
+        manifest, shape = self.manifest, [self.manifest.grid_size, self.manifest.feature_width]
+        features = {"extractor": manifest.images.backbone, "shape": shape, "statistics": self.feature_statistics()}
         return {
             "words": manifest.text.vocabulary_digest,
             "answers": manifest.text.answers_digest,
             "vectors": manifest.vectors.digest if manifest.vectors else "none",
-            "features": key_of(
-                {
-                    "extractor": manifest.images.backbone,
-                    "shape": [manifest.grid_size, manifest.feature_width],
-                    "statistics": statistics,
-                }
-            ),
+            "features": key_of(features),
         }
 
     def feature_statistics(self) -> dict[str, Any] | None:
-        """Describe the features by a fixed sample of images, None while there are none; see ``FeatureStatistics``.
-
-        Raises:
-            DataError: the folder was prepared before version 0.4, and its features cannot be read.
-        """
+        """Describe the features by a fixed sample of images, None while there are none; see ``FeatureStatistics``."""
         statistics = self._statistics
         return None if statistics is None else statistics.model_dump(mode="json")
 
     def feature_difference(self, statistics: Mapping[str, Any] | None) -> str | None:
-        """Say how the features differ from those that ``feature_statistics`` described; None: they do not.
-
-        Features stored as float16 are those stored as float32. Nothing to compare with is no difference.
-        """
+        """Say how the features differ from what ``feature_statistics`` gave, beyond float16's rounding; None: not."""
         if statistics is None or self._statistics is None:
             return None
         try:
@@ -204,17 +186,11 @@ class PreparedData:
         return self.manifest.images.statistics or (self.features.statistics() if self.manifest.feature_width else None)
 
     def split(self, name: str) -> PreparedSplit:
-        """Give one split; ``test`` may be another name for ``val`` where the data has no other.
-
-        Raises:
-            DataError: there is no such split.
-        """
+        """Give one split, DataError if there is none; ``test`` may be another name for ``val``."""
         real = self.manifest.aliases.get(name, name)
         if real not in self.manifest.splits:
-            raise DataError(
-                f"no split {name!r} in {self.path}, which holds {', '.join(self.split_names)}",
-                f"add its raw files and run {prepare_command(self.dataset)} --out {self.path}",
-            )
+            what = f"no split {name!r} in {self.path}, which holds {', '.join(self.split_names)}"
+            raise DataError(what, f"add its raw files and run {prepare_command(self.dataset)} --out {self.path}")
         if real not in self._splits:
             self._splits[real] = PreparedSplit(self._files, real, self.manifest.splits[real])
         return self._splits[real]
@@ -289,11 +265,7 @@ class PreparedSplit:
         return offsets, self._load("target_answer", num_targets), self._load("target_count", num_targets)
 
     def truth(self) -> GroundTruth:
-        """Give what the annotators said, in the order of the questions.
-
-        Raises:
-            DataError: the split has no answers.
-        """
+        """Give what the annotators said, in the order of the questions; DataError if the split has no answers."""
         self._need_answers()
         return GroundTruth(
             strings=list(self._texts("truth_text")),

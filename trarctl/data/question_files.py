@@ -39,14 +39,9 @@ class Asking:
 
 
 def read_question_file(path: Path) -> list[Asking]:
-    """Read pictures and questions.
+    """Read pictures and questions from a ``.csv`` or ``.jsonl`` file; a DataError names the lines that are unusable.
 
-    Args:
-        path: ``.csv`` with commas, semicolons or tabs, or ``.jsonl`` of objects; further columns and keys are left
-            aside, and relative paths of images taken from the file's folder.
-
-    Raises:
-        DataError: if the file cannot be read, or lines lack a path or a question; the message names the lines.
+    Further columns and keys are left aside, and relative paths of images taken from the file's folder.
     """
     if path.exists() and not path.is_file():  # a pipe would wait for its writer
         raise DataError(f"{path} is not a file", _HINT)
@@ -60,13 +55,10 @@ def read_question_file(path: Path) -> list[Asking]:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 text", f"iconv -f latin1 -t utf-8 {path} > FILE.csv") from None
     if text.lstrip().startswith("["):
-        raise DataError(
-            f"{path} is one JSON list", f"jq -c '.[]' {shlex.quote(str(path))} > NEW.jsonl, and --batch NEW.jsonl"
-        )
+        hint = f"jq -c '.[]' {shlex.quote(str(path))} > NEW.jsonl, and --batch NEW.jsonl"
+        raise DataError(f"{path} is one JSON list", hint)
     is_json = path.suffix.lower() in (".jsonl", ".ndjson", ".json")
-    asking: list[Asking] = []
-    odd: list[str] = []
-    unusable: list[str] = []
+    asking, odd, unusable = list[Asking](), list[str](), list[str]()
     for number, row in _json_lines(text) if is_json else _csv_lines(path, text):
         place = f"line {number}"
         fault = row if isinstance(row, str) else _fault(row)
@@ -86,11 +78,7 @@ def read_question_file(path: Path) -> list[Asking]:
 
 
 def refuse_missing_image(image: Path) -> None:
-    """See that what is given as a picture's path is there.
-
-    Raises:
-        DataError: it is not, or is an address.
-    """
+    """Raise a DataError if what is given as a picture's path is missing, or is an address."""
     if fault := _unusable_path(str(image), image):
         raise DataError(fault, _PATH_HINT)
 
@@ -118,9 +106,7 @@ def _unusable_path(text: str, path: Path) -> str | None:
     if scheme:
         kind = "the data of a picture" if scheme[1].lower() == "data" else "a URL"
         return f"{shown} is {kind}, expected the path of a file"
-    if text != text.strip():
-        return f"{shown} is missing; it begins or ends with a blank"
-    return f"{shown} is missing"
+    return f"{shown} is missing" + ("; it begins or ends with a blank" if text != text.strip() else "")
 
 
 def _json_lines(text: str) -> Iterator[tuple[int, Row | str]]:
@@ -153,10 +139,8 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Row | str]]:
                     what = f"{path} has no column {' and no column '.join(missing)}: its first line has {found}"
                     raise DataError(what, _HINT)
             elif len(values) > len(names):
-                yield (
-                    first,
-                    f"has {len(values)} values, expected {len(names)}: put quotes around a text with {delimiter!r}",
-                )
+                advice = f"put quotes around a text with {delimiter!r}"
+                yield first, f"has {len(values)} values, expected {len(names)}: {advice}"
             elif values:
                 yield first, dict(zip(names, values, strict=False))
     except csv.Error as error:

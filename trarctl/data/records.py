@@ -137,7 +137,7 @@ class RecordReader:
     """Takes fields out of the records of one JSON file and collects what is wrong with them.
 
     Args:
-        path: the file: UTF-8, UTF-16 or UTF-32, with or without a byte order mark, plain or compressed by gzip.
+        path: the file: UTF-8, UTF-16 or UTF-32, plain or compressed by gzip.
         key: name of its list of records; None: the file is that list.
         progress: told the bytes read.
         warnings: what is odd about the file, but can be read, is added to them.
@@ -145,7 +145,6 @@ class RecordReader:
 
     Attributes:
         frame: what stands beside the list, once all records were read.
-        num_records: records read so far.
     """
 
     def __init__(
@@ -171,12 +170,9 @@ class RecordReader:
         self._odd: Counter[str] = Counter()
 
     def collect(self, take: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
-        """Read the whole file.
+        """Read the whole file; a DataError counts the records that are unusable and names the first ten.
 
         ``take`` gives the columns of some records: arrays or ``FlatText``; None for one that is unusable.
-
-        Raises:
-            DataError: there is none, or some are unusable; names the first ten and counts the others.
         """
         parts = []
         for records in self.pieces():
@@ -187,10 +183,8 @@ class RecordReader:
                 parts.append(columns)
         if self._unusable:
             what = listed(self._problems, len(self._unusable))
-            raise DataError(
-                f"{self.path}: {what} (of {self.num_records:,} records, the first is record 0)",
-                f"correct them; the layout is {self._layout}",
-            )
+            what += f" (of {self.num_records:,} records, the first is record 0)"
+            raise DataError(f"{self.path}: {what}", f"correct them; the layout is {self._layout}")
         if not parts:
             raise DataError(f"{self.path} holds no {self._key or 'questions'}", f"the layout is {self._layout}")
         self._warnings += [f"{self.path}: {what}: {count:,}" for what, count in self._odd.items()]
@@ -214,10 +208,7 @@ class RecordReader:
         values of another kind is taken in their place, and counted.
         """
         try:
-            if default is None:
-                values = [record[name] for record in records]
-            else:
-                values = [record.get(name, default) for record in records]
+            values = [record[name] if default is None else record.get(name, default) for record in records]
         except (KeyError, TypeError, AttributeError, IndexError):
             values = None
         is_sound = values is not None and set(map(type, values)) <= {kind}
@@ -249,22 +240,14 @@ class RecordReader:
 
     def ids(self, records: Sequence[Any], name: str, kind: type[int] | type[str] = int) -> Ids | None:
         """Take ids: integers from 0 that fit 64 bits, or texts of 1 to 255 characters."""
+        found: list[Any] | None
         if kind is int:
             expected = f"an integer from 0 to {_LARGEST_ID}"
-            numbers = self.column(
-                records, name, int, is_valid=lambda n: 0 <= n <= _LARGEST_ID, expected=expected, read=_as_integer
-            )
-            return None if numbers is None else np.array(numbers, dtype=np.int64)
-        # A numpy text loses the zero characters at its end.
-        expected = f"a text of 1 to {_LONGEST_ID} characters"
-        texts = self.column(
-            records,
-            name,
-            str,
-            is_valid=lambda text: 0 < len(text) <= _LONGEST_ID and "\0" not in text,
-            expected=expected,
-        )
-        return None if texts is None else np.array(texts, dtype=np.str_)
+            found = self.column(records, name, int, is_valid=_is_id, expected=expected, read=_as_integer)
+        else:
+            expected = f"a text of 1 to {_LONGEST_ID} characters"
+            found = self.column(records, name, str, is_valid=_is_text_id, expected=expected)
+        return None if found is None else np.array(found, dtype=np.int64 if kind is int else np.str_)
 
     def texts(self, records: Sequence[Any], name: str) -> FlatText | None:
         """Take texts."""
@@ -281,15 +264,10 @@ class RecordReader:
         may_be_blank: bool = True,
     ) -> npt.NDArray[np.int32] | None:
         """Take texts as their numbers in a table."""
-        texts = self.column(
-            records,
-            name,
-            str,
-            default=default,
-            is_valid=None if may_be_blank else lambda text: bool(text.strip()),
-            expected="" if may_be_blank else "a text that is not empty",
-            read=as_text,
+        is_valid, expected = (
+            (None, "") if may_be_blank else (lambda text: bool(text.strip()), "a text that is not empty")
         )
+        texts = self.column(records, name, str, default=default, is_valid=is_valid, expected=expected, read=as_text)
         return None if texts is None else table.codes(texts)
 
     def refuse_repeated(self, records: Sequence[Any], field: str, name: str, number: int) -> None:
@@ -313,44 +291,39 @@ class RecordReader:
             self._odd[what] += number
 
     def pieces(self, piece_bytes: int = PIECE_BYTES) -> Iterator[list[Any]]:
-        """Read the list in order, ``piece_bytes`` at a time.
-
-        Raises:
-            DataError: the file cannot be read, is not valid JSON, or has no such list.
-        """
+        """Read the list in order, ``piece_bytes`` at a time; DataError if there is no such list of valid JSON."""
         with _opened(self.path) as text:
-            start, end, size, number = self._list_start(text), None, len(text), 0
+            start, end = self._list_start(text), 0
             for first, last, is_end in _cuts(self.path, text, start, piece_bytes):
                 self._piece = text[first:last]
-                if not self._piece.strip() and not (is_end and first == start + 1):
-                    raise self._not_json(text, _NotJson(0, "an element is missing"), last, number)
                 try:
-                    records = self._parse(b"[" + self._piece + b"]")
+                    if not self._piece.strip() and not (is_end and first == start + 1):
+                        raise _NotJson(1, "an element is missing")
+                    self._records = self._parse(b"[" + self._piece + b"]")
                 except _NotJson as error:
                     at = max(error.position - 1, 0)
-                    raise self._not_json(text, error, first + at, number + _num_before(self._piece, at)) from None
-                self._records = records
-                if records:
-                    yield records
-                number += len(records)
-                self._progress(f"reading {self.path.name}", last, size)
+                    number = self.num_records + _num_before(self._piece, at)
+                    raise self._not_json(text, error, first + at, f", in record {number:,}") from None
+                if self._records:
+                    yield self._records
+                self._progress(f"reading {self.path.name}", last, len(text))
                 end = last
-            assert end is not None  # noqa: S101 - _cuts ends with the closing bracket or raises
             self._read_frame(text, start, end)
 
     def _list_start(self, text: _Text) -> int:
         """Find the bracket that opens the list."""
-        key = self._key
-        pattern = rb"\s*\[" if key is None else rb'(?<!\\)"' + re.escape(key.encode()) + rb'"\s*:\s*\['
-        found = [re.match(pattern, text)] if key is None else re.finditer(pattern, text)
-        match = next((one for one in found if one and (key is None or _is_in_outer_object(text, one.start()))), None)
-        if match is None:
-            try:
-                document = self._parse(text[:])
-            except _NotJson as error:
-                raise self._not_json(text, error, error.position) from None
-            raise self._no_list(document)
-        return match.end() - 1
+        if self._key is None:
+            match = re.match(rb"\s*\[", text)
+        else:
+            found = re.finditer(rb'(?<!\\)"' + re.escape(self._key.encode()) + rb'"\s*:\s*\[', text)
+            match = next((one for one in found if _is_in_outer_object(text, one.start())), None)
+        if match is not None:
+            return match.end() - 1
+        try:
+            document = self._parse(text[:])
+        except _NotJson as error:
+            raise self._not_json(text, error, error.position) from None
+        raise self._no_list(document)
 
     def _read_frame(self, text: _Text, start: int, end: int) -> None:
         """See that what stands around the list is valid, and that the list is where it should be."""
@@ -361,12 +334,11 @@ class RecordReader:
             raise self._not_json(text, error, position) from None
         if self._key is None:
             return
-        if isinstance(frame, dict) and isinstance(frame.get(self._key), list):
-            if self._key in json.loads(content, object_pairs_hook=RepeatedFields).repeated:
-                raise DataError(f'{self.path} has the list "{self._key}" more than once', "keep one of them")
-            self.frame = frame
-        else:
+        if not isinstance(frame, dict) or not isinstance(frame.get(self._key), list):
             raise self._no_list(frame)
+        if self._key in json.loads(content, object_pairs_hook=RepeatedFields).repeated:
+            raise DataError(f'{self.path} has the list "{self._key}" more than once', "keep one of them")
+        self.frame = frame
 
     def _parse(self, content: bytes) -> Any:
         """Parse JSON; what only Python writes, NaN and halves of surrogate pairs, is read and counted."""
@@ -394,20 +366,21 @@ class RecordReader:
         self.count("halves of surrogate pairs in its texts, read as the unknown character U+FFFD", num_halves)
         return json.loads(written) if num_halves else document
 
-    def _not_json(self, text: _Text, error: _NotJson, position: int, number: int | None = None) -> DataError:
+    def _not_json(self, text: _Text, error: _NotJson, position: int, record: str = "") -> DataError:
         """Say what is no JSON, at which byte of the file and in which record."""
-        where = f"near byte {position:,}" + ("" if number is None else f", in record {number:,}")
+        where = f"near byte {position:,}{record}: {error.reason}"
         if error.is_encoding:
-            what = f"{self.path} is not UTF-8 text {where}: {error.reason}"
+            what = f"{self.path} is not UTF-8 text {where}"
             return DataError(what, f"iconv -f latin1 -t utf-8 {self.path} > NEW, and put NEW in its place")
         lines = text[: 1 << 16].splitlines()[:2]
-        if number is None and len(lines) == 2 and all(_is_object(line) for line in lines):
+        if not record and len(lines) == 2 and all(map(_is_object, lines)):
             return DataError(f"{self.path} holds one JSON object a line", f"the layout is {self._layout}")
-        what = f"{self.path} is not valid JSON {where}: {error.reason}"
+        what = f"{self.path} is not valid JSON {where}"
         if position >= len(text[:].rstrip()):
             return DataError(f"{what}; it seems to be cut off", _AGAIN)
-        begin = "" if number is not None else f"; it begins with {text[:40].decode(errors='replace').strip()!r}"
-        return DataError(f"{what}{begin}", "correct it there, or copy the original file again")
+        if not record:
+            what += f"; it begins with {text[:40].decode(errors='replace').strip()!r}"
+        return DataError(what, "correct it there, or copy the original file again")
 
     def _no_list(self, document: Any) -> DataError:
         """Say which layout was found instead of the one that is wanted."""
@@ -465,6 +438,15 @@ def as_text(value: object) -> str | None:
     return value if isinstance(value, str) else str(value) if isinstance(value, int) else None
 
 
+def _is_id(number: int) -> bool:
+    return 0 <= number <= _LARGEST_ID
+
+
+def _is_text_id(text: str) -> bool:
+    # A numpy text loses the zero characters at its end.
+    return 0 < len(text) <= _LONGEST_ID and "\0" not in text
+
+
 def _as_integer(value: object) -> int | None:
     """Read an id that a table program has written as a text or with a decimal point; None where that loses digits."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
@@ -484,25 +466,8 @@ def _is_object(line: bytes) -> bool:
     return False
 
 
-def _num_before(piece: bytes, position: int) -> int:
-    """Count the elements between commas that end before a byte of a piece."""
-    text, at, number, decoder = piece.decode("latin-1"), 0, 0, json.JSONDecoder(strict=False)
-    with contextlib.suppress(ValueError, RecursionError):
-        while True:
-            _, at = decoder.raw_decode(text, len(text) - len(text[at:].lstrip()))
-            at = text.index(",", at) + 1
-            if at > position:
-                break
-            number += 1
-    return number
-
-
 def refuse_duplicates(path: Path, ids: Ids, name: str) -> None:
-    """See that no id appears twice.
-
-    Raises:
-        DataError: naming those that do.
-    """
+    """Raise a DataError that names ids that appear twice, if there are any."""
     ordered = np.sort(ids)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if len(twice):
@@ -537,7 +502,7 @@ def _opened(path: Path) -> Iterator[_Text]:
                 raise DataError(f"{path} is empty", _AGAIN)
             if start == b"PK\x03\x04":
                 raise DataError(f"{path} is a zip archive", f"unpack it: unzip {path}")
-            content: _Text = b""
+            content: _Text
             if start[:2] == b"\x1f\x8b" or json.detect_encoding(start) != "utf-8":
                 content = _decoded(path)
             else:
@@ -562,9 +527,8 @@ def _decoded(path: Path) -> bytes:
     try:
         return content if encoding == "utf-8" else content.decode(encoding).encode()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not valid {encoding.upper()} near byte {error.start:,}: {error.reason}", _AGAIN
-        ) from None
+        what = f"{path} is not valid {encoding.upper()} near byte {error.start:,}: {error.reason}"
+        raise DataError(what, _AGAIN) from None
 
 
 def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tuple[int, int, bool]]:
@@ -578,11 +542,8 @@ def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tup
     size = len(text)
     for block_start in range(start, size, piece_bytes):
         positions, kinds, is_escaped = _block_tokens(text, block_start, piece_bytes, is_escaped=is_escaped)
-        parity = np.cumsum(kinds == _QUOTE, dtype=np.int64) + is_inside_string
-        is_outside = (parity & 1) == 0
-        steps = ((kinds == _OPEN).astype(np.int8) - (kinds == _CLOSE)) * is_outside
-        depths = np.cumsum(steps, dtype=np.int64) + depth
-        closings = np.flatnonzero((depths == 0) & (steps == -1))
+        is_outside, depths = _structure(kinds, depth, is_inside_string=is_inside_string)
+        closings = np.flatnonzero((depths == 0) & is_outside & (kinds == _CLOSE))
         stop = closings[0] if len(closings) else len(kinds)
         commas = np.flatnonzero((kinds[:stop] == _COMMA) & (depths[:stop] == 1) & is_outside[:stop])
         if len(closings):
@@ -593,27 +554,39 @@ def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tup
             yield piece_start, cut, False
             piece_start = cut + 1
         if len(kinds):
-            depth, is_inside_string = int(depths[-1]), bool(parity[-1] & 1)
+            depth, is_inside_string = int(depths[-1]), not is_outside[-1]
     raise DataError(f"{path} is cut off: it ends inside its list, after {size:,} bytes", _AGAIN)
 
 
 def _is_in_outer_object(text: _Text, position: int) -> bool:
     """Whether a quote at this byte begins a name of the file's outermost object."""
     _, kinds, _ = _block_tokens(text, 0, position, is_escaped=False)
-    is_outside = np.cumsum(kinds == _QUOTE) % 2 == 0
-    depth = int(((kinds == _OPEN) & is_outside).sum() - ((kinds == _CLOSE) & is_outside).sum())
-    return depth == 1 and bool(is_outside[-1:].all())
+    is_outside, depths = _structure(kinds)
+    return depths[-1:].tolist() == [1] and bool(is_outside[-1])
+
+
+def _num_before(piece: bytes, position: int) -> int:
+    """Count the elements of a piece that end before a byte of it."""
+    _, kinds, _ = _block_tokens(piece, 0, position, is_escaped=False)
+    is_outside, depths = _structure(kinds)
+    return int(((kinds == _COMMA) & is_outside & (depths == 0)).sum())
+
+
+def _structure(
+    kinds: npt.NDArray[np.uint8], depth: int = 0, *, is_inside_string: bool = False
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Give for each token whether it stands outside of strings, and how deep in brackets the text is after it."""
+    is_outside = (np.cumsum(kinds == _QUOTE, dtype=np.int64) + is_inside_string) % 2 == 0
+    steps = ((kinds == _OPEN).astype(np.int8) - (kinds == _CLOSE)) * is_outside
+    return is_outside, np.cumsum(steps, dtype=np.int64) + depth
 
 
 def _block_tokens(
     text: _Text, start: int, length: int, *, is_escaped: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], bool]:
-    """Find quotes, brackets and commas, leaving out quotes after a backslash.
+    """Find quotes, brackets and commas, leaving out escaped quotes: positions in the block [K] and kinds [K].
 
-    ``is_escaped`` says whether the byte before the block is a backslash that escapes the first byte.
-
-    Returns:
-        Positions in the block [K], their kinds [K], and whether the block ends with an escaping backslash.
+    ``is_escaped`` says whether a backslash before the block escapes its first byte; whether the block ends so is given.
     """
     # The view of the file must not outlive this call: a file that is still viewed cannot be closed.
     block = np.frombuffer(text, dtype=np.uint8, count=min(length, len(text) - start), offset=start)

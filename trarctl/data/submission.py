@@ -26,19 +26,12 @@ MOST_BYTES = 100_000_000
 
 
 class AnswerFile(ABC):
-    """A format for the answers to a whole split; a subclass says how answers are encoded, checked and decoded.
+    """A format for the answers to a whole split; a subclass says how answers are encoded, checked and decoded."""
 
-    Attributes:
-        suffix: ending of the files.
-        encoding: what they are written in, for messages.
-        form: what such a file is, for the hint of an error.
-        is_ordered: whether the answers have to be in the order of the questions.
-    """
-
-    suffix: str
-    encoding: str
-    form: str
-    is_ordered = False
+    suffix: str  # ending of the files
+    encoding: str  # what they are written in, for messages
+    form: str  # what such a file is, for the hint of an error
+    is_ordered = False  # whether the answers have to be in the order of the questions
 
     @abstractmethod
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
@@ -55,20 +48,10 @@ class AnswerFile(ABC):
     def write(
         self, path: Path, question_ids: Ids, answers: Sequence[str], data: PreparedData, split: PreparedSplit
     ) -> int:
-        """Write answers, if the site would take them; what stood there is replaced only once all is written.
+        """Write answers to the questions [Q] of a split, and give the size of the file in bytes.
 
-        Args:
-            path: the file.
-            question_ids: [Q], in any order that the format allows.
-            answers: an answer for each of them, [Q].
-            data: the prepared data.
-            split: the questions of which each is to be answered once.
-
-        Returns:
-            Size of the file in bytes.
-
-        Raises:
-            DataError: the site would reject the file, or it cannot be written; nothing is left there.
+        What stood there is replaced only once all is written. A DataError says why the site would reject the file, or
+        why it cannot be written.
         """
         if len(question_ids) != len(answers):
             raise DataError(f"{len(answers):,} answers for {len(question_ids):,} questions", "nothing was written")
@@ -91,19 +74,11 @@ class AnswerFile(ABC):
         return len(content)
 
     def problems(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:
-        """List what the site would reject in a file; empty if nothing.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
+        """List what the site would reject in a file; DataError if it cannot be read."""
         return self.faults(_read(path), data, split)
 
     def read(self, path: Path, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
-        """Read the answers to a split in file order, [Q].
-
-        Raises:
-            DataError: the file cannot be read, or does not answer exactly these questions, each once.
-        """
+        """Read the answers to a split, [Q]; DataError if the file does not answer exactly its questions, each once."""
         answers, problems = self.decode(_read(path), split)
         if problems:
             raise DataError(f"{path} cannot be scored: {'; '.join(problems)}", self.form)
@@ -149,9 +124,9 @@ class JsonAnswers(AnswerFile):
         expected = np.asarray(split.question_id).tolist()
         kind = str if expected and isinstance(expected[0], str) else int
         answered: list[tuple[int | str, str | None]] = []
-        no_object: list[str] = []
-        no_question: list[str] = []
-        no_answer: list[str] = []
+        no_object, no_question, no_answer = list[str](), list[str](), list[str]()
+        no_id = f"with a question_id that is not {'an integer' if kind is int else 'text'}"
+        odd = {"not an object": no_object, no_id: no_question, "with an answer that is not text": no_answer}
         fields: dict[str, None] = {}
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
@@ -168,15 +143,8 @@ class JsonAnswers(AnswerFile):
                 answered.append((one, answer))
             else:
                 no_question.append(f"row {number} has {_shown(one) if 'question_id' in row else 'none'}")
-        problems = [
-            f"{_counted(len(found), 'row', 'rows')} {what}: {listed(found, len(found))}"
-            for what, found in (
-                ("not an object", no_object),
-                (f"with a question_id that is not {'an integer' if kind is int else 'text'}", no_question),
-                ("with an answer that is not text", no_answer),
-            )
-            if found
-        ]
+        rows_of = {what: f"{_counted(len(found), 'row', 'rows')} {what}" for what, found in odd.items()}
+        problems = [f"{rows_of[what]}: {listed(found, len(found))}" for what, found in odd.items() if found]
         if others := [_shown(name) for name in fields if name not in ("question_id", "answer")]:
             problems[-1] += f"; their other fields: {listed(others, len(others))}"
         ids = [one for one, _ in answered]
@@ -187,11 +155,7 @@ class JsonAnswers(AnswerFile):
 
 
 class LineAnswers(AnswerFile):
-    """A text file with one answer a line, as the CLEVR site takes it.
-
-    Args:
-        owner: the data set in words; an answer that it does not have is a problem.
-    """
+    """A text file with one answer a line, as the CLEVR site takes it; ``owner`` is the data set in words."""
 
     suffix = ".txt"
     encoding = "UTF-8"
@@ -222,10 +186,8 @@ class LineAnswers(AnswerFile):
             distinct = dict.fromkeys(unknown)
             almost = sum(line.strip().lower() in known for line in unknown)
             why = f" ({almost:,} for a blank or a capital letter alone)" if almost else ""
-            problems.append(
-                f"{len(unknown):,} of {len(lines):,} answers are none that {self.owner} has{why}:"
-                f" {listed(map(repr, distinct), len(distinct))}"
-            )
+            what = f"{len(unknown):,} of {len(lines):,} answers are none that {self.owner} has{why}"
+            problems.append(f"{what}: {listed(map(repr, distinct), len(distinct))}")
         return problems
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
@@ -293,9 +255,8 @@ def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> 
     problems = []
     missing = [one for one in expected if one not in found]
     if missing:
-        problems.append(
-            f"{len(missing):,} of {len(expected):,} questions have no answer: {listed(missing, len(missing))}"
-        )
+        many = f"{len(missing):,} of {len(expected):,} questions"
+        problems.append(f"{many} have no answer: {listed(missing, len(missing))}")
     if len(found) < len(ids):
         twice = [one for one, count in Counter(ids).items() if count > 1]
         many = _counted(len(twice), "question is answered", "questions are answered")

@@ -75,10 +75,8 @@ _SPECIAL = ("PAD", "UNK", "CLS")
 class Vocabulary(Mapping[str, int]):
     """Words in index order; as a mapping, word to index.
 
-    The order is part of a checkpoint: row i of its word embedding belongs to ``words[i]``.
-
-    Raises:
-        DataError: the words do not start with those for padding, unknown words and a sentence, or one appears twice.
+    The order is part of a checkpoint: row i of its word embedding belongs to ``words[i]``. A DataError says that words
+    do not start with those for padding, unknown words and a sentence, or that one appears twice.
     """
 
     words: tuple[str, ...]
@@ -87,10 +85,8 @@ class Vocabulary(Mapping[str, int]):
     def __post_init__(self) -> None:
         if self.words[: len(_SPECIAL)] != _SPECIAL:
             start = ", ".join(self.words[: len(_SPECIAL)]) or "nothing"
-            raise DataError(
-                f"a vocabulary starts with {', '.join(_SPECIAL)}, this one with {start}",
-                "prepare the data again: trarctl prepare --help",
-            )
+            what = f"a vocabulary starts with {', '.join(_SPECIAL)}, this one with {start}"
+            raise DataError(what, "prepare the data again: trarctl prepare --help")
         index = {word: position for position, word in enumerate(self.words)}
         if len(index) != len(self.words):
             twice = next(word for position, word in enumerate(self.words) if index[word] != position)
@@ -187,10 +183,8 @@ def build_answers(
 ) -> list[str]:
     """Choose the answers that a model can give, in order of first appearance: index i is the model's output i.
 
-    Args:
-        answers: each annotation's answer (VQA: its most common one), train before val, in file order.
-        normalize: how an answer is written in the list.
-        min_count: an answer is kept if it is that of more annotations than this.
+    ``answers`` are those of all annotations (VQA: the most common one), train before val, in file order; one is kept if
+    it is that of more than ``min_count`` annotations.
     """
     counts: Counter[str] = Counter()
     for answer, count in Counter(answers).items():

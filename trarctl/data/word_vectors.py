@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -56,17 +57,13 @@ def load_vectors(source: str, words: Sequence[str], progress: Progress = no_prog
     """Look up the vectors of a vocabulary's words, V in index order; None without a source.
 
     The words that stand for padding, unknown words and a sentence are looked up like any other, as the published
-    checkpoints have it.
+    checkpoints have it. A DataError says why a source cannot be used.
 
     Args:
         source: ``none``; ``auto`` for what ``installed_vectors`` names; an installed spaCy package; a folder written by
-            ``nlp.to_disk`` or ``nlp.vocab.to_disk``; a GloVe text file or a zip of it, as ``ZIP/MEMBER`` if it holds
-            several.
+            ``nlp.to_disk`` or ``nlp.vocab.to_disk``; a GloVe text file or a zip of it, or ``ZIP/MEMBER``.
         words: of the vocabulary.
         progress: told the bytes read, or the words looked up.
-
-    Raises:
-        DataError: there is no such source, it cannot be read, rows that are needed are damaged, or no word is found.
     """
     if source == AUTO:
         source = installed_vectors()
@@ -78,14 +75,12 @@ def load_vectors(source: str, words: Sequence[str], progress: Progress = no_prog
     wrong = [words[row] for row in np.flatnonzero(~np.isfinite(vectors.matrix).all(axis=1)).tolist()]
     filled = vectors.matrix[vectors.matrix.any(axis=1)]
     num_zero = vectors.found - len(filled)
+    is_constant = len(filled) > 1 and (filled == filled[:1]).all()
     for is_fault, what in (
         (not vectors.found, f"knows none of the {len(words):,} words"),
         (wrong, f"has numbers that are not finite for {listed(wrong, len(wrong))}"),
         (not len(filled), f"has nothing but zeros: 0 of the {vectors.found:,} words found have numbers"),
-        (
-            len(filled) > 1 and (filled == filled[:1]).all(),
-            f"has the same numbers for all of the {len(filled):,} words found",
-        ),
+        (is_constant, f"has the same numbers for all of the {len(filled):,} words found"),
     ):
         if is_fault:
             raise DataError(f"{vectors.source} {what}", _OTHER)
@@ -93,11 +88,8 @@ def load_vectors(source: str, words: Sequence[str], progress: Progress = no_prog
     if num_zero:
         warnings.append(f"{vectors.source}: words that it knows, but with nothing but zeros: {num_zero:,}")
     if vectors.found < _FEW * len(words):
-        share = 100 * vectors.found / len(words)
-        warnings.append(
-            f"{vectors.source} knows {vectors.found:,} of the {len(words):,} words ({share:.1f} %), the others start"
-            " from zeros"
-        )
+        known = f"{vectors.found:,} of the {len(words):,} words ({100 * vectors.found / len(words):.1f} %)"
+        warnings.append(f"{vectors.source} knows {known}, the others start from zeros")
     return replace(vectors, warnings=tuple(warnings))
 
 
@@ -134,31 +126,23 @@ def _load(source: str, words: Sequence[str], progress: Progress) -> WordVectors:
     if source in packages:
         return _load_spacy(source, packages[source], words, progress)
     installed = f" (installed: {', '.join(packages)})" if packages else ""
-    raise DataError(
-        f"no word vectors {source!r}: neither a file, nor a folder, nor an installed spaCy package{installed}",
-        _GET_SOME,
-    )
+    what = f"no word vectors {source!r}: neither a file, nor a folder, nor an installed spaCy package{installed}"
+    raise DataError(what, _GET_SOME)
 
 
 def _look_up(
     words: Sequence[str], width: int, vector_of: Callable[[str], Vector | None]
 ) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
     """Give the vectors of words, [V, E], and the words that have none."""
-    matrix, missing = np.zeros((len(words), width), dtype=np.float32), []
-    for row, word in enumerate(words):
-        vector = vector_of(word)
-        if vector is None:
-            missing.append(word)
-        else:
+    matrix, found = np.zeros((len(words), width), dtype=np.float32), list(map(vector_of, words))
+    for row, vector in enumerate(found):
+        if vector is not None:
             matrix[row] = vector
-    return matrix, tuple(missing)
+    return matrix, tuple(word for word, vector in zip(words, found, strict=True) if vector is None)
 
 
 def _installed_packages() -> dict[str, Path]:
-    """Find the installed spaCy packages with vectors, and their data, without importing spaCy.
-
-    A package goes by the name of its module and by that of its pipeline, where they differ.
-    """
+    """Find the data of installed spaCy packages with vectors, by module and by pipeline, without importing spaCy."""
     packages: dict[str, Path] = {}
     for folder in dict.fromkeys(sys.path):
         for meta_file in sorted(Path(folder or ".").glob("*/meta.json")):
@@ -209,8 +193,7 @@ def _load_spacy(name: str, folder: Path, words: Sequence[str], progress: Progres
             raise DataError(f"spaCy cannot be imported: {error}", "pip install spacy, or --vectors none") from error
         except DataError:
             raise
-        except Exception as error:
-            # A damaged folder makes spaCy fail in any way whatever.
+        except Exception as error:  # a damaged folder makes spaCy fail in any way whatever
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise DataError(f"cannot read the spaCy folder {folder}: {reason}", _DOWNLOAD_AGAIN) from error
     progress(f"looking up words in {name}", len(words), len(words))
@@ -259,10 +242,7 @@ _UNREADABLE = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, Runti
 
 
 def _load_glove(path: Path, member: str | None, words: Sequence[str], progress: Progress) -> WordVectors:
-    """Read the vectors of words from a text file, with or without word2vec's first line, plain, zipped or by gzip.
-
-    Of a word that stands there twice, the first counts.
-    """
+    """Read the vectors of words from a text file, plain, zipped or by gzip; of a word's rows the first counts."""
     table = _Table({form for word in words for form in _forms(word)}, progress)
     name, size = path.name, path.stat().st_size
     progress(f"hashing {name}", 0, size)
@@ -271,7 +251,6 @@ def _load_glove(path: Path, member: str | None, words: Sequence[str], progress: 
         file.seek(0)
         start = file.read(len(_ZIP_START))
         file.seek(0)
-        progress(f"hashing {name}", size, size)
         try:
             if start == _ZIP_START:
                 with zipfile.ZipFile(file) as archive:
@@ -304,7 +283,7 @@ def _forms(word: str) -> tuple[bytes, bytes]:
 
 def _text_member(archive: zipfile.ZipFile, path: Path, member: str | None) -> zipfile.ZipInfo:
     """Choose the text file inside a zip."""
-    texts = [info for info in archive.infolist() if info.filename.endswith((".txt", ".vec")) and _is_text(info)]
+    texts = list(filter(_is_text, archive.infolist()))
     chosen = [info for info in texts if member is None or info.filename == member]
     if len(chosen) == 1:
         return chosen[0]
@@ -315,8 +294,9 @@ def _text_member(archive: zipfile.ZipFile, path: Path, member: str | None) -> zi
 
 
 def _is_text(info: zipfile.ZipInfo) -> bool:
-    """Whether a member is a file of its own: macOS leaves ``__MACOSX/._NAME`` beside each."""
-    return not info.filename.startswith("__MACOSX/") and not PurePosixPath(info.filename).name.startswith("._")
+    """Whether a member is a text file of its own: macOS leaves ``__MACOSX/._NAME`` beside each."""
+    path = PurePosixPath(info.filename)
+    return path.suffix in (".txt", ".vec") and path.parts[0] != "__MACOSX" and not path.name.startswith("._")
 
 
 class _Table:
@@ -348,11 +328,15 @@ class _Table:
                 self.odd[f"rows with fewer than {self.width} numbers"] += 1
             if word in self._wanted:
                 try:
-                    self._take(word, line)
+                    vector = _vector(line, self.width)
                 except ValueError as error:
-                    if word in self.vectors:
-                        continue
-                    faults.append(f"line {number:,} ({word.decode('utf-8', 'replace')}) {error}")
+                    if word not in self.vectors:
+                        faults.append(f"line {number:,} ({word.decode('utf-8', 'replace')}) {error}")
+                    continue
+                if vector is not None and word in self.vectors:
+                    self.odd["words that it has more than once, of which the first counts"] += 1
+                elif vector is not None:
+                    self.vectors[word] = vector
         if not line.endswith(b"\n") and len(line.split()) <= self.width:
             faults.append(f"its last line ({number:,}) is cut off")
         if declared is not None and declared != num_rows:
@@ -363,25 +347,14 @@ class _Table:
             raise DataError(f"{name} is damaged: {listed(faults, len(faults))}", hint)
         self._progress(f"reading {name}", num_bytes, num_bytes)
 
-    def _take(self, word: bytes, line: bytes) -> None:
-        vector = _vector(line, self.width)
-        if vector is None:
-            return
-        if word in self.vectors:
-            self.odd["words that it has more than once, of which the first counts"] += 1
-        else:
-            self.vectors[word] = vector
-
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    is_first = True
-    while line := stream.readline(_LONGEST_LINE):
-        if is_first and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+    for number, line in enumerate(iter(lambda: stream.readline(_LONGEST_LINE), b"")):
+        if number == 0 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DataError(f"{name} is UTF-16 text", f"iconv -f utf-16 -t utf-8 {name} > NEW, and --vectors NEW")
         if len(line) == _LONGEST_LINE:
             raise DataError(f"{name} is not a text file of word vectors: a line is longer than 1 MB", _GET_GLOVE)
-        yield line.removeprefix(b"\xef\xbb\xbf") if is_first else line
-        is_first = False
+        yield line if number else line.removeprefix(b"\xef\xbb\xbf")
 
 
 def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
@@ -400,13 +373,10 @@ def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:
             return int(header[0]), int(header[1])
         raise no_table
     width = Counter(len(line.split()) - 1 for line in sample).most_common(1)[0][0]
-    for line in sample:
-        try:
-            vector = _vector(line, width) if 1 < width <= _WIDEST else None
-        except ValueError:
-            continue
-        if vector is not None:
-            return None, width
+    for line in sample if 1 < width <= _WIDEST else ():
+        with suppress(ValueError):
+            if _vector(line, width) is not None:
+                return None, width
     raise no_table
 
 

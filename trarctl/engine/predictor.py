@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 QUESTIONS_AT_ONCE = 64
 
+Described = tuple[NDArray[np.float32], bool]
+"""A picture as the model sees it: features [N, W], and whether it has one color only."""
+
 
 @dataclass(frozen=True)
 class Insight:
@@ -65,11 +68,10 @@ def inspect(loaded: Loaded, question_tokens: Tensor, features: Tensor) -> Insigh
 
 
 def look(loaded: Loaded, question_tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """What ``inspect`` sums up, on the device; the same arguments.
+    """Give what ``inspect`` sums up, on the device.
 
-    Returns:
-        Scores [B, A], routes [B, L, K], weights of the cells in the picture's summary [B, N], and the blended
-        attention map of each visual layer [B, H, N, N].
+    Scores [B, A], routes [B, L, K], weights of the cells in the picture's summary [B, N], and the blended attention map
+    of each visual layer [B, H, N, N].
     """
     model = loaded.model
     evaluator = Evaluator(model, loaded.settings, loaded.temperature, World(0, 1, loaded.device))
@@ -141,20 +143,13 @@ class Predictor:
     def trained_on(self) -> str:
         """What the model was trained on and what it can answer, in one sentence."""
         answers = self._data.answers
-        few = ", ".join(answers if len(answers) <= 13 else answers[:8])
-        more = "" if len(answers) <= 13 else f" and {len(answers) - 8:,} more"
-        return f"trained on {self._data.spec.title}; it can only answer {few}{more}"
+        few = listed(answers, len(answers), most=13 if len(answers) <= 13 else 8)
+        return f"trained on {self._data.spec.title}; it can only answer {few}"
 
     def ask(self, images: Sequence[Image], questions: Sequence[str], *, top: int = 5) -> list[Prediction]:
-        """Answer a question about each picture, of any size and mode, with the ``top`` likeliest answers.
-
-        Raises:
-            DataError: for a question without a word, or a picture that cannot be used.
-            CheckpointError: if the model gives no numbers.
-        """
-        for question in questions:
-            if not tokenize(question):
-                raise DataError(_wordless(question), _IN_WORDS)
+        """Answer a question about each picture, of any size and mode; errors as in ``ask_files``."""
+        if wordless := [question for question in questions if not tokenize(question)]:
+            raise DataError(_wordless(wordless[0]), _IN_WORDS)
         asked: list[Prediction] = []
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
             chunk = slice(start, start + QUESTIONS_AT_ONCE)
@@ -173,11 +168,8 @@ class Predictor:
     ) -> list[Prediction]:
         """Answer a question about each picture file, which is decoded once however many questions there are.
 
-        ``places`` says where each question stands, for messages: ``line 2``.
-
-        Raises:
-            DataError: for unusable files and questions without a word, all of them.
-            CheckpointError: if the model gives no numbers.
+        ``places`` says where each question stands, for messages: ``line 2``. A DataError names all unusable files and
+        questions without a word; a CheckpointError says that the model gives no numbers.
         """
         where = [f"{place}: " for place in places] or [""] * len(paths)
         problems = [at + _wordless(text) for at, text in zip(where, questions, strict=True) if not tokenize(text)]
@@ -201,23 +193,22 @@ class Predictor:
             raise DataError(listed(problems, len(problems)), hints[0])
         return [asked[row] for row in range(len(paths))]
 
-    def _describe(self, images: Sequence[Image]) -> list[_Described]:
+    def _describe(self, images: Sequence[Image]) -> list[Described]:
         features = self._extractor.extract(images)
         if not np.isfinite(features).all():
             name = type(self._extractor).__name__
             raise DataError(f"{name} gives features that are NaN or infinite", "prepare the data again")
         is_plain = [image.convert("RGB").getcolors(1) is not None for image in images]
-        return [_Described(*one) for one in zip(features, is_plain, strict=True)]
+        return list(zip(features, is_plain, strict=True))
 
-    def _answer(self, described: Sequence[_Described], questions: Sequence[str], top: int) -> list[Prediction]:
+    def _answer(self, described: Sequence[Described], questions: Sequence[str], top: int) -> list[Prediction]:
         vocabulary, answers = self._data.vocabulary, self._data.answers
         tokens = encode(questions, vocabulary.index, self._data.manifest.max_words)
-        features = torch.from_numpy(np.stack([one.features for one in described]))
+        features = torch.from_numpy(np.stack([cells for cells, _ in described]))
         insight = inspect(self._loaded, torch.from_numpy(tokens.astype(np.int64)), features)
         if not all(np.isfinite(values).all() for values in vars(insight).values()):
-            raise CheckpointError(
-                "the model gives numbers that are NaN or infinite", "choose an earlier epoch: --ckpt RUN@EPOCH"
-            )
+            what = "the model gives numbers that are NaN or infinite"
+            raise CheckpointError(what, "choose an earlier epoch: --ckpt RUN@EPOCH")
         best = np.argsort(-insight.probabilities, axis=1, kind="stable")[:, :top]
         return [
             Prediction(
@@ -227,19 +218,11 @@ class Predictor:
                 insight.answer_attention[row].tolist(),
                 insight.layer_attention[row].tolist(),
                 tuple(word for word in tokenize(question) if vocabulary.index.get(word, UNK) == UNK),
-                described[row].is_plain,
+                described[row][1],
                 max(len(tokenize(question)) - self._data.manifest.max_words, 0),
             )
             for row, question in enumerate(questions)
         ]
-
-
-@dataclass(frozen=True)
-class _Described:
-    """A picture as the model sees it: features [N, W], and whether it has one color only."""
-
-    features: NDArray[np.float32]
-    is_plain: bool
 
 
 _IN_WORDS = "ask in words: --question 'what shape is shown?'"
@@ -254,7 +237,6 @@ def notes_on(asked: Sequence[Prediction]) -> list[str]:
     unknown = [one for one in asked if one.unknown_words]
     lost = [one for one in unknown if len(one.unknown_words) == len(tokenize(one.question))]
     partly = [one for one in unknown if one not in lost]
-    plain = [one for one in asked if one.is_plain]
     notes = []
     if lost:
         notes.append(f"no word of {_questions(lost)} is in the model's vocabulary: the answer is a guess")
@@ -266,7 +248,7 @@ def notes_on(asked: Sequence[Prediction]) -> list[str]:
     if cut := [one for one in asked if one.num_cut]:
         last = f"{cut[0].num_cut} words" if cut[0].num_cut > 1 else "word"
         notes.append(f"the last {last} of {_questions(cut)} are left out, since the model reads no longer questions")
-    if plain:
+    if plain := [one for one in asked if one.is_plain]:
         notes.append(f"the picture of {_questions(plain)} has one color only: the answer is a guess")
     return notes
 
@@ -277,13 +259,7 @@ def _questions(asked: Sequence[Prediction]) -> str:
 
 
 def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predictor, Chosen]:
-    """Load a checkpoint for asking, in this process; ``weights`` are the extractor's, if ``prepare`` was given a file.
-
-    Raises:
-        TrarError: if checkpoint and data are missing or do not fit together.
-        DataError: if the features of the data were not made from pictures here.
-        SettingsError: for weights that the extractor has no use for.
-    """
+    """Load a checkpoint for asking; ``weights`` are the extractor's. A TrarError says what does not fit together."""
     chosen = choose(request)
     data = open_prepared(chosen.data)
     with joined(plan_placement(request.gpus or "cpu", os.environ), timeout_seconds=60.0) as world:
@@ -293,9 +269,7 @@ def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predi
         raise SettingsError(f"the features of {data.path} were made without weights", "leave out --weights")
     made, kept = (extractor.grid_size, extractor.width), (data.manifest.grid_size, data.features.width)
     if made != kept:
-        raise DataError(
-            f"the extractor in {data.path} gives {made[0]} x {made[0]} cells of {made[1]} numbers, "
-            f"the features there are {kept[0]} x {kept[0]} of {kept[1]}",
-            "prepare the data again",
-        )
+        given, there = (f"{size} x {size} cells of {width} numbers" for size, width in (made, kept))
+        what = f"the extractor in {data.path} gives {given}, the features there are {there}"
+        raise DataError(what, "prepare the data again")
     return Predictor(loaded, data, extractor), chosen

@@ -74,15 +74,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_from_zero: 
 
 
 def share_chart(title: str, x: Floats, shares: Floats, colors: Sequence[str], *, x_label: str) -> str:
-    """Draw shares that sum to 1, stacked over an axis.
-
-    Args:
-        title: what the chart shows.
-        x: positions on the axis, [P], at least two.
-        shares: [P, K].
-        colors: one for each of the K.
-        x_label: below the axis.
-    """
+    """Draw shares [P, K] that sum to 1, stacked over positions ``x`` [P], at least two."""
     frame = _Frame(float(x.min()), float(x.max()) if x.max() > x.min() else float(x.min()) + 1, 0.0, 1.0)
     edges = np.concatenate([np.zeros((len(x), 1)), np.cumsum(shares, axis=1)], axis=1)
     body = []
@@ -93,12 +85,7 @@ def share_chart(title: str, x: Floats, shares: Floats, colors: Sequence[str], *,
 
 
 def calibration_chart(title: str, bins: Sequence[tuple[float, int, float]]) -> str:
-    """Draw accuracy by confidence, in tenths, beside the diagonal of a perfectly calibrated model.
-
-    Args:
-        title: what the chart shows.
-        bins: lower edge, number of questions and accuracy of each.
-    """
+    """Draw accuracy by confidence, beside the diagonal; ``bins`` are lower edge, number of questions and accuracy."""
     frame = _Frame(0.0, 1.0, 0.0, 1.0)
     most = max((count for _, count, _ in bins), default=1)
     width = frame.x(0.1) - frame.x(0.0) - 2
@@ -121,7 +108,6 @@ def _finite(line: Line) -> Line:
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round values within a range, about ``count`` of them."""
     raw = (high - low) / count
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * 0.999)

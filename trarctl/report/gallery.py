@@ -30,25 +30,16 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Example:
-    """One question of the gallery.
-
-    Attributes:
-        right: share of the truth that the answer has, percent.
-        truth: the true answers with the number of annotators who gave each.
-        answers: the likeliest with their probabilities.
-        routes: share of each span in each layer, L lists of K.
-        picture: data URI; None where there is no picture.
-        overlays: data URIs of the attention: what the answer is read from, then each layer.
-    """
+    """One question of the gallery."""
 
     question: str
     type: str
-    right: float
-    truth: list[tuple[str, int]]
-    answers: list[tuple[str, float]]
-    routes: list[list[float]]
-    picture: str | None
-    overlays: list[str]
+    right: float  # share of the truth that the answer has, percent
+    truth: list[tuple[str, int]]  # the true answers with the number of annotators who gave each
+    answers: list[tuple[str, float]]  # the likeliest with their probabilities
+    routes: list[list[float]]  # share of each span in each layer, L lists of K
+    picture: str | None  # data URI; None where there is no picture
+    overlays: list[str]  # data URIs of the attention: what the answer is read from, then each layer
     image_id: int | str
     question_id: int | str
 
@@ -71,11 +62,8 @@ def choose_rows(outcome: Outcome, *, most: int = MOST_EXAMPLES) -> Rows:
         right, wrong = rows[outcome.right[rows] > 0], rows[outcome.right[rows] == 0]
         surest = wrong[np.argsort(-outcome.confidence[wrong], kind="stable")[: num_each // 2]]
         others = np.setdiff1d(wrong, surest)
-        chosen += [
-            surest,
-            random.permutation(others)[: num_each - len(surest)],
-            random.permutation(right)[:num_each],
-        ]
+        more = random.permutation(others)[: num_each - len(surest)]
+        chosen += [surest, more, random.permutation(right)[:num_each]]
     return np.concatenate(chosen)[:most] if chosen else np.zeros(0, dtype=np.int64)
 
 
@@ -88,12 +76,9 @@ def examples(
     chosen: Chosen,
     images: Path | None,
 ) -> tuple[list[Example], str | None]:
-    """Answer chosen questions of the split, rows [E], again on the CPU.
+    """Answer chosen questions of the split, rows [E], again on the CPU; also say why some have no picture.
 
     Pictures come from the folder ``images``; None for the data set's own raw folder, if it has pictures.
-
-    Returns:
-        The examples, and why some have no picture, if any.
     """
     insights = _look(rows, data, split, chosen)
     pictures, why = _pictures(rows, data, split, images)
@@ -154,9 +139,8 @@ def _pictures(
             opened[path] = None
             faults.append(error.what)
     notes = [f"{paths.count(None)} of {len(paths)} examples have no image in {folder}"] if None in paths else []
-    notes += (
-        [f"{len(faults)} of {len(opened) - 1} images are unusable: {listed(faults, len(faults))}"] if faults else []
-    )
+    if faults:
+        notes.append(f"{len(faults)} of {len(opened) - 1} images are unusable: {listed(faults, len(faults))}")
     return [opened[path] for path in paths], "; ".join(notes) or None
 
 
@@ -168,11 +152,8 @@ def _own_folder(data: PreparedData) -> Path | None:
         folder = data.spec.default_raw_folder()
     except DataError:
         return None
-    for name, source in data.manifest.text.sources.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != source.size:
-            return None
-    return folder
+    files = [(folder / name, source.size) for name, source in data.manifest.text.sources.items()]
+    return folder if all(file.is_file() and file.stat().st_size == size for file, size in files) else None
 
 
 def _picture_path(folder: Path, data: PreparedData, row: int) -> Path | None:

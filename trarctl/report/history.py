@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,23 +24,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class History:
-    """How a run went; all arrays are empty where nothing was logged.
+    """How a run went; all arrays are empty where nothing was logged."""
 
-    Attributes:
-        epoch: epochs done at each logged step, with fractions, [P].
-        loss: mean loss per sample since the step before, [P].
-        rate: learning rate, [P].
-        temperature: of hard routing, [P].
-        routes: mean span weights, [P, L, K].
-        validations: (epoch, overall, by type) of each validation, percent.
-    """
-
-    epoch: Floats
-    loss: Floats
-    rate: Floats
-    temperature: Floats
-    routes: Floats
-    validations: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
+    epoch: Floats  # epochs done at each logged step, with fractions, [P]
+    loss: Floats  # mean loss per sample since the step before, [P]
+    rate: Floats  # learning rate, [P]
+    temperature: Floats  # of hard routing, [P]
+    routes: Floats  # mean span weights, [P, L, K]
+    validations: list[tuple[int, float, dict[str, float]]]  # epoch, overall and by type, in percent
 
 
 def read_history(run: RunFolder) -> History:
@@ -56,60 +47,33 @@ def read_history(run: RunFolder) -> History:
         starts = range(0, len(values), group)
         return np.stack([values[start : start + group].mean(axis=0) for start in starts]) if len(values) else values
 
-    validations = [
-        (epoch, entry["overall"], entry.get("per_type", {})) for epoch, entry in sorted(metrics.validations.items())
-    ]
-    return History(
-        column("step") / (last["step"] / last["epoch"]),
-        column("loss"),
-        column("learning_rate"),
-        column("temperature"),
-        column("routes"),
-        validations,
-    )
+    validated = sorted(metrics.validations.items())
+    validations = [(epoch, entry["overall"], entry.get("per_type", {})) for epoch, entry in validated]
+    epoch, (loss, rate) = column("step") / (last["step"] / last["epoch"]), map(column, ("loss", "learning_rate"))
+    return History(epoch, loss, rate, column("temperature"), column("routes"), validations)
 
 
 @dataclass(frozen=True)
 class RunOverview:
-    """One run in a table.
+    """One run in a table."""
 
-    Attributes:
-        name: of the run's folder.
-        dataset: empty where the settings cannot be read, like ``split`` and ``model``.
-        split: that it trains on.
-        model: routing, pooling and spans in words.
-        epochs_done: epochs with a checkpoint, or with an end in the metrics.
-        epochs: epochs to do.
-        best: best validation so far, percent; None without one.
-        best_epoch: its epoch, from 1.
-        num_bytes: size on the disk.
-        state: ``finished``, ``running``, ``stopped`` or ``damaged``.
-        state_text: the same for people: ``stopped in epoch 3``.
-        changed: when it last wrote something, seconds since 1970.
-        num_unreadable: lines of its metrics that cannot be read.
-    """
-
-    name: str
-    dataset: str
-    split: str
-    model: str
-    epochs_done: int
-    epochs: int
-    best: float | None
-    best_epoch: int | None
-    num_bytes: int
-    state: str
-    state_text: str
-    changed: float
-    num_unreadable: int = 0
+    name: str  # of the run's folder
+    dataset: str  # empty where the settings cannot be read, like ``split`` and ``model``
+    split: str  # that it trains on
+    model: str  # routing, pooling and spans in words
+    epochs_done: int  # epochs with a checkpoint, or with an end in the metrics
+    epochs: int  # epochs to do
+    best: float | None  # best validation so far, percent; None without one
+    best_epoch: int | None  # its epoch, from 1
+    num_bytes: int  # size on the disk
+    state: str  # ``finished``, ``running``, ``stopped`` or ``damaged``
+    state_text: str  # the same for people: ``stopped in epoch 3``
+    changed: float  # when it last wrote something, seconds since 1970
+    num_unreadable: int = 0  # lines of its metrics that cannot be read
 
 
 def overviews(folder: Path) -> list[RunOverview]:
-    """Look at all runs of a folder, the most recently written last, or at the one that it is; a missing one has none.
-
-    Raises:
-        CheckpointError: it is no folder.
-    """
+    """Look at the runs of a folder, the latest last, or at the one that it is; CheckpointError if it is no folder."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder", "name the folder of the runs: trarctl runs DIR")
     itself = RunFolder(folder)

@@ -20,29 +20,17 @@ NUM_BINS = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """How each question of a split was answered.
+    """How each question of a split was answered."""
 
-    Attributes:
-        right: share of the truth that the answer has, 0 to 1, [Q].
-        chosen: index of the likeliest answer, [Q].
-        confidence: its probability, [Q].
-        type_of: the question's type, an index into ``types``, [Q].
-        types: by which accuracy is reported.
-        detail_of: its finer type, an index into ``details``, [Q].
-        details: VQA's question types, CLEVR's last functions; the same as ``types`` for easy-VQA.
-        truth_of: the true answer, for VQA the annotators' commonest, an index into ``truths``, [Q].
-        truths: true answers as they stand in the file.
-    """
-
-    right: NDArray[np.float64]
-    chosen: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    type_of: NDArray[np.int64]
-    types: list[str]
-    detail_of: NDArray[np.int64]
-    details: list[str]
-    truth_of: NDArray[np.int64]
-    truths: Sequence[str]
+    right: NDArray[np.float64]  # share of the truth that the answer has, 0 to 1, [Q]
+    chosen: NDArray[np.int64]  # index of the likeliest answer, [Q]
+    confidence: NDArray[np.float32]  # its probability, [Q]
+    type_of: NDArray[np.int64]  # the question's type, an index into ``types``, [Q]
+    types: list[str]  # by which accuracy is reported
+    detail_of: NDArray[np.int64]  # its finer type, an index into ``details``, [Q]
+    details: list[str]  # VQA's question types, CLEVR's last functions; the same as ``types`` for easy-VQA
+    truth_of: NDArray[np.int64]  # the true answer, for VQA the annotators' commonest, an index into ``truths``, [Q]
+    truths: Sequence[str]  # true answers as they stand in the file
 
 
 @dataclass(frozen=True)
@@ -93,11 +81,9 @@ def outcome_of(scores: Scores, split: PreparedSplit, accuracy: Accuracy) -> Outc
 
 
 def calibration(outcome: Outcome) -> tuple[list[CalibrationBin], float]:
-    """How often answers of each probability are right.
+    """Give for each tenth of the probabilities how many answers are right, and the expected calibration error.
 
-    Returns:
-        The tenths that hold questions, and the expected calibration error: the mean distance between probability and
-        accuracy, weighted by questions.
+    That is the mean distance between probability and accuracy, weighted by questions.
 
     Source: Guo et al., On calibration of modern neural networks (ICML 2017).
     """
@@ -106,12 +92,8 @@ def calibration(outcome: Outcome) -> tuple[list[CalibrationBin], float]:
     confidence = np.bincount(bin_of, weights=outcome.confidence, minlength=NUM_BINS) / np.maximum(counts, 1)
     accuracy = np.bincount(bin_of, weights=outcome.right, minlength=NUM_BINS) / np.maximum(counts, 1)
     error = float((counts * np.abs(confidence - accuracy)).sum() / counts.sum())
-    bins = [
-        CalibrationBin(index / NUM_BINS, int(counts[index]), float(confidence[index]), float(accuracy[index]))
-        for index in range(NUM_BINS)
-        if counts[index]
-    ]
-    return bins, error
+    found = zip(counts.tolist(), confidence.tolist(), accuracy.tolist(), strict=True)
+    return [CalibrationBin(index / NUM_BINS, *one) for index, one in enumerate(found) if one[0]], error
 
 
 def confusions(outcome: Outcome, answers: Sequence[str], *, limit: int = 60) -> list[Confusion]:
@@ -132,9 +114,8 @@ def confusions(outcome: Outcome, answers: Sequence[str], *, limit: int = 60) -> 
 
 def routes_by_type(outcome: Outcome, routes: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mean share of each span in each layer, by type: [T, L, K]; zeros for a type without questions."""
-    return _means(outcome.type_of, len(outcome.types), routes.reshape(len(routes), -1)).reshape(
-        len(outcome.types), *routes.shape[1:]
-    )
+    means = _means(outcome.type_of, len(outcome.types), routes.reshape(len(routes), -1))
+    return means.reshape(len(outcome.types), *routes.shape[1:])
 
 
 def type_rows(outcome: Outcome, routes: NDArray[np.float32]) -> list[TypeRow]:

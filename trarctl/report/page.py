@@ -34,23 +34,14 @@ _TASK, _NUM_PARTS = "making the report", 4
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What to report on.
+    """What to report on."""
 
-    Attributes:
-        scores: of every question of the split.
-        measured: their accuracy.
-        data: the prepared data.
-        split: annotated.
-        chosen: the checkpoint.
-        images: folder of the pictures; None for the data set's own, if it brings any.
-    """
-
-    scores: Scores
-    measured: Accuracy
+    scores: Scores  # of every question of the split
+    measured: Accuracy  # their accuracy
     data: PreparedData
-    split: PreparedSplit
+    split: PreparedSplit  # annotated
     chosen: Chosen
-    images: Path | None = None
+    images: Path | None = None  # folder of the pictures; None for the data set's own, if it brings any
 
     @property
     def name(self) -> str:
@@ -59,18 +50,13 @@ class ReportRequest:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder and see that a report can be written there, before any long work begins.
-
-    Raises:
-        DataError: if jinja2 is not installed, the folder cannot be written, or its page is not one of ours.
-    """
+    """Make the folder, before any long work begins; DataError if a report cannot be written there."""
     _template()
     try:
         page = folder / FILE_NAME
         if page.exists() and not (page.is_file() and _SIGNATURE in page.read_bytes()):
-            raise DataError(
-                f"{page} was not written by this program, and would be replaced", "choose another --report DIR"
-            )
+            what = f"{page} was not written by this program, and would be replaced"
+            raise DataError(what, "choose another --report DIR")
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{FILE_NAME}.{os.getpid()}"
         probe.touch()
@@ -80,19 +66,11 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_report(request: ReportRequest, folder: Path, progress: Progress = no_progress) -> tuple[Path, list[str]]:
-    """Write ``index.html`` into a folder, whole or not at all.
-
-    Returns:
-        The file, and what the user should know about it.
-
-    Raises:
-        DataError: if jinja2 is not installed, or the folder cannot be written.
-    """
-    template = _template()
+    """Write ``index.html`` into a folder, whole or not at all; give its path, and what the user should know."""
+    template, path = _template(), folder / FILE_NAME
     content = _content(request, progress)
     page = template.render(content)
     progress(_TASK, _NUM_PARTS, _NUM_PARTS)
-    path = folder / FILE_NAME
     try:
         write_bytes(path, page.encode())
     except OSError as error:
@@ -129,9 +107,11 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
     columns, rule = _columns(request)
     progress(_TASK, 2, _NUM_PARTS)
     bins, error = calibration(outcome)
+    points = [(one.low, one.questions, one.accuracy) for one in bins]
     shown, why_no_pictures = examples(choose_rows(outcome), scores, outcome, data, split, chosen, request.images)
     progress(_TASK, 3, _NUM_PARTS)
     counts = {name: int((outcome.type_of == index).sum()) for index, name in enumerate(outcome.types)}
+    names = span_names(chosen.settings.model.spans)
     templates = Path(__file__).with_name("templates")
     script = (templates / "report.js").read_text(encoding="utf-8")
     run = RunFolder(chosen.checkpoint.parent.parent)
@@ -147,16 +127,11 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
         "columns": columns,
         "rule": rule,
         "counts": counts,
-        "spans": [
-            {"name": name, "color": span_color(index)}
-            for index, name in enumerate(span_names(chosen.settings.model.spans))
-        ],
+        "spans": [{"name": name, "color": span_color(index)} for index, name in enumerate(names)],
         "type_names": sorted(name for name, count in counts.items() if count),
         "routes_by_type": _routes(outcome, scores, counts),
         "type_rows": type_rows(outcome, scores.routes),
-        "calibration": calibration_chart(
-            "accuracy by probability", [(one.low, one.questions, one.accuracy) for one in bins]
-        ),
+        "calibration": calibration_chart("accuracy by probability", points),
         "calibration_error": 100 * error,
         "confusions": confusions(outcome, scores.answers),
         "curves": _curves(history, is_hard=chosen.settings.model.routing == "hard") if history else [],
@@ -185,10 +160,7 @@ def _facts(request: ReportRequest) -> list[tuple[str, str]]:
 
 
 def _columns(request: ReportRequest) -> tuple[list[dict[str, Any]], str]:
-    """The table of accuracies: this model, then what to compare it with; ``per_type`` may lack types.
-
-    Also by which rules the question alone was answered.
-    """
+    """Give accuracies of this model and what to compare it with, and by which rules the question alone was answered."""
     data, split, measured = request.data, request.split, request.measured
     columns: list[tuple[str, Any]] = [("this model", measured)]
     rule = ""
@@ -237,19 +209,12 @@ def _route_curves(history: History) -> list[tuple[str, str]]:
         return []
     _, num_layers, num_spans = history.routes.shape
     colors = [span_color(index) for index in range(num_spans)]
-    return [
-        (
-            f"layer {layer}",
-            share_chart(
-                f"share of each span in layer {layer}",
-                history.epoch,
-                history.routes[:, layer - 1],
-                colors,
-                x_label="epoch",
-            ),
-        )
-        for layer in range(1, num_layers + 1)
-    ]
+    charts = []
+    for layer in range(num_layers):
+        title = f"share of each span in layer {layer + 1}"
+        chart = share_chart(title, history.epoch, history.routes[:, layer], colors, x_label="epoch")
+        charts.append((f"layer {layer + 1}", chart))
+    return charts
 
 
 def _settings(chosen: Chosen) -> Sequence[tuple[str, str]]:

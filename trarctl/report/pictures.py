@@ -45,10 +45,8 @@ def span_color(index: int) -> str:
 def span_names(spans: Sequence[int | str]) -> list[str]:
     """Name a model's spans: ``whole``, ``3x3``, or what the settings say; a number tells equal ones apart."""
     names = [_span_name(span) for span in spans]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
-        for index, name in enumerate(names)
-    ]
+    numbers = [names[: index + 1].count(name) for index, name in enumerate(names)]
+    return [f"{name} ({n})" if names.count(name) > 1 else name for name, n in zip(names, numbers, strict=True)]
 
 
 def _span_name(span: int | str) -> str:
@@ -63,11 +61,7 @@ def type_name(name: str) -> str:
 
 
 def thumbnail(path: Path) -> str:
-    """Shrink an image file, upright as the model saw it, to a data URI.
-
-    Raises:
-        DataError: it is missing or cannot be read.
-    """
+    """Shrink an image file, upright as the model saw it, to a data URI; DataError if it cannot be read."""
     image = read_image(path)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return _data_uri(image, "PNG" if max(image.size) <= 96 else "JPEG")
@@ -98,11 +92,7 @@ def _data_uri(image: Image, kind: str) -> str:
 
 
 def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -> Figure:
-    """Draw a question's answers, and the attention of each layer over the picture, which may be of any size.
-
-    Raises:
-        DataError: if matplotlib is not installed.
-    """
+    """Draw a question's answers, and the attention of each layer over the picture, which may be of any size."""
     figure_type, image = require_matplotlib(), to_rgb(image)
     image.thumbnail((_MOST_DRAWN, _MOST_DRAWN))
     extent = _extent(image)
@@ -127,11 +117,7 @@ def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Write a picture in the format that the file's name says, whole or not at all.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
+    """Write a picture in the format that the file's name says, whole or not at all; DataError if that fails."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph ")  # of questions in other scripts than the font's
@@ -140,11 +126,7 @@ def save_picture(figure: Figure, path: Path) -> None:
 
 
 def picture_format(path: Path) -> str:
-    """Give the format that a file's name says.
-
-    Raises:
-        DataError: if it is none that matplotlib writes, or matplotlib is not installed.
-    """
+    """Give the format that a file's name says; DataError if matplotlib does not write it."""
     known = require_matplotlib()().canvas.get_supported_filetypes()
     name = path.suffix.removeprefix(".").lower()
     if name not in known:
@@ -153,11 +135,7 @@ def picture_format(path: Path) -> str:
 
 
 def require_matplotlib() -> type[Figure]:
-    """Give matplotlib's figure.
-
-    Raises:
-        DataError: if matplotlib is not installed.
-    """
+    """Give matplotlib's figure; DataError if it is not installed."""
     # What it has to say about its caches is nothing to act on.
     logging.getLogger("matplotlib").addHandler(logging.NullHandler())
     try:

@@ -83,7 +83,9 @@ def test_bad_rows(tmp_path: Path) -> None:
 
 
 def test_options_that_do_not_apply(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="easy-vqa makes its own features on a grid of 4"):
+    with pytest.raises(
+        SettingsError, match="easy-vqa makes its features of the images in its raw folder, on a grid of 4"
+    ):
         prepare(PrepareRequest("easy-vqa", raw=_write(tmp_path / "raw"), out=tmp_path / "out", grid=8))
 
 

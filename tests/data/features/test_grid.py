@@ -85,7 +85,7 @@ BAD_FILES = {
     r"has the shape \[2, 2, 2\], expected \[rows, width\]": _npy(np.zeros((2, 2, 2), dtype=np.float32)),
     r"has the shape \[4\]": _npy(np.zeros(4, dtype=np.float32)),
     r"has the shape \[0, 4\]": _npy(np.zeros((0, 4), dtype=np.float32)),
-    "is not a plain array of numbers": _npy(np.zeros((2, 2), dtype=[("a", "<f4")])),
+    "holds values of type V": _npy(np.zeros((2, 2), dtype=[("a", "<f4")])),
     "has a damaged header": GOOD.replace(b"{'descr'", b"{'desc\xff'"),
 }
 

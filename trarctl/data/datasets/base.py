@@ -132,11 +132,7 @@ class DatasetSpec:
     published: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)  # by split
 
     def default_raw_folder(self) -> Path:
-        """Give the raw folder to take if none is named.
-
-        Raises:
-            DataError: the package that brings the files is not installed.
-        """
+        """Give the raw folder to take if none is named; DataError if a package that brings it is not installed."""
         return self.raw_folder() if self.raw_folder is not None else Path("data") / self.name / "raw"
 
     def image_set(self, name: str) -> ImageSetFiles:
@@ -162,7 +158,7 @@ def check_declared(
     known: Mapping[str, str],
     warnings: list[str],
 ) -> None:
-    """Compare what a file says of itself with the split that it stands for.
+    """Raise a DataError if a file says that it is another split than the one it is read as.
 
     Args:
         path: the file.
@@ -170,9 +166,6 @@ def check_declared(
         files: the split that the file is read as.
         known: what a file of each split would say, to the split's name.
         warnings: one is added if what the file says is no split that is known.
-
-    Raises:
-        DataError: the file says that it is another split.
     """
     odd = {said: count for said, count in declared.items() if known.get(said[1]) != files.name}
     if not odd:
@@ -188,16 +181,10 @@ def check_declared(
 
 
 def compare_splits(spec: DatasetSpec, splits: Iterable[RawSplit]) -> list[str]:
-    """Look for questions about the same image in the same words in two splits of a data set.
+    """Warn of each two splits that share questions, which are about the same image in the same words.
 
     Where image ids mean another image in each split, the question's id has to be the same as well. Splits that borrow
-    their images are only trained on, and left out.
-
-    Returns:
-        A warning for each pair of splits that share some.
-
-    Raises:
-        DataError: all questions of val are in train, so that what validation measures was learned.
+    their images are only trained on, and left out. A DataError says that all questions of val are in train.
     """
     warnings = list[str]()
     if spec.numbers_questions:

@@ -43,11 +43,7 @@ _PICTURE = re.compile(r"(.*?)([0-9]{1,18})\.\w+", re.ASCII)
 
 
 def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split; the type of a question is the last function of its program.
-
-    Raises:
-        DataError: the file is damaged, or an index appears twice.
-    """
+    """Read one split, its types the last functions of the programs; DataError if the file is unusable."""
     path = raw / files.questions
     reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_LAYOUT)
     functions = StringTable()
@@ -76,11 +72,8 @@ def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Prog
     info = reader.frame.get("info")
     if isinstance(info, dict) and isinstance(info.get("split"), str):
         declared["info.split", info["split"]] = 1
-    known = {
-        value: split.name
-        for split in CLEVR.splits
-        for value in (split.name, CLEVR.image_set(split.image_set).images.prefix)
-    }
+    prefixes = {CLEVR.image_set(split.image_set).images.prefix: split.name for split in CLEVR.splits}
+    known = {split.name: split.name for split in CLEVR.splits} | prefixes
     check_declared(path, declared, files, known, data.warnings)
     refuse_duplicates(path, question_id, "question_index")
     data.num_records[files.questions] = len(question_id)
@@ -129,25 +122,17 @@ _TYPES = ("count", "exist", "compare_numbers", "query_attribute", "compare_attri
 
 
 def clevr_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
-    """Count right CLEVR answers by question type.
+    """Count right CLEVR answers [Q] by question type, which the last function of a program decides.
 
-    Args:
-        predictions: an answer for each question, [Q] in the order of ``truth``.
-        truth: the true ones; the question types are the last functions of the programs.
-        evaluator: ``official`` counts ``equal_integer`` among ``compare_numbers``, ``upstream`` among
-            ``compare_attribute``, as in the published TRAR numbers.
-
-    Raises:
-        DataError: another number of predictions than questions, no question, or a function is unknown.
+    The evaluator ``official`` counts ``equal_integer`` among ``compare_numbers``, ``upstream`` among
+    ``compare_attribute``, as in the published TRAR numbers. A DataError names functions that are unknown.
     """
     used = np.unique(truth.question_type).tolist()
     type_of_function = [_type(function, evaluator) for function in truth.question_types]
     unknown = [truth.question_types[code] for code in used if type_of_function[code] is None]
     if unknown:
-        raise DataError(
-            f"programs end in functions that CLEVR v1.0 does not have: {listed(unknown, len(unknown))}",
-            "is this a CLEVR v1.0 questions file? It must be the original one",
-        )
+        what = f"programs end in functions that CLEVR v1.0 does not have: {listed(unknown, len(unknown))}"
+        raise DataError(what, "is this a CLEVR v1.0 questions file? It must be the original one")
     codes = np.array([-1 if name is None else _TYPES.index(name) for name in type_of_function], dtype=np.int64)
     return count_right(predictions, truth, codes[truth.question_type], _TYPES, evaluator)
 

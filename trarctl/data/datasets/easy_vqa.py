@@ -21,11 +21,7 @@ _FIELDS = ("question", "answer", "image_id")
 
 
 def package_data() -> Path:
-    """Find the files of the installed package.
-
-    Raises:
-        DataError: it is not installed.
-    """
+    """Find the files of the installed package; DataError if it is not installed."""
     package = importlib.util.find_spec("easy_vqa")
     if package is None or package.origin is None:
         raise DataError("the package easy-vqa is not installed", _DOWNLOAD_HINT)
@@ -47,25 +43,18 @@ def question_type(answer: str) -> str:
 
 
 def read_easy_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split; questions are numbered from 0 in file order.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """Read one split, its questions numbered in file order; DataError if the file is damaged."""
     for other in {split.questions for split in EASY_VQA.splits} - {files.questions}:
         if (raw / other).is_file() and filecmp.cmp(raw / other, raw / files.questions, shallow=False):
             what = f"{raw / files.questions} and {raw / other} are the same file"
             raise DataError(what, "put each split's own questions there")
-    reader = RecordReader(
-        raw / files.questions, None, progress, warnings=data.warnings, layout='[["is it?", "yes", 0]]'
-    )
+    path, layout = raw / files.questions, '[["is it?", "yes", 0]]'
+    reader = RecordReader(path, None, progress, warnings=data.warnings, layout=layout)
     types = StringTable()
 
     def take(rows: list[Any]) -> list[Any]:
-        records = [
-            dict(zip(_FIELDS, row, strict=True)) if isinstance(row, list) and len(row) == len(_FIELDS) else row
-            for row in rows
-        ]
+        is_row = [isinstance(row, list) and len(row) == len(_FIELDS) for row in rows]
+        records = [dict(zip(_FIELDS, row, strict=True)) if ok else row for row, ok in zip(rows, is_row, strict=True)]
         images, texts = reader.ids(records, "image_id"), reader.texts(records, "question")
         answers = reader.column(records, "answer", str, is_valid=lambda text: bool(text.strip()), expected="a text")
         if answers is None:

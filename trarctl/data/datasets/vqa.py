@@ -43,24 +43,15 @@ _ANNOTATIONS = (
     '{"annotations": [{"question_id": 1, "image_id": 2, "multiple_choice_answer": "yes", '
     '"answers": [{"answer": "yes"}]}]}'
 )
-_DATA_TYPE = ("mscoco",)
-_TASK_TYPE = ("Open-Ended",)
 
 
 def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split of VQA v2.
-
-    Raises:
-        DataError: a file is damaged, an id appears twice, or annotations and questions do not belong together.
-    """
+    """Read one split of VQA v2; DataError if a file is damaged, or the two do not belong together."""
     path = raw / files.questions
     reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_layout(_QUESTIONS, files))
+    names = ("question_id", "image_id")
     question_id, image_id, texts = reader.collect(
-        lambda records: [
-            reader.ids(records, "question_id"),
-            reader.ids(records, "image_id"),
-            reader.texts(records, "question"),
-        ]
+        lambda records: [*(reader.ids(records, name) for name in names), reader.texts(records, "question")]
     )
     _check_head(reader, files, data.warnings)
     refuse_duplicates(path, question_id, "question_id")
@@ -72,16 +63,12 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
     data.num_records[files.annotations] = len(annotated_id)
     refuse_duplicates(path, annotated_id, "question_id")
     rows = rows_of(annotated_id, question_id)
-    if (rows < 0).any():
-        unknown = annotated_id[rows < 0]
-        raise DataError(
-            f"{path} annotates questions that {files.questions} does not hold: {listed(unknown, len(unknown))}",
-            _DOWNLOAD_BOTH,
-        )
+    if len(unknown := annotated_id[rows < 0]):
+        what = f"{path} annotates questions that {files.questions} does not hold: {listed(unknown, len(unknown))}"
+        raise DataError(what, _DOWNLOAD_BOTH)
     is_missing = np.ones(len(question_id), dtype=bool)
     is_missing[rows] = False
-    if is_missing.any():
-        missing = question_id[is_missing]
+    if len(missing := question_id[is_missing]):
         what = f"{path} has no annotations of the questions {listed(missing, len(missing))}"
         if files.name == "val":
             raise DataError(what, _DOWNLOAD_BOTH)
@@ -89,11 +76,8 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
     # Where the files name different images the annotation's counts, as in the original program.
     differs = image_id[rows] != annotated_image
     if differs.any():
-        questions = question_id[rows[differs]]
-        data.warnings.append(
-            f"{path} names a different image than the questions file for the questions"
-            f" {listed(questions, len(questions))}: the annotation's is used"
-        )
+        questions = listed(question_id[rows[differs]], int(differs.sum()))
+        data.warnings.append(f"{path} names other images than {files.questions} for {questions}, and its own are used")
         image_id[rows] = annotated_image
     return RawSplit(files.name, question_id, image_id, texts, replace(annotations, rows=rows.astype(np.int32)))
 
@@ -106,11 +90,10 @@ def _check_head(reader: RecordReader, files: SplitFiles, warnings: list[str]) ->
     """Compare what stands beside the list with the split, and with the one kind of questions that is read."""
     known = {value: split.name for split in reversed(VQA.splits) for value in (split.name, split.image_set)}
     known |= {files.image_set: files.name}
-    for field, right in (("data_subtype", known), ("data_type", _DATA_TYPE), ("task_type", _TASK_TYPE)):
-        value = reader.frame.get(field)
-        if isinstance(value, str):
-            names = dict.fromkeys(right, files.name) if right is not known else known
-            check_declared(reader.path, {(field, value): 1}, files, names, warnings)
+    heads = {"data_subtype": known, "data_type": {"mscoco": files.name}, "task_type": {"Open-Ended": files.name}}
+    for field, right in heads.items():
+        if isinstance(value := reader.frame.get(field), str):
+            check_declared(reader.path, {(field, value): 1}, files, right, warnings)
 
 
 def _read_annotations(
@@ -127,9 +110,8 @@ def _read_annotations(
         if given is None:
             return [None]
         for name in () if files.borrows_images else ("answer_type", "question_type"):
-            reader.count(
-                f'records without "{name}", by which accuracy is reported', sum(name not in r for r in records)
-            )
+            num_lacking = sum(name not in record for record in records)
+            reader.count(f'records without "{name}", by which accuracy is reported', num_lacking)
         numbers[:] += np.bincount((given >= 0).sum(axis=1), minlength=len(numbers))
         return [
             *columns,
@@ -144,16 +126,8 @@ def _read_annotations(
     if numbers[:NUM_ANNOTATORS].any():
         found = ", ".join(f"{count:,} have {number}" for number, count in enumerate(numbers.tolist()) if count)
         data.warnings.append(f"{path}: questions have other than {NUM_ANNOTATORS} answers: {found}")
-    annotations = RawAnnotations(
-        rows=np.empty(0, dtype=np.int32),
-        answers=given,
-        chosen=chosen,
-        answer_type=answer_type.astype(np.int16),
-        answer_types=tuple(answer_types),
-        question_type=question_type.astype(np.int16),
-        question_types=tuple(question_types),
-    )
-    return question_id, image_id, annotations
+    kinds = answer_type.astype(np.int16), tuple(answer_types), question_type.astype(np.int16), tuple(question_types)
+    return question_id, image_id, RawAnnotations(np.empty(0, dtype=np.int32), given, chosen, *kinds)
 
 
 def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) -> npt.NDArray[np.int32] | None:
@@ -197,21 +171,19 @@ def _chosen_codes(
     reader: RecordReader, records: list[Any], given: npt.NDArray[np.int32], table: StringTable
 ) -> npt.NDArray[np.int32] | None:
     """Number the answers that count for the answer list, [records]; else the commonest of those given."""
-    texts = [record.get("multiple_choice_answer") for record in records]
+    name = "multiple_choice_answer"
+    texts = [record.get(name) for record in records]
     if set(map(type, texts)) <= {str} and all(map(str.strip, set(texts))):
         return table.codes(texts)
     strings = list(table)
     for number, text in enumerate(texts):
         if text is None or (isinstance(text, str) and not text.strip()):
-            names = [name for name in (strings[code] for code in given[number] if code >= 0) if name.strip()]
-            if not names:
+            others = [strings[code] for code in given[number] if code >= 0 and strings[code].strip()]
+            if not others:
                 reader.report(number, "has only empty answers")
-            texts[number] = Counter(names).most_common(1)[0][0] if names else "?"
-            reader.count(
-                'records without a "multiple_choice_answer", for which the commonest of their answers stands in'
-            )
-    filled = [{"multiple_choice_answer": text} for text in texts]
-    return reader.codes(filled, "multiple_choice_answer", table)
+            texts[number] = Counter(others).most_common(1)[0][0] if others else "?"
+            reader.count(f'records without a "{name}", for which the commonest of their answers stands in')
+    return reader.codes([{name: text} for text in texts], name, table)
 
 
 def _split(name: str, image_set: str, num_questions: int, *, has_answers: bool = True) -> SplitFiles:
@@ -222,9 +194,8 @@ def _split(name: str, image_set: str, num_questions: int, *, has_answers: bool =
 
 def _images(name: str, num_images: int, *, is_required: bool = True) -> ImageSetFiles:
     prefix = f"COCO_{name}_"
-    return ImageSetFiles(
-        name, num_images, is_required, FileNaming(prefix, 12, ".jpg"), FileNaming(prefix, 12, ".jpg.npy")
-    )
+    pictures, features = (FileNaming(prefix, 12, suffix) for suffix in (".jpg", ".jpg.npy"))
+    return ImageSetFiles(name, num_images, is_required, pictures, features)
 
 
 VQA = register_dataset(

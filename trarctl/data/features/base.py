@@ -36,21 +36,23 @@ class ExtractorOptions:
     devices: tuple[str, ...] = ("cpu",)
 
 
+def resized(image: Image, side: int) -> Image:
+    """Resize an image; RGB of that size stays as it is."""
+    from PIL.Image import Resampling
+
+    return image.convert("RGB").resize((side, side), Resampling.BICUBIC)
+
+
 class Extractor(ABC):
     """Turns images into a grid of feature vectors; ``extract`` is called from several threads.
 
     Making one is cheap, as it happens even if all features are there: ``load`` loads networks.
-
-    Attributes:
-        width: feature width W.
-        stored_type: number type of feature files; an image whose values float16 cannot hold stays in float32.
-        is_fitted: whether ``fit`` has to see the training images before anything is extracted.
     """
 
     name: ClassVar[str]
-    width: int
-    stored_type: ClassVar[StoredType] = "float16"
-    is_fitted: ClassVar[bool] = False
+    width: int  # feature width W
+    stored_type: ClassVar[StoredType] = "float16"  # of feature files; values that float16 cannot hold stay in float32
+    is_fitted: ClassVar[bool] = False  # whether ``fit`` has to see the training images before anything is extracted
 
     def __init__(self, options: ExtractorOptions) -> None:
         self.grid_size = options.grid_size
@@ -109,7 +111,5 @@ def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
 def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
     """Say that features were made with other weights."""
     here = "those that torchvision downloads" if weights is None else weights
-    return DataError(
-        f"the features in {folder} were made by {name} with weights other than {here}",
-        "--weights FILE: the file that trarctl prepare was given",
-    )
+    what = f"the features in {folder} were made by {name} with weights other than {here}"
+    return DataError(what, "--weights FILE: the file that trarctl prepare was given")

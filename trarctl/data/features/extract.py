@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from trarctl.data import Progress
 from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
-from trarctl.data.features.grid import FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
+from trarctl.data.features.grid import REPLACE, FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
 from trarctl.data.features.reading import READING_VERSION, read_images
 from trarctl.data.manifest import BACKBONE, key_of
@@ -66,10 +66,7 @@ def extract_files(
     """Make feature files of images that have none yet, this process's share; the first waits for the others.
 
     The first of ``sets`` holds the training images, which an extractor may have to be fitted to. A DataError names the
-    images that are unusable; the features of the others are kept.
-
-    Returns:
-        The folder that has one folder of feature files an image set, and the extractor.
+    images that are unusable; the features of the others are kept. Gives the folder of feature files and the extractor.
     """
     rank, num_processes = share_of_environment()
     extractor: Extractor = EXTRACTORS[name](options)
@@ -81,10 +78,8 @@ def extract_files(
         if rank == 0 and not (folder / BACKBONE).exists():
             extractor.fit(training_images(sets[0], extractor, progress))
             write_json(folder / BACKBONE, extractor.describe())
-        waiting = _Patience(folder)
-        while not (folder / BACKBONE).exists():
+        for _ in _waiting(folder, lambda paths: [path for path in paths if not path.exists()], [folder / BACKBONE]):
             progress("waiting for the first process", 0, None)
-            waiting.sleep(0)
         extractor = read_extractor(folder / BACKBONE, options)
     own = {images.name: images.ids[rank::num_processes].tolist() for images in sets}
     left = {images.name: _left(folder, images, own[images.name]) for images in sets}
@@ -103,25 +98,20 @@ def extract_files(
                 progress(f"extracting features of {images.name}", done, len(own[images.name]))
     refuse_problems("image", problems)
     for images in sets if num_processes > 1 and rank == 0 else []:
-        others, waiting = images.ids.tolist(), _Patience(folder)
-        while others := _left(folder, images, others):
-            progress("waiting for the other processes", len(images.ids) - len(others), len(images.ids))
-            waiting.sleep(len(others))
+        for number in _waiting(folder, partial(_left, folder, images), images.ids.tolist()):
+            progress("waiting for the other processes", len(images.ids) - number, len(images.ids))
     return folder, extractor
 
 
-class _Patience:
-    """Waits for other processes as long as their work goes on."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._left, self._since = folder, -1, time.monotonic()
-
-    def sleep(self, num_left: int) -> None:
-        """Wait a moment; a DataError says that nothing changed for too long."""
-        if num_left != self._left:
-            self._left, self._since = num_left, time.monotonic()
-        if time.monotonic() - self._since > _LONGEST_SILENCE_SECONDS:
-            what = f"other processes wrote nothing to {self._folder} for {_LONGEST_SILENCE_SECONDS / 60:.0f} minutes"
+def _waiting(folder: Path, still_left: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> Iterator[int]:
+    """Give the number of items that other processes have left; a DataError says that it stays the same for long."""
+    before, since = -1, time.monotonic()
+    while items := still_left(items):
+        if len(items) != before:
+            before, since = len(items), time.monotonic()
+        yield len(items)
+        if time.monotonic() - since > _LONGEST_SILENCE_SECONDS:
+            what = f"other processes wrote nothing to {folder} for {_LONGEST_SILENCE_SECONDS / 60:.0f} minutes"
             raise DataError(what, "see that all of them run with the same options; what is done is kept")
         time.sleep(_PAUSE_SECONDS)
 
@@ -136,11 +126,11 @@ def check_pictures(sets: Sequence[ImageSet], progress: Progress) -> None:
     for images in sets:
         pieces = batched(images.ids.tolist() if images.folder else [], _BATCH_IMAGES)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for number, bad in enumerate(pool.map(look, pieces), start=1):
+            done = 0
+            for ids, bad in zip(pieces, pool.map(look, pieces), strict=True):
                 problems += bad
-                progress(
-                    f"checking images of {images.name}", min(number * _BATCH_IMAGES, len(images.ids)), len(images.ids)
-                )
+                done += len(ids)
+                progress(f"checking images of {images.name}", done, len(images.ids))
     refuse_problems("image", problems)
 
 
@@ -158,11 +148,7 @@ def training_images(images: ImageSet, extractor: Extractor, progress: Progress) 
 
 
 def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
-    """Load the extractor that made the features of prepared data, with the weights that ``prepare`` was given.
-
-    Raises:
-        DataError: the features came from files made elsewhere, or the extractor is not installed or has other weights.
-    """
+    """Load the extractor that made the features of prepared data; DataError if it is unknown or has other weights."""
     options = ExtractorOptions(data.manifest.grid_size, weights)
     if data.manifest.images.backbone is not None:
         extractor = read_extractor(data.path / BACKBONE, options)
@@ -172,11 +158,9 @@ def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
         named = [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
         ours = [one for one in named[0].parent.glob(f"{named[0].name[:-8]}*") if _holds_features(one, data)]
         if not ours:
-            raise DataError(
-                f"the features in {data.path} came from files made elsewhere, so trarctl"
-                " cannot make matching features of a picture",
-                "predict needs data whose features trarctl made from the images: trarctl prepare --help",
-            )
+            why = "came from files made elsewhere, so trarctl cannot make matching features of a picture"
+            hint = "predict needs data whose features trarctl made from the images: trarctl prepare --help"
+            raise DataError(f"the features in {data.path} {why}", hint)
         if not {*named} & {*ours}:
             raise other_weights(data.path, extractor.name, weights)
     extractor.load()
@@ -223,10 +207,8 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
 
 
 def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
-    return [
-        Problem(path, error.what.removeprefix(f"{path} "), error.hint or "replace these files with good copies")
-        for path, error in pictures.items()
-    ]
+    whys = {path: error.what.removeprefix(f"{path} ") for path, error in pictures.items()}
+    return [Problem(path, why, pictures[path].hint or REPLACE) for path, why in whys.items()]
 
 
 def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:

@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.floating]
 _LARGEST_MEMBER_BYTES = 1 << 30
 _LARGEST_HEADER = 1024
 _AS_FLOAT32 = "pack them as float32: --pack float32"
+REPLACE = "replace these files with good copies"
 _NUM_SAMPLED, _NUM_VERIFIED = 64, 16  # images of a set
 
 
@@ -59,7 +60,7 @@ def convert_hint(names: Sequence[str]) -> str:
 class FeatureFileError(Exception):
     """One feature file cannot be used; the message says why, without the file's name, and ``hint`` what helps."""
 
-    def __init__(self, why: str, hint: str = "replace these files with good copies") -> None:
+    def __init__(self, why: str, hint: str = REPLACE) -> None:
         super().__init__(why)
         self.hint = hint
 
@@ -89,11 +90,7 @@ class ArrayHeader(NamedTuple):
 
 
 def read_features(path: Path, width: int | None = None) -> Floats:
-    """Read the features of one image, [rows, W] float16 or float32: ``.npy``, or ``.npz`` with the array ``x``.
-
-    Raises:
-        FeatureFileError: missing, truncated, pickled, of another shape or type, or otherwise unusable.
-    """
+    """Read one image's features, [rows, W] float16 or float32, from ``.npy`` or ``.npz``, or raise FeatureFileError."""
     with _opened(path) as (file, size):
         if path.suffix == ".npz":
             content = bytearray(_npz_member(file))
@@ -197,9 +194,8 @@ def _npz_member(file: BufferedReader) -> bytes:
             info = arrays.get("x.npy", next(iter(arrays.values())) if len(arrays) == 1 else None)
             if info is None:
                 names = ", ".join(name.removesuffix(".npy") for name in list(arrays)[:5]) or "no array"
-                raise FeatureFileError(
-                    f'has no array "x", but {names}', "save the features as x: numpy.savez(FILE, x=array)"
-                )
+                why = f'has no array "x", but {names}'
+                raise FeatureFileError(why, "save the features as x: numpy.savez(FILE, x=array)")
             if info.file_size > _LARGEST_MEMBER_BYTES:
                 raise FeatureFileError(f"unpacks to {info.file_size:,} bytes, more than any grid of features")
             if info.flag_bits & 1:
@@ -249,8 +245,6 @@ def _parsed_header(header: bytes) -> ArrayHeader:
         raise FeatureFileError("has a damaged header") from error
     if dtype.hasobject:
         raise FeatureFileError("holds pickled objects, which are never loaded")
-    if dtype.names is not None or dtype.subdtype is not None:
-        raise FeatureFileError("is not a plain array of numbers")
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         what = f"holds values of type {dtype.str[1:]}, expected float16 or float32"
         raise FeatureFileError(what, "save them as they were before: numpy.save(FILE, array.astype('float32'))")
@@ -259,11 +253,6 @@ def _parsed_header(header: bytes) -> ArrayHeader:
     native: np.dtype[Any] = np.dtype(np.float16 if dtype.itemsize == 2 else np.float32)
     num_bytes = len(header) + math.prod(shape) * dtype.itemsize
     return ArrayHeader(shape, dtype, native, is_fortran, len(header), num_bytes)
-
-
-def _rounded(value: Any) -> float:
-    """Leave out the last digits of a sum, which depend on the processor."""
-    return float(f"{value:.6g}")
 
 
 def _how_to_reshape(shape: tuple[int, ...]) -> str:
@@ -277,7 +266,7 @@ def _how_to_reshape(shape: tuple[int, ...]) -> str:
         return f"save array.reshape({sizes[0]}, {sizes[1] * sizes[2]}).T in their place, if channels come first"
     if len(sizes) < 2:
         return "save the map of cells before it is pooled to one vector"
-    return "replace these files with good copies"
+    return REPLACE
 
 
 class _PackedFile:
@@ -369,6 +358,10 @@ class FeatureStore:
 
         Which images are taken depends on their ids alone, so that other tables of the same images share most of them.
         """
+
+        def rounded(value: Any) -> float:
+            return float(f"{value:.6g}")  # the last digits of a sum depend on the processor
+
         images: dict[str, dict[str, tuple[float, ...]]] = {}
         zero_cells, squares = list[float](), list[float]()
         along_cells, along_width = np.linspace(-1, 1, self.num_cells), np.linspace(-1, 1, self.width)
@@ -383,32 +376,23 @@ class FeatureStore:
                     raise DataError(what, self._cure)
                 by_cell, by_width = cells.mean(axis=1) @ along_cells, cells.mean(axis=0) @ along_width
                 moments = cells.mean(), cells.std(), by_cell / self.num_cells, by_width / self.width
-                images.setdefault(part.name, {})[str(ids[row])] = tuple(map(_rounded, moments))
+                images.setdefault(part.name, {})[str(ids[row])] = tuple(map(rounded, moments))
                 zero_cells.append(float((~cells.any(axis=1)).mean()))
                 squares.append(float(np.square(cells).mean()))
         if not images:
             return None
         mean = float(np.mean([moments[0] for one in images.values() for moments in one.values()]))
         deviation = max(float(np.mean(squares)) - mean**2, 0.0) ** 0.5
-        return FeatureStatistics(
-            mean=_rounded(mean),
-            deviation=_rounded(deviation),
-            zero_cells=_rounded(np.mean(zero_cells)),
-            images=images,
-        )
+        mean, deviation, zeros = map(rounded, (mean, deviation, np.mean(zero_cells)))
+        return FeatureStatistics(mean=mean, deviation=deviation, zero_cells=zeros, images=images)
 
     def verify(self) -> None:
         """Compare some images with what they were when they were prepared; a DataError says how they differ."""
-        if self._statistics is None:
-            return
-        found = self.statistics(_NUM_VERIFIED)
-        if found is not None and (difference := found.difference(self._statistics)):
-            raise DataError(
-                f"the features of {self._folder} changed since they were prepared: {difference}", self._cure
-            )
+        found = None if self._statistics is None else self.statistics(_NUM_VERIFIED)
+        if found is not None and self._statistics is not None and (what := found.difference(self._statistics)):
+            raise DataError(f"the features of {self._folder} changed since they were prepared: {what}", self._cure)
 
     def _set_indices(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        """Give the index of each row's image set, [R]."""
         if len(rows) and rows.min() == -1:
             what = f"{self._folder} has no features for questions that were left out of training"
             raise DataError(what, f"add those of their images, and {self._cure}")

@@ -10,6 +10,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,14 +114,13 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
     if len(found[namings[0]]) < len(names):
         found |= {naming: naming.ids(names) for naming in namings[1:]}
     best = max(found, key=lambda naming: len(found[naming]))
-    warnings = [
-        f"{len(ids):,} files in {path} are left out, since they are named like {naming.name(min(ids))}, and"
-        f" {len(found[best]):,} like {best.name(min(found[best]))}"
-        for naming, ids in found.items()
-        if naming != best and ids and not _refuse_two_kinds(path, {best: found[best], naming: ids})
-    ]
-    ids = np.unique(np.array(found[best], dtype=None if found[best] else np.int64))
-    return Folder(path, best, ids, len(names) - len(found[best]), tuple(warnings))
+    kept, warnings = found.pop(best), list[str]()
+    for naming, ids in found.items():
+        if ids and not _refuse_two_kinds(path, {best: kept, naming: ids}):
+            those = f"named like {naming.name(min(ids))}, and {len(kept):,} like {best.name(min(kept))}"
+            warnings.append(f"{len(ids):,} files in {path} are left out, since they are {those}")
+    unique = np.unique(np.array(kept, dtype=None if kept else np.int64))
+    return Folder(path, best, unique, len(names) - len(kept), tuple(warnings))
 
 
 def _refuse_two_kinds(path: Path, found: Mapping[FileNaming, Sequence[Any]]) -> bool:
@@ -128,17 +128,13 @@ def _refuse_two_kinds(path: Path, found: Mapping[FileNaming, Sequence[Any]]) -> 
     one, other = found
     shared = sorted(set(found[one]) & set(found[other]))
     for image_id in shared[:1]:
-        try:
+        with suppress(FeatureFileError):  # is said when the file is read
             ours, theirs = (read_features(path / naming.name(image_id)) for naming in found)
-        except FeatureFileError:
-            continue
-        # One may be a copy of the other as float16.
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
-            raise DataError(
-                f"{path} holds two files each for {len(shared):,} images, and they differ:"
-                f" {one.name(image_id)} and {other.name(image_id)}",
-                "move the files of one kind to another folder",
-            )
+            # One may be a copy of the other as float16.
+            if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+                what = f"{path} holds two files each for {len(shared):,} images, and they differ"
+                names = f"{one.name(image_id)} and {other.name(image_id)}"
+                raise DataError(f"{what}: {names}", "move the files of one kind to another folder")
     return bool(shared)
 
 
@@ -164,8 +160,7 @@ def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[st
 
     An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
     another set belongs to that: Visual Genome's questions are about images of train and val. Those about images that
-    no set has are left out, as Visual Genome has images that COCO has not. ``named`` has the image that each question
-    names, [Q], by split; ``folders`` is empty if there are no images yet.
+    no set has are left out. ``named`` has the image of each question, [Q], by split; ``folders`` may be empty.
     """
     warnings = list[str]()
     names = [files.name for files in spec.image_sets]
@@ -183,11 +178,9 @@ def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[st
                 is_lost &= ~is_here
             if split in borrowing and folders and is_lost.any() and not is_lost.all():
                 homes[split][is_lost] = -1
-                images = np.unique(ids[is_lost])
-                warnings.append(
-                    f"{is_lost.sum():,} of the {len(ids):,} questions of {split} are left out: no image set has their"
-                    f" images {listed(images.tolist()[:3], len(images), most=3)}"
-                )
+                images = np.unique(ids[is_lost]).tolist()
+                what = f"{is_lost.sum():,} of the {len(ids):,} questions of {split} are left out"
+                warnings.append(f"{what}: no image set has their images {listed(images, len(images), most=3)}")
     sets = []
     rows = {split: np.full(len(ids), -1, dtype=np.int32) for split, ids in named.items()}
     start = 0
@@ -211,11 +204,7 @@ def _asked_ids(spec: DatasetSpec, image_set: str, named: Mapping[str, Ids]) -> I
 def refuse_missing(
     table: ImageTable, root: Path, spec: DatasetSpec, command: Command, what: str = "features"
 ) -> tuple[str, ...]:
-    """Raise a DataError that names the first ten images that are missing, and what is there instead.
-
-    Returns:
-        Warnings of folders that are missing, but not needed, and of files that are left out.
-    """
+    """Raise a DataError that names images that are missing, and what is there instead; or give warnings."""
     warnings, missing = [*table.warnings], list[str]()
     rows, start, instead = list[int](), 0, list[tuple[str, str]]()
     for images in table.sets:
@@ -287,11 +276,9 @@ def _instead(images: ImageSet, folder: Folder, absent: Sequence[Any], what: str)
             return [(f"; {num:,} such files lie in {deeper}", hint)]
     taken = folder.naming
     odd = [path.name for path in entries if not taken.ids([path.name])]
-    if not odd:
-        return []
-    expected = namings[0].name(absent[0]) if not len(folder.ids) else taken.name(absent[0])
+    expected = (taken if len(folder.ids) else namings[0]).name(absent[0])
     others = "1 file has another name" if len(odd) == 1 else f"{len(odd):,} files have other names"
-    return [(f"; {others} than {expected}, such as {odd[0]}", convert_hint(odd))]
+    return [(f"; {others} than {expected}, such as {odd[0]}", convert_hint(odd))] if odd else []
 
 
 def fingerprint(images: ImageSet) -> str:

@@ -9,7 +9,7 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -58,6 +58,7 @@ from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
 Fill = Callable[[int, Floats], list[Problem]]
+Fact = tuple[int, int, int]  # rows, width and bytes per number of a file
 Attempt = Callable[[], AbstractContextManager[None]]
 
 _BLOCK_BYTES = 8 << 20
@@ -131,21 +132,16 @@ def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
     # Version 0.1 kept no record of a packed file.
     if images.key != plan.key or not all(is_whole(path) for path in packed if record_of(path).exists()):
         return False
-    try:
+    with suppress(DataError):
         FeatureStore(out, plan.dataset, images, [one.ids for one in plan.table.sets]).verify()
-    except DataError:
-        return False
-    return True
+        return True
+    return False
 
 
 def check_images(
     spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, progress: Progress, attempt: Attempt
 ) -> tuple[dict[str, Folder | None], tuple[str, ...]]:
-    """Look at all images or feature files that the second half of ``prepare`` reads; write nothing.
-
-    Returns:
-        The folder of each image set, and what is odd.
-    """
+    """Look at all that the second half of ``prepare`` reads: the folder of each image set, and what is odd."""
     if not named or (options.pictures is None and options.features is None):
         return {}, ()
     if options.pictures is not None:
@@ -162,9 +158,7 @@ def check_images(
     table, warnings = build_table(spec, named, folders), list[str]()
     with attempt():
         warnings += refuse_missing(table, options.features, spec, options.command)
-    there = [
-        replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder is not None
-    ]
+    there = [replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder]
     with attempt():
         grid_size = options.extractor_options.grid_size
         common = check_files(there, grid_size**2, progress, pack_as=options.pack, check_values=True)
@@ -180,23 +174,17 @@ def check_images(
 def _files_part(images: ImageSet, common: Common, folder: Path) -> ImageSetPart:
     """Describe features that are read where they are; ``folder`` may be relative to the prepared folder."""
     assert images.folder is not None  # noqa: S101 - the callers pass over sets without a folder
-    return ImageSetPart(
-        name=images.name,
-        num_images=len(images.ids),
-        kind="files",
-        folder=str(folder),
-        naming=NamingPart(**vars(images.folder.naming)),
-        stored_type=common.stored_type,
-    )
+    naming = NamingPart(**vars(images.folder.naming))
+    part = ImageSetPart(name=images.name, num_images=len(images.ids), kind="files", folder=str(folder), naming=naming)
+    return part.model_copy(update={"stored_type": common.stored_type})
 
 
 def build_images(
     plan: ImagePlan, out: Path, building: Path, progress: Progress, *, rebuild: bool = False
 ) -> ImagesPart:
-    """Check or pack the features of all images; an extractor's description goes into ``building``.
+    """Check the features of all images, or pack them in ``out`` under names that change with their content.
 
-    Packed features are written to ``out`` at once, under names that change with their content; files that are whole
-    are kept, unless ``rebuild``.
+    An extractor's description goes into ``building``. Packed files that are whole are kept, unless ``rebuild``.
     """
     extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
     num_cells = options.extractor_options.grid_size**2
@@ -249,16 +237,12 @@ def build_images(
 def check_files(
     sets: Sequence[ImageSet], num_cells: int, progress: Progress, *, pack_as: Pack | None, check_values: bool
 ) -> Common:
-    """Look at the features of every image: at all values and what packing makes of them, or only at shapes and sizes.
+    """Look at the features of every image, at all values or only at shapes; a DataError says what is unusable."""
+    found: defaultdict[Fact, list[Path]] = defaultdict(list)
+    problems, surveys = list[Problem](), dict[str, Survey]()
 
-    Raises:
-        DataError: files are unusable, of several widths, transposed, or all zero.
-    """
-    found: defaultdict[tuple[int, int, int], list[Path]] = defaultdict(list)
-    problems, warnings = list[Problem](), list[str]()
-
-    def look(images: ImageSet, ids: Sequence[Any], first: int) -> tuple[list[tuple[int, int, int]], list[Path], Survey]:
-        facts, good, survey = [], [], Survey()
+    def look(images: ImageSet, ids: Sequence[Any], first: int) -> tuple[list[tuple[Fact, Path]], Survey]:
+        facts, survey = [], Survey()
         for row, path in enumerate(map(images.file, ids), start=first):
             try:
                 if check_values:
@@ -271,29 +255,26 @@ def check_files(
                     survey.look(row, array)
                 else:
                     (rows, width), dtype = read_shape(path)
-                facts.append((rows, width, dtype.itemsize))
-                good.append(path)
+                facts.append(((rows, width, dtype.itemsize), path))
             except FeatureFileError as error:
                 survey.problems.append(Problem.of(path, error))
-        return facts, good, survey
+        return facts, survey
 
-    surveys = {}
     for images in sets:
         survey = surveys[images.name] = Survey()
         pieces = batched(images.ids.tolist() if images.folder else [], 64)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             looks = pool.map(partial(look, images), pieces, range(0, len(images.ids), 64))
-            for number, (facts, good, part) in enumerate(looks, start=1):
+            for number, (facts, part) in enumerate(looks, start=1):
                 survey.add(part)
-                for fact, path in zip(facts, good, strict=True):
+                for fact, path in facts:
                     found[fact].append(path)
                 progress(f"checking features of {images.name}", min(number * 64, len(images.ids)), len(images.ids))
         problems += survey.problems
     refuse_problems("feature", problems)
-    for images in sets:
-        warnings += surveys[images.name].warnings(images.name, images.file_of_row)
+    odd = [warning for one in sets for warning in surveys[one.name].warnings(one.name, one.file_of_row)]
     common = in_common(found, num_cells) if found else Common(0, "float32", ())
-    return replace(common, warnings=(*common.warnings, *warnings))
+    return replace(common, warnings=(*common.warnings, *odd))
 
 
 def fill_from_files(images: ImageSet, first: int, out: Floats) -> list[Problem]:
@@ -321,12 +302,7 @@ def pack(
 
     The name of the file must change with its content: one that is whole is kept, unless ``rebuild``. ``fill`` writes
     the features from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
-
-    Returns:
-        What is odd about the features.
-
-    Raises:
-        DataError: naming the files that are unusable; the rows before them are kept for the next attempt.
+    A DataError names the files that are unusable; the rows before them are kept for the next attempt.
     """
     if not rebuild and is_whole(path):
         return Survey.restored(_content_of(record_of(path))["survey"])
@@ -379,12 +355,11 @@ def record_of(path: Path) -> Path:
 
 def is_whole(path: Path) -> bool:
     """Whether a packed file is there and was not written to since it was finished."""
-    try:
+    with suppress(*_UNREADABLE):
         content = _content_of(record_of(path))
         Survey.restored(content["survey"])
         return bool(content | _state_of(path) == content)
-    except _UNREADABLE:
-        return False
+    return False
 
 
 def _content_of(path: Path) -> dict[str, Any]:
@@ -398,16 +373,14 @@ def _state_of(path: Path) -> dict[str, int]:
 
 def _safe_rows(unfinished: Path, marker: Path, header: bytes, row_bytes: int) -> tuple[int, Survey]:
     """Give the rows of an interrupted attempt that are certainly on the disk, and what was found in them."""
-    try:
+    with suppress(*_UNREADABLE):
         content = _content_of(marker)
         rows, survey = int(content["rows"]), Survey.restored(content["survey"])
         with unfinished.open("rb") as file:
             has_header = file.read(len(header)) == header
-            size = file.seek(0, os.SEEK_END)
-    except _UNREADABLE:
-        return 0, Survey()
-    is_there = has_header and rows > 0 and len(header) + rows * row_bytes <= size
-    return (rows, survey) if is_there else (0, Survey())
+            if has_header and rows > 0 and len(header) + rows * row_bytes <= file.seek(0, os.SEEK_END):
+                return rows, survey
+    return 0, Survey()
 
 
 def _blocks(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s
+from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s, resized
 from trarctl.data.manifest import StoredType
 from trarctl.errors import DataError
 from trarctl.registry import EXTRACTORS
@@ -92,7 +92,7 @@ class Patches(Extractor):
 
     def shrink(self, image: Image) -> Image:
         """Resize an image to the descriptor's size."""
-        return _resized(image, self.settings.image_pixels)
+        return resized(image, self.settings.image_pixels)
 
     def extract(self, images: Sequence[Image]) -> Float32s:
         """Describe images, [B, N, W], standardized by the fitted statistics."""
@@ -123,14 +123,7 @@ def _patch_means(values: Doubles, settings: PatchSettings) -> Doubles:
 
 def _pixels(images: Sequence[Image], side: int) -> Doubles:
     """Give images as [B, 3, side, side], 0..1."""
-    return np.stack([np.asarray(_resized(image, side)) for image in images]).transpose(0, 3, 1, 2) / 255.0
-
-
-def _resized(image: Image, side: int) -> Image:
-    """Resize an image; one of that size stays as it is."""
-    from PIL.Image import Resampling
-
-    return image.convert("RGB").resize((side, side), Resampling.BICUBIC)
+    return np.stack([np.asarray(resized(image, side)) for image in images]).transpose(0, 3, 1, 2) / 255.0
 
 
 def _direction_histogram(gray: Doubles, settings: PatchSettings) -> Doubles:

@@ -36,31 +36,25 @@ _MOST_PIXELS = 178_956_970  # what Pillow itself decodes at most
 _HINT = "give image files that open, such as .jpg or .png"
 _NOT_DECODED = ("EPS", "MPEG")  # Pillow knows them, but decodes EPS by another program, and MPEG not at all
 _ORIENTATION = 0x0112  # tags of EXIF and TIFF
+_UPRIGHT = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"  # from 2 to 8
+_TURNS: dict[object, str] = dict(enumerate(_UPRIGHT.split(), start=2))
 _BITS, _PHOTOMETRIC, _SUBFILE = 258, 262, 254
 _WHITE_IS_ZERO, _IS_PREVIEW = 0, 1
 # How files begin that people take for pictures, in lower case.
-_OTHER_KINDS = (
-    (b"%pdf", "a PDF document"),
-    (b"%!ps", "a PostScript drawing"),
-    (b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
-    (b"<svg", "an SVG drawing"),
-    (b"<!doctype html", "a web page"),
-    (b"<html", "a web page"),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself (git lfs pull)"),
-    (b"\xff\x0a", "a JPEG XL picture"),
-    (b"\0\0\0\x0cjxl ", "a JPEG XL picture"),
-    (b"\x1f\x8b", "an archive"),
-    (b"pk\3\4", "an archive"),
-)
+_OTHER_KINDS: dict[tuple[bytes, ...], str] = {
+    (b"%pdf",): "a PDF document",
+    (b"%!ps", b"\xc5\xd0\xd3\xc6"): "a PostScript drawing",
+    (b"<svg",): "an SVG drawing",
+    (b"<!doctype html", b"<html"): "a web page",
+    (b"version https://git-lfs",): "a pointer of Git LFS, not the file itself (git lfs pull)",
+    (b"\xff\x0a", b"\0\0\0\x0cjxl "): "a JPEG XL picture",
+    (b"\x1f\x8b", b"pk\3\4"): "an archive",
+}
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def most_pixels() -> int:
-    """Give the most pixels that a picture may have: ``TRARCTL_MAX_PIXELS``, by default 178,956,970.
-
-    Raises:
-        SettingsError: the variable is no positive number.
-    """
+    """Give the most pixels of a picture, ``TRARCTL_MAX_PIXELS``; SettingsError if that is no positive number."""
     text = os.environ.get(MOST_PIXELS_VARIABLE, "").strip() or str(_MOST_PIXELS)
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         what = f"{MOST_PIXELS_VARIABLE} is {text!r}, expected a number of pixels"
@@ -69,11 +63,7 @@ def most_pixels() -> int:
 
 
 def read_image(path: Path) -> Image:
-    """Decode a picture file to upright RGB, by the rules of this module.
-
-    Raises:
-        DataError: it is missing, too large, damaged, or no picture of a known kind; the message begins with its path.
-    """
+    """Decode a picture file to upright RGB; a DataError begins with its path and says why that cannot be done."""
     import PIL.Image
     import PIL.ImageFile
 
@@ -101,24 +91,19 @@ def read_image(path: Path) -> Image:
         raise _unidentified(path) from None
     except PIL.Image.DecompressionBombError:
         raise _too_large(path, most) from None
-    except OSError as error:
-        if error.errno is None:  # Pillow's own
-            raise _damaged(str(path), error) from None
-        raise DataError(f"cannot read {path}: {error.strerror}", "check the name, and that it can be read") from None
     except DataError:
         raise
     except Exception as error:  # what damage makes Pillow's plugins raise is not documented
+        if isinstance(error, OSError) and error.errno is not None:
+            what = f"cannot read {path}: {error.strerror}"
+            raise DataError(what, "check the name, and that it can be read") from None
         raise _damaged(str(path), error) from error
 
 
 def read_images(
     paths: Iterable[Path], shrink: Callable[[Image], Image] = lambda image: image
 ) -> tuple[dict[Path, Image], dict[Path, DataError]]:
-    """Decode picture files, each once however often it is named, and shrink each before the next is decoded.
-
-    Returns:
-        The pictures that could be read, and what is wrong with the others.
-    """
+    """Decode picture files, each once, and shrink each before the next; also give what is wrong with the others."""
     found: dict[Path, Image] = {}
     problems: dict[Path, DataError] = {}
     for path in dict.fromkeys(paths):
@@ -130,11 +115,7 @@ def read_images(
 
 
 def to_rgb(image: Image) -> Image:
-    """Make a picture that was opened elsewhere upright RGB, by the rules of this module.
-
-    Raises:
-        DataError: it cannot be decoded, or its values have no known range.
-    """
+    """Make a picture that was opened elsewhere upright RGB; a DataError says why that cannot be done."""
     try:
         with _pillow_rules(most_pixels()):
             return _to_rgb(image, "the picture")
@@ -161,17 +142,8 @@ def _to_rgb(image: Image, name: str) -> Image:
     else:
         rgb = image.convert("RGB")
     rgb.info.clear()  # or it would be turned again where it is read again
-    turn = PIL.Image.Transpose
-    turns = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
-    return rgb.transpose(turns[orientation]) if orientation in turns else rgb
+    turn = _TURNS.get(orientation)
+    return rgb if turn is None else rgb.transpose(PIL.Image.Transpose[turn])
 
 
 def _orientation(image: Image) -> object:
@@ -224,13 +196,13 @@ def _unidentified(path: Path) -> DataError:
     with path.open("rb") as file:
         head = file.read(1024)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    kinds = [kind for start, kind in _OTHER_KINDS if text.startswith(start)]
+    kind = next((kind for begin, kind in _OTHER_KINDS.items() if text.startswith(begin)), "")
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
-        kinds = ["a HEIC picture"]
+        kind = "a HEIC picture"
     elif text.startswith((b"<?xml", b"<!--")) and b"<svg" in text:
-        kinds = ["an SVG drawing"]
-    if kinds:
-        return _unsupported(path, kinds[0])
+        kind = "an SVG drawing"
+    if kind:
+        return _unsupported(path, kind)
     if not head.strip(b"\0"):
         return DataError(f"{path} is truncated or damaged: it begins with zeros", _HINT)
     return DataError(f"{path} is not an image, or is damaged", _HINT)

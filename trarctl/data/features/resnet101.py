@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s
+from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s, resized
 from trarctl.errors import DataError
 from trarctl.registry import EXTRACTORS
 
@@ -31,15 +31,8 @@ _DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 def preprocess(images: Sequence[Image], side: int) -> Float32s:
     """Resize whole images (bicubic, on 8 bits) and standardize them as ImageNet's colors, [B, 3, side, side]."""
-    pixels = np.stack([np.asarray(_resized(image, side), dtype=np.float32) for image in images]) / np.float32(255)
+    pixels = np.stack([np.asarray(resized(image, side), dtype=np.float32) for image in images]) / np.float32(255)
     return np.ascontiguousarray(((pixels - _MEAN) / _DEVIATION).transpose(0, 3, 1, 2))
-
-
-def _resized(image: Image, side: int) -> Image:
-    """Resize an image; one of that size stays as it is."""
-    from PIL.Image import Resampling
-
-    return image.convert("RGB").resize((side, side), Resampling.BICUBIC)
 
 
 @EXTRACTORS.register("resnet101")
@@ -67,7 +60,7 @@ class ResNet101(Extractor):
 
     def shrink(self, image: Image) -> Image:
         """Resize an image to the network's input."""
-        return _resized(image, self.grid_size * PIXELS_PER_CELL)
+        return resized(image, self.grid_size * PIXELS_PER_CELL)
 
     def extract(self, images: Sequence[Image]) -> Float32s:
         """Run images through the network, [B, N, W]."""

@@ -56,13 +56,11 @@ class Survey:
         # One sum of 32 bits would be the same for some of a hundred thousand images by chance.
         content = (crc32(array.tobytes()), crc32(array[0].tobytes()))
         oddity = oddity_of(array)
-        self._count(oddity, row)
+        if oddity is None and content in self.seen:
+            oddity = Oddity.DUPLICATE
         if oddity is None:
-            self._count(Oddity.DUPLICATE if content in self.seen else None, row)
             self.seen.add(content)
-
-    def _count(self, oddity: Oddity | None, row: int) -> None:
-        if oddity is not None:
+        else:
             self.counts[oddity] += 1
             self.first.setdefault(oddity, row)
 
@@ -92,15 +90,10 @@ class Survey:
         return cls(int(content["images"]), [], counts, {one: row for one, (_, row) in odd.items()})
 
     def warnings(self, name: str, file: Callable[[int], Path] | None = None) -> tuple[str, ...]:
-        """Say with a count what is odd about the features of a set; ``file`` gives that of an image, by its row.
-
-        Raises:
-            DataError: the features of every image are zero.
-        """
+        """Say what is odd about a set, ``file`` names an image's; DataError if all features are zero."""
         if self.num_images and self.counts[Oddity.ZERO] == self.num_images:
-            raise DataError(
-                f"the features of all {self.num_images:,} images of {name} are zero", "replace them with good copies"
-            )
+            what = f"the features of all {self.num_images:,} images of {name} are zero"
+            raise DataError(what, "replace them with good copies")
         said = []
         for oddity, count in self.counts.items():
             if count:
@@ -140,11 +133,7 @@ class Common:
 
 
 def in_common(found: Mapping[tuple[int, int, int], Sequence[Path]], num_cells: int) -> Common:
-    """Compare all files, listed by rows, width and bytes per number.
-
-    Raises:
-        DataError: they are of several widths, or have rows and width exchanged.
-    """
+    """Compare all files, listed by rows, width and bytes per number; DataError if widths differ or are exchanged."""
     widths, rows = Counter[int](), Counter[int]()
     for (height, width, _), paths in found.items():
         widths[width] += len(paths)
@@ -171,10 +160,7 @@ def _refuse_transposed(
     if is_network or is_grid:
         path = next(iter(found.values()))[0]
         what = f"all {sum(rows.values()):,} feature files are transposed: {path} has the shape [{height}, {widest}]"
-        raise DataError(
-            f"{what}, expected [rows, width]",
-            "save array.T in their place; a model of a grid needs cells of a grid, not boxes",
-        )
+        raise DataError(f"{what}, expected [rows, width]", "save array.T in their place; boxes are no cells of a grid")
 
 
 def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
@@ -183,10 +169,8 @@ def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
     are_boxes = num_cells != smallest == largest == _USUAL_BOXES or is_varied
     said = []
     if smallest == largest == num_cells + 1:
-        said.append(
-            f"every feature file has {smallest} rows, one more than cells: if the first is a class token, it becomes"
-            " cell 0 and the last cell is lost; save array[1:] in that case"
-        )
+        rest = "if the first is a class token, it becomes cell 0: save array[1:] in that case"
+        said.append(f"every feature file has {smallest} rows, one more than cells: {rest}")
     elif smallest > num_cells:
         side = round(smallest**0.5)
         fitting = f"; --grid {side} would use all" if side * side == smallest == largest and not are_boxes else ""
@@ -204,10 +188,7 @@ def _row_warnings(rows: Counter[int], width: int, num_cells: int) -> list[str]:
     if are_boxes:
         said.append("so many rows have the features of boxes (bottom-up attention), which are no cells of a grid")
     if len(rows) == 1 and width == num_cells and largest != num_cells:
-        said.append(
-            f"every feature file has the shape [{largest}, {width}], of which {width} is the number of cells:"
-            " are rows and width exchanged?"
-        )
+        said.append(f"every feature file has {width} columns, the number of cells: are rows and width exchanged?")
     return said
 
 
@@ -221,16 +202,10 @@ def set_warnings(statistics: FeatureStatistics | None) -> tuple[str, ...]:
             said.append(f"the features of {other} seem to be those of {one}, by {len(shared):,} sampled images")
         if min(len(sets[one]), len(sets[other])) < _FEWEST_TO_COMPARE:
             continue
-        means, deviations = zip(
-            *(np.median(list(sets[name].values()), axis=0)[:2] for name in (one, other)), strict=True
-        )
+        medians = {name: np.median(list(sets[name].values()), axis=0)[:2] for name in (one, other)}
+        means, deviations = zip(*medians.values(), strict=True)
         smaller, larger = sorted(deviations)
         if larger > 1.4 * smaller or abs(means[0] - means[1]) > 0.5 * larger:
-            facts = (
-                f"{name}: mean {mean:.3g}, deviation {deviation:.3g}"
-                for name, mean, deviation in zip((one, other), means, deviations, strict=True)
-            )
-            said.append(
-                f"the features of two image sets differ as if two extractors had made them ({'; '.join(facts)})"
-            )
+            facts = "; ".join(f"{name}: mean {mean:.3g}, deviation {dev:.3g}" for name, (mean, dev) in medians.items())
+            said.append(f"the features of two image sets differ as if two extractors had made them ({facts})")
     return tuple(said)

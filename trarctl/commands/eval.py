@@ -98,7 +98,7 @@ def evaluate(
     given = {"--ckpt": ckpt, "--answers": answers, "--config": config, "--set": sets, "--gpus": gpus}
     given |= {"--save-scores": save_scores, "--report": report, "--images": images}
     mode = "--compare" if compare else "--answers" if answers is not None else "--ckpt"
-    refuse_ignored(f"eval {mode}", given, _IGNORED[mode])
+    refuse_ignored(f"eval {mode}", given, _IGNORED[mode], unused=("--set", "--gpus") if mode == "--answers" else ())
     if report is None:
         refuse_ignored("eval without --report", given, ["--images"])
     targets = {"--json": None if json is None or json == "-" else Path(json), "--save-scores": save_scores}
@@ -115,9 +115,6 @@ def evaluate(
     elif data is None:
         raise SettingsError("--answers needs the data that the file answers", "--data data/vqa/prepared")
     else:
-        # Such options change nothing here, and often come with a script's other commands.
-        if unused := [flag for flag in ("--set", "--gpus") if given[flag]]:
-            note(f"eval --answers makes no use of {', '.join(unused)}")
         _evaluate_answers(answers, data, wanted, evaluator, json)
 
 
@@ -143,8 +140,6 @@ def _evaluate(
         prepare_folder(report)
     scores = score_chosen(chosen, request, functools.partial(watch, is_quiet=is_quiet))
     note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
-    if oddity := scores.oddity():
-        warn(oddity)
     if save_scores is not None:
         scores.save(save_scores)
         note(f"scores written to {save_scores}")
@@ -288,8 +283,6 @@ def _rows(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -
     # All are looked at before the first is scored.
     for request, (chosen, opened, part) in [(request, _choose(request, evaluator)) for request in requests]:
         scores = score_chosen(chosen, request, watch)
-        if oddity := scores.oddity():
-            warn(f"{request.ckpt}: {oddity}")
         measured = measure(scores.predictions(), opened, part, evaluator)
         _warn_if_guessing(measured, chosen, opened, part)
         candidates = opened.spec.published_on(part.name, len(part))

@@ -99,12 +99,20 @@ QuietOption = Annotated[
 ]
 
 
-def refuse_ignored(mode: str, given: Mapping[str, object], ignored: Iterable[str]) -> None:
-    """Refuse options that were given though ``mode`` makes no use of them; a SettingsError names them all."""
+def refuse_ignored(
+    mode: str, given: Mapping[str, object], ignored: Iterable[str], *, unused: Iterable[str] = ()
+) -> None:
+    """Refuse options that were given though ``mode`` makes no use of them; a SettingsError names them all.
+
+    Those in ``unused`` get a note only: they change nothing, and often come with a script's other commands.
+    """
+    from trarctl.commands.console import note
     from trarctl.errors import SettingsError
 
     if dropped := [flag for flag in ignored if given[flag]]:
         raise SettingsError(f"{mode} makes no use of {', '.join(dropped)}", f"leave out {' and '.join(dropped)}")
+    if idle := [flag for flag in unused if given[flag]]:
+        note(f"{mode} makes no use of {', '.join(idle)}")
 
 
 def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) -> None:

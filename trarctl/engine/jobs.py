@@ -82,9 +82,6 @@ class TrainJob(Job):
 
         Returns:
             The state at the end; None if a restart finds nothing left to do.
-
-        Raises:
-            TrarError: whatever ends the training early.
         """
         data = open_prepared(self.data)
         world.require_equal(self._shared_values(data), "start all of them with the same command, data and version")
@@ -172,9 +169,6 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
 
     Returns:
         The job, and notes on what was chosen for the user.
-
-    Raises:
-        TrarError: if settings, data, devices and checkpoint do not fit together, or a run of that name exists.
     """
     path = prepared_folder(settings)
     data = open_prepared(path)
@@ -294,8 +288,8 @@ def _resumed(
 ) -> Beginning:
     """Load a checkpoint of a run, and see that the run can go on from it with these settings and this data."""
     path, tensors, description = _load_chosen(run, chosen, callback)
-    for difference in check_data(path, description, data):
-        raise CheckpointError(difference, f"trarctl train --init {path} starts a new run from its weights")
+    if differences := check_data(path, description, data):
+        raise CheckpointError(differences[0], f"trarctl train --init {path} starts a new run from its weights")
     state, epochs = description.progress, settings.train.epochs
     if state.epoch >= epochs:
         done = f"its {epochs} epochs" if state.epoch == epochs else f"{state.epoch} epochs, more than {epochs}"
@@ -304,7 +298,11 @@ def _resumed(
             f"trarctl resume {run.reference} --epochs {state.epoch + 1} trains on",
         )
     then = saved_settings(description.settings, path)
-    _refuse_another_model(path, then, settings, description)
+    if changes := model_changes(then, settings):
+        raise CheckpointError(
+            f"{path} is of another model: {', '.join(changes)}",
+            f"leave that as it was, with --data {description.data}; trarctl train starts a run with another model",
+        )
     samples = training_samples(data, split_of_epoch(settings.data, state.epoch), settings.train.loss)
     is_same_data = description.samples in (None, digest_of_samples(samples))
     if state.step_in_epoch:
@@ -330,13 +328,12 @@ def _load_chosen(
     for _, _, path in reversed(run.saved()):
         try:
             tensors, description = load_checkpoint(path)
+            problem = misnamed(path, description)
         except CheckpointError as error:
-            callback(Note(f"{error.what}; taking the one before"))
-            continue
-        text = misnamed(path, description)
-        if text is None:
+            problem = error.what
+        if problem is None:
             return path, tensors, description
-        callback(Note(f"{text}; taking the one before"))
+        callback(Note(f"{problem}; taking the one before"))
     raise CheckpointError(f"run {run.name} has no usable checkpoint", run.start_again)
 
 
@@ -344,14 +341,6 @@ def _load_chosen(
 _UNSAID = ("run.name", "run.folder", "run.gpus", "run.num_threads", "data.path", "data.num_workers", "train.epochs")
 # What may not change within an epoch: which samples are left of it, and what its loss is a mean of.
 _OF_AN_EPOCH = ("train.batch_size", "train.seed", "train.shuffle", "train.loss", "train.loss_reduction")
-
-
-def _refuse_another_model(path: Path, then: Settings, now: Settings, description: Description) -> None:
-    if changes := model_changes(then, now):
-        raise CheckpointError(
-            f"{path} is of another model: {', '.join(changes)}",
-            f"leave that as it was, with --data {description.data}; trarctl train starts a run with another model",
-        )
 
 
 def _refuse_within_epoch(
@@ -366,9 +355,9 @@ def _refuse_within_epoch(
         changes.append("the data has other training questions")
     if changes:
         again = f"trarctl resume {run.reference} --epoch {state.epoch} begins that epoch again with the change; "
-        where = f"{path.name} is within epoch {state.epoch + 1}"
         raise SettingsError(
-            f"{where}, whose rest must be like its beginning: {', '.join(changes)}",
+            f"{path.name} is within epoch {state.epoch + 1}, whose rest must be like its beginning: "
+            + ", ".join(changes),
             f"{again if state.epoch in run.saved_epochs() else ''}without it the run goes on; "
             "trarctl train starts another",
         )

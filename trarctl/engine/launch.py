@@ -29,10 +29,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import trarctl
 from trarctl import errors
 from trarctl.engine import distributed
-from trarctl.engine.callbacks import Callback, Shielded, no_callback, warnings_as_notes
+from trarctl.engine.callbacks import Callback, Note, Shielded, no_callback
 from trarctl.engine.distributed import GRACE_SECONDS, LostProcess, Placement, World, plan_placement
 from trarctl.engine.signals import asked_to_stop, ended_with_parent, forwarded_signals, stop_requests
-from trarctl.errors import DeviceError, Stopped, TrarError
+from trarctl.errors import DeviceError, Stopped, TrarError, told_warnings
 from trarctl.files import write_bytes
 from trarctl.processors import threads_of_each
 
@@ -95,8 +95,9 @@ def _process(
         nullcontext(no_callback) if placement.rank else watch() as shown,
         distributed.joined(placement, timeout_seconds=job.timeout_seconds) as world,
         distributed.reused_memory(),
-        warnings_as_notes(callback := Shielded(shown, "the display")),
+        told_warnings(lambda text: callback(Note(text))),
     ):
+        callback = Shielded(shown, "the display")
         try:
             yield dataclasses.replace(world, stop=stop), callback
         except torch.OutOfMemoryError as error:
@@ -155,24 +156,20 @@ def _launch(job: Job, placement: Placement, watch: Watch, folder: Path) -> Any:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(num_processes)))
     # The launcher's own log would say everything a second time, with a traceback.
     logging.disable(logging.CRITICAL)
-    failure: TrarError | None = None
-    result = None
+    result, failure = None, None
     try:
         with forwarded_signals(folder) as stop:
-            try:
-                result = elastic_launch(config, _worker)(job, watch, folder)[0]
-            except ChildFailedError as failed:
-                rank, first = failed.get_first_failure()
-                how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
-                failure = DeviceError(f"process {rank} of {job.title} died ({how})", job.advice())
+            result = elastic_launch(config, _worker)(job, watch, folder)[0]
+    except ChildFailedError as failed:
+        rank, first = failed.get_first_failure()
+        how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
+        failure = DeviceError(f"process {rank} of {job.title} died ({how})", job.advice())
     finally:
         logging.disable(logging.NOTSET)
     if report := _read_report(folder):
         raise report
-    if failure and stop.signal_number:
-        raise _stopped(job, stop.signal_number)
-    if failure:
-        raise failure
+    if failure is not None:
+        raise _stopped(job, stop.signal_number) if stop.signal_number else failure
     return result
 
 

@@ -37,7 +37,7 @@ from trarctl.engine.loading import build_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature
 from trarctl.engine.signals import STOPPING, StopRequest
-from trarctl.errors import DataError, DivergenceError, Stopped
+from trarctl.errors import DataError, DivergenceError, Stopped, listed
 from trarctl.model.trar import count_parameters
 
 
@@ -483,6 +483,4 @@ def describe_faults(faults: Sequence[Fault | None]) -> str:
     first = [fault for fault in known if fault.step == step]
     own = [fault for fault in first if fault.is_own] or first
     questions = np.concatenate([fault.question_id for fault in own]).tolist()
-    listed = ", ".join(map(str, questions[:8]))
-    more = f" and {len(questions) - 8} more" if len(questions) > 8 else ""
-    return f"step {step} (questions {listed}{more})"
+    return f"step {step} (questions {listed(questions, len(questions), most=8)})"

@@ -105,7 +105,7 @@ def test_weights_are_those_of_the_file(run: RunFolder, data: PreparedData) -> No
     state["head.weight"] = state["head.weight"][:, :5]
     with pytest.raises(CheckpointError) as raised:
         load_weights(loaded.model, state, Path("some.pkl"))
-    assert "some.pkl does not fit the model: head.bias is missing; head.other is not part" in raised.value.what
+    assert "some.pkl does not fit the model: head.bias is missing, head.other is not part" in raised.value.what
     assert ", expected [" in raised.value.what
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trarctl.data.datasets.base import Published
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData, PreparedSplit
-    from trarctl.engine.evaluator import Chosen, Request
+    from trarctl.engine.evaluator import Chosen, Request, Scores
     from trarctl.engine.launch import Watch
     from trarctl.report.page import ReportRequest
 
@@ -130,7 +130,6 @@ def _evaluate(
 ) -> None:
     """Measure one checkpoint."""
     from trarctl.commands.progress import watch
-    from trarctl.data.metrics import measure
     from trarctl.engine.evaluator import score_chosen
 
     chosen, opened, part = _choose(request, evaluator)
@@ -143,8 +142,7 @@ def _evaluate(
     if save_scores is not None:
         scores.save(save_scores)
         note(f"scores written to {save_scores}")
-    measured = measure(scores.predictions(), opened, part, evaluator)
-    _warn_if_guessing(measured, chosen, opened, part)
+    measured = _measure(scores, chosen, opened, part, evaluator)
     _give(measured, opened, request.split, str(chosen.checkpoint), json)
     if report is not None:
         _report(report, ReportRequest(scores, measured, opened, part, chosen, images), is_quiet=is_quiet)
@@ -187,19 +185,22 @@ def _choose(request: Request, evaluator: EvaluatorName) -> tuple[Chosen, Prepare
     return chosen, opened, part
 
 
-def _warn_if_guessing(measured: Accuracy, chosen: Chosen, data: PreparedData, split: PreparedSplit) -> None:
-    """Warn if a checkpoint that names no words and answers does no better than one answer to every question."""
+def _measure(
+    scores: Scores, chosen: Chosen, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName
+) -> Accuracy:
+    """Measure; warn if a checkpoint that names no words and answers does no better than one answer to all questions."""
     from trarctl.data.metrics import commonest_answer, measure
     from trarctl.engine.checkpoint import is_ours
 
-    if is_ours(chosen.checkpoint):
-        return
-    guess = measure(commonest_answer(data, split), data, split, measured.evaluator).overall
-    if measured.overall <= guess:
-        warn(
-            f"{measured.overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: words,"
-            f" answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
-        )
+    measured = measure(scores.predictions(), data, split, evaluator)
+    if not is_ours(chosen.checkpoint):
+        guess = measure(commonest_answer(data, split), data, split, evaluator).overall
+        if measured.overall <= guess:
+            warn(
+                f"{measured.overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: "
+                f"words, answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
+            )
+    return measured
 
 
 def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
@@ -265,26 +266,23 @@ def _rows(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -
     """Each checkpoint's accuracy, with the published result that has the same kind of routing, or else the first."""
     import dataclasses
 
-    from trarctl.data.metrics import measure
     from trarctl.engine.checkpoint import is_ours
     from trarctl.engine.evaluator import score_chosen
     from trarctl.errors import SettingsError
 
     # --config belongs to checkpoints of the original program alone; the others hold their settings.
-    files = [Path(request.ckpt or "") for request in requests]
-    is_foreign = [file.is_file() and not is_ours(file) for file in files]
-    if requests[0].config is not None and not any(is_foreign):
-        raise SettingsError("--config is for checkpoints of the original program, and none is compared", "leave it out")
-    requests = [
-        request if takes_config else dataclasses.replace(request, config=None)
-        for request, takes_config in zip(requests, is_foreign, strict=True)
+    named = [Path(request.ckpt or "") for request in requests]
+    configs = [
+        request.config if file.is_file() and not is_ours(file) else None
+        for request, file in zip(requests, named, strict=True)
     ]
+    if requests[0].config is not None and not any(configs):
+        raise SettingsError("--config is for checkpoints of the original program, and none is compared", "leave it out")
+    requests = [dataclasses.replace(request, config=config) for request, config in zip(requests, configs, strict=True)]
     rows: list[Row] = []
     # All are looked at before the first is scored.
     for request, (chosen, opened, part) in [(request, _choose(request, evaluator)) for request in requests]:
-        scores = score_chosen(chosen, request, watch)
-        measured = measure(scores.predictions(), opened, part, evaluator)
-        _warn_if_guessing(measured, chosen, opened, part)
+        measured = _measure(score_chosen(chosen, request, watch), chosen, opened, part, evaluator)
         candidates = opened.spec.published_on(part.name, len(part))
         if not candidates and opened.spec.published_on(part.name):
             whole = next(one.num_questions for one in opened.spec.splits if one.name == part.name)

@@ -97,12 +97,12 @@ class Scores:
     def save(self, path: Path) -> None:
         """Write all of it as an ``.npz`` file, whole or not at all; DataError if it cannot be written."""
         belongs_to = {"dataset": self.dataset, "split": self.split, "questions": self.questions}
-        arrays: dict[str, Any] = {name: np.array(value) for name, value in belongs_to.items() if value is not None}
-        arrays |= {name: getattr(self, name) for name in _ARRAYS}
-        answers = np.array(self.answers, dtype=np.str_)
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {"answers": np.array(self.answers, dtype=np.str_), "is_exclusive": np.array(self.is_exclusive)}
+        arrays |= {name: np.array(value) for name, value in belongs_to.items() if value is not None}
         refused = refusing(f"cannot write the scores to {path}", "choose another file with --save-scores")
         with refused, whole_result(path) as target, target.open("wb") as file:
-            np.savez(file, answers=answers, is_exclusive=np.array(self.is_exclusive), **arrays)
+            np.savez(file, **arrays)
 
 
 def _everywhere(scores: NDArray[np.float32], holds: Callable[[NDArray[np.float32]], NDArray[np.bool_]]) -> bool:
@@ -135,11 +135,11 @@ class Evaluator:
     callback: Callback = no_callback  # gets the progress, under the name ``task``
     task: str = "scoring"
     check: Callable[[], None] | None = None  # called after each round, in all processes alike; may raise
-    batch_size: int = 0
 
-    def __post_init__(self) -> None:
-        train = self.settings.train
-        self.batch_size = self.batch_size or max(train.batch_size // train.accumulation, FEWEST_AT_ONCE)
+    @property
+    def batch_size(self) -> int:
+        """Questions at once in each process."""
+        return max(self.settings.train.batch_size // self.settings.train.accumulation, FEWEST_AT_ONCE)
 
     @contextmanager
     def inference(self) -> Iterator[None]:

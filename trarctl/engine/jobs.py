@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +38,6 @@ from trarctl.engine.loading import (
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings, saved_settings
 from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
-from trarctl.files import remove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,8 @@ class TrainJob(Job):
             stack.enter_context(use_threads(settings.run.num_threads))
             origin: Beginning | None = None
             if world.is_main:
-                if not stack.enter_context(_only_writer(run)):
+                patience = {"wait_seconds": _RELEASE_SECONDS} if num_restarts() else {}
+                if not stack.enter_context(run.claimed(**patience)):
                     callback(Note(f"{run.path} has no locks: nothing keeps another process from writing it too"))
                 origin = self._beginning(run, settings, data, callback)
             if not world.broadcast(origin is not None):
@@ -151,19 +151,6 @@ _MAY_DIFFER = ("run.gpus", "run.num_threads", "run.folder", "data.path", "data.n
 _RELEASE_SECONDS = 30.0
 
 
-@contextmanager
-def _only_writer(run: RunFolder) -> Iterator[bool]:
-    """Claim a run while the block runs; a folder that was made for it goes if it does not become one."""
-    is_new = not run.path.exists()
-    run.create()
-    with run.claimed(**({"wait_seconds": _RELEASE_SECONDS} if num_restarts() else {})) as is_locked:
-        try:
-            yield is_locked
-        finally:
-            if is_new and not run.exists():
-                remove(run.path)
-
-
 def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[TrainJob, list[str]]:
     """Plan a new run; ``init`` names a checkpoint whose weights to start with.
 
@@ -189,7 +176,7 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
 
 
 def refuse_existing(run: RunFolder) -> None:
-    """Refuse to start a run where one with checkpoints is, with a SettingsError."""
+    """Refuse to start a run where one with checkpoints is."""
     if run.saved():
         raise SettingsError(
             f"run {run.name} exists in {run.path.parent}",
@@ -241,13 +228,13 @@ def _check_fit(settings: Settings, data: PreparedData) -> None:
     train = settings.train
     num_processes = plan_placement(settings.run.gpus, os.environ).num_processes
     share = train.accumulation * num_processes
-    if train.batch_size % share:
-        below, above = train.batch_size // share * share, (train.batch_size // share + 1) * share
-        sizes = f"{below} and {above}" if below else str(above)
+    below = train.batch_size // share * share
+    if below != train.batch_size:
+        sizes = f"{below} and {below + share}" if below else str(share)
         raise SettingsError(
             f"batch size {train.batch_size} does not divide into {share} equal parts, {train.accumulation} on each of "
             f"{num_processes} processes (nearest that do: {sizes})",
-            f"--batch-size {above}",
+            f"--batch-size {below + share}",
         )
     for split in {settings.data.split, settings.data.later_split or settings.data.split}:
         num_samples = len(training_samples(data, split, train.loss))

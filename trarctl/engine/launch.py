@@ -68,7 +68,6 @@ def run_job(job: Job, watch: Watch) -> Any:
         What ``job.work`` returned in the process of rank 0; small, where processes are started for it.
 
     Raises:
-        TrarError: whatever ended the work early.
         SystemExit: in all but one process of a group that was joined; that one speaks for them.
     """
     placement = plan_placement(job.gpus, os.environ)
@@ -111,12 +110,13 @@ def _process(
             stop.defer()
 
 
-def _require_same(job: Job, world: World) -> None:
-    """See that all processes do the same work, before anything is exchanged whose size depends on it."""
+def _work_alike(job: Job, world: World, callback: Callback) -> Any:
+    """Work, once all processes agree on what and with which versions: sizes of what they exchange depend on it."""
     world.require_equal(
         {"the work": type(job).__name__, "trarctl": trarctl.__version__, "torch": torch.__version__},
         "start the same command of the same installation in all of them",
     )
+    return job.work(world, callback)
 
 
 def _join(job: Job, placement: Placement, watch: Watch) -> Any:
@@ -127,8 +127,7 @@ def _join(job: Job, placement: Placement, watch: Watch) -> Any:
         _process(job, placement, watch) as (world, callback),
     ):
         try:
-            _require_same(job, world)
-            result = job.work(world, callback)
+            result = _work_alike(job, world, callback)
         except TrarError as error:
             if world.may_report(knows_cause=not isinstance(error, LostProcess)):
                 raise
@@ -190,8 +189,7 @@ def _worker(job: Job, watch: Watch, folder: Path) -> Any:
             return None
         try:
             with _process(job, plan_placement(job.gpus, os.environ), watch, explain) as (world, callback):
-                _require_same(job, world)
-                return job.work(world, callback)
+                return _work_alike(job, world, callback)
         except Stopped as stopped:
             _write_report(folder, stopped)
             return None

@@ -143,11 +143,10 @@ def load_model(
     ``settings`` are for our own checkpoint those it holds, with what the user changed; for the original's what the
     shapes do not say.
     """
-    state, epoch, description = _read(path, data)
+    state, epoch, description, warnings = _read(path, data)
     if description is None:
         settings = _with_shape(path, state, settings, origin, data)
         last_temperature = _last_temperature(path, settings, epoch)
-        warnings = [_order_warning(path, state, data)]
         if settings.model.routing == "hard" and (epoch or 0) > settings.train.epochs:
             warnings.append(
                 f"{path} is of epoch {epoch}, the settings are for {settings.train.epochs}: "
@@ -155,8 +154,7 @@ def load_model(
             )
     else:
         last_temperature = description.temperature
-        warnings = check_data(path, description, data)
-    warnings += zero_warnings(path, state)
+        check_data(path, description, data)
     check_shape(settings.model)
     model = _new_model(settings, data)
     load_weights(model, state, path)
@@ -172,10 +170,8 @@ def adopt_shape(
     Returns:
         Those settings, and what is odd about the checkpoint or could not be checked.
     """
-    state, _, description = _read(path, data)
-    settings = _with_shape(path, state, settings, origin, data)
-    odd = [_order_warning(path, state, data)] if description is None else _feature_warnings(path, description, data)
-    return settings, odd + zero_warnings(path, state)
+    state, _, _, odd = _read(path, data)
+    return _with_shape(path, state, settings, origin, data), odd
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -227,12 +223,6 @@ def _feature_warnings(path: Path, description: Description, data: PreparedData) 
     return [f"{what}; give the data that it was trained on: --data {description.data}"]
 
 
-def zero_warnings(path: Path, state: Mapping[str, Tensor]) -> list[str]:
-    """Name the layers whose weights are all zero, which no training leaves behind."""
-    zero = [name for name, tensor in state.items() if name.endswith(("weight", "gain")) and not tensor.any()]
-    return [f"{path}: all weights are zero in {len(zero)} layers: {listed(zero, len(zero))}"] if zero else []
-
-
 def check_words(path: Path, description: Description, data: PreparedData) -> None:
     """Compare words and answers of a checkpoint with the data's; a CheckpointError names the first difference."""
     for what, theirs, ours in (
@@ -272,8 +262,8 @@ def enough_memory(hint: str) -> Iterator[None]:
         raise DeviceError(f"the computer has too little memory{many}", hint) from error
 
 
-def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None, Description | None]:
-    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data."""
+def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None, Description | None, list[str]]:
+    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data; oddities."""
     epoch: int | None
     description = None
     if is_ours(path):
@@ -294,7 +284,12 @@ def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None
                 "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
                 " and test included, when the data is prepared",
             )
-    return state, epoch, description
+    odd = [_order_warning(path, state, data)] if description is None else _feature_warnings(path, description, data)
+    # No training leaves such layers behind.
+    zero = [name for name, tensor in state.items() if name.endswith(("weight", "gain")) and not tensor.any()]
+    if zero:
+        odd.append(f"{path}: all weights are zero in {len(zero)} layers: {listed(zero, len(zero))}")
+    return state, epoch, description, odd
 
 
 def _last_temperature(path: Path, settings: Settings, epoch: int | None) -> float:

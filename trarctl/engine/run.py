@@ -105,11 +105,17 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, **options: float) -> Iterator[bool]:
-        """Be the only writer of the run, whose folder exists; see ``files.claimed``. Another is a CheckpointError."""
+        """Be the only writer of the run, see ``files.claimed``; a folder made for it goes if it does not become one."""
+        is_new = not self.path.exists()
+        self.create()
         with ExitStack() as stack:
             with self.writable():
                 is_locked = stack.enter_context(claimed(self.path, f"run {self.name}", CheckpointError, **options))
-            yield is_locked
+            try:
+                yield is_locked
+            finally:
+                if is_new and not self.exists():
+                    remove(self.path)
 
     def is_written(self) -> bool:
         """Whether a process writes the run now."""

@@ -123,9 +123,6 @@ def _signal_children(signal_number: int) -> None:
 @contextmanager
 def _blocked_in_children() -> Iterator[None]:
     """Block the signals in this thread, and so in processes that it starts; another thread takes them in meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     is_over = threading.Event()
     thread = threading.Thread(target=is_over.wait, name="signals", daemon=True)
     thread.start()

@@ -84,9 +84,9 @@ def score(
     runs: str | Path = "runs",
 ) -> Scores:
     """Score every question of a split: answer logits [Q, A] and routes [Q, L, K], in file order."""
-    from trarctl.engine.evaluator import score_split
+    from trarctl.engine.evaluator import choose, score_chosen
 
-    return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
+    return score_chosen(choose(_request(ckpt, data, split, config, gpus, runs)), _unwatched)
 
 
 def _unwatched() -> AbstractContextManager[Callback]:

@@ -270,11 +270,9 @@ def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
     found = {}
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(root) / name
-            relative = path.relative_to(folder).as_posix()
-            if not name.startswith(".") and relative != except_for:
-                found[relative] = path.stat().st_size
+        for path in (Path(root, name) for name in files if not name.startswith(".")):
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    found.pop(except_for, None)
     return found
 
 

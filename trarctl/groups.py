@@ -5,6 +5,7 @@ Free of torch, since commands ask before it is loaded.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def is_follower(environ: Mapping[str, str]) -> bool:
     return group is not None and group.rank > 0
 
 
-def num_restarts(environ: Mapping[str, str]) -> int:
+def num_restarts(environ: Mapping[str, str] = os.environ) -> int:
     """How often the launcher has started this process again."""
     name = "TORCHELASTIC_RESTART_COUNT"
     return _number({name: environ.get(name, "").strip() or "0"}, name)

@@ -190,11 +190,7 @@ def show_settings(resolved: Resolved) -> None:
 
 
 def write_json(document: Mapping[str, object], target: str) -> None:
-    """Write a result as JSON to a file, or to stdout if ``target`` is ``-``.
-
-    Raises:
-        DataError: if the file cannot be written.
-    """
+    """Write a result as JSON to a file, or to stdout if ``target`` is ``-``."""
     from trarctl.files import write_output
 
     # A file name may hold bytes that are no text: JSON has escapes for what stands for them.

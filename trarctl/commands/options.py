@@ -116,12 +116,7 @@ def refuse_ignored(
 
 
 def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) -> None:
-    """See, before the work, that its results can be written, and that they overwrite neither input nor each other.
-
-    Raises:
-        DataError: a file cannot be written.
-        SettingsError: one would overwrite another.
-    """
+    """See, before the work, that its results can be written, and that they overwrite neither input nor each other."""
     from trarctl.errors import SettingsError
     from trarctl.files import refuse_unwritable
 

@@ -110,8 +110,8 @@ def _score(
     data = open_prepared(folder)
     loaded = [load_scores(file, data, split) for file in saved]
     parts = []
-    for request, one in zip(requests, chosen, strict=True):
-        parts.append(score_chosen(one, request, watch))
+    for one in chosen:
+        parts.append(score_chosen(one, watch))
         note(f"checkpoint {one.checkpoint} ({one.how})")
     for scores, odd in loaded:
         for text in odd:

@@ -7,7 +7,6 @@ One process per device. A run on several devices is started by ``trarctl.engine.
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import resource
 import threading
@@ -29,11 +28,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
-from trarctl import groups
 from trarctl.config import Precision
 from trarctl.engine.signals import StopRequest
 from trarctl.errors import DeviceError, SettingsError, listed, shortened
-from trarctl.groups import LEFT_BEHIND, Group, read_group
+from trarctl.groups import LEFT_BEHIND, Group, num_restarts, read_group
 from trarctl.processors import threads_of_each
 
 if TYPE_CHECKING:
@@ -118,9 +116,9 @@ class World:
         everyone: list[dict[str, str]] = self.all_gather({key: str(value) for key, value in values.items()})
         first, differing = everyone[0], {}
         for rank, mine in enumerate(everyone):
-            for key in (*first, *(key for key in mine if key not in first)):
-                if key not in differing and first.get(key) != mine.get(key):
-                    pair = _shown(first.get(key)), _shown(mine.get(key))
+            for key in first | mine:
+                pair = _shown(first.get(key)), _shown(mine.get(key))
+                if first.get(key) != mine.get(key) and key not in differing:
                     differing[key] = f"{key} is {pair[0]} in process 0 and {pair[1]} in process {rank}"
         if differing:
             raise SettingsError(
@@ -335,11 +333,6 @@ def within(seconds: float, function: Callable[[], Result]) -> Result:
         return future.result(seconds)
     except TimeoutError:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
-
-
-def num_restarts() -> int:
-    """How often the launcher has started this process again."""
-    return groups.num_restarts(os.environ)
 
 
 @contextmanager

@@ -244,6 +244,7 @@ class Request:
 class Chosen:
     """A request with its gaps filled; ``how`` says in words how the checkpoint was chosen."""
 
+    request: Request
     checkpoint: Path
     how: str
     data: Path
@@ -271,7 +272,7 @@ def choose(request: Request) -> Chosen:
         data = request.data or prepared_folder(resolve(dataset="vqa").settings)
         dataset = open_prepared(data).dataset
         resolved = resolve(dataset=dataset, config=request.config, sets=request.sets)
-        return Chosen(path, how, data, resolved.settings, resolved.origins, tuple(resolved.notes))
+        return Chosen(request, path, how, data, resolved.settings, resolved.origins, tuple(resolved.notes))
     if request.config is not None:
         raise CheckpointError(
             f"{path} holds its own settings, --config {request.config} is for checkpoints of the original program",
@@ -284,7 +285,7 @@ def choose(request: Request) -> Chosen:
     notes = [text] if (text := misnamed(path, description)) else []
     if changes := model_changes(trained, resolved.settings, may_change=["model.binarize"]):
         notes.append(f"what is scored is not the model that was trained: {', '.join(changes)}")
-    return Chosen(path, how, data, resolved.settings, resolved.origins, tuple(notes))
+    return Chosen(request, path, how, data, resolved.settings, resolved.origins, tuple(notes))
 
 
 def _data_of(path: Path, description: Description) -> Path:
@@ -294,9 +295,7 @@ def _data_of(path: Path, description: Description) -> Path:
     if run.exists():
         with suppress(CheckpointError):
             places.append(prepared_folder(read_settings(run)))
-    return next((place for place in places if is_prepared(place)), None) or recorded_data(
-        places[-1], description.dataset
-    )
+    return recorded_data(next(filter(is_prepared, places), places[-1]), description.dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +303,6 @@ class ScoreJob(Job):
     """Score a split; several processes leave the result in a folder, since gigabytes do not fit through a pipe."""
 
     chosen: Chosen
-    split: str
     folder: Path
     title: str = "scoring"
     hint: str = "start it again"
@@ -315,10 +313,10 @@ class ScoreJob(Job):
         loaded = self.chosen.open_model(data, world)
         for text in (*self.chosen.notes, *loaded.warnings):
             callback(Note(text))
-        task = f"scoring {self.split}"
-        evaluator = Evaluator(loaded.model, loaded.settings, loaded.temperature, world, callback, task)
+        split = self.chosen.request.split
+        evaluator = Evaluator(loaded.model, loaded.settings, loaded.temperature, world, callback, f"scoring {split}")
         with enough_memory("--set train.batch_size=64 scores fewer questions at once"):
-            scores = evaluator.score(data, self.split)
+            scores = evaluator.score(data, split)
         if world.size == 1:
             return scores
         if world.is_main:
@@ -329,23 +327,16 @@ class ScoreJob(Job):
         return None
 
 
-def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
-    """Score a split with a checkpoint, in as many processes as there are devices; and what was chosen for that."""
-    chosen = choose(request)
-    return score_chosen(chosen, request, watch), chosen
-
-
-def score_chosen(chosen: Chosen, request: Request, watch: Watch) -> Scores:
-    """Score the split of a request with what was chosen for it; otherwise as ``score_split``."""
-    data = open_prepared(chosen.data)
+def score_chosen(chosen: Chosen, watch: Watch) -> Scores:
+    """Score the split of a request with what was chosen for it, in as many processes as there are devices."""
+    request, data = chosen.request, open_prepared(chosen.data)
     data.split(request.split)
     with tempfile.TemporaryDirectory(prefix="trarctl-") as temporary:
-        folder = Path(temporary)
-        job = ScoreJob(chosen=chosen, split=request.split, folder=folder, gpus=request.gpus)
+        job = ScoreJob(chosen=chosen, folder=Path(temporary), gpus=request.gpus)
         scores: Scores | None = run_job(job, watch)
         if scores is None:
             # The arrays stay on the disk, also once their files have no name any more.
-            arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
+            arrays = [np.load(job.folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
             scores = _scores_of(data, request.split, arrays, chosen.settings)
     if oddity := scores.oddity():
         warnings.warn(f"{chosen.checkpoint}: {oddity}", stacklevel=2)
@@ -401,13 +392,10 @@ def is_saved_scores(path: Path) -> bool:
 
 
 def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, list[str]]:
-    """Read what ``--save-scores`` wrote about the questions of a split, and put it in their order.
+    """Read what ``--save-scores`` wrote about exactly the questions of a split, and put it in their order.
 
     Returns:
         The scores, without routes, and what is odd about them.
-
-    Raises:
-        DataError: the file cannot be read, or holds anything but finite scores for exactly these questions.
     """
     part = data.split(split)
     scores = _read_scores(path, is_exclusive=data.spec.has_one_answer)

@@ -21,7 +21,7 @@ from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import callbacks
 from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint, misnamed
-from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
+from trarctl.engine.distributed import World, plan_placement, use_threads
 from trarctl.engine.launch import Job
 from trarctl.engine.loading import (
     adopt_shape,
@@ -38,6 +38,7 @@ from trarctl.engine.loading import (
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings, saved_settings
 from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
+from trarctl.groups import num_restarts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,17 +80,19 @@ def run_job(job: Job, watch: Watch) -> Any:
         return job.work(world, callback)
 
 
-Explain = Callable[[Job, int], BaseException]
+def _stopped(job: Job, signal_number: int) -> Stopped:
+    """What ends a job that was stopped where nothing has to be finished first."""
+    return Stopped(f"{job.title} was stopped by {signal.Signals(signal_number).name}", signal_number, job.advice())
 
 
 @contextmanager
 def _process(
-    job: Job, placement: Placement, watch: Watch, explain: Explain | None = None
+    job: Job, placement: Placement, watch: Watch, explain: Callable[[Job, int], BaseException] = _stopped
 ) -> Iterator[tuple[World, Callback]]:
     """What surrounds the work of each process."""
     # The callback outlives the group: what it shows last must not wait for other processes.
     with (
-        stop_requests(functools.partial(explain or _stopped, job)) as stop,
+        stop_requests(functools.partial(explain, job)) as stop,
         nullcontext(no_callback) if placement.rank else watch() as shown,
         distributed.joined(placement, timeout_seconds=job.timeout_seconds) as world,
         distributed.reused_memory(),
@@ -205,11 +207,6 @@ def _worker(job: Job, watch: Watch, folder: Path) -> Any:
         except Exception:  # noqa: BLE001 - a fault of ours: nothing but this would show where
             traceback.print_exc()
             raise SystemExit(1) from None
-
-
-def _stopped(job: Job, signal_number: int) -> Stopped:
-    """What ends a job that was stopped where nothing has to be finished first."""
-    return Stopped(f"{job.title} was stopped by {signal.Signals(signal_number).name}", signal_number, job.advice())
 
 
 def _write_report(folder: Path, error: TrarError) -> None:

@@ -337,17 +337,18 @@ def read_settings(run: RunFolder, notes: list[str] | None = None) -> Settings:
     If ``settings.json`` is missing or damaged, they are those of the latest checkpoint that can be read; ``notes``
     takes what the user should know of it.
     """
-    try:
-        settings = _settings_in(run.settings_file)
-    except CheckpointError as error:
-        found = _settings_of_checkpoint(run)
-        if found is None:
-            raise
-        settings, path = found
-        if notes is not None:
-            notes.append(f"{error.what}; taking the settings from {path.name}")
-    here = settings.run.model_copy(update={"name": run.name, "folder": run.path.parent})
-    return settings.model_copy(update={"run": here})
+    problems: list[CheckpointError] = []
+    for path in (run.settings_file, *(path for *_, path in reversed(run.saved()))):
+        try:
+            settings = _settings_in(path)
+        except CheckpointError as error:
+            problems.append(error)
+            continue
+        if problems and notes is not None:
+            notes.append(f"{problems[0].what}; taking the settings from {path.name}")
+        here = settings.run.model_copy(update={"name": run.name, "folder": run.path.parent})
+        return settings.model_copy(update={"run": here})
+    raise problems[0]
 
 
 def saved_settings(values: Mapping[str, Any], path: Path) -> Settings:
@@ -359,7 +360,15 @@ def saved_settings(values: Mapping[str, Any], path: Path) -> Settings:
 
 
 def _settings_in(path: Path) -> Settings:
+    """The settings that ``settings.json`` or a checkpoint holds."""
     try:
+        if path.suffix == ".safetensors":
+            from trarctl.engine.checkpoint import load_description  # listing sound runs needs no torch
+
+            description = load_description(path)
+            settings = saved_settings(description.settings, path)
+            data = settings.data.model_copy(update={"path": Path(description.data)})
+            return settings.model_copy(update={"data": data})
         values = orjson.loads(path.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("it holds no settings")
@@ -369,15 +378,3 @@ def _settings_in(path: Path) -> Settings:
         raise CheckpointError(f"cannot read {path}: {why}", "start again: trarctl train") from error
     except SettingsError as error:
         raise CheckpointError(error.what, error.hint) from error
-
-
-def _settings_of_checkpoint(run: RunFolder) -> tuple[Settings, Path] | None:
-    from trarctl.engine.checkpoint import load_description  # listing sound runs needs no torch
-
-    for _, _, path in reversed(run.saved()):
-        with suppress(CheckpointError, SettingsError):
-            description = load_description(path)
-            settings = saved_settings(description.settings, path)
-            data = settings.data.model_copy(update={"path": Path(description.data)})
-            return settings.model_copy(update={"data": data}), path
-    return None

@@ -18,10 +18,11 @@ The functions that take a checkpoint share their arguments:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from trarctl.config import EvaluatorName
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData
-    from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded
     from trarctl.engine.predictor import Insight, Predictor
@@ -84,16 +84,11 @@ def score(
     runs: str | Path = "runs",
 ) -> Scores:
     """Score every question of a split: answer logits [Q, A] and routes [Q, L, K], in file order."""
+    from trarctl.engine.callbacks import no_callback
     from trarctl.engine.evaluator import choose, score_chosen
 
-    return score_chosen(choose(_request(ckpt, data, split, config, gpus, runs)), _unwatched)
-
-
-def _unwatched() -> AbstractContextManager[Callback]:
-    """Make the callback of ``score``; a function of the module, so that it can be sent to the processes it starts."""
-    from trarctl.engine.callbacks import no_callback
-
-    return nullcontext(no_callback)
+    unwatched: Any = functools.partial(nullcontext, no_callback)  # can be sent to the processes that are started
+    return score_chosen(choose(_request(ckpt, data, split, config, gpus, runs)), unwatched)
 
 
 def load_scores(path: str | Path, data: PreparedData, split: str) -> Scores:

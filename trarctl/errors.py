@@ -56,13 +56,7 @@ class DivergenceError(TrarError):
 
 
 class Stopped(TrarError):
-    """A run that a signal ended after its state was saved.
-
-    Args:
-        what: which run was stopped, and after how many epochs and steps.
-        signal_number: the signal; the exit code is 128 + that number, as in shells.
-        hint: the command that continues the run.
-    """
+    """Work that a signal ended, after its state was saved; the exit code is 128 + its number, as in shells."""
 
     def __init__(self, what: str, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint)

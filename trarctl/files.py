@@ -193,11 +193,7 @@ def _fill(file: io.FileIO, content: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """Claim an output folder, made where it is missing: the folder inside it to build in, with what was left there.
-
-    Raises:
-        DataError: it cannot be written, or another process is writing it.
-    """
+    """Claim an output folder, made where it is missing: the folder inside it to build in, with what was left there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with claimed(folder, f"the folder {folder}"):

@@ -120,7 +120,8 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) 
     from trarctl.errors import SettingsError
     from trarctl.files import refuse_unwritable
 
-    taken = {Path(str(one)).resolve(): "what is read" for one in inputs if one is not None}
+    # Unlike Path.resolve, this has an answer for links in a circle.
+    taken = {os.path.realpath(str(one)): "what is read" for one in inputs if one is not None}
     for flag, target in targets.items():
         if target is None:
             continue
@@ -128,9 +129,9 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) 
         refuse_unwritable(target, hint)
         if target.exists() and not target.is_file():
             continue  # a device or a pipe
-        if other := taken.get(target.resolve()):
+        if other := taken.get(os.path.realpath(target)):
             raise SettingsError(f"{flag} {target} would overwrite {other}", hint)
-        taken[target.resolve()] = f"the result of {flag}"
+        taken[os.path.realpath(target)] = f"the result of {flag}"
 
 
 @dataclass(frozen=True)

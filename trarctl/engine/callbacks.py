@@ -222,10 +222,8 @@ def check_loggers(settings: Settings) -> None:
 def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_step: int) -> Iterator[Callback]:
     """A callback that keeps the journal, calls ``callback``, and feeds the loggers that ``run.loggers`` names.
 
-    Curves of the loggers go on after ``first_step``; the loggers are closed at the end.
-
-    Raises:
-        SettingsError: a logger cannot begin, as for want of a key; nothing was written to the run.
+    Curves of the loggers go on after ``first_step``; the loggers are closed at the end. One that cannot begin, as for
+    want of a key, is a SettingsError before anything is written.
     """
     shows: list[Callback] = [journal(run), callback]
 

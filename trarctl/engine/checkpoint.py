@@ -153,11 +153,7 @@ def load_description(path: Path) -> Description:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
-    """Read a whole checkpoint and verify its checksum.
-
-    Raises:
-        CheckpointError: if the file is missing, cut off, damaged, or not one of ours.
-    """
+    """Read a checkpoint and verify its checksum; CheckpointError if it is missing, damaged, or not one of ours."""
     tensors, metadata = _content(path)
     description = _describe(path, metadata)
     if _checksum(tensors, metadata["trarctl"]) != metadata.get("sha256"):
@@ -181,9 +177,6 @@ def load_upstream(path: Path) -> tuple[dict[str, Tensor], int | None]:
 
     Returns:
         Weights under this project's names in float32, and the number of finished epochs, None if the file does not say.
-
-    Raises:
-        CheckpointError: if the file is missing, cut off, holds code, or has no weights that can be used.
     """
     content = _content(path)[0] if _kind_of(path) == "safetensors" else _unpickled(path)
     state = _state_in(content)

@@ -212,11 +212,6 @@ class Placement:
     group: Group | None = None
 
     @property
-    def launches(self) -> bool:
-        """Whether processes have to be started."""
-        return self.group is None and len(self.devices) > 1
-
-    @property
     def num_processes(self) -> int:
         """How many processes work together."""
         return len(self.devices) if self.group is None else self.group.size

@@ -135,11 +135,11 @@ class Evaluator:
     callback: Callback = no_callback  # gets the progress, under the name ``task``
     task: str = "scoring"
     check: Callable[[], None] | None = None  # called after each round, in all processes alike; may raise
+    batch_size: int = 0
 
-    @property
-    def batch_size(self) -> int:
-        """Questions at once in each process."""
-        return max(self.settings.train.batch_size // self.settings.train.accumulation, FEWEST_AT_ONCE)
+    def __post_init__(self) -> None:
+        train = self.settings.train
+        self.batch_size = self.batch_size or max(train.batch_size // train.accumulation, FEWEST_AT_ONCE)
 
     @contextmanager
     def inference(self) -> Iterator[None]:

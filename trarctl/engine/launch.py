@@ -71,7 +71,7 @@ def run_job(job: Job, watch: Watch) -> Any:
         SystemExit: in all but one process of a group that was joined; that one speaks for them.
     """
     placement = plan_placement(job.gpus, os.environ)
-    if placement.launches:
+    if placement.group is None and placement.num_processes > 1:
         with tempfile.TemporaryDirectory(prefix="trarctl-") as folder:
             return _launch(job, placement, watch, Path(folder))
     if placement.group is not None:

@@ -182,11 +182,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
     """Fill a model with weights, all of them and nothing else; CheckpointError names the first that do not fit."""
     own = model.state_dict()
-    faults = [f"{name} is missing" for name in own if name not in state]
-    faults += [f"{name} is not part of the model" for name in state if name not in own]
-    for name in (name for name in own if name in state):
-        given, wanted = state[name], own[name]
-        if given.shape != wanted.shape:
+    faults = [f"{name} is not part of the model" for name in state if name not in own]
+    for name, wanted in own.items():
+        given = state.get(name)
+        if given is None:
+            faults.append(f"{name} is missing")
+        elif given.shape != wanted.shape:
             faults.append(f"{name} is {list(given.shape)}, expected {list(wanted.shape)}")
         elif wanted.is_floating_point() and not given.is_floating_point():
             faults.append(f"{name} holds {given.dtype}".replace("torch.", "") + ", expected floating-point numbers")

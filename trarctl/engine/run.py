@@ -270,9 +270,8 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
     """The checkpoint file that ``RUN``, ``RUN@EPOCH`` or ``FILE`` means, and how it was chosen, in words."""
     if text is not None and Path(text).is_file():
         return Path(text), "the file given"
-    name, at, epoch_text = (text or "").rpartition("@")
-    if not at:
-        name, epoch_text = text or "", ""
+    named = re.fullmatch(r"(.*)@([^@]*)", text or "", re.DOTALL)
+    name, epoch_text = named.groups() if named else (text or "", "")
     run = find_run(name or None, folder)
     chosen = "the latest run" if not name else f"run {run.name}"
     if epoch_text:

@@ -18,10 +18,11 @@ The functions that take a checkpoint share their arguments:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from trarctl.config import EvaluatorName
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData
-    from trarctl.engine.callbacks import Callback
     from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded
     from trarctl.engine.predictor import Insight, Predictor
@@ -48,11 +48,7 @@ __all__ = [
 
 
 def open_data(path: str | Path) -> PreparedData:
-    """Open a prepared folder: its words, answers, splits and features.
-
-    Raises:
-        DataError: if there is none, or it is damaged.
-    """
+    """Open a prepared folder: its words, answers, splits and features."""
     from trarctl.data.prepared import open_prepared
 
     return open_prepared(Path(path))
@@ -66,11 +62,7 @@ def load_model(
     gpus: str | None = "cpu",
     runs: str | Path = "runs",
 ) -> Loaded:
-    """Load a checkpoint; ``.model`` is the torch module, in evaluation mode.
-
-    Raises:
-        TrarError: if checkpoint and data are missing or do not fit together.
-    """
+    """Load a checkpoint; ``.model`` is the torch module, in evaluation mode."""
     import os
 
     from trarctl.data.prepared import open_prepared
@@ -91,29 +83,16 @@ def score(
     gpus: str | None = None,
     runs: str | Path = "runs",
 ) -> Scores:
-    """Score every question of a split: answer logits [Q, A] and routes [Q, L, K], in file order.
-
-    Raises:
-        TrarError: if checkpoint and data are missing or do not fit together.
-    """
-    from trarctl.engine.evaluator import score_split
-
-    return score_split(_request(ckpt, data, split, config, gpus, runs), _unwatched)[0]
-
-
-def _unwatched() -> AbstractContextManager[Callback]:
-    """Make the callback of ``score``; a function of the module, so that it can be sent to the processes it starts."""
+    """Score every question of a split: answer logits [Q, A] and routes [Q, L, K], in file order."""
     from trarctl.engine.callbacks import no_callback
+    from trarctl.engine.evaluator import choose, score_chosen
 
-    return nullcontext(no_callback)
+    unwatched: Any = functools.partial(nullcontext, no_callback)  # can be sent to the processes that are started
+    return score_chosen(choose(_request(ckpt, data, split, config, gpus, runs)), unwatched)
 
 
 def load_scores(path: str | Path, data: PreparedData, split: str) -> Scores:
-    """Read a file of ``--save-scores``, without the routes, its questions in the order of the split.
-
-    Raises:
-        DataError: if it cannot be read, or holds anything but finite scores for exactly these questions.
-    """
+    """Read finite scores of exactly a split's questions from a ``--save-scores`` file, without routes, in its order."""
     from trarctl.engine import evaluator
 
     return evaluator.load_scores(Path(path), data, split)[0]
@@ -122,8 +101,7 @@ def load_scores(path: str | Path, data: PreparedData, split: str) -> Scores:
 def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: EvaluatorName = "official") -> Accuracy:
     """Compare scores with the answers of a split, in percent: overall and by type; questions are matched by their ids.
 
-    Raises:
-        DataError: if the split has no answers, or is not the one that was scored.
+    A split that has no answers, or was not scored, is a DataError.
     """
     from trarctl.data.metrics import measure
 
@@ -132,11 +110,7 @@ def accuracy(scores: Scores, data: PreparedData, split: str, *, evaluator: Evalu
 
 
 def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, NDArray[np.float64]]:
-    """Average the share of each span in each layer, [L, K], by type of question.
-
-    Raises:
-        DataError: if the split has no answers.
-    """
+    """Average the share of each span in each layer, [L, K], by type of question, of a split that has answers."""
     from trarctl.report import outcomes
 
     scores = scores.in_order_of(data.split(split).question_id)
@@ -147,14 +121,7 @@ def routes_by_type(scores: Scores, data: PreparedData, split: str) -> dict[str, 
 def look_inside(loaded: Loaded, data: PreparedData, split: str, rows: Sequence[int]) -> Insight:
     """Answer a few questions of a split: probabilities [B, A], routes [B, L, K] and attention over the cells.
 
-    Args:
-        loaded: from ``load_model``.
-        data: data that the model fits.
-        split: of the data.
-        rows: indices of the questions in the split, B of them.
-
-    Raises:
-        DataError: the split has no such questions.
+    ``rows`` are the indices of B questions in the split of data that the model fits.
     """
     import numpy as np
     import torch
@@ -182,8 +149,7 @@ def open_predictor(
 ) -> Predictor:
     """Load a checkpoint for questions about any picture: ``predictor.ask([image], ["what is it?"])`` takes PIL images.
 
-    Raises:
-        DataError: if the features of the data were not extracted from pictures by trarctl.
+    The features of its data must have been extracted from pictures by trarctl.
     """
     from trarctl.engine import predictor
 

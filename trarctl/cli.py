@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 
-from trarctl import __version__
+from trarctl import __version__, errors
 from trarctl.commands import eval as evaluation
 from trarctl.commands import predict, prepare, resume, runs, submit, train
-from trarctl.commands.console import shield_streams, show_error, shown_warnings, warn
+from trarctl.commands.console import shield_streams, show_error, warn
 from trarctl.commands.options import Command, Group
-from trarctl.errors import CheckpointError, DataError, DeviceError, DivergenceError, SettingsError, Stopped, TrarError
+from trarctl.errors import DataError, Stopped, TrarError, told_warnings
 from trarctl.groups import LEFT_BEHIND
 from trarctl.processors import prepare_environment
 
@@ -24,11 +24,11 @@ EXIT_CODES = (
     (0, "done"),
     (1, "a bug in trarctl"),
     (2, "usage"),
-    (SettingsError.exit_code, "settings"),
-    (DataError.exit_code, "data, or a folder that cannot be written"),
-    (CheckpointError.exit_code, "checkpoint or run"),
-    (DeviceError.exit_code, "device"),
-    (DivergenceError.exit_code, "the loss is not finite"),
+    (errors.SettingsError.exit_code, "settings"),
+    (errors.DataError.exit_code, "data, or a folder that cannot be written"),
+    (errors.CheckpointError.exit_code, "checkpoint or run"),
+    (errors.DeviceError.exit_code, "device"),
+    (errors.DivergenceError.exit_code, "the loss is not finite"),
 )
 STOPPED = ("128 + n", "stopped by signal n, after saving if training had begun")
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if warning := prepare_environment():
         warn(warning)
     try:
-        with shown_warnings():
+        with told_warnings(warn):
             return _exit_code_of(arguments)
     except TrarError as error:
         failure = error

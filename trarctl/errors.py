@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 
@@ -53,13 +56,7 @@ class DivergenceError(TrarError):
 
 
 class Stopped(TrarError):
-    """A run that a signal ended after its state was saved.
-
-    Args:
-        what: which run was stopped, and after how many epochs and steps.
-        signal_number: the signal; the exit code is 128 + that number, as in shells.
-        hint: the command that continues the run.
-    """
+    """Work that a signal ended, after its state was saved; the exit code is 128 + its number, as in shells."""
 
     def __init__(self, what: str, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint)
@@ -76,3 +73,24 @@ def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:
 def shortened(text: str, *, most: int = 80) -> str:
     """Cut a long text of a user's for a message."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+@contextmanager
+def told_warnings(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell what Python and libraries warn of while the block runs: each text once, and how often at the end."""
+    counts: dict[str, int] = {}
+
+    def show(message: Warning | str, *_where: object) -> None:
+        text = " ".join(str(message).split())
+        counts[text] = counts.get(text, 0) + 1
+        if counts[text] == 1:
+            tell(text)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        for category in () if sys.warnoptions else (UserWarning, RuntimeWarning):
+            warnings.simplefilter("always", category)  # to be counted
+        yield
+    for text, count in counts.items():
+        if count > 1:
+            tell(f"{count - 1:,} more times: {text}")

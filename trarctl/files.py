@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shlex
 import shutil
@@ -50,6 +51,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def whole_result(path: Path) -> Iterator[Path]:
+    """As ``whole_file``, but a device or a pipe is written to, not replaced."""
+    if path.is_file() or not path.exists():
+        with whole_file(path.resolve()) as temporary:
+            yield temporary
+    else:
+        yield path
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or not there, also after a power cut."""
     with whole_file(path) as temporary:
@@ -80,16 +91,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal.
+    """SHA-256 of a file, hexadecimal; DataError if it cannot be read."""
+    with refusing(f"cannot read {path}", "make it readable: chmod u+r"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Raises:
-        DataError: it cannot be read.
-    """
+
+@contextlib.contextmanager
+def refusing(what: str, hint: str, kind: type[TrarError] = DataError) -> Iterator[None]:
+    """Put what the file system refuses in the block into words: ``what``, and the system's reason."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        yield
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", "make it readable: chmod u+r") from error
+        raise kind(f"{what}: {error.strerror or error}", hint) from error
 
 
 _BUILDING, _LOCK, _OWNED = ".building", ".lock", ".trarctl"
@@ -110,48 +123,40 @@ def claimed(
     Args:
         folder: what to write in.
         what: it is, for the message: ``run tiny``.
-        error: the kind of error for a folder that has another writer.
-        wait_seconds: how long to wait for that writer.
+        error: what another writer raises, which is named.
+        wait_seconds: how long to wait for it.
 
     Yields:
         Whether it is locked; the file system may be mounted without locks.
-
-    Raises:
-        TrarError: of that kind, naming the holder as it describes itself.
-        OSError: the lock cannot be made, as where the folder cannot be written.
     """
     path, deadline = folder / _LOCK, time.monotonic() + wait_seconds
     while True:
         is_new = not path.exists()
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = path.open("a+b", buffering=0)
         except PermissionError:
             if is_new:
                 raise
-            descriptor = os.open(path, os.O_RDONLY)  # of another user of the folder
-        try:
-            is_locked = _lock(descriptor, fcntl.LOCK_EX)
-            is_held = is_locked is not False and _is_same_file(descriptor, path)
-            before = os.pread(descriptor, _MOST_LOCK_BYTES, 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if is_held:
+            file = path.open("rb", buffering=0)  # of another user of the folder
+        is_locked = _lock(file.fileno(), fcntl.LOCK_EX)
+        file.seek(0)
+        before = file.read(_MOST_LOCK_BYTES)
+        # The holder before may have removed the file in between: then it has no name any more.
+        if is_locked is not False and os.fstat(file.fileno()).st_nlink:
             break
-        os.close(descriptor)
+        file.close()
         if time.monotonic() >= deadline:
-            raise error(
-                f"another process writes {what}: {_holder(before)}", "wait until it has finished, or stop that process"
-            )
+            holder = before.decode(errors="replace") or "which one is not known"
+            raise error(f"another process writes {what}: {holder}", "wait until it has finished, or stop that process")
         time.sleep(0.1)
-    try:
-        _fill(descriptor, _own_name())
-        yield is_locked is not None
-    finally:
-        _fill(descriptor, before)
-        if is_new:
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
+    with file:
+        try:
+            _fill(file, _own_name())
+            yield is_locked is not None
+        finally:
+            _fill(file, before)
+            if is_new:
+                path.unlink(missing_ok=True)
 
 
 def is_claimed(folder: Path) -> bool:
@@ -173,49 +178,22 @@ def _lock(descriptor: int, kind: int) -> bool | None:
     return True
 
 
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    """Whether the file still has its name: the holder before may have removed it in between."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _own_name() -> bytes:
-    name = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "since": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000],
-    }
-    return orjson.dumps(name, option=orjson.OPT_APPEND_NEWLINE)
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000]
+    since = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
+    return os.fsencode(f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})")
 
 
-def _holder(content: bytes) -> str:
-    try:
-        holder = orjson.loads(content)
-        return "process {pid} on {host} since {since} ({command})".format(**holder)
-    except (ValueError, TypeError, KeyError):
-        return "which one is not known"
-
-
-def _fill(descriptor: int, content: bytes) -> None:
+def _fill(file: io.FileIO, content: bytes) -> None:
     # It is for people only: a full disk must not end what it is about.
     with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, content, 0)
+        file.truncate(0)
+        file.write(content)
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """Claim an output folder, creating it where it is missing; a writer that dies lets go of it.
-
-    Yields:
-        The folder inside it to build in; what an interrupted writer left there is still there.
-
-    Raises:
-        DataError: it cannot be written, or another process is writing it.
-    """
+    """Claim an output folder, made where it is missing: the folder inside it to build in, with what was left there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with claimed(folder, f"the folder {folder}"):
@@ -241,17 +219,15 @@ def refuse_readonly(folder: Path) -> None:
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         number = errno.EEXIST if nearest == folder.absolute() else errno.ENOTDIR
-        raise _unusable(folder, OSError(number, os.strerror(number)))
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise _unusable(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        number = errno.EACCES
+    else:
+        return
+    raise _unusable(folder, OSError(number, os.strerror(number)))
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], *, claim: bool = True) -> None:
-    """See that no entry of these names would be replaced that this program did not write; ``claim`` marks the folder.
-
-    Raises:
-        DataError: one exists, and the folder is not one of ours.
-    """
+    """See that no entry of these names would be replaced that is not ours; ``claim`` marks the folder."""
     if (folder / _OWNED).exists():
         return
     present = sorted(name for name in names if (folder / name).exists())
@@ -290,11 +266,9 @@ def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
     found = {}
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(root) / name
-            relative = path.relative_to(folder).as_posix()
-            if not name.startswith(".") and relative != except_for:
-                found[relative] = path.stat().st_size
+        for path in (Path(root, name) for name in files if not name.startswith(".")):
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    found.pop(except_for, None)
     return found
 
 
@@ -313,32 +287,20 @@ def _is_kept(path: Path) -> bool:
 def refuse_unwritable(path: Path, hint: str) -> None:
     """See, before long work, that ``write_output`` can write a file, and that it is none of a run or of prepared data.
 
-    Raises:
-        DataError: it cannot; ``hint`` says what to give instead.
+    The DataError has ``hint``, which says what to give instead.
     """
     if path.is_file() and _is_kept(path.resolve()):
         raise DataError(f"{path} belongs to a run or to prepared data, and would be overwritten", hint)
-    try:
+    with refusing(f"cannot write {path}", hint):
         is_new = not path.exists()
         if is_new or path.is_file() or path.is_dir():  # opening a pipe would wait for its reader
             with tempfile.TemporaryFile(dir=path.parent), path.open("ab"):
                 pass
             if is_new:
                 path.unlink()
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None
 
 
 def write_output(path: Path, content: bytes, hint: str) -> None:
-    """Write a result whole or not at all; a device or a pipe is written to, not replaced.
-
-    Raises:
-        DataError: it cannot be written; ``hint`` says what to give instead.
-    """
-    try:
-        if path.is_file() or not path.exists():
-            write_bytes(path.resolve(), content)
-        else:
-            path.write_bytes(content)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}", hint) from None
+    """Write a result; the DataError if that fails has the hint, which says what to give instead."""
+    with refusing(f"cannot write {path}", hint), whole_result(path) as target:
+        target.write_bytes(content)

@@ -5,6 +5,7 @@ Free of torch, since commands ask before it is loaded.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ _FOREIGN = (
     ("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
     ("flux", "FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
 )
+# Variables of a step, and those of its job where a step has none.
+_OF_THE_JOB = {
+    "SLURM_STEP_NUM_TASKS": "SLURM_NTASKS",
+    "SLURM_STEP_NODELIST": "SLURM_JOB_NODELIST",
+    "SLURM_STEP_TASKS_PER_NODE": "SLURM_TASKS_PER_NODE",
+}
 LEFT_BEHIND = "waits for the network"  # name of a thread that nobody waits for any more
 FIRST_RESERVED_STEP = 0xFFFFFFF0  # Slurm's ids from here on are batch scripts and shells, not what srun started
 FIRST_PORT, NUM_PORTS = 10_000, 20_000
@@ -42,28 +49,21 @@ class Group:
 
 
 def read_group(environ: Mapping[str, str]) -> Group | None:
-    """The group that this process was started in; None for a process of its own. Blank variables are not set.
-
-    Raises:
-        DeviceError: if variables are missing, are no numbers, or contradict each other.
-    """
+    """The group that this process was started in; None for a process of its own. Blank variables are not set."""
     told = {name: value.strip() for name, value in environ.items() if value.strip()}
     step = _slurm_step(told, is_told="SLURM_STEP_ID" in environ)
-    numbers = [name for name in TORCHRUN[:4] if name in told]
-    if step is not None and not all(name in told for name in TORCHRUN):
-        # Batch scripts often set some of torchrun's variables for the tasks that srun starts.
-        expected = dict(zip(TORCHRUN, (step.rank, step.size, step.local_rank, step.local_size), strict=False))
-        for name in numbers:
-            if _number(told, name) != expected[name]:
-                raise DeviceError(
-                    f"{name}={told[name]} contradicts {step.name}, for which it is {expected[name]}",
-                    f"unset {name}, or start with torchrun",
-                )
-        return step
-    if numbers:
-        return _torchrun_group(told)
-    if step is None:
+    if step is None or told.keys() >= set(TORCHRUN):
+        if any(name in told for name in TORCHRUN[:4]):
+            return _torchrun_group(told)
         _refuse_foreign(told)
+        return None
+    # Batch scripts often set some of torchrun's variables for the tasks that srun starts.
+    for name, expected in zip(TORCHRUN, (step.rank, step.size, step.local_rank, step.local_size), strict=False):
+        if name in told and _number(told, name) != expected:
+            raise DeviceError(
+                f"{name}={told[name]} contradicts {step.name}, for which it is {expected}",
+                f"unset {name}, or start with torchrun",
+            )
     return step
 
 
@@ -76,10 +76,10 @@ def is_follower(environ: Mapping[str, str]) -> bool:
     return group is not None and group.rank > 0
 
 
-def num_restarts(environ: Mapping[str, str]) -> int:
+def num_restarts(environ: Mapping[str, str] = os.environ) -> int:
     """How often the launcher has started this process again."""
-    text = environ.get("TORCHELASTIC_RESTART_COUNT", "").strip() or "0"
-    return _number({"TORCHELASTIC_RESTART_COUNT": text}, "TORCHELASTIC_RESTART_COUNT")
+    name = "TORCHELASTIC_RESTART_COUNT"
+    return _number({name: environ.get(name, "").strip() or "0"}, name)
 
 
 def first_host(nodes: str) -> str:
@@ -91,12 +91,14 @@ def first_host(nodes: str) -> str:
 def _number(told: Mapping[str, str], name: str, *, below: int | None = None, least: int = 0) -> int:
     value = told[name]
     if not re.fullmatch(r"[0-9]{1,18}", value):
-        raise DeviceError(f"{name}={value!r} is not a number", f"unset {name}, or {_START_WITH}")
-    number = int(value)
-    if number < least or (below is not None and number >= below):
-        limit = f"at least {least}" if number < least else f"at most {(below or 0) - 1}"
-        raise DeviceError(f"{name}={value} is out of range: {limit} here", f"unset {name}, or {_START_WITH}")
-    return number
+        problem = f"{name}={value!r} is not a number"
+    elif int(value) < least:
+        problem = f"{name}={value} is out of range: at least {least} here"
+    elif below is not None and int(value) >= below:
+        problem = f"{name}={value} is out of range: at most {below - 1} here"
+    else:
+        return int(value)
+    raise DeviceError(problem, f"unset {name}, or {_START_WITH}")
 
 
 def _require(told: Mapping[str, str], names: tuple[str, ...], *, told_by: str) -> None:
@@ -122,33 +124,20 @@ def _torchrun_group(told: Mapping[str, str]) -> Group | None:
     _number(told, "LOCAL_RANK", below=local_size)
     port = _number(told, "MASTER_PORT", least=1, below=65_536)
     run_id = told.get("TORCHELASTIC_RUN_ID")
-    return Group(
-        rank,
-        size,
-        local_rank,
-        local_size,
-        told["MASTER_ADDR"],
-        port,
-        f"torchrun's run {run_id}" if run_id else "a group told by RANK and WORLD_SIZE",
-        has_agent=told.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-    )
+    name = f"torchrun's run {run_id}" if run_id else "a group told by RANK and WORLD_SIZE"
+    has_agent = told.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Group(rank, size, local_rank, local_size, told["MASTER_ADDR"], port, name, has_agent)
 
 
-def _slurm_step(told: Mapping[str, str], *, is_told: bool) -> Group | None:
+def _slurm_step(told: dict[str, str], *, is_told: bool) -> Group | None:
     """The tasks that one ``srun`` started, if they are several; the shell of an allocation is a process of its own."""
-    told = {
-        "SLURM_STEP_NUM_TASKS": told.get("SLURM_NTASKS", ""),
-        "SLURM_STEP_NODELIST": told.get("SLURM_JOB_NODELIST", ""),
-        "SLURM_STEP_TASKS_PER_NODE": told.get("SLURM_TASKS_PER_NODE", ""),
-    } | dict(told)
-    told = {name: value for name, value in told.items() if value}
+    told = {name: told[other] for name, other in _OF_THE_JOB.items() if other in told} | told
     has_task = "SLURM_PROCID" in told and _number(told, "SLURM_PROCID") > 0
     if not has_task and not is_told:
         return None
     if "SLURM_STEP_ID" in told and _number(told, "SLURM_STEP_ID") >= FIRST_RESERVED_STEP:
         return None
-    size = _number(told, "SLURM_STEP_NUM_TASKS", least=1) if "SLURM_STEP_NUM_TASKS" in told else None
-    if size == 1 and not has_task:
+    if not has_task and told.get("SLURM_STEP_NUM_TASKS") == "1":
         return None
     needed = ("SLURM_PROCID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_STEP_TASKS_PER_NODE")
     _require(told, needed, told_by="Slurm")
@@ -157,13 +146,13 @@ def _slurm_step(told: Mapping[str, str], *, is_told: bool) -> Group | None:
     counts = _tasks_per_node(told, size)
     if len(counts) > 1:
         _require(told, ("SLURM_NODEID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"), told_by="Slurm")
-    local_size = counts[_number({"SLURM_NODEID": "0"} | dict(told), "SLURM_NODEID", below=len(counts))]
-    local_rank = _number({"SLURM_LOCALID": str(rank)} | dict(told), "SLURM_LOCALID", below=local_size)
+    local_size = counts[_number({"SLURM_NODEID": "0"} | told, "SLURM_NODEID", below=len(counts))]
+    local_rank = _number({"SLURM_LOCALID": str(rank)} | told, "SLURM_LOCALID", below=local_size)
     job, step = _number(told, "SLURM_JOB_ID"), _number(told, "SLURM_STEP_ID")
     reserved = re.match(r"[0-9]+", told.get("SLURM_STEP_RESV_PORTS", ""))
     port = reserved[0] if reserved else str(FIRST_PORT + (job + step * _STEP_STRIDE) % NUM_PORTS)
     address = told.get("MASTER_ADDR") or (first_host(told["SLURM_STEP_NODELIST"]) if len(counts) > 1 else "127.0.0.1")
-    port_number = _number({"MASTER_PORT": port} | dict(told), "MASTER_PORT", least=1, below=65_536)
+    port_number = _number({"MASTER_PORT": port} | told, "MASTER_PORT", least=1, below=65_536)
     return Group(rank, size, local_rank, local_size, address, port_number, f"Slurm step {job}.{step}")
 
 
@@ -181,12 +170,10 @@ def _tasks_per_node(told: Mapping[str, str], size: int) -> list[int]:
     return counts
 
 
-def _refuse_foreign(told: Mapping[str, str]) -> None:
-    for launcher, size_name, rank_name in _FOREIGN:
-        size = _number(told, size_name) if size_name in told else 1
-        rank = _number(told, rank_name) if rank_name in told else 0
-        if size > 1 or rank > 0:
-            shown = ", ".join(f"{name}={told[name]}" for name in (size_name, rank_name) if name in told)
+def _refuse_foreign(told: dict[str, str]) -> None:
+    for launcher, size, rank in _FOREIGN:
+        if _number({size: "1"} | told, size) > 1 or _number({rank: "0"} | told, rank) > 0:
+            shown = ", ".join(f"{name}={told[name]}" for name in (size, rank) if name in told)
             raise DeviceError(
                 f"{launcher} has started several processes ({shown}), but {', '.join(TORCHRUN)} are not set: "
                 "each would work alone",

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import MutableMapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 # How long a thread of GNU OpenMP waits for work in a loop before it sleeps. Its default takes most of the time of other
 # programs on the same processors; this one costs nothing where there are none.
@@ -50,23 +50,17 @@ def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> str |
 
 def _quotas(root: Path) -> list[float]:
     """The processors that control groups grant, those further up included; version 2 first, then version 1."""
-    quotas = []
+    quotas, base = [], root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        base = root / "sys/fs/cgroup"
         if controllers and "cpu" not in controllers.split(","):
             continue
-        mounts = [base] if not controllers else [base / "cpu", base / controllers]
-        for mount in mounts:
-            # A container sees its own group at the mount, whatever the path says.
-            for group in (*_upwards(path.strip("/")), ""):
+        inside = PurePosixPath(*(part for part in path.split("/") if part not in ("", "..")))
+        for mount in [base / "cpu", base / controllers] if controllers else [base]:
+            # A container sees its own group at the mount, which is the last of the parents, whatever the path says.
+            for group in (inside, *inside.parents):
                 quotas += _quota(mount / group)
     return quotas
-
-
-def _upwards(path: str) -> list[str]:
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 def _quota(group: Path) -> list[float]:

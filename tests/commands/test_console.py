@@ -183,10 +183,10 @@ def test_sizes_for_people() -> None:
 
 SHOWING = """
 import sys, warnings
-from trarctl.commands.console import show_table, make_table, say, shield_streams, shown_warnings, warn
-from trarctl.errors import TrarError
+from trarctl.commands.console import show_table, make_table, say, shield_streams, warn
+from trarctl.errors import TrarError, told_warnings
 shield_streams()
-with shown_warnings():
+with told_warnings(warn):
     for _ in range(3):
         warnings.warn("odd", UserWarning)
 for number in range(20000):

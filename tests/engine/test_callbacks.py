@@ -26,7 +26,7 @@ from trarctl.engine.callbacks import (
     numbers_of,
 )
 from trarctl.engine.run import RunFolder
-from trarctl.errors import DataError, SettingsError
+from trarctl.errors import DataError, SettingsError, told_warnings
 
 
 def test_tensorboard_gets_the_curves_once(golden_data: dict[str, Path], tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_a_log_for_people_that_cannot_be_written_ends_nothing(tmp_path: Path) ->
         callbacks.journal(run)(EpochDone(1, 2, 2, 0.5, 0.1, 1.0, 3.0, 4.0))
 
 
-def test_warnings_of_libraries_become_notes() -> None:
-    events: list[Event] = []
-    with callbacks.warnings_as_notes(events.append):
+def test_warnings_of_libraries_are_told_once_and_counted() -> None:
+    told: list[str] = []
+    with told_warnings(told.append):
         for _ in range(3):
             warnings.warn("odd\nthing", UserWarning, stacklevel=1)
-    assert events == [Note("odd thing")]
+    assert told == ["odd thing", "2 more times: odd thing"]

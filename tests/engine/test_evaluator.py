@@ -174,7 +174,7 @@ def first_value(value: float) -> Callable[[Scores], dict[str, Any]]:
         (lambda s: {"scores": np.full(s.scores.shape, 1e300)}, "not finite for 100 of 100 questions"),
         (lambda s: {"scores": s.scores.astype(np.complex64)}, "holds scores of shape .* and type complex64, expected"),
         (lambda s: {"scores": s.scores.astype(str)}, "type <U"),
-        (lambda s: {"scores": s.scores.astype(object)}, "cut off or changed, or it is not an .npz file of numbers and"),
+        (lambda s: {"scores": s.scores.astype(object)}, "cut off or changed, or no .npz file of numbers and text"),
         (lambda s: {"scores": s.scores > 0}, "type bool, expected"),
         (lambda s: {"scores": s.scores[:, :-1]}, r"holds scores of shape \[100, 9\]"),
         (lambda s: {"scores": s.scores[0]}, "holds scores of shape"),

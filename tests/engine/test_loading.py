@@ -105,7 +105,10 @@ def test_weights_are_those_of_the_file(run: RunFolder, data: PreparedData) -> No
     state["head.weight"] = state["head.weight"][:, :5]
     with pytest.raises(CheckpointError) as raised:
         load_weights(loaded.model, state, Path("some.pkl"))
-    assert "some.pkl does not fit the model: head.bias is missing; head.other is not part" in raised.value.what
+    assert raised.value.what == (
+        "some.pkl does not fit the model: head.other is not part of the model, "
+        "head.weight is [10, 5], expected [10, 24], head.bias is missing"
+    )
     assert ", expected [" in raised.value.what
 
 

@@ -114,7 +114,7 @@ def test_a_run_of_that_name_is_not_overwritten(undisturbed: RunFolder, golden_da
 
 def test_only_the_latest_and_the_best_are_kept(golden_data: dict[str, Path], tmp_path: Path) -> None:
     run = train(tiny_settings(golden_data["vqa"], tmp_path, train__epochs=5, run__keep=2, train__learning_rate=1e-9))
-    best = run.best_epoch()
+    best = run.read_metrics().best_epoch(run.saved_epochs())
     assert best == 1
     assert [epoch for epoch, _, _ in run.saved()] == [1, 4, 5]
 

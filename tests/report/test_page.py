@@ -12,7 +12,7 @@ from trarctl.config.resolve import resolve
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import open_prepared
-from trarctl.engine.evaluator import Chosen
+from trarctl.engine.evaluator import Chosen, Request
 from trarctl.engine.run import RunFolder, replaced_settings
 from trarctl.errors import DataError
 from trarctl.report import page
@@ -32,7 +32,9 @@ def request_for(golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytes
     run.create()
     with replaced_settings(run, settings, data.path):
         pass
-    chosen = Chosen(run.checkpoints / "<i>x.safetensors", "the file given", data.path, settings, {}, ())
+    chosen = Chosen(
+        Request(None, None, "val"), run.checkpoints / "<i>x.safetensors", "the file given", data.path, settings, {}, ()
+    )
     return ReportRequest(scores, measure(scores.predictions(), data, split, "upstream"), data, split, chosen)
 
 

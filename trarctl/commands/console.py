@@ -12,9 +12,8 @@ import math
 import os
 import select
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,8 @@ def shield_streams() -> None:
         if descriptor == 0 or stream is not getattr(sys, f"__{name}__") or _raw(stream) is not None:
             continue  # not to be written to, a test's, or done already
         if stream is not None:
-            _flush(stream)
+            with suppress(OSError):
+                stream.flush()
         shielded = _Stream(descriptor, "wb", closefd=False)
         text = io.TextIOWrapper(
             io.BufferedWriter(shielded),
@@ -83,11 +83,6 @@ def shield_streams() -> None:
 def _raw(stream: Any) -> _Stream | None:
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw if isinstance(raw, _Stream) else None
-
-
-def _flush(stream: Any) -> None:
-    with suppress(OSError):
-        stream.flush()
 
 
 def display_failure() -> OSError | None:
@@ -138,27 +133,6 @@ def warn(text: str) -> None:
     """Say on stderr what is odd, though the work continues."""
     if not is_follower(os.environ):
         _labeled("warning: ", text, "bold yellow")
-
-
-@contextmanager
-def shown_warnings() -> Iterator[None]:
-    """Say what Python and libraries warn of, each text once, and how often at the end."""
-    counts: dict[str, int] = {}
-
-    def show(message: Warning | str, *_where: object) -> None:
-        text = " ".join(str(message).split())
-        counts[text] = counts.get(text, 0) + 1
-        if counts[text] == 1:
-            warn(text)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
-        for category in () if sys.warnoptions else (UserWarning, RuntimeWarning):
-            warnings.simplefilter("always", category)  # to be counted
-        yield
-    for text, count in counts.items():
-        if count > 1:
-            warn(f"{count - 1:,} more times: {text}")
 
 
 def _labeled(label: str, text: str, style: str) -> None:
@@ -216,11 +190,7 @@ def show_settings(resolved: Resolved) -> None:
 
 
 def write_json(document: Mapping[str, object], target: str) -> None:
-    """Write a result as JSON to a file, or to stdout if ``target`` is ``-``.
-
-    Raises:
-        DataError: if the file cannot be written.
-    """
+    """Write a result as JSON to a file, or to stdout if ``target`` is ``-``."""
     from trarctl.files import write_output
 
     # A file name may hold bytes that are no text: JSON has escapes for what stands for them.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trarctl.data.datasets.base import Published
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData, PreparedSplit
-    from trarctl.engine.evaluator import Chosen, Request
+    from trarctl.engine.evaluator import Chosen, Request, Scores
     from trarctl.engine.launch import Watch
     from trarctl.report.page import ReportRequest
 
@@ -90,7 +90,7 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint's accuracy: overall and by type, in percent."""
     from trarctl.commands.progress import watch
-    from trarctl.engine.evaluator import Request
+    from trarctl.engine.evaluator import Request, score_chosen
     from trarctl.errors import SettingsError
 
     if more and not compare:
@@ -98,7 +98,7 @@ def evaluate(
     given = {"--ckpt": ckpt, "--answers": answers, "--config": config, "--set": sets, "--gpus": gpus}
     given |= {"--save-scores": save_scores, "--report": report, "--images": images}
     mode = "--compare" if compare else "--answers" if answers is not None else "--ckpt"
-    refuse_ignored(f"eval {mode}", given, _IGNORED[mode])
+    refuse_ignored(f"eval {mode}", given, _IGNORED[mode], unused=("--set", "--gpus") if mode == "--answers" else ())
     if report is None:
         refuse_ignored("eval without --report", given, ["--images"])
     targets = {"--json": None if json is None or json == "-" else Path(json), "--save-scores": save_scores}
@@ -108,49 +108,27 @@ def evaluate(
         note("no split given: using val")
     names: list[str | None] = [*compare, *(more or [])] if compare else [ckpt]
     requests = [Request(name, data, wanted, config, tuple(sets or ()), gpus) for name in names]
+    watched = functools.partial(watch, is_quiet=is_quiet)
     if compare:
-        _compare(requests, evaluator, json, functools.partial(watch, is_quiet=is_quiet))
-    elif answers is None:
-        _evaluate(requests[0], evaluator, json, save_scores, report, images, is_quiet=is_quiet)
-    elif data is None:
-        raise SettingsError("--answers needs the data that the file answers", "--data data/vqa/prepared")
-    else:
-        # Such options change nothing here, and often come with a script's other commands.
-        if unused := [flag for flag in ("--set", "--gpus") if given[flag]]:
-            note(f"eval --answers makes no use of {', '.join(unused)}")
+        _compare(requests, evaluator, json, watched)
+        return
+    if answers is not None:
+        if data is None:
+            raise SettingsError("--answers needs the data that the file answers", "--data data/vqa/prepared")
         _evaluate_answers(answers, data, wanted, evaluator, json)
-
-
-def _evaluate(
-    request: Request,
-    evaluator: EvaluatorName,
-    json: str | None,
-    save_scores: Path | None,
-    report: Path | None,
-    images: Path | None,
-    *,
-    is_quiet: bool,
-) -> None:
-    """Measure one checkpoint."""
-    from trarctl.commands.progress import watch
-    from trarctl.data.metrics import measure
-    from trarctl.engine.evaluator import score_chosen
-
-    chosen, opened, part = _choose(request, evaluator)
+        return
+    chosen, opened, part = _choose(requests[0], evaluator)
     if report is not None:
         from trarctl.report.page import ReportRequest, prepare_folder
 
         prepare_folder(report)
-    scores = score_chosen(chosen, request, functools.partial(watch, is_quiet=is_quiet))
+    scores = score_chosen(chosen, watched)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
-    if oddity := scores.oddity():
-        warn(oddity)
     if save_scores is not None:
         scores.save(save_scores)
         note(f"scores written to {save_scores}")
-    measured = measure(scores.predictions(), opened, part, evaluator)
-    _warn_if_guessing(measured, chosen, opened, part)
-    _give(measured, opened, request.split, str(chosen.checkpoint), json)
+    measured = _measure(scores, chosen, opened, part, evaluator)
+    _give(measured, opened, wanted, str(chosen.checkpoint), json)
     if report is not None:
         _report(report, ReportRequest(scores, measured, opened, part, chosen, images), is_quiet=is_quiet)
 
@@ -192,19 +170,22 @@ def _choose(request: Request, evaluator: EvaluatorName) -> tuple[Chosen, Prepare
     return chosen, opened, part
 
 
-def _warn_if_guessing(measured: Accuracy, chosen: Chosen, data: PreparedData, split: PreparedSplit) -> None:
-    """Warn if a checkpoint that names no words and answers does no better than one answer to every question."""
+def _measure(
+    scores: Scores, chosen: Chosen, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName
+) -> Accuracy:
+    """Measure; warn if a checkpoint that names no words and answers does no better than one answer to all questions."""
     from trarctl.data.metrics import commonest_answer, measure
     from trarctl.engine.checkpoint import is_ours
 
-    if is_ours(chosen.checkpoint):
-        return
-    guess = measure(commonest_answer(data, split), data, split, measured.evaluator).overall
-    if measured.overall <= guess:
-        warn(
-            f"{measured.overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: words,"
-            f" answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
-        )
+    measured = measure(scores.predictions(), data, split, evaluator)
+    if not is_ours(chosen.checkpoint):
+        guess = measure(commonest_answer(data, split), data, split, evaluator).overall
+        if measured.overall <= guess:
+            warn(
+                f"{measured.overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: "
+                f"words, answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
+            )
+    return measured
 
 
 def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
@@ -226,8 +207,7 @@ def _document(measured: Accuracy, checkpoint: str, split: str, dataset: str) -> 
             for name, accuracy in measured.per_type.items()
         }
     else:
-        document["per_answer_type"] = measured.per_type
-        document["per_question_type"] = measured.per_question_type
+        document |= {"per_answer_type": measured.per_type, "per_question_type": measured.per_question_type}
     return document | {
         "evaluator": measured.evaluator,
         "checkpoint": checkpoint,
@@ -257,50 +237,41 @@ def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit) -> None:
 
 
 def _compare(requests: Sequence[Request], evaluator: EvaluatorName, json: str | None, watch: Watch) -> None:
-    """Measure several checkpoints and show them side by side."""
-    rows = _rows(requests, evaluator, watch)
-    split = requests[0].split
-    if json is not None:
-        write_json({"split": split, "checkpoints": [_row_document(*row) for row in rows]}, json)
-    if json != "-":
-        _show_rows(rows, split, evaluator)
+    """Measure several checkpoints and show them side by side.
 
-
-def _rows(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -> list[Row]:
-    """Each checkpoint's accuracy, with the published result that has the same kind of routing, or else the first."""
+    Beside each stands the published result that has the same kind of routing, or else the first.
+    """
     import dataclasses
 
-    from trarctl.data.metrics import measure
     from trarctl.engine.checkpoint import is_ours
     from trarctl.engine.evaluator import score_chosen
     from trarctl.errors import SettingsError
 
     # --config belongs to checkpoints of the original program alone; the others hold their settings.
-    files = [Path(request.ckpt or "") for request in requests]
-    is_foreign = [file.is_file() and not is_ours(file) for file in files]
-    if requests[0].config is not None and not any(is_foreign):
-        raise SettingsError("--config is for checkpoints of the original program, and none is compared", "leave it out")
-    requests = [
-        request if takes_config else dataclasses.replace(request, config=None)
-        for request, takes_config in zip(requests, is_foreign, strict=True)
+    named = [Path(request.ckpt or "") for request in requests]
+    configs = [
+        request.config if file.is_file() and not is_ours(file) else None
+        for request, file in zip(requests, named, strict=True)
     ]
+    if requests[0].config is not None and not any(configs):
+        raise SettingsError("--config is for checkpoints of the original program, and none is compared", "leave it out")
+    requests = [dataclasses.replace(request, config=config) for request, config in zip(requests, configs, strict=True)]
     rows: list[Row] = []
     # All are looked at before the first is scored.
-    for request, (chosen, opened, part) in [(request, _choose(request, evaluator)) for request in requests]:
-        scores = score_chosen(chosen, request, watch)
-        if oddity := scores.oddity():
-            warn(f"{request.ckpt}: {oddity}")
-        measured = measure(scores.predictions(), opened, part, evaluator)
-        _warn_if_guessing(measured, chosen, opened, part)
+    for chosen, opened, part in [_choose(request, evaluator) for request in requests]:
+        name = chosen.request.ckpt or ""
+        measured = _measure(score_chosen(chosen, watch), chosen, opened, part, evaluator)
         candidates = opened.spec.published_on(part.name, len(part))
         if not candidates and opened.spec.published_on(part.name):
             whole = next(one.num_questions for one in opened.spec.splits if one.name == part.name)
-            note(f"{request.ckpt}: published results are of {whole:,} questions, not of these {len(part):,}")
+            note(f"{name}: published results are of {whole:,} questions, not of these {len(part):,}")
         same = [row for row in candidates if row.name.startswith(chosen.settings.model.routing)]
-        rows.append((request.ckpt or "", measured, next(iter(same or candidates), None)))
-    for text in dict.fromkeys(measured.note for _, measured, _ in rows if measured.note):
-        note(text)
-    return rows
+        rows.append((name, measured, next(iter(same or candidates), None)))
+    note(*dict.fromkeys(measured.note for _, measured, _ in rows if measured.note))
+    if json is not None:
+        write_json({"split": requests[0].split, "checkpoints": [_row_document(*row) for row in rows]}, json)
+    if json != "-":
+        _show_rows(rows, requests[0].split, evaluator)
 
 
 def _row_document(name: str, measured: Accuracy, published: Published | None) -> dict[str, object]:

@@ -99,25 +99,29 @@ QuietOption = Annotated[
 ]
 
 
-def refuse_ignored(mode: str, given: Mapping[str, object], ignored: Iterable[str]) -> None:
-    """Refuse options that were given though ``mode`` makes no use of them; a SettingsError names them all."""
+def refuse_ignored(
+    mode: str, given: Mapping[str, object], ignored: Iterable[str], *, unused: Iterable[str] = ()
+) -> None:
+    """Refuse options that were given though ``mode`` makes no use of them; a SettingsError names them all.
+
+    Those in ``unused`` get a note only: they change nothing, and often come with a script's other commands.
+    """
+    from trarctl.commands.console import note
     from trarctl.errors import SettingsError
 
     if dropped := [flag for flag in ignored if given[flag]]:
         raise SettingsError(f"{mode} makes no use of {', '.join(dropped)}", f"leave out {' and '.join(dropped)}")
+    if idle := [flag for flag in unused if given[flag]]:
+        note(f"{mode} makes no use of {', '.join(idle)}")
 
 
 def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) -> None:
-    """See, before the work, that its results can be written, and that they overwrite neither input nor each other.
-
-    Raises:
-        DataError: a file cannot be written.
-        SettingsError: one would overwrite another.
-    """
+    """See, before the work, that its results can be written, and that they overwrite neither input nor each other."""
     from trarctl.errors import SettingsError
     from trarctl.files import refuse_unwritable
 
-    taken = {Path(str(one)).resolve(): "what is read" for one in inputs if one is not None}
+    # Unlike Path.resolve, this has an answer for links in a circle.
+    taken = {os.path.realpath(str(one)): "what is read" for one in inputs if one is not None}
     for flag, target in targets.items():
         if target is None:
             continue
@@ -125,9 +129,9 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) 
         refuse_unwritable(target, hint)
         if target.exists() and not target.is_file():
             continue  # a device or a pipe
-        if other := taken.get(target.resolve()):
+        if other := taken.get(os.path.realpath(target)):
             raise SettingsError(f"{flag} {target} would overwrite {other}", hint)
-        taken[target.resolve()] = f"the result of {flag}"
+        taken[os.path.realpath(target)] = f"the result of {flag}"
 
 
 @dataclass(frozen=True)

@@ -163,17 +163,10 @@ class ProgressPrinter:
         self._validation_seconds = 0.0
         self._table = EpochTable(0)
         self._drawn: list[int] = []
-        self._failure: OSError | None = None
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Take in an event, from any thread; OSError, once, if nobody can see it any more."""
-        self._show(event)
-        if self._failure is None and (failure := display_failure()):
-            self._failure = failure
-            raise failure
-
-    def _show(self, event: Event) -> None:
+        """Take in an event, from any thread; OSError if nobody can see it any more."""
         with self._lock:
             if self._ended is not None and not isinstance(event, Progressed):
                 # Only now is it known whether the epoch was validated.
@@ -204,6 +197,8 @@ class ProgressPrinter:
                     best = "" if event.best_epoch is None else f"; best epoch {event.best_epoch}: "
                     best += "" if event.best_overall is None else f"{event.best_overall:.2f} %"
                     self._print(f"finished run {event.name} in {duration(event.seconds)}{best}")
+        if failure := display_failure():
+            raise failure
 
     def _start(self, event: RunStarted) -> None:
         self._run = event

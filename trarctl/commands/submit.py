@@ -66,10 +66,8 @@ def submit(
     given |= {"--save-scores": save_scores}
     if validate is not None or len(saved) == len(named):
         mode = "submit of saved scores" if validate is None else "submit --validate"
-        refuse_ignored(mode, given, ("--config", "--save-scores", *(("--ckpt", "--out") if validate else ())))
-        # Such options change nothing here, and often come with a script's other commands.
-        if unused := [flag for flag in ("--set", "--gpus") if given[flag]]:
-            note(f"{mode} makes no use of {', '.join(unused)}")
+        refused = ("--config", "--save-scores", *(("--ckpt", "--out") if validate else ()))
+        refuse_ignored(mode, given, refused, unused=("--set", "--gpus"))
     if split is None:
         note("no split given: using test")
     if validate is not None:
@@ -112,12 +110,9 @@ def _score(
     data = open_prepared(folder)
     loaded = [load_scores(file, data, split) for file in saved]
     parts = []
-    for request, one in zip(requests, chosen, strict=True):
-        scores = score_chosen(one, request, watch)
+    for one in chosen:
+        parts.append(score_chosen(one, watch))
         note(f"checkpoint {one.checkpoint} ({one.how})")
-        if oddity := scores.oddity():
-            warn(oddity)
-        parts.append(scores)
     for scores, odd in loaded:
         for text in odd:
             warn(text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -165,9 +164,10 @@ class Shielded:
     """A callback that only shows: its failure is kept, to be told once, and ends nothing."""
 
     def __init__(self, callback: Callback, name: str) -> None:
-        self.failure: Exception | None = None
         self.name = name
         self._callback = callback
+        self._failure: Exception | None = None
+        self._is_told = False
 
     def __call__(self, event: Event) -> None:
         """Show an event, if that works."""
@@ -176,23 +176,14 @@ class Shielded:
         except TrarError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the work goes on
-            self.failure = self.failure or error
+            self._failure = self._failure or error
 
-
-@contextmanager
-def warnings_as_notes(callback: Callback) -> Iterator[None]:
-    """Pass on what libraries warn of while the block runs, each text once."""
-    told: set[str] = set()
-
-    def show(message: Warning | str, *_where: object) -> None:
-        text = " ".join(str(message).split())
-        if text not in told:
-            told.add(text)
-            callback(Note(text))
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
+    def untold(self) -> Exception | None:
+        """The failure, the first time that it is asked for."""
+        if self._is_told or self._failure is None:
+            return None
+        self._is_told = True
+        return self._failure
 
 
 def _line(event: Event) -> str | None:
@@ -231,22 +222,16 @@ def check_loggers(settings: Settings) -> None:
 def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_step: int) -> Iterator[Callback]:
     """A callback that keeps the journal, calls ``callback``, and feeds the loggers that ``run.loggers`` names.
 
-    Curves of the loggers go on after ``first_step``; the loggers are closed at the end.
-
-    Raises:
-        SettingsError: a logger cannot begin, as for want of a key; nothing was written to the run.
+    Curves of the loggers go on after ``first_step``; the loggers are closed at the end. One that cannot begin, as for
+    want of a key, is a SettingsError before anything is written.
     """
-    keep = journal(run)
-    shields = [callback] if isinstance(callback, Shielded) else []
-    told: set[Shielded] = set()
+    shows: list[Callback] = [journal(run), callback]
 
-    def tell_failures() -> None:
-        for shield in shields:
-            if shield.failure is not None and shield not in told:
-                told.add(shield)
-                note = Note(f"{shield.name} failed, the run goes on: {type(shield.failure).__name__}: {shield.failure}")
-                keep(note)
-                callback(note)
+    def call_all(event: Event) -> None:
+        for show in shows:
+            show(event)
+            if isinstance(show, Shielded) and (failure := show.untold()):
+                call_all(Note(f"{show.name} failed, the run goes on: {type(failure).__name__}: {failure}"))
 
     with ExitStack() as stack:
         for name in settings.run.loggers:
@@ -257,16 +242,7 @@ def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_st
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise SettingsError(f"run.loggers: {name} cannot begin: {reason}", _LOGGER_HINTS[name]) from error
             stack.callback(_close, logger, name, run)
-            shields.append(Shielded(functools.partial(_feed, write), name))
-
-        def call_all(event: Event) -> None:
-            keep(event)
-            callback(event)
-            for shield in shields:
-                if shield is not callback:
-                    shield(event)
-            tell_failures()
-
+            shows.append(Shielded(functools.partial(_feed, write), name))
         yield call_all
 
 

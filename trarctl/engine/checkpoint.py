@@ -16,7 +16,8 @@ import pathlib
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from trarctl.engine.run import CHECKPOINT
 from trarctl.errors import CheckpointError, DataError, listed
-from trarctl.files import whole_file
+from trarctl.files import refusing, whole_file
 from trarctl.model.original import translate_name
 from trarctl.model.trar import TRAR
 
@@ -103,11 +104,7 @@ def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
-    """Restore Adam's averages; of parameters that have none it starts from zero.
-
-    Raises:
-        CheckpointError: some are missing or of another shape.
-    """
+    """Restore Adam's averages; of parameters that have none it starts from zero."""
     for name, parameter in model.named_parameters():
         if _AVERAGE + name not in tensors:
             continue
@@ -126,11 +123,7 @@ def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
-    """Write a checkpoint so that it is either whole or not there.
-
-    Raises:
-        DataError: if the disk is full or the folder cannot be written; what was there before stays.
-    """
+    """Write a checkpoint so that it is either whole or not there; otherwise a DataError, and what was there stays."""
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = orjson.dumps(description.model_dump(mode="json")).decode()
     metadata = {"trarctl": text, "sha256": _checksum(held, text)}
@@ -147,12 +140,10 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
 
 def misnamed(path: Path, description: Description) -> str | None:
     """Say that a checkpoint was saved at another point than its name says; None if it was not."""
-    if not (match := CHECKPOINT.match(path.name)):
+    match, state = CHECKPOINT.match(path.name), description.progress
+    if not match or (int(match[1]), int(match[2] or 0)) == (state.epoch, state.step_in_epoch):
         return None
-    at = description.progress.epoch, description.progress.step_in_epoch
-    if at == (int(match[1]), int(match[2] or 0)):
-        return None
-    return f"{path} was saved after {at[0]} epochs and {at[1]} steps, not when its name says"
+    return f"{path} was saved after {state.epoch} epochs and {state.step_in_epoch} steps, not when its name says"
 
 
 def load_description(path: Path) -> Description:
@@ -162,18 +153,9 @@ def load_description(path: Path) -> Description:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
-    """Read a whole checkpoint and verify its checksum.
-
-    Raises:
-        CheckpointError: if the file is missing, cut off, damaged, or not one of ours.
-    """
-    try:
-        with _opened(path) as file:
-            metadata = file.metadata()
-            description = _describe(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
+    """Read a checkpoint and verify its checksum; CheckpointError if it is missing, damaged, or not one of ours."""
+    tensors, metadata = _content(path)
+    description = _describe(path, metadata)
     if _checksum(tensors, metadata["trarctl"]) != metadata.get("sha256"):
         raise _damaged(path, "its checksum does not match")
     refuse_nonfinite(path, tensors)
@@ -181,11 +163,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether trarctl wrote this checkpoint, by its content.
-
-    Raises:
-        CheckpointError: if it is no checkpoint at all; the message says what it is.
-    """
+    """Whether trarctl wrote this checkpoint, by its content; a CheckpointError says what it is if it is none."""
     if _kind_of(path) != "safetensors":
         return False
     with _opened(path) as file:
@@ -199,22 +177,13 @@ def load_upstream(path: Path) -> tuple[dict[str, Tensor], int | None]:
 
     Returns:
         Weights under this project's names in float32, and the number of finished epochs, None if the file does not say.
-
-    Raises:
-        CheckpointError: if the file is missing, cut off, holds code, or has no weights that can be used.
     """
-    content: Any
-    if _kind_of(path) == "safetensors":
-        with _opened(path) as file:
-            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    else:
-        content = _unpickled(path)
+    content = _content(path)[0] if _kind_of(path) == "safetensors" else _unpickled(path)
     state = _state_in(content)
     if state is None:
-        keys = [str(key) for key in content] if isinstance(content, Mapping) else []
-        inside = (
-            f"its keys are {listed(map(repr, keys), len(keys))}" if keys else f"it is of type {type(content).__name__}"
-        )
+        inside = f"it is of type {type(content).__name__}"
+        if isinstance(content, Mapping) and content:
+            inside = f"its keys are {listed((repr(str(key)) for key in content), len(content))}"
         raise CheckpointError(f"{path} holds no state_dict of tensors: {inside}", _FOREIGN_HINT)
     epoch = state.pop("epoch", None) if state is content else content.get("epoch")
     return _usable(path, state), _whole_number(epoch)
@@ -222,9 +191,10 @@ def load_upstream(path: Path) -> tuple[dict[str, Tensor], int | None]:
 
 def refuse_nonfinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """See that all tensors are finite; a CheckpointError names those that are not."""
-    odd = [
-        f"{name} ({count:,} of {tensor.numel():,})" for name, tensor in tensors.items() if (count := _nonfinite(tensor))
-    ]
+    odd = []
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and (count := int((~tensor.isfinite()).sum())):
+            odd.append(f"{name} ({count:,} of {tensor.numel():,})")
     if odd:
         raise CheckpointError(
             f"{path} holds values that are not finite in {len(odd)} of {len(tensors)} tensors: {listed(odd, len(odd))}",
@@ -232,12 +202,15 @@ def refuse_nonfinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _nonfinite(tensor: Tensor) -> int:
-    return int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
-
-
 _COPY_HINT = "copy it again from where it came, and compare the sizes"
 _FOREIGN_HINT = "give the epochN.pkl that the original program wrote, or a state dict of its model"
+# What is taken for a checkpoint: how it begins, what it is, and what to do.
+_OTHER_FILES = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file that it stands for", "fetch the file: git lfs pull"),
+    (b"<", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
+    (b"\x80", "a pickle that torch.save did not write", _FOREIGN_HINT),
+    ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), "a gzip, bzip2 or xz archive", "unpack it and give the checkpoint in it"),
+)
 # Where other programs keep a model's weights, and what they and their wrappers put before each name.
 _STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 PREFIXES = {"module", "_orig_mod", "model", "net", "network"}
@@ -245,7 +218,6 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # The pickles of torch before 1.6 begin with this number.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _CHUNK = 1 << 20
-_BAD_ARCHIVE = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
 # Plain values that programs keep beside the weights. None of them runs anything when it is read.
 _scalar, _reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
 _HARMLESS: list[Any] = [
@@ -268,14 +240,11 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint", "give a file in it, or the name of a run")
     if not path.is_file():
-        raise _missing(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
         raise CheckpointError(
-            f"cannot read {path}: {error.strerror or error}", "make it readable: chmod u+r"
-        ) from error
+            f"no checkpoint at {path}", "trarctl train makes one; --ckpt takes RUN, RUN@EPOCH or FILE"
+        )
+    with refusing(f"cannot read {path}", "make it readable: chmod u+r", CheckpointError), path.open("rb") as file:
+        head = file.read(512)
     if head[:4] == b"PK\x03\x04":
         return _archive_kind(path)
     if head.startswith(_LEGACY):
@@ -285,16 +254,7 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
         return "safetensors"
     if not head:
         raise _damaged(path, "it is empty")
-    for start, what, hint in (
-        (
-            b"version https://git-lfs",
-            "a Git LFS pointer, not the file that it stands for",
-            "fetch the file: git lfs pull",
-        ),
-        (b"<", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
-        (b"\x80", "a pickle that torch.save did not write", _FOREIGN_HINT),
-        ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), "a gzip, bzip2 or xz archive", "unpack it and give the checkpoint in it"),
-    ):
+    for start, what, hint in _OTHER_FILES:
         if head.lstrip().startswith(start):
             raise CheckpointError(f"{path} is {what}", hint)
     if head.isascii() and b"\0" not in head:
@@ -302,18 +262,34 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
     raise _damaged(path, "its beginning is that of no checkpoint")
 
 
-def _archive_kind(path: Path) -> Literal["zip"]:
-    """See that a zip archive holds what ``torch.save`` writes; one that cannot be listed is damaged."""
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except _BAD_ARCHIVE as error:
+            yield archive
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
         raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
+
+
+def _archive_kind(path: Path) -> Literal["zip"]:
+    """See that a zip archive holds what ``torch.save`` writes; one that cannot be listed is damaged."""
+    with _archive(path) as archive:
+        names = archive.namelist()
     if {"question_id.npy", "scores.npy"} <= set(names):
         raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
     if not any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(f"{path} is an archive of other files: {listed(names, len(names))}", _FOREIGN_HINT)
     return "zip"
+
+
+def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    try:
+        with _opened(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def _unpickled(path: Path) -> Any:
@@ -336,15 +312,12 @@ def _unpickled(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     """See that a zip archive is one of ``torch.save``, whole by its own checksums, which torch does not compare."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            unpacked = sum(member.file_size for member in members)
-            if unpacked > 4 * path.stat().st_size + _CHUNK:
-                raise _damaged(path, f"it would unpack to {unpacked:,} bytes", _COPY_HINT)
-            changed = [member.filename for member in members if not _is_intact(archive, member)]
-    except _BAD_ARCHIVE as error:
-        raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
+    with _archive(path) as archive:
+        members = archive.infolist()
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > 4 * path.stat().st_size + _CHUNK:
+            raise _damaged(path, f"it would unpack to {unpacked:,} bytes", _COPY_HINT)
+        changed = [member.filename for member in members if not _is_intact(archive, member)]
     # Without a single right checksum the program that wrote it had them switched off.
     if changed and len(changed) < sum(member.file_size > 0 for member in members):
         what = f"changed since it was written: {listed(changed, len(changed), most=3)}"
@@ -420,7 +393,7 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
 def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
     text = (metadata or {}).get("trarctl")
     if text is None:
-        raise CheckpointError(f"{path} was not written by trarctl", "give a run, a trarctl checkpoint or a .pkl file")
+        raise _not_ours(path)
     try:
         return Description.model_validate(orjson.loads(text))
     except (orjson.JSONDecodeError, ValidationError) as error:
@@ -432,15 +405,15 @@ def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
 
 def _opened(path: Path) -> Any:
     if _kind_of(path) != "safetensors":
-        raise CheckpointError(f"{path} was not written by trarctl", "give a run, a trarctl checkpoint or a .pkl file")
+        raise _not_ours(path)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
 
 
-def _missing(path: Path) -> CheckpointError:
-    return CheckpointError(f"no checkpoint at {path}", "trarctl train makes one; --ckpt takes RUN, RUN@EPOCH or FILE")
+def _not_ours(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} was not written by trarctl", "give a run, a trarctl checkpoint or a .pkl file")
 
 
 def _damaged(path: Path, why: str, hint: str | None = None) -> CheckpointError:

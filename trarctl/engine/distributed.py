@@ -7,7 +7,6 @@ One process per device. A run on several devices is started by ``trarctl.engine.
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import resource
 import threading
@@ -29,11 +28,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
-from trarctl import groups
 from trarctl.config import Precision
 from trarctl.engine.signals import StopRequest
-from trarctl.errors import DeviceError, SettingsError, listed
-from trarctl.groups import LEFT_BEHIND, Group, read_group
+from trarctl.errors import DeviceError, SettingsError, listed, shortened
+from trarctl.groups import LEFT_BEHIND, Group, num_restarts, read_group
 from trarctl.processors import threads_of_each
 
 if TYPE_CHECKING:
@@ -113,17 +111,14 @@ class World:
     def require_equal(self, values: Mapping[str, object], hint: str) -> None:
         """Compare what all processes must agree on; collective, with the same number of values or not.
 
-        Values are compared and shown as text.
-
-        Raises:
-            SettingsError: in every process, if any value differs from process 0's; it names keys and both values.
+        Values are compared and shown as text. A SettingsError, in every process, names those that differ.
         """
         everyone: list[dict[str, str]] = self.all_gather({key: str(value) for key, value in values.items()})
         first, differing = everyone[0], {}
         for rank, mine in enumerate(everyone):
-            for key in (*first, *(key for key in mine if key not in first)):
-                if key not in differing and first.get(key) != mine.get(key):
-                    pair = _shortened(first.get(key)), _shortened(mine.get(key))
+            for key in first | mine:
+                pair = _shown(first.get(key)), _shown(mine.get(key))
+                if first.get(key) != mine.get(key) and key not in differing:
                     differing[key] = f"{key} is {pair[0]} in process 0 and {pair[1]} in process {rank}"
         if differing:
             raise SettingsError(
@@ -147,10 +142,8 @@ class World:
             return self.rank == 1
 
 
-def _shortened(value: str | None) -> str:
-    if not value:
-        return "not there" if value is None else "empty"
-    return value if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]}..."
+def _shown(value: str | None) -> str:
+    return "not there" if value is None else shortened(value, most=MOST_SHOWN) or "empty"
 
 
 class LostProcess(DeviceError):
@@ -219,11 +212,6 @@ class Placement:
     group: Group | None = None
 
     @property
-    def launches(self) -> bool:
-        """Whether processes have to be started."""
-        return self.group is None and len(self.devices) > 1
-
-    @property
     def num_processes(self) -> int:
         """How many processes work together."""
         return len(self.devices) if self.group is None else self.group.size
@@ -243,9 +231,6 @@ def plan_placement(gpus: str | None, environ: Mapping[str, str]) -> Placement:
     """Decide where to compute; the environment says whether ``torchrun`` or Slurm has started several processes.
 
     ``gpus`` are indices joined by commas, ``cpu``, ``cpu:COUNT``, or None for a GPU where there is one.
-
-    Raises:
-        DeviceError: if there is no such GPU, the text cannot be read, or a group is only told in part.
     """
     group = read_group(environ)
     if group is None:
@@ -343,11 +328,6 @@ def within(seconds: float, function: Callable[[], Result]) -> Result:
         return future.result(seconds)
     except TimeoutError:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
-
-
-def num_restarts() -> int:
-    """How often the launcher has started this process again."""
-    return groups.num_restarts(os.environ)
 
 
 @contextmanager

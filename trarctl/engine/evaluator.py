@@ -11,7 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from trarctl.engine.loading import (
 )
 from trarctl.engine.run import RunFolder, find_checkpoint, read_settings, saved_settings
 from trarctl.errors import CheckpointError, DataError, listed
-from trarctl.files import whole_file
+from trarctl.files import refusing, whole_result
 from trarctl.model.trar import TRAR
 
 FEWEST_AT_ONCE = 64  # questions that any machine that trains can score at once
@@ -73,11 +73,7 @@ class Scores:
         return [self.answers[index] for index in self.scores.argmax(axis=1)]
 
     def in_order_of(self, question_id: Ids, name: str = "the scores") -> Scores:
-        """The same scores with the questions in another order.
-
-        Raises:
-            DataError: they answer other questions, or one of them twice; ``name`` is what the message calls them.
-        """
+        """The same scores with the questions in another order; a DataError calls those of other questions ``name``."""
         if np.array_equal(self.question_id, question_id):
             return self
         if problems := id_problems(self.question_id.tolist(), np.asarray(question_id).tolist()):
@@ -100,27 +96,13 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Write all of it as an ``.npz`` file, whole or not at all; DataError if it cannot be written."""
-        is_device = path.exists() and not path.is_file()
-        try:
-            with nullcontext(path) if is_device else whole_file(path.resolve()) as target, target.open("wb") as file:
-                np.savez(
-                    file,
-                    question_id=self.question_id,
-                    scores=self.scores,
-                    routes=self.routes,
-                    answers=np.array(self.answers, dtype=np.str_),
-                    is_exclusive=np.array(self.is_exclusive),
-                    **self._belongs_to(),
-                )
-        except OSError as error:
-            raise DataError(
-                f"cannot write the scores to {path}: {error.strerror or error}",
-                "choose another file with --save-scores",
-            ) from error
-
-    def _belongs_to(self) -> dict[str, Any]:
-        told = {"dataset": self.dataset, "split": self.split, "questions": self.questions}
-        return {name: np.array(value) for name, value in told.items() if value is not None}
+        belongs_to = {"dataset": self.dataset, "split": self.split, "questions": self.questions}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {"answers": np.array(self.answers, dtype=np.str_), "is_exclusive": np.array(self.is_exclusive)}
+        arrays |= {name: np.array(value) for name, value in belongs_to.items() if value is not None}
+        refused = refusing(f"cannot write the scores to {path}", "choose another file with --save-scores")
+        with refused, whole_result(path) as target, target.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def _everywhere(scores: NDArray[np.float32], holds: Callable[[NDArray[np.float32]], NDArray[np.bool_]]) -> bool:
@@ -190,7 +172,7 @@ class Evaluator:
                 routes[start : start + len(valid)] = valid[:, num_answers:].reshape(-1, *routes.shape[1:])
         ids = np.asarray(part.question_id[:kept])
         _refuse_nonfinite(scores, ids, "the model's scores are", _NOT_FINITE_HINT)
-        return _scores_of(data, split, ids, scores, routes, self.settings)
+        return _scores_of(data, split, (ids, scores, routes), self.settings)
 
     def answer(self, data: PreparedData, split: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Choose the likeliest answer of each question, in memory that does not grow with the number of answers.
@@ -199,8 +181,7 @@ class Evaluator:
             Indices of answers [Q] and routes [Q, L, K], in every process.
         """
         num_questions = len(data.split(split))
-        chosen = np.zeros(num_questions, dtype=np.int64)
-        is_odd = np.zeros(num_questions, dtype=np.int64)
+        chosen, is_odd = np.zeros((2, num_questions), dtype=np.int64)
         routes = self._empty_routes(num_questions)
         for scored in self._rounds(data, split):
             if scored is not None:
@@ -240,15 +221,9 @@ class Evaluator:
             self.model.train(was_training)
 
 
-def _scores_of(
-    data: PreparedData,
-    split: str,
-    ids: Ids,
-    scores: NDArray[np.float32],
-    routes: NDArray[np.float32],
-    settings: Settings,
-) -> Scores:
-    part = data.split(split)
+def _scores_of(data: PreparedData, split: str, arrays: Sequence[NDArray[Any]], settings: Settings) -> Scores:
+    """Scores of a split, from the arrays named by ``_ARRAYS``."""
+    part, (ids, scores, routes) = data.split(split), arrays
     answers = tuple(data.answers)
     return Scores(ids, scores, routes, answers, is_exclusive(settings), data.dataset, part.name, part.digest)
 
@@ -269,6 +244,7 @@ class Request:
 class Chosen:
     """A request with its gaps filled; ``how`` says in words how the checkpoint was chosen."""
 
+    request: Request
     checkpoint: Path
     how: str
     data: Path
@@ -296,7 +272,7 @@ def choose(request: Request) -> Chosen:
         data = request.data or prepared_folder(resolve(dataset="vqa").settings)
         dataset = open_prepared(data).dataset
         resolved = resolve(dataset=dataset, config=request.config, sets=request.sets)
-        return Chosen(path, how, data, resolved.settings, resolved.origins, tuple(resolved.notes))
+        return Chosen(request, path, how, data, resolved.settings, resolved.origins, tuple(resolved.notes))
     if request.config is not None:
         raise CheckpointError(
             f"{path} holds its own settings, --config {request.config} is for checkpoints of the original program",
@@ -309,7 +285,7 @@ def choose(request: Request) -> Chosen:
     notes = [text] if (text := misnamed(path, description)) else []
     if changes := model_changes(trained, resolved.settings, may_change=["model.binarize"]):
         notes.append(f"what is scored is not the model that was trained: {', '.join(changes)}")
-    return Chosen(path, how, data, resolved.settings, resolved.origins, tuple(notes))
+    return Chosen(request, path, how, data, resolved.settings, resolved.origins, tuple(notes))
 
 
 def _data_of(path: Path, description: Description) -> Path:
@@ -319,9 +295,7 @@ def _data_of(path: Path, description: Description) -> Path:
     if run.exists():
         with suppress(CheckpointError):
             places.append(prepared_folder(read_settings(run)))
-    return next((place for place in places if is_prepared(place)), None) or recorded_data(
-        places[-1], description.dataset
-    )
+    return recorded_data(next(filter(is_prepared, places), places[-1]), description.dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +303,6 @@ class ScoreJob(Job):
     """Score a split; several processes leave the result in a folder, since gigabytes do not fit through a pipe."""
 
     chosen: Chosen
-    split: str
     folder: Path
     title: str = "scoring"
     hint: str = "start it again"
@@ -340,46 +313,33 @@ class ScoreJob(Job):
         loaded = self.chosen.open_model(data, world)
         for text in (*self.chosen.notes, *loaded.warnings):
             callback(Note(text))
-        task = f"scoring {self.split}"
-        evaluator = Evaluator(loaded.model, loaded.settings, loaded.temperature, world, callback, task)
+        split = self.chosen.request.split
+        evaluator = Evaluator(loaded.model, loaded.settings, loaded.temperature, world, callback, f"scoring {split}")
         with enough_memory("--set train.batch_size=64 scores fewer questions at once"):
-            scores = evaluator.score(data, self.split)
+            scores = evaluator.score(data, split)
         if world.size == 1:
             return scores
         if world.is_main:
-            try:
+            hint = "TMPDIR=DIR names a folder with more room; --gpus cpu or a single GPU needs none"
+            with refusing(f"cannot keep the scores in {self.folder} for the other process", hint):
                 for name in _ARRAYS:
                     np.save(self.folder / f"{name}.npy", getattr(scores, name))
-            except OSError as error:
-                raise DataError(
-                    f"cannot keep the scores in {self.folder} for the other process: {error.strerror or error}",
-                    "TMPDIR=DIR names a folder with more room; --gpus cpu or a single GPU needs none",
-                ) from error
         return None
 
 
-def score_split(request: Request, watch: Watch) -> tuple[Scores, Chosen]:
-    """Score a split with a checkpoint, in as many processes as there are devices; and what was chosen for that.
-
-    Raises:
-        TrarError: if checkpoint, data and settings are missing or do not fit together.
-    """
-    chosen = choose(request)
-    return score_chosen(chosen, request, watch), chosen
-
-
-def score_chosen(chosen: Chosen, request: Request, watch: Watch) -> Scores:
-    """Score the split of a request with what was chosen for it; otherwise as ``score_split``."""
-    data = open_prepared(chosen.data)
+def score_chosen(chosen: Chosen, watch: Watch) -> Scores:
+    """Score the split of a request with what was chosen for it, in as many processes as there are devices."""
+    request, data = chosen.request, open_prepared(chosen.data)
     data.split(request.split)
     with tempfile.TemporaryDirectory(prefix="trarctl-") as temporary:
-        folder = Path(temporary)
-        job = ScoreJob(chosen=chosen, split=request.split, folder=folder, gpus=request.gpus)
+        job = ScoreJob(chosen=chosen, folder=Path(temporary), gpus=request.gpus)
         scores: Scores | None = run_job(job, watch)
         if scores is None:
             # The arrays stay on the disk, also once their files have no name any more.
-            ids, logits, routes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-            scores = _scores_of(data, request.split, ids, logits, routes, chosen.settings)
+            arrays = [np.load(job.folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
+            scores = _scores_of(data, request.split, arrays, chosen.settings)
+    if oddity := scores.oddity():
+        warnings.warn(f"{chosen.checkpoint}: {oddity}", stacklevel=2)
     return scores
 
 
@@ -396,9 +356,6 @@ def combine(parts: Sequence[Scores]) -> tuple[NDArray[np.float32], tuple[str, ..
 
     Returns:
         Mean probabilities [Q, A] in the first's order of questions; answers in the order of their first appearance.
-
-    Raises:
-        DataError: if one answers other questions than the first.
     """
     first = parts[0]
     answers = tuple(dict.fromkeys(answer for part in parts for answer in part.answers))
@@ -435,13 +392,10 @@ def is_saved_scores(path: Path) -> bool:
 
 
 def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, list[str]]:
-    """Read what ``--save-scores`` wrote about the questions of a split, and put it in their order.
+    """Read what ``--save-scores`` wrote about exactly the questions of a split, and put it in their order.
 
     Returns:
         The scores, without routes, and what is odd about them.
-
-    Raises:
-        DataError: the file cannot be read, or holds anything but finite scores for exactly these questions.
     """
     part = data.split(split)
     scores = _read_scores(path, is_exclusive=data.spec.has_one_answer)
@@ -461,11 +415,9 @@ def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, lis
     aligned = scores.in_order_of(part.question_id, str(path))
     if aligned is not scores:
         odd.append(f"the questions of {path} stood in another order than {part.name} of {data.path}: put in that order")
-    unknown = len(set(scores.answers).difference(data.answers))
-    if unknown:
-        odd.append(
-            f"{unknown:,} of {len(scores.answers):,} answers in {path} are not in the answer list of {data.path}"
-        )
+    if unknown := len(set(scores.answers).difference(data.answers)):
+        many = f"{unknown:,} of {len(scores.answers):,} answers"
+        odd.append(f"{many} in {path} are not in the answer list of {data.path}")
     if oddity := scores.oddity():
         odd.append(f"{path}: {oddity}")
     if _everywhere(scores.scores, lambda part: (part >= 0) & (part <= 1)):
@@ -474,9 +426,8 @@ def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, lis
 
 
 def _other_questions(path: Path, difference: str) -> DataError:
-    return DataError(
-        f"{path} holds scores for other questions: {difference}", "give the --split and --data that were scored"
-    )
+    what = f"{path} holds scores for other questions: {difference}"
+    return DataError(what, "give the --split and --data that were scored")
 
 
 def _read_scores(path: Path, *, is_exclusive: bool) -> Scores:
@@ -493,22 +444,18 @@ def _read_scores(path: Path, *, is_exclusive: bool) -> Scores:
                 more = ("is_exclusive", "dataset", "split", "questions")
                 told = {name: _array(archive, name, 1 << 16).item() for name in more if name in names}
     except Exception as error:  # a damaged archive makes its reader raise whatever it stumbles over
-        why = error.strerror if isinstance(error, OSError) and error.strerror else None
-        why = why or "it is cut off or changed, or it is not an .npz file of numbers and text"
+        why = getattr(error, "strerror", None) or "it is cut off or changed, or no .npz file of numbers and text"
         raise DataError(f"cannot read scores from {path}: {why}", _AGAIN) from error
     if missing:
-        raise DataError(
-            f"{path} holds no scores: {', '.join(missing)} missing, there is {listed(sorted(names), len(names))}",
-            _AGAIN,
-        )
+        there = listed(sorted(names), len(names))
+        raise DataError(f"{path} holds no scores: {', '.join(missing)} missing, there is {there}", _AGAIN)
     expected = [ids.size, answers.size]
-    for name, array, kinds, shape in (
-        ("question ids", ids, "iuU", expected[:1]),
-        ("answers", answers, "U", expected[1:]),
-        ("scores", scores, "f", expected),
+    for name, array, kinds, shape, wanted in (
+        ("question ids", ids, "iuU", expected[:1], "whole numbers or text"),
+        ("answers", answers, "U", expected[1:], "text"),
+        ("scores", scores, "f", expected, "floating-point numbers"),
     ):
         if array.dtype.kind not in kinds or list(array.shape) != shape or not array.size:
-            wanted = {"f": "floating-point numbers", "U": "text"}.get(kinds, "whole numbers or text")
             found = f"of shape {list(array.shape)} and type {array.dtype}"
             raise DataError(f"{path} holds {name} {found}, expected shape {shape or [1]} of {wanted}", _AGAIN)
     if len(set(answers.tolist())) < answers.size:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import callbacks
 from trarctl.engine.callbacks import Callback, Note
 from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint, misnamed
-from trarctl.engine.distributed import World, num_restarts, plan_placement, use_threads
+from trarctl.engine.distributed import World, plan_placement, use_threads
 from trarctl.engine.launch import Job
 from trarctl.engine.loading import (
     adopt_shape,
@@ -38,7 +38,7 @@ from trarctl.engine.loading import (
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings, saved_settings
 from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
-from trarctl.files import remove
+from trarctl.groups import num_restarts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,6 @@ class TrainJob(Job):
 
         Returns:
             The state at the end; None if a restart finds nothing left to do.
-
-        Raises:
-            TrarError: whatever ends the training early.
         """
         data = open_prepared(self.data)
         world.require_equal(self._shared_values(data), "start all of them with the same command, data and version")
@@ -95,7 +92,8 @@ class TrainJob(Job):
             stack.enter_context(use_threads(settings.run.num_threads))
             origin: Beginning | None = None
             if world.is_main:
-                if not stack.enter_context(_only_writer(run)):
+                patience = {"wait_seconds": _RELEASE_SECONDS} if num_restarts() else {}
+                if not stack.enter_context(run.claimed(**patience)):
                     callback(Note(f"{run.path} has no locks: nothing keeps another process from writing it too"))
                 origin = self._beginning(run, settings, data, callback)
             if not world.broadcast(origin is not None):
@@ -154,27 +152,11 @@ _MAY_DIFFER = ("run.gpus", "run.num_threads", "run.folder", "data.path", "data.n
 _RELEASE_SECONDS = 30.0
 
 
-@contextmanager
-def _only_writer(run: RunFolder) -> Iterator[bool]:
-    """Claim a run while the block runs; a folder that was made for it goes if it does not become one."""
-    is_new = not run.path.exists()
-    run.create()
-    with run.claimed(**({"wait_seconds": _RELEASE_SECONDS} if num_restarts() else {})) as is_locked:
-        try:
-            yield is_locked
-        finally:
-            if is_new and not run.exists():
-                remove(run.path)
-
-
 def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[TrainJob, list[str]]:
     """Plan a new run; ``init`` names a checkpoint whose weights to start with.
 
     Returns:
         The job, and notes on what was chosen for the user.
-
-    Raises:
-        TrarError: if settings, data, devices and checkpoint do not fit together, or a run of that name exists.
     """
     path = prepared_folder(settings)
     data = open_prepared(path)
@@ -195,7 +177,7 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
 
 
 def refuse_existing(run: RunFolder) -> None:
-    """Refuse to start a run where one with checkpoints is, with a SettingsError."""
+    """Refuse to start a run where one with checkpoints is."""
     if run.saved():
         raise SettingsError(
             f"run {run.name} exists in {run.path.parent}",
@@ -247,13 +229,13 @@ def _check_fit(settings: Settings, data: PreparedData) -> None:
     train = settings.train
     num_processes = plan_placement(settings.run.gpus, os.environ).num_processes
     share = train.accumulation * num_processes
-    if train.batch_size % share:
-        below, above = train.batch_size // share * share, (train.batch_size // share + 1) * share
-        sizes = f"{below} and {above}" if below else str(above)
+    below = train.batch_size // share * share
+    if below != train.batch_size:
+        sizes = f"{below} and {below + share}" if below else str(share)
         raise SettingsError(
             f"batch size {train.batch_size} does not divide into {share} equal parts, {train.accumulation} on each of "
             f"{num_processes} processes (nearest that do: {sizes})",
-            f"--batch-size {above}",
+            f"--batch-size {below + share}",
         )
     for split in {settings.data.split, settings.data.later_split or settings.data.split}:
         num_samples = len(training_samples(data, split, train.loss))
@@ -294,8 +276,8 @@ def _resumed(
 ) -> Beginning:
     """Load a checkpoint of a run, and see that the run can go on from it with these settings and this data."""
     path, tensors, description = _load_chosen(run, chosen, callback)
-    for difference in check_data(path, description, data):
-        raise CheckpointError(difference, f"trarctl train --init {path} starts a new run from its weights")
+    if differences := check_data(path, description, data):
+        raise CheckpointError(differences[0], f"trarctl train --init {path} starts a new run from its weights")
     state, epochs = description.progress, settings.train.epochs
     if state.epoch >= epochs:
         done = f"its {epochs} epochs" if state.epoch == epochs else f"{state.epoch} epochs, more than {epochs}"
@@ -304,7 +286,11 @@ def _resumed(
             f"trarctl resume {run.reference} --epochs {state.epoch + 1} trains on",
         )
     then = saved_settings(description.settings, path)
-    _refuse_another_model(path, then, settings, description)
+    if changes := model_changes(then, settings):
+        raise CheckpointError(
+            f"{path} is of another model: {', '.join(changes)}",
+            f"leave that as it was, with --data {description.data}; trarctl train starts a run with another model",
+        )
     samples = training_samples(data, split_of_epoch(settings.data, state.epoch), settings.train.loss)
     is_same_data = description.samples in (None, digest_of_samples(samples))
     if state.step_in_epoch:
@@ -330,13 +316,12 @@ def _load_chosen(
     for _, _, path in reversed(run.saved()):
         try:
             tensors, description = load_checkpoint(path)
+            problem = misnamed(path, description)
         except CheckpointError as error:
-            callback(Note(f"{error.what}; taking the one before"))
-            continue
-        text = misnamed(path, description)
-        if text is None:
+            problem = error.what
+        if problem is None:
             return path, tensors, description
-        callback(Note(f"{text}; taking the one before"))
+        callback(Note(f"{problem}; taking the one before"))
     raise CheckpointError(f"run {run.name} has no usable checkpoint", run.start_again)
 
 
@@ -344,14 +329,6 @@ def _load_chosen(
 _UNSAID = ("run.name", "run.folder", "run.gpus", "run.num_threads", "data.path", "data.num_workers", "train.epochs")
 # What may not change within an epoch: which samples are left of it, and what its loss is a mean of.
 _OF_AN_EPOCH = ("train.batch_size", "train.seed", "train.shuffle", "train.loss", "train.loss_reduction")
-
-
-def _refuse_another_model(path: Path, then: Settings, now: Settings, description: Description) -> None:
-    if changes := model_changes(then, now):
-        raise CheckpointError(
-            f"{path} is of another model: {', '.join(changes)}",
-            f"leave that as it was, with --data {description.data}; trarctl train starts a run with another model",
-        )
 
 
 def _refuse_within_epoch(
@@ -366,9 +343,9 @@ def _refuse_within_epoch(
         changes.append("the data has other training questions")
     if changes:
         again = f"trarctl resume {run.reference} --epoch {state.epoch} begins that epoch again with the change; "
-        where = f"{path.name} is within epoch {state.epoch + 1}"
         raise SettingsError(
-            f"{where}, whose rest must be like its beginning: {', '.join(changes)}",
+            f"{path.name} is within epoch {state.epoch + 1}, whose rest must be like its beginning: "
+            + ", ".join(changes),
             f"{again if state.epoch in run.saved_epochs() else ''}without it the run goes on; "
             "trarctl train starts another",
         )

@@ -29,10 +29,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import trarctl
 from trarctl import errors
 from trarctl.engine import distributed
-from trarctl.engine.callbacks import Callback, Shielded, no_callback, warnings_as_notes
+from trarctl.engine.callbacks import Callback, Note, Shielded, no_callback
 from trarctl.engine.distributed import GRACE_SECONDS, LostProcess, Placement, World, plan_placement
 from trarctl.engine.signals import asked_to_stop, ended_with_parent, forwarded_signals, stop_requests
-from trarctl.errors import DeviceError, Stopped, TrarError
+from trarctl.errors import DeviceError, Stopped, TrarError, told_warnings
 from trarctl.files import write_bytes
 from trarctl.processors import threads_of_each
 
@@ -68,11 +68,10 @@ def run_job(job: Job, watch: Watch) -> Any:
         What ``job.work`` returned in the process of rank 0; small, where processes are started for it.
 
     Raises:
-        TrarError: whatever ended the work early.
         SystemExit: in all but one process of a group that was joined; that one speaks for them.
     """
     placement = plan_placement(job.gpus, os.environ)
-    if placement.launches:
+    if placement.group is None and placement.num_processes > 1:
         with tempfile.TemporaryDirectory(prefix="trarctl-") as folder:
             return _launch(job, placement, watch, Path(folder))
     if placement.group is not None:
@@ -81,22 +80,25 @@ def run_job(job: Job, watch: Watch) -> Any:
         return job.work(world, callback)
 
 
-Explain = Callable[[Job, int], BaseException]
+def _stopped(job: Job, signal_number: int) -> Stopped:
+    """What ends a job that was stopped where nothing has to be finished first."""
+    return Stopped(f"{job.title} was stopped by {signal.Signals(signal_number).name}", signal_number, job.advice())
 
 
 @contextmanager
 def _process(
-    job: Job, placement: Placement, watch: Watch, explain: Explain | None = None
+    job: Job, placement: Placement, watch: Watch, explain: Callable[[Job, int], BaseException] = _stopped
 ) -> Iterator[tuple[World, Callback]]:
     """What surrounds the work of each process."""
     # The callback outlives the group: what it shows last must not wait for other processes.
     with (
-        stop_requests(functools.partial(explain or _stopped, job)) as stop,
+        stop_requests(functools.partial(explain, job)) as stop,
         nullcontext(no_callback) if placement.rank else watch() as shown,
         distributed.joined(placement, timeout_seconds=job.timeout_seconds) as world,
         distributed.reused_memory(),
-        warnings_as_notes(callback := Shielded(shown, "the display")),
+        told_warnings(lambda text: callback(Note(text))),
     ):
+        callback = Shielded(shown, "the display")
         try:
             yield dataclasses.replace(world, stop=stop), callback
         except torch.OutOfMemoryError as error:
@@ -110,12 +112,13 @@ def _process(
             stop.defer()
 
 
-def _require_same(job: Job, world: World) -> None:
-    """See that all processes do the same work, before anything is exchanged whose size depends on it."""
+def _work_alike(job: Job, world: World, callback: Callback) -> Any:
+    """Work, once all processes agree on what and with which versions: sizes of what they exchange depend on it."""
     world.require_equal(
         {"the work": type(job).__name__, "trarctl": trarctl.__version__, "torch": torch.__version__},
         "start the same command of the same installation in all of them",
     )
+    return job.work(world, callback)
 
 
 def _join(job: Job, placement: Placement, watch: Watch) -> Any:
@@ -126,8 +129,7 @@ def _join(job: Job, placement: Placement, watch: Watch) -> Any:
         _process(job, placement, watch) as (world, callback),
     ):
         try:
-            _require_same(job, world)
-            result = job.work(world, callback)
+            result = _work_alike(job, world, callback)
         except TrarError as error:
             if world.may_report(knows_cause=not isinstance(error, LostProcess)):
                 raise
@@ -155,24 +157,20 @@ def _launch(job: Job, placement: Placement, watch: Watch, folder: Path) -> Any:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(num_processes)))
     # The launcher's own log would say everything a second time, with a traceback.
     logging.disable(logging.CRITICAL)
-    failure: TrarError | None = None
-    result = None
+    result, failure = None, None
     try:
         with forwarded_signals(folder) as stop:
-            try:
-                result = elastic_launch(config, _worker)(job, watch, folder)[0]
-            except ChildFailedError as failed:
-                rank, first = failed.get_first_failure()
-                how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
-                failure = DeviceError(f"process {rank} of {job.title} died ({how})", job.advice())
+            result = elastic_launch(config, _worker)(job, watch, folder)[0]
+    except ChildFailedError as failed:
+        rank, first = failed.get_first_failure()
+        how = f"killed by {first.signal_name()}" if first.exitcode < 0 else f"exit code {first.exitcode}"
+        failure = DeviceError(f"process {rank} of {job.title} died ({how})", job.advice())
     finally:
         logging.disable(logging.NOTSET)
     if report := _read_report(folder):
         raise report
-    if failure and stop.signal_number:
-        raise _stopped(job, stop.signal_number)
-    if failure:
-        raise failure
+    if failure is not None:
+        raise _stopped(job, stop.signal_number) if stop.signal_number else failure
     return result
 
 
@@ -193,8 +191,7 @@ def _worker(job: Job, watch: Watch, folder: Path) -> Any:
             return None
         try:
             with _process(job, plan_placement(job.gpus, os.environ), watch, explain) as (world, callback):
-                _require_same(job, world)
-                return job.work(world, callback)
+                return _work_alike(job, world, callback)
         except Stopped as stopped:
             _write_report(folder, stopped)
             return None
@@ -210,11 +207,6 @@ def _worker(job: Job, watch: Watch, folder: Path) -> Any:
         except Exception:  # noqa: BLE001 - a fault of ours: nothing but this would show where
             traceback.print_exc()
             raise SystemExit(1) from None
-
-
-def _stopped(job: Job, signal_number: int) -> Stopped:
-    """What ends a job that was stopped where nothing has to be finished first."""
-    return Stopped(f"{job.title} was stopped by {signal.Signals(signal_number).name}", signal_number, job.advice())
 
 
 def _write_report(folder: Path, error: TrarError) -> None:

@@ -52,11 +52,7 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
     """Take from the data what the settings leave open: the grid and the width of the word vectors.
 
     Returns:
-        Settings that fit, and notes on what changed.
-
-    Raises:
-        SettingsError: if a value that the user gave does not fit the data.
-        DataError: if the data has no features.
+        Settings that fit, and notes on what changed. A value of the user's that does not fit is a SettingsError.
     """
     if settings.data.dataset != data.dataset:
         raise SettingsError(
@@ -65,26 +61,21 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
         )
     if not data.features.num_images or not data.features.width:
         raise DataError(f"{data.path} has no grid features", f"trarctl prepare {data.dataset} --features DIR")
-    wanted: dict[str, Any] = {"grid_size": data.manifest.grid_size}
+    wanted = [("grid_size", data.manifest.grid_size, "its grid has")]
     if data.vectors is not None:
-        wanted["word_embedding_size"] = int(data.vectors.shape[1])
-    changes: dict[str, Any] = {}
+        wanted.append(("word_embedding_size", int(data.vectors.shape[1]), "its word vectors have width"))
     notes = []
-    for key, value in wanted.items():
-        given = getattr(settings.model, key)
+    for key, value, what in wanted:
+        given, source = getattr(settings.model, key), origin.get(f"model.{key}", _UNKNOWN)
         if given == value:
             continue
-        source = origin.get(f"model.{key}", _UNKNOWN)
         if source.is_users_choice:
-            what = "its grid has" if key == "grid_size" else "its word vectors have width"
             raise SettingsError(
                 f"model.{key} = {given} ({source.text}) does not fit {data.path}: {what} {value}",
                 f"--set model.{key}={value}, or prepare the data again",
             )
-        changes[key] = value
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={key: value})})
         notes.append(f"model.{key} = {value}, as the prepared data has it ({source.text}: {given})")
-    if changes:
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
     return settings, notes + describe_coinciding(settings.model.spans, settings.model.grid_size)
 
 
@@ -151,24 +142,19 @@ def load_model(
 
     ``settings`` are for our own checkpoint those it holds, with what the user changed; for the original's what the
     shapes do not say.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged, or does not fit the data or the settings.
     """
-    state, epoch, description = _read(path, data)
+    state, epoch, description, warnings = _read(path, data)
     if description is None:
         settings = _with_shape(path, state, settings, origin, data)
         last_temperature = _last_temperature(path, settings, epoch)
-        warnings = [_order_warning(path, state, data)]
         if settings.model.routing == "hard" and (epoch or 0) > settings.train.epochs:
-            what = f"{path} is of epoch {epoch}, the settings are for {settings.train.epochs}"
             warnings.append(
-                f"{what}: its temperature is perhaps not {last_temperature}; give its trar.yml: --config FILE"
+                f"{path} is of epoch {epoch}, the settings are for {settings.train.epochs}: "
+                f"its temperature is perhaps not {last_temperature}; give its trar.yml: --config FILE"
             )
     else:
         last_temperature = description.temperature
-        warnings = check_data(path, description, data)
-    warnings += zero_warnings(path, state)
+        check_data(path, description, data)
     check_shape(settings.model)
     model = _new_model(settings, data)
     load_weights(model, state, path)
@@ -183,14 +169,9 @@ def adopt_shape(
 
     Returns:
         Those settings, and what is odd about the checkpoint or could not be checked.
-
-    Raises:
-        CheckpointError: if the file cannot be read, or fits neither the data nor what the user asked for.
     """
-    state, _, description = _read(path, data)
-    settings = _with_shape(path, state, settings, origin, data)
-    odd = [_order_warning(path, state, data)] if description is None else _feature_warnings(path, description, data)
-    return settings, odd + zero_warnings(path, state)
+    state, _, _, odd = _read(path, data)
+    return _with_shape(path, state, settings, origin, data), odd
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -201,32 +182,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
     """Fill a model with weights, all of them and nothing else; CheckpointError names the first that do not fit."""
     own = model.state_dict()
-    faults = [f"{name} is missing" for name in own if name not in state]
-    faults += [f"{name} is not part of the model" for name in state if name not in own]
-    shapes = [(name, list(state[name].shape), list(tensor.shape)) for name, tensor in own.items() if name in state]
-    faults += [f"{name} is {given}, expected {wanted}" for name, given, wanted in shapes if given != wanted]
-    faults += [
-        f"{name} holds {str(state[name].dtype).removeprefix('torch.')}, expected floating-point numbers"
-        for name, tensor in own.items()
-        if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
-    ]
+    faults = [f"{name} is not part of the model" for name in state if name not in own]
+    for name, wanted in own.items():
+        given = state.get(name)
+        if given is None:
+            faults.append(f"{name} is missing")
+        elif given.shape != wanted.shape:
+            faults.append(f"{name} is {list(given.shape)}, expected {list(wanted.shape)}")
+        elif wanted.is_floating_point() and not given.is_floating_point():
+            faults.append(f"{name} holds {given.dtype}".replace("torch.", "") + ", expected floating-point numbers")
     if faults:
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise CheckpointError(
-            f"{path} does not fit the model: {'; '.join(faults[:3])}{more}",
+            f"{path} does not fit the model: {listed(faults, len(faults), most=3)}",
             "give the settings that it was trained with: --config FILE or --set model.KEY=VALUE",
         )
     model.load_state_dict(dict(state))
 
 
 def check_data(path: Path, description: Description, data: PreparedData) -> list[str]:
-    """Compare what a checkpoint was trained on with data.
+    """Compare what a checkpoint was trained on with data: a CheckpointError names both of what differs.
 
     Returns:
         What is odd: features that are far from those of the training.
-
-    Raises:
-        CheckpointError: if words, answers, grid, features' width or extractor differ; it names both.
     """
     check_words(path, description, data)
     trained = f"give the data that it was trained on: --data {description.data}"
@@ -241,19 +218,10 @@ def check_data(path: Path, description: Description, data: PreparedData) -> list
 
 
 def _feature_warnings(path: Path, description: Description, data: PreparedData) -> list[str]:
-    difference = data.feature_difference(description.features)
-    if difference is None:
+    if (difference := data.feature_difference(description.features)) is None:
         return []
-    return [
-        f"{path} was trained on other features than those of {data.path}: {difference}; "
-        f"give the data that it was trained on: --data {description.data}"
-    ]
-
-
-def zero_warnings(path: Path, state: Mapping[str, Tensor]) -> list[str]:
-    """Name the layers whose weights are all zero, which no training leaves behind."""
-    zero = [name for name, tensor in state.items() if name.endswith(("weight", "gain")) and not tensor.any()]
-    return [f"{path}: all weights are zero in {len(zero)} layers: {listed(zero, len(zero))}"] if zero else []
+    what = f"{path} was trained on other features than those of {data.path}: {difference}"
+    return [f"{what}; give the data that it was trained on: --data {description.data}"]
 
 
 def check_words(path: Path, description: Description, data: PreparedData) -> None:
@@ -267,8 +235,8 @@ def check_words(path: Path, description: Description, data: PreparedData) -> Non
         if len(theirs) != len(ours):
             difference = f"{len(theirs)} entries, the data has {len(ours)}"
         else:
-            index = next(index for index, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
-            difference = f"entry {index} is {theirs[index]!r}, in the data {ours[index]!r}"
+            pairs = enumerate(zip(theirs, ours, strict=True))
+            difference = next(f"entry {index} is {a!r}, in the data {b!r}" for index, (a, b) in pairs if a != b)
         raise CheckpointError(
             f"{path} was trained with another {what} than {data.path} ({difference})",
             f"give the prepared data that it was trained on: --data DIR (it was {description.data})",
@@ -295,8 +263,8 @@ def enough_memory(hint: str) -> Iterator[None]:
         raise DeviceError(f"the computer has too little memory{many}", hint) from error
 
 
-def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None, Description | None]:
-    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data."""
+def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None, Description | None, list[str]]:
+    """Weights, finished epochs and description of a checkpoint of either kind, checked against the data; oddities."""
     epoch: int | None
     description = None
     if is_ours(path):
@@ -317,7 +285,12 @@ def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None
                 "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
                 " and test included, when the data is prepared",
             )
-    return state, epoch, description
+    odd = [_order_warning(path, state, data)] if description is None else _feature_warnings(path, description, data)
+    # No training leaves such layers behind.
+    zero = [name for name, tensor in state.items() if name.endswith(("weight", "gain")) and not tensor.any()]
+    if zero:
+        odd.append(f"{path}: all weights are zero in {len(zero)} layers: {listed(zero, len(zero))}")
+    return state, epoch, description, odd
 
 
 def _last_temperature(path: Path, settings: Settings, epoch: int | None) -> float:
@@ -325,11 +298,11 @@ def _last_temperature(path: Path, settings: Settings, epoch: int | None) -> floa
     train = settings.train
     is_constant = len({temperature(train, epoch=one) for one in range(train.epochs)}) == 1
     if epoch is None and settings.model.routing == "hard" and not is_constant:
+        last = train.temperature_min
         raise CheckpointError(
             f"{path} does not say after which epoch it was saved, and so not its temperature, which hard routing needs",
-            f"give the temperature of its last epoch, here {train.temperature_min} as after a whole training: --set"
-            " train.temperature_policy=0 --set train.temperature_max="
-            f"{train.temperature_min} --set train.temperature_min={train.temperature_min}",
+            f"give the temperature of its last epoch, here {last} as after a whole training: --set"
+            f" train.temperature_policy=0 --set train.temperature_max={last} --set train.temperature_min={last}",
         )
     return temperature(train, epoch=max((epoch or 0) - 1, 0))
 

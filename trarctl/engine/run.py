@@ -105,16 +105,17 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, **options: float) -> Iterator[bool]:
-        """Be the only writer of the run, whose folder exists, while the block runs; see ``files.claimed``.
-
-        Raises:
-            CheckpointError: another process is; the message names it.
-            DataError: the folder cannot be written.
-        """
+        """Be the only writer of the run, see ``files.claimed``; a folder made for it goes if it does not become one."""
+        is_new = not self.path.exists()
+        self.create()
         with ExitStack() as stack:
             with self.writable():
                 is_locked = stack.enter_context(claimed(self.path, f"run {self.name}", CheckpointError, **options))
-            yield is_locked
+            try:
+                yield is_locked
+            finally:
+                if is_new and not self.exists():
+                    remove(self.path)
 
     def is_written(self) -> bool:
         """Whether a process writes the run now."""
@@ -186,9 +187,8 @@ class RunFolder:
         Those within finished epochs go, older ones within the next, and all finished epochs but the latest ``keep``
         (0 for all) and the best.
         """
-        saved = self.saved()
-        within = [(number, path) for number, step, path in saved if step]
-        epochs = [(number, path) for number, step, path in saved if not step]
+        within = [(number, path) for number, step, path in self.saved() if step]
+        epochs = [(number, path) for number, step, path in self.saved() if not step]
         surplus = [path for number, path in within if number < epoch]
         surplus += [path for _, path in within[:-KEPT_WITHIN_EPOCH]]
         surplus += [path for number, path in epochs[:-keep] if number != best_epoch] if keep else []
@@ -196,20 +196,13 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def rewind(self, *, epoch: int, step_in_epoch: int, step: int) -> Path | None:
-        """Go back to that point: later metrics are dropped.
+        """Go back to that point: later metrics are dropped; DataError if the folder cannot be written.
 
         Later checkpoints are set aside, together with all settings and metrics so far: a run of its own.
 
         Returns:
             The folder of what was set aside, if anything was.
-
-        Raises:
-            DataError: the folder cannot be written.
         """
-        with self.writable():
-            return self._rewind(epoch, step_in_epoch, step)
-
-    def _rewind(self, epoch: int, step_in_epoch: int, step: int) -> Path | None:
 
         def is_before(entry: Mapping[str, Any]) -> bool:
             # After the last step of an epoch its own end is still to come.
@@ -218,7 +211,7 @@ class RunFolder:
 
         later = [path for number, steps, path in self.saved() if (number, steps) > (epoch, step_in_epoch)]
         kept = [entry for entry in self.metrics() if is_before(entry)]
-        with whole_file(self.metrics_file) as temporary:
+        with self.writable(), whole_file(self.metrics_file) as temporary:
             # A full disk shows here, before anything is moved.
             temporary.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
             aside = self._set_aside(later) if later else None
@@ -249,10 +242,6 @@ class RunFolder:
         sync_folder(aside.checkpoints)
         return aside.path
 
-    def best_epoch(self) -> int | None:
-        """The epoch, counted from 1, with the best validation so far that still has a checkpoint."""
-        return self.read_metrics().best_epoch(self.saved_epochs())
-
 
 def list_runs(folder: Path) -> list[RunFolder]:
     """The runs in a folder, the most recently written last."""
@@ -263,36 +252,26 @@ def list_runs(folder: Path) -> list[RunFolder]:
 
 
 def find_run(text: str | None, folder: Path) -> RunFolder:
-    """The run that the user means by a name, a directory or one of its checkpoints; None is the latest.
-
-    Raises:
-        CheckpointError: if there is none; the message names the nearest ones.
-    """
+    """The run that the user means by a name, a directory or one of its checkpoints; None is the latest."""
     runs = list_runs(folder)
     if text is None:
         if not runs:
             raise CheckpointError(f"no runs in {folder}", "start one: trarctl train")
         return runs[-1]
     for path in (folder / text, Path(text)):
+        path = path.parent.parent if path.is_file() else path
         if RunFolder(path).exists():
             return RunFolder(path if path.name not in ("", "..") else path.resolve())
-        if path.is_file() and RunFolder(path.parent.parent).exists():
-            return RunFolder(path.parent.parent)
     known = ", ".join(run.name for run in runs[-5:]) or "none"
     raise CheckpointError(f"no run {text!r} in {folder} (latest: {known})", "trarctl train starts one")
 
 
 def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
-    """The checkpoint file that ``RUN``, ``RUN@EPOCH`` or ``FILE`` means, and how it was chosen, in words.
-
-    Raises:
-        CheckpointError: if there is no such run, epoch or file.
-    """
+    """The checkpoint file that ``RUN``, ``RUN@EPOCH`` or ``FILE`` means, and how it was chosen, in words."""
     if text is not None and Path(text).is_file():
         return Path(text), "the file given"
-    name, at, epoch_text = (text or "").rpartition("@")
-    if not at:
-        name, epoch_text = text or "", ""
+    named = re.fullmatch(r"(.*)@([^@]*)", text or "", re.DOTALL)
+    name, epoch_text = named.groups() if named else (text or "", "")
     run = find_run(name or None, folder)
     chosen = "the latest run" if not name else f"run {run.name}"
     if epoch_text:
@@ -342,8 +321,7 @@ def _is_table(rows: Any) -> bool:
 def replaced_settings(run: RunFolder, settings: Settings, data: Path) -> Iterator[None]:
     """Keep the resolved settings beside the run, with the absolute path of its data, once the block has ended well.
 
-    Raises:
-        DataError: the folder cannot be written or the disk is full, as a rule before the block begins.
+    A folder that cannot be written or a full disk shows before the block begins.
     """
     values = settings.model_dump(mode="json")
     values["data"]["path"] = str(data.resolve())
@@ -357,21 +335,19 @@ def read_settings(run: RunFolder, notes: list[str] | None = None) -> Settings:
 
     If ``settings.json`` is missing or damaged, they are those of the latest checkpoint that can be read; ``notes``
     takes what the user should know of it.
-
-    Raises:
-        CheckpointError: no checkpoint has them either.
     """
-    try:
-        settings = _settings_in(run.settings_file)
-    except CheckpointError as error:
-        reason, found = error.what, _settings_of_checkpoint(run)
-        if found is None:
-            raise
-        settings, path = found
-        if notes is not None:
-            notes.append(f"{reason}; taking the settings from {path.name}")
-    here = settings.run.model_copy(update={"name": run.name, "folder": run.path.parent})
-    return settings.model_copy(update={"run": here})
+    problems: list[CheckpointError] = []
+    for path in (run.settings_file, *(path for *_, path in reversed(run.saved()))):
+        try:
+            settings = _settings_in(path)
+        except CheckpointError as error:
+            problems.append(error)
+            continue
+        if problems and notes is not None:
+            notes.append(f"{problems[0].what}; taking the settings from {path.name}")
+        here = settings.run.model_copy(update={"name": run.name, "folder": run.path.parent})
+        return settings.model_copy(update={"run": here})
+    raise problems[0]
 
 
 def saved_settings(values: Mapping[str, Any], path: Path) -> Settings:
@@ -383,25 +359,21 @@ def saved_settings(values: Mapping[str, Any], path: Path) -> Settings:
 
 
 def _settings_in(path: Path) -> Settings:
+    """The settings that ``settings.json`` or a checkpoint holds."""
     try:
+        if path.suffix == ".safetensors":
+            from trarctl.engine.checkpoint import load_description  # listing sound runs needs no torch
+
+            description = load_description(path)
+            settings = saved_settings(description.settings, path)
+            data = settings.data.model_copy(update={"path": Path(description.data)})
+            return settings.model_copy(update={"data": data})
         values = orjson.loads(path.read_bytes())
         if not isinstance(values, dict):
-            raise CheckpointError(f"cannot read {path}: it holds no settings", "start again: trarctl train")
+            raise ValueError("it holds no settings")
         return saved_settings(values, path)
-    except (OSError, orjson.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot read {path}: {why}", "start again: trarctl train") from error
     except SettingsError as error:
         raise CheckpointError(error.what, error.hint) from error
-
-
-def _settings_of_checkpoint(run: RunFolder) -> tuple[Settings, Path] | None:
-    from trarctl.engine.checkpoint import load_description  # listing sound runs needs no torch
-
-    for _, _, path in reversed(run.saved()):
-        with suppress(CheckpointError, SettingsError):
-            description = load_description(path)
-            settings = saved_settings(description.settings, path)
-            data = settings.data.model_copy(update={"path": Path(description.data)})
-            return settings.model_copy(update={"data": data}), path
-    return None

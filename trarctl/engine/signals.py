@@ -17,16 +17,8 @@ from pathlib import Path
 from types import FrameType
 
 # Those that end a process that does not listen, and that a user, a terminal or a scheduler sends.
-STOPPING = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-    signal.SIGALRM,
-)
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGQUIT", "SIGUSR2", "SIGXCPU", "SIGALRM")
+STOPPING = tuple(signal.Signals[name] for name in _NAMES)
 SAME_PRESS_SECONDS = 0.5  # one key press can reach a process twice: from the terminal, and from its launcher
 ORPHAN_SECONDS = 30.0  # for a process whose launcher has gone to finish its step and save
 POLL_SECONDS = 0.5
@@ -43,12 +35,11 @@ class StopRequest:
     def __init__(self, explain: Callable[[int], BaseException] | None = None) -> None:
         self.signal_number = 0
         self._explain = explain
-        self._is_deferred = explain is None
         self._asked_at = 0.0
 
     def defer(self) -> StopRequest:
         """From now on only take note of a signal: who works looks at ``signal_number`` between two steps."""
-        self._is_deferred = True
+        self._explain = None
         return self
 
     def handle(self, signal_number: int, _frame: FrameType | None) -> None:
@@ -59,7 +50,7 @@ class StopRequest:
         if not self.signal_number:
             self.signal_number = signal_number
             self._asked_at = time.monotonic()
-            if not self._is_deferred and self._explain is not None:
+            if self._explain is not None:
                 raise self._explain(signal_number)
 
 
@@ -96,8 +87,7 @@ def forwarded_signals(folder: Path) -> Iterator[StopRequest]:
 def asked_to_stop(folder: Path) -> int:
     """The signal that the launcher got before this process had begun; 0 if none."""
     stop = folder / _STOP_FILE
-    text = stop.read_text() if stop.is_file() else ""
-    return int(text or 0)
+    return int((stop.read_text() if stop.is_file() else "") or 0)
 
 
 @contextmanager
@@ -133,9 +123,6 @@ def _signal_children(signal_number: int) -> None:
 @contextmanager
 def _blocked_in_children() -> Iterator[None]:
     """Block the signals in this thread, and so in processes that it starts; another thread takes them in meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     is_over = threading.Event()
     thread = threading.Thread(target=is_over.wait, name="signals", daemon=True)
     thread.start()

@@ -37,7 +37,7 @@ from trarctl.engine.loading import build_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature
 from trarctl.engine.signals import STOPPING, StopRequest
-from trarctl.errors import DataError, DivergenceError, Stopped
+from trarctl.errors import DataError, DivergenceError, Stopped, listed
 from trarctl.model.trar import count_parameters
 
 
@@ -304,20 +304,17 @@ class Trainer:
     def _give_up(self) -> NoReturn:
         """Save and end, since a loss or a gradient is not finite; the weights are those from before."""
         where = describe_faults(self.world.all_gather(_first_fault(self._unread)))
-        path = self._save()
+        path, epoch = self._save(), self.state.epoch
+        lower = f"--set train.learning_rate={min(self.settings.train.learning_rate / 10, 1e-4):g}"
+        again = f"trarctl train --name NAME {lower} starts another run"
+        if epoch and self.run.epoch_checkpoint(epoch).is_file():
+            # From the last epoch's end, since later weights may be ruined.
+            again = f"trarctl resume {self.run.reference} --epoch {epoch} {lower} goes back to before"
         raise DivergenceError(
             f"the loss or its gradient is not finite at {where} of run {self.run.name}; "
             f"the state is saved in {path.name}, without that step's update",
-            f"look at the features of these questions; if they are sound, {self._lower_rate()}",
+            f"look at the features of these questions; if they are sound, {again}",
         )
-
-    def _lower_rate(self) -> str:
-        """The command that trains with a lower rate from the last epoch's end, since later weights may be ruined."""
-        lower = f"--set train.learning_rate={min(self.settings.train.learning_rate / 10, 1e-4):g}"
-        epoch = self.state.epoch
-        if epoch and self.run.epoch_checkpoint(epoch).is_file():
-            return f"trarctl resume {self.run.reference} --epoch {epoch} {lower} goes back to before"
-        return f"trarctl train --name NAME {lower} starts another run"
 
     def _stop(self, signal_number: int) -> NoReturn:
         path = self._save()
@@ -389,14 +386,12 @@ class Trainer:
             description = self._describe(schedule or (self._learning_rate(state.step), self.temperature), accuracy)
             try:
                 checkpoint.save_checkpoint(path, checkpoint.state_tensors(self.model, self.optimizer), description)
-            except DataError as error:
-                problem = error.what, error.hint
-            else:
                 self.callback(CheckpointSaved(path, *at, time.monotonic() - started))
                 run.prune(epoch=state.epoch, best_epoch=state.best_epoch, keep=self.settings.run.keep)
+            except DataError as error:
+                problem = error.what, error.hint
         self._saved_at = time.monotonic()
-        problem = self.world.broadcast(problem)
-        if problem is not None:
+        if problem := self.world.broadcast(problem):
             raise DataError(*problem)
         return path
 
@@ -483,6 +478,4 @@ def describe_faults(faults: Sequence[Fault | None]) -> str:
     first = [fault for fault in known if fault.step == step]
     own = [fault for fault in first if fault.is_own] or first
     questions = np.concatenate([fault.question_id for fault in own]).tolist()
-    listed = ", ".join(map(str, questions[:8]))
-    more = f" and {len(questions) - 8} more" if len(questions) > 8 else ""
-    return f"step {step} (questions {listed}{more})"
+    return f"step {step} (questions {listed(questions, len(questions), most=8)})"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trarctl.engine.run import RunFolder, find_checkpoint, find_run, list_runs
+from trarctl.engine.run import RunFolder, find_checkpoint, find_run, list_runs, read_settings
 from trarctl.errors import CheckpointError, DataError
 
 
@@ -128,12 +128,12 @@ def test_a_run_without_settings_is_one_if_it_has_checkpoints(folder: Path) -> No
 def test_the_best_epoch_is_one_that_is_still_there(folder: Path) -> None:
     run = RunFolder(folder / "old")
     run.epoch_checkpoint(2).unlink()
-    assert run.best_epoch() == 3
+    assert run.read_metrics().best_epoch(run.saved_epochs()) == 3
     assert find_checkpoint("old", folder)[1] == "run old, its best epoch 3"
     run.epoch_checkpoint(3).unlink()
-    assert run.best_epoch() == 1
+    assert run.read_metrics().best_epoch(run.saved_epochs()) == 1
     run.epoch_checkpoint(1).unlink()
-    assert run.best_epoch() is None
+    assert run.read_metrics().best_epoch(run.saved_epochs()) is None
     with pytest.raises(CheckpointError, match="run old has no checkpoint of epoch 1") as raised:
         find_checkpoint("old@1", folder)
     assert str(raised.value.hint).startswith("there are: none")
@@ -236,3 +236,17 @@ def test_what_came_after_the_point_of_resuming_is_set_aside(
     assert run.rewind(epoch=epoch, step_in_epoch=in_epoch, step=step) == run.path / "superseded" / (
         "2" if aside else "1"
     )
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "settings.json"])
+def test_a_pipe_in_a_run_is_not_waited_for(name: str, folder: Path) -> None:
+    (folder / "old" / name).unlink(missing_ok=True)
+    os.mkfifo(folder / "old" / name)
+    run = RunFolder(folder / "old")
+    if name == "metrics.jsonl":
+        assert run.read_metrics().num_unreadable == 1
+        with pytest.raises(DataError, match=r"cannot write .*metrics\.jsonl"):
+            run.record({"event": "step"})
+    else:
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            read_settings(run)

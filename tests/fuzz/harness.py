@@ -264,7 +264,8 @@ def captured(function: Callable[[], int]) -> Ran:
     texts = []
     for stream in (out, err):
         stream.flush()
-        texts.append(stream.buffer.getvalue().decode("utf-8", "replace"))  # type: ignore[attr-defined]
+        text = stream.buffer.getvalue().decode("utf-8", "replace")
+        texts.append(re.sub(r"\x1b\[[0-9;]*m", "", text))  # colors, for which the environment may ask  # type: ignore[attr-defined]
     return Ran(code, *texts, raised, tuple(f"{one.category.__name__}: {one.message}" for one in caught))
 
 

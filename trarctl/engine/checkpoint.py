@@ -100,7 +100,7 @@ def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]
 
 def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights among a checkpoint's tensors, under the model's own names."""
-    return {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+    return {_without_prefixes(name): tensor for name, tensor in tensors.items() if not name.startswith(_ADAM)}
 
 
 def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
@@ -343,6 +343,11 @@ def _state_in(content: Any, depth: int = 4) -> dict[Any, Any] | None:
     return next((state for state in inside if state is not None), own)
 
 
+def _without_prefixes(name: str) -> str:
+    """A parameter's name without what programs and their wrappers put before it."""
+    return ".".join(part for part in name.split(".") if part not in PREFIXES)
+
+
 def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Weights of another program under this project's names, in float32; CheckpointError if some cannot be used."""
     faults = [f"{key!r} is no name" for key in state if not isinstance(key, str)]
@@ -357,8 +362,7 @@ def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
         elif value.is_meta or value.untyped_storage().nbytes() < value.numel() * value.element_size():
             faults.append(f"{name} is {list(value.shape)}, the file has fewer numbers")
         else:
-            plain = ".".join(part for part in name.split(".") if part not in PREFIXES)
-            own = translate_name(plain)
+            own = translate_name(_without_prefixes(name))
             if own in renamed:
                 faults.append(f"{name} is there twice, with and without a prefix")
             renamed[own] = value.float()

@@ -15,7 +15,7 @@ import orjson
 
 from trarctl.config.settings import Settings, from_dict
 from trarctl.errors import CheckpointError, DataError, SettingsError
-from trarctl.files import claimed, is_claimed, remove, sync_folder, whole_file, write_bytes
+from trarctl.files import claimed, is_claimed, open_regular, remove, sync_folder, whole_file, write_bytes
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
@@ -164,7 +164,7 @@ class RunFolder:
     def _lines(self) -> Iterator[dict[str, Any] | None]:
         """Each whole line of ``metrics.jsonl``, None for one that cannot be used."""
         try:
-            with self.metrics_file.open("rb") as file:
+            with open_regular(self.metrics_file) as file:
                 for line in file:
                     if line.endswith(b"\n"):
                         yield _read_line(line)
@@ -178,7 +178,7 @@ class RunFolder:
         self._append(self.log_file, f"{text}\n".encode())
 
     def _append(self, path: Path, content: bytes) -> None:
-        with self.writable(path), path.open("ab") as file:
+        with self.writable(path), open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
             file.write(content)
 
     def prune(self, *, epoch: int, best_epoch: int | None, keep: int) -> None:
@@ -368,7 +368,8 @@ def _settings_in(path: Path) -> Settings:
             settings = saved_settings(description.settings, path)
             data = settings.data.model_copy(update={"path": Path(description.data)})
             return settings.model_copy(update={"data": data})
-        values = orjson.loads(path.read_bytes())
+        with open_regular(path) as file:
+            values = orjson.loads(file.read())
         if not isinstance(values, dict):
             raise ValueError("it holds no settings")
         return saved_settings(values, path)

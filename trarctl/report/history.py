@@ -124,10 +124,10 @@ def model_in_words(settings: Settings) -> str:
 
 
 def _size_and_time(folder: Path) -> tuple[int, float]:
-    """Bytes of all files and the time of the last change; files may vanish while a run is going."""
+    """Bytes of all files and the time of the last change; what vanishes or cannot be read counts as nothing."""
     num_bytes, changed = 0, 0.0
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             status = path.stat()
             if path.is_file():
                 num_bytes, changed = num_bytes + status.st_size, max(changed, status.st_mtime)

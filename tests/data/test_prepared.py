@@ -54,6 +54,15 @@ def test_a_damaged_manifest(folder: Path, text: str) -> None:
         open_prepared(folder)
 
 
+@pytest.mark.parametrize("names", ["answer_types", "question_types"])
+def test_a_manifest_that_lost_the_names_of_types(folder: Path, names: str) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    content["text"]["splits"]["val"][names].pop()
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="is damaged: manifest.json: types of val"):
+        open_prepared(folder).split("val").truth()
+
+
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", ""])
 def test_a_manifest_cannot_lead_out_of_the_features_folder(folder: Path, name: str) -> None:
     content = json.loads((folder / MANIFEST).read_text())

@@ -22,6 +22,7 @@ from trarctl.data.features.grid import FeatureStore
 from trarctl.data.manifest import (
     ANSWERS,
     IMAGES,
+    MANIFEST,
     VECTORS,
     VOCABULARY,
     FeatureStatistics,
@@ -267,7 +268,7 @@ class PreparedSplit:
     def truth(self) -> GroundTruth:
         """Give what the annotators said, in the order of the questions; DataError if the split has no answers."""
         self._need_answers()
-        return GroundTruth(
+        truth = GroundTruth(
             strings=list(self._texts("truth_text")),
             codes=self._load("truth_codes", len(self)),
             answer_type=self._load("answer_type", len(self)),
@@ -275,6 +276,10 @@ class PreparedSplit:
             question_type=self._load("question_type", len(self)),
             question_types=self._part.question_types,
         )
+        named = (truth.answer_type, truth.answer_types), (truth.question_type, truth.question_types)
+        if any(codes.max(initial=-1) >= len(names) for codes, names in named):
+            raise self._files.damaged(f"{MANIFEST}: types of {self.name}")
+        return truth
 
     def question_text(self, row: int) -> str:
         """Give a question as it was asked."""

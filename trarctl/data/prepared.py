@@ -34,7 +34,7 @@ from trarctl.data.manifest import (
     read_manifest,
 )
 from trarctl.data.metrics import GroundTruth
-from trarctl.data.records import FlatText, Ids, RawAnnotations, RawSplit, flatten
+from trarctl.data.records import FlatText, Ids, RawAnnotations, RawSplit, bytes_of, flatten
 from trarctl.data.text import Vocabulary, encode
 from trarctl.errors import DataError, listed
 from trarctl.files import file_sha256, write_array
@@ -214,7 +214,7 @@ class PreparedSplit:
         digest = hashlib.sha256()
         for ids in (self.question_id, self.image_id):
             digest.update(ids.dtype.kind.encode())
-            content = "\0".join(ids.tolist()).encode() if ids.dtype.kind == "U" else ids.astype("<i8").tobytes()
+            content = bytes_of(ids)
             digest.update(len(content).to_bytes(8, "little") + content)
         texts = self._texts("question_text")
         digest.update(texts.offsets.astype("<i8").tobytes())

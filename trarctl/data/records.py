@@ -23,7 +23,7 @@ import numpy.typing as npt
 import orjson
 
 from trarctl.data import Progress, no_progress
-from trarctl.errors import DataError, listed
+from trarctl.errors import DataError, listed, shortened
 
 NUM_ANNOTATORS = 10
 # Small enough that a piece and what is made of it stay in the processor's cache.
@@ -457,7 +457,7 @@ def _as_integer(value: object) -> int | None:
 def shown(value: object) -> str:
     """Write a value as it stands in a JSON file, at most 40 characters of it."""
     text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
-    return text if len(text) <= 40 else text[:37] + "..."
+    return shortened(text, most=40)
 
 
 def _is_object(line: bytes) -> bool:
@@ -472,6 +472,11 @@ def refuse_duplicates(path: Path, ids: Ids, name: str) -> None:
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if len(twice):
         raise DataError(f"{path}: {name} {listed(twice, len(twice))} appears more than once", "keep one of each")
+
+
+def bytes_of(ids: Ids) -> bytes:
+    """Write ids, in their order, as bytes to take a digest of: the same on every machine."""
+    return "\0".join(ids.tolist()).encode() if ids.dtype.kind == "U" else ids.astype("<i8").tobytes()
 
 
 def rows_of(wanted: Ids, ids: Ids) -> npt.NDArray[np.int64]:

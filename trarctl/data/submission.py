@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import orjson
 
-from trarctl.data.records import Ids
+from trarctl.data.records import Ids, shown
 from trarctl.errors import DataError, listed
 from trarctl.files import write_output
 
@@ -275,8 +275,7 @@ def _counted(number: int, one: str, many: str) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return shown(value)
 
 
 def _read(path: Path) -> bytes:

@@ -187,8 +187,9 @@ class RunFolder:
         Those within finished epochs go, older ones within the next, and all finished epochs but the latest ``keep``
         (0 for all) and the best.
         """
-        within = [(number, path) for number, step, path in self.saved() if step]
-        epochs = [(number, path) for number, step, path in self.saved() if not step]
+        saved = self.saved()
+        within = [(number, path) for number, step, path in saved if step]
+        epochs = [(number, path) for number, step, path in saved if not step]
         surplus = [path for number, path in within if number < epoch]
         surplus += [path for _, path in within[:-KEPT_WITHIN_EPOCH]]
         surplus += [path for number, path in epochs[:-keep] if number != best_epoch] if keep else []

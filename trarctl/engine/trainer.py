@@ -28,6 +28,7 @@ from trarctl.config.settings import DataSettings, Settings
 from trarctl.data.loader import Batch, Rows, Samples, load_batches, training_plan, training_samples
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
+from trarctl.data.records import bytes_of
 from trarctl.engine import checkpoint, distributed
 from trarctl.engine.callbacks import Callback, CheckpointSaved, EpochDone, RunFinished, RunStarted, StepDone, Validated
 from trarctl.engine.checkpoint import Description, TrainState
@@ -433,9 +434,7 @@ def is_validated(settings: Settings, data: PreparedData, split: str) -> bool:
 
 def digest_of_samples(samples: Samples) -> str:
     """SHA-256 of the ids of training questions in their order, hexadecimal."""
-    ids = samples.question_id
-    content = "\0".join(ids.tolist()).encode() if ids.dtype.kind == "U" else ids.astype("<i8").tobytes()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(bytes_of(samples.question_id)).hexdigest()
 
 
 def answer_loss(scores: Tensor, target: Tensor, *, loss: Loss) -> Tensor:

@@ -213,6 +213,7 @@ _OTHER_FILES = (
 )
 # Where other programs keep a model's weights, and what they and their wrappers put before each name.
 _STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
+SAVED_SCORES = {"question_id.npy", "scores.npy"}  # what an archive of saved scores holds, and no checkpoint
 PREFIXES = {"module", "_orig_mod", "model", "net", "network"}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # The pickles of torch before 1.6 begin with this number.
@@ -275,7 +276,7 @@ def _archive_kind(path: Path) -> Literal["zip"]:
     """See that a zip archive holds what ``torch.save`` writes; one that cannot be listed is damaged."""
     with _archive(path) as archive:
         names = archive.namelist()
-    if {"question_id.npy", "scores.npy"} <= set(names):
+    if set(names) >= SAVED_SCORES:
         raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
     if not any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(f"{path} is an archive of other files: {listed(names, len(names))}", _FOREIGN_HINT)

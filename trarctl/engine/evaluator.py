@@ -28,7 +28,7 @@ from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.records import Ids, rows_of
 from trarctl.data.submission import id_problems
 from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
-from trarctl.engine.checkpoint import Description, is_ours, load_description, misnamed
+from trarctl.engine.checkpoint import SAVED_SCORES, Description, is_ours, load_description, misnamed
 from trarctl.engine.distributed import World, precision_of, use_threads
 from trarctl.engine.launch import Job, Watch, run_job
 from trarctl.engine.loading import (
@@ -386,7 +386,7 @@ def is_saved_scores(path: Path) -> bool:
         return True
     try:
         with zipfile.ZipFile(path) as archive:
-            return {"question_id.npy", "scores.npy"} <= set(archive.namelist())
+            return set(archive.namelist()) >= SAVED_SCORES
     except (OSError, zipfile.BadZipFile):
         return False
 

@@ -154,7 +154,7 @@ def load_model(
             )
     else:
         last_temperature = description.temperature
-        check_data(path, description, data)
+        _refuse_other_features(path, description, data)
     check_shape(settings.model)
     model = _new_model(settings, data)
     load_weights(model, state, path)
@@ -206,6 +206,11 @@ def check_data(path: Path, description: Description, data: PreparedData) -> list
         What is odd: features that are far from those of the training.
     """
     check_words(path, description, data)
+    _refuse_other_features(path, description, data)
+    return _feature_warnings(path, description, data)
+
+
+def _refuse_other_features(path: Path, description: Description, data: PreparedData) -> None:
     trained = f"give the data that it was trained on: --data {description.data}"
     for what, theirs, ours in (
         ("a grid of size", description.settings.get("model", {}).get("grid_size"), data.manifest.grid_size),
@@ -214,7 +219,6 @@ def check_data(path: Path, description: Description, data: PreparedData) -> list
     ):
         if None not in (theirs, ours) and theirs != ours:
             raise CheckpointError(f"{path} was trained on {what} {theirs}, {data.path} has {ours}", trained)
-    return _feature_warnings(path, description, data)
 
 
 def _feature_warnings(path: Path, description: Description, data: PreparedData) -> list[str]:

@@ -54,7 +54,8 @@ class Survey:
         """Look at the features of an image, [R, W]."""
         self.num_images += 1
         # One sum of 32 bits would be the same for some of a hundred thousand images by chance.
-        content = (crc32(array.tobytes()), crc32(array[0].tobytes()))
+        numbers = np.ascontiguousarray(array)
+        content = (crc32(numbers.data), crc32(numbers[0].data))
         oddity = oddity_of(array)
         if oddity is None and content in self.seen:
             oddity = Oddity.DUPLICATE

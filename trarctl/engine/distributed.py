@@ -389,6 +389,20 @@ def precision_of(device: torch.device, precision: Precision) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def enough_memory(hint: str) -> Iterator[None]:
+    """Turn the errors of memory that the system does not give, on the CPU, into a DeviceError with a hint."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in text:
+            raise
+        asked = re.search(r"allocate ([\d.]+) ?(\w+)", text)
+        many = f": {float(asked[1]):,.0f} {asked[2]} more were asked for" if asked else ""
+        raise DeviceError(f"the computer has too little memory{many}", hint) from error
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that this process has held on the device; for the CPU, its resident memory."""
     if device.type == "cuda":

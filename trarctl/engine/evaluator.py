@@ -29,11 +29,10 @@ from trarctl.data.records import Ids, rows_of
 from trarctl.data.submission import id_problems
 from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
 from trarctl.engine.checkpoint import SAVED_SCORES, Description, is_ours, load_description, misnamed
-from trarctl.engine.distributed import World, precision_of, use_threads
+from trarctl.engine.distributed import World, enough_memory, precision_of, use_threads
 from trarctl.engine.launch import Job, Watch, run_job
 from trarctl.engine.loading import (
     Loaded,
-    enough_memory,
     is_exclusive,
     is_prepared,
     load_model,

@@ -27,7 +27,6 @@ from trarctl.engine.loading import (
     adopt_shape,
     check_data,
     check_shape,
-    enough_memory,
     fit_to_data,
     model_changes,
     prepared_folder,
@@ -106,8 +105,7 @@ class TrainJob(Job):
                 recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
                 trainer.callback = stack.enter_context(recorded)
                 _write_beginning(run, settings, data, origin, trainer.callback)
-            with enough_memory("split the batch with --accu, or take a smaller --batch-size"):
-                return trainer.fit()
+            return trainer.fit()
 
     def _shared_values(self, data: PreparedData) -> dict[str, object]:
         """What the processes of a group must agree on."""

@@ -99,13 +99,13 @@ def _process(
         told_warnings(lambda text: callback(Note(text))),
     ):
         callback = Shielded(shown, "the display")
+        hint = "split the batch with --accu, or take a smaller --batch-size"
         try:
-            yield dataclasses.replace(world, stop=stop), callback
+            with distributed.enough_memory(hint):
+                yield dataclasses.replace(world, stop=stop), callback
         except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"{world.device} has too little memory: {str(error).splitlines()[0]}",
-                "split the batch with --accu, or take a smaller --batch-size",
-            ) from error
+            what = f"{world.device} has too little memory: {str(error).splitlines()[0]}"
+            raise DeviceError(what, hint) from error
         except LostProcess as error:
             raise LostProcess(error.what, job.advice()) from error
         finally:

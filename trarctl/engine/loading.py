@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from trarctl.config.settings import ModelSettings, Settings, flat, to_text
 from trarctl.data.manifest import MANIFEST, prepare_command
 from trarctl.data.prepared import PreparedData, default_folder
 from trarctl.engine.checkpoint import Description, is_ours, load_checkpoint, load_upstream, model_tensors
-from trarctl.engine.distributed import World
+from trarctl.engine.distributed import World, enough_memory
 from trarctl.engine.schedules import temperature
-from trarctl.errors import CheckpointError, DataError, DeviceError, SettingsError, listed
+from trarctl.errors import CheckpointError, DataError, SettingsError, listed
 from trarctl.model.original import shape_settings
 from trarctl.model.spans import Spans, describe_coinciding
 from trarctl.model.trar import TRAR, ModelSizes
@@ -251,20 +249,6 @@ def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | No
     """The one place where a command's model is built."""
     with enough_memory("take a smaller model: --set model.hidden_size=N or model.num_layers=N"):
         return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
-
-
-@contextmanager
-def enough_memory(hint: str) -> Iterator[None]:
-    """Turn the errors of memory that the system does not give, on the CPU, into a DeviceError with a hint."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in text:
-            raise
-        asked = re.search(r"allocate ([\d.]+) ?(\w+)", text)
-        many = f": {float(asked[1]):,.0f} {asked[2]} more were asked for" if asked else ""
-        raise DeviceError(f"the computer has too little memory{many}", hint) from error
 
 
 def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None, Description | None, list[str]]:

@@ -36,7 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; the file takes its own name when the block ends well, or is not there at all.
 
     It is on the disk by then, also after a power cut. What was there before stays until that moment. The file has the
-    mode that the process gives to new files, whoever wrote it.
+    mode that the process gives to new files, also if a library wrote it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -20,6 +20,7 @@ from tests.data.preparing import GOLDEN
 from tests.fuzz.bases import small_run, write_small_clevr, write_small_vqa
 from tests.fuzz.harness import UNKNOWN, Effect, Mutation, Ran, Surface, call
 from tests.fuzz.mutators import (
+    Mutator,
     damage_bytes,
     edit_json,
     mutate_array,
@@ -32,7 +33,6 @@ from tests.fuzz.mutators import (
 )
 from trarctl.data.prepared import open_prepared
 
-Mutator = Callable[[Random, Path], Mutation]
 NO_FEATURES = "no features can be read from this"
 # What an array of features cannot be without somebody having made a mistake.
 DAMAGED_FEATURES = {

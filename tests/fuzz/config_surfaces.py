@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from tests.fuzz.mutators import (
     NUMBERS,
     TEXTS,
     VALUES,
+    Mutator,
     damage_bytes,
     edit_json,
     load_json,
@@ -37,7 +38,6 @@ from trarctl.config.settings import FIELDS
 from trarctl.engine.distributed import Placement, plan_placement
 from trarctl.errors import TrarError
 
-Mutator = Callable[[Random, Path], Mutation]
 OTHERWISE = "a plain reader understands something else"
 KEYS = sorted(FIELDS)
 

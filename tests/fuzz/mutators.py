@@ -16,6 +16,8 @@ import numpy as np
 
 from tests.fuzz.harness import Effect, Mutation
 
+Mutator = Callable[[Random, Path], Mutation]
+
 TEXTS = (
     *("", " ", "x", "12", "-1", "1e3", "nan", "true", "null", "yes", "../../../../etc/passwd", "\x00", "\x1b[31mred"),
     *(

@@ -8,7 +8,7 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -21,11 +21,10 @@ from PIL.PngImagePlugin import PngInfo
 from tests.fuzz.array_surfaces import half_json
 from tests.fuzz.bases import small_run
 from tests.fuzz.harness import UNKNOWN, Effect, Mutation, Ran, Surface, call
-from tests.fuzz.mutators import damage_bytes, load_json, marked_text, odd_json, replace_file
+from tests.fuzz.mutators import Mutator, damage_bytes, load_json, marked_text, odd_json, replace_file
 from tests.small_runs import make_raw
 from trarctl.data.prepared import open_prepared
 
-Mutator = Callable[[Random, Path], Mutation]
 PLAIN = ".plain.png"  # beside a picture in another form: the same in eight bits, upright; hidden from the program
 
 

@@ -26,6 +26,7 @@ from tests.fuzz.bases import golden_prepared, golden_scores, small_run
 from tests.fuzz.harness import UNKNOWN, Effect, Mutation, Ran, Surface, call
 from tests.fuzz.mutators import (
     VALUES,
+    Mutator,
     damage_bytes,
     edit_json,
     load_json,
@@ -36,7 +37,6 @@ from tests.fuzz.mutators import (
     rewrite_json,
 )
 
-Mutator = Callable[[Random, Path], Mutation]
 Tensors = dict[str, torch.Tensor]
 REJECTED = "a server would reject this"
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from tests.fuzz.bases import write_small_clevr, write_small_vqa
 from tests.fuzz.harness import Effect, Mutation, Ran, Surface, call
 from tests.fuzz.mutators import (
+    Mutator,
     damage_bytes,
     edit_json,
     marked_text,
@@ -23,7 +24,6 @@ from tests.fuzz.mutators import (
 from tests.small_runs import make_raw
 from trarctl.data.prepared import open_prepared
 
-Mutator = Callable[[Random, Path], Mutation]
 UNREADABLE = "a plain reader cannot read this"
 
 

@@ -284,7 +284,7 @@ def _meet(group: Group, timeout: timedelta) -> Store:
     store: Store = TCPStore(group.address, group.port, group.size, is_host, timeout, wait_for_workers=False)
     attempt = f"{num_restarts()}-of-{group.size}"
     if not group.has_agent:
-        # Whoever starts the group says which it is; a launcher that keeps the store itself has seen to that.
+        # Process 0 says which group it is; a launcher that keeps the store itself has seen to that.
         mine = f"{group.name} with {group.size} processes"
         if is_host:
             store.set("trarctl-group", mine)

@@ -102,7 +102,7 @@ def ended_with_parent() -> Iterator[None]:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
         is_done.wait(ORPHAN_SECONDS)
-        # For whoever would wait for the lost launcher then; a moment for what is written last.
+        # Some part may wait for the lost launcher for ever. A moment more, for what is written last.
         time.sleep(POLL_SECONDS)
         os._exit(128 + signal.SIGTERM)
 

@@ -63,6 +63,16 @@ def test_a_manifest_that_lost_the_names_of_types(folder: Path, names: str) -> No
         open_prepared(folder).split("val").truth()
 
 
+@pytest.mark.parametrize("count", [1, 10**12, 2**63])
+def test_a_manifest_that_counts_other_questions(folder: Path, count: int) -> None:
+    """Nothing is made room for by what the manifest says alone."""
+    content = json.loads((folder / MANIFEST).read_text())
+    content["text"]["splits"]["val"]["questions"] = count
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"is damaged: val/question_id\.npy"):
+        len(open_prepared(folder).split("val"))
+
+
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", ""])
 def test_a_manifest_cannot_lead_out_of_the_features_folder(folder: Path, name: str) -> None:
     content = json.loads((folder / MANIFEST).read_text())

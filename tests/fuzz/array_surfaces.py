@@ -465,9 +465,9 @@ class WordVectors(Surface):
 
     @staticmethod
     def _edit(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
-        if not (folder / "v.txt").is_file():
-            return
         path = folder / "v.txt"
+        if not path.is_file() or zipfile.is_zipfile(path):
+            return
         text = path.read_bytes().decode("utf-8", "surrogateescape")
         path.write_bytes("".join(change(text.splitlines(keepends=True))).encode("utf-8", "surrogateescape"))
 

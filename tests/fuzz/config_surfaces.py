@@ -78,7 +78,7 @@ UNREADABLE = "a plain reader cannot read this"
 def agrees(shown: Any, said: Any) -> bool:
     """Whether a setting that is shown is what a file says, in whatever notation."""
     if isinstance(said, bool) or isinstance(shown, bool):
-        true, false = ("true", "yes", "on", "1", "1.0"), ("false", "no", "off", "0", "0.0")
+        true, false = ("true", "yes", "on", "1", "1.0"), ("false", "no", "off", "0", "0.0", "-0.0")
         shown, said = (str(one).strip().lower() for one in (shown, said))
         return any(shown in words and said in words for words in (true, false))
     if shown == "none":
@@ -89,7 +89,7 @@ def agrees(shown: Any, said: Any) -> bool:
     if isinstance(said, str) and re.search(r"[,\s]", said.strip()) and not isinstance(shown, str):
         return True
     try:
-        return float(shown) == float(said)
+        return float(shown) == float(said) or str(shown) == str(said)
     except (TypeError, ValueError):
         return str(shown).strip(" /").lower() == str(said).strip().strip(" /").lower()
 
@@ -164,7 +164,7 @@ class TomlSettings(OwnFile):
             if not path.is_file():
                 return Mutation("nothing")
             lines = path.read_text(errors="replace").splitlines()
-            at = random.randrange(len(lines) or 1)
+            at = random.choice([at for at, line in enumerate(lines) if not line.startswith("#")] or [0])
             kind = random.choice(
                 ("value", "value", "value", "value", "key", "twice", "gone", "table", "dotted", "comment")
             )
@@ -287,7 +287,7 @@ class YamlSettings(SettingsFile):
             if not path.is_file():
                 return Mutation("nothing")
             lines = path.read_text(errors="replace").splitlines()
-            at = random.randrange(len(lines) or 1)
+            at = random.choice([at for at, line in enumerate(lines) if not line.startswith("#")] or [0])
             name, _, value = lines[at].partition(": ") if lines else ("x", "", "1")
             kind = random.choice(
                 ("value", "value", "value", "key", "twice", "gone", "documents", "comment", "tab", "bomb")
@@ -443,7 +443,8 @@ class Environment(Surface):
     @property
     def mutators(self) -> Sequence[Mutator]:
         """Set variables, whole groups of them or parts."""
-        return (self._torchrun, self._torchrun, self._slurm, self._slurm, self._other_launcher, self._own, self._system)
+        return (self._torchrun, self._torchrun, self._slurm, self._slurm, self._other_launcher, self._own, self._system,
+                self._threads)  # fmt: skip
 
     @staticmethod
     def _set(folder: Path, variables: dict[str, str], what: str, effect: Effect) -> Mutation:
@@ -525,7 +526,6 @@ class Environment(Surface):
 
     def _system(self, random: Random, folder: Path) -> Mutation:
         variables = random.choice((
-            {"OMP_NUM_THREADS": random.choice(NO_NUMBERS)},
             {"COLUMNS": random.choice((*NO_NUMBERS, "0", "1", "100000"))},
             {"LINES": "x"}, {"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""},
             {"HOME": "/nowhere"},
@@ -533,6 +533,10 @@ class Environment(Surface):
             {"TZ": "x/y"}, {"PATH": ""},
         ))  # fmt: skip
         return self._set(folder, variables, f"{variables}", Effect.NONE)
+
+    def _threads(self, random: Random, folder: Path) -> Mutation:
+        variables = {"OMP_NUM_THREADS": random.choice(NO_NUMBERS)}
+        return self._set(folder, variables, f"{variables}", Effect.SAME)
 
     def run(self, work: Path, random: Random) -> Ran:
         """Ask where to compute, and score where that is in one process; a group would wait for its others."""
@@ -704,7 +708,7 @@ class CommandLines(Surface):
                 elif kind == "joined" and 0 < at < len(argv):
                     argv[at - 1 : at + 1] = [f"{argv[at - 1]}={argv[at]}"]
             # What trains has no data here, so that nothing goes on for long.
-            (folder / "argv.json").write_text(json.dumps(argv))
+            (folder / "argv.json").write_text(json.dumps(argv or ["--help"]))
             return Mutation(" ".join(argv)[:160])
 
         return (words,)

@@ -206,7 +206,7 @@ class PreparedSplit:
         self._part = part
 
     def __len__(self) -> int:
-        return self._part.questions
+        return len(self.question_id)
 
     @cached_property
     def digest(self) -> str:
@@ -229,7 +229,7 @@ class PreparedSplit:
     @cached_property
     def question_id(self) -> Ids:
         """Ids in file order, int64 or text as the data set has them, [Q]."""
-        return self._load("question_id", len(self))
+        return self._load("question_id", self._part.questions)
 
     @cached_property
     def question_tokens(self) -> npt.NDArray[np.int32]:

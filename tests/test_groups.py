@@ -131,6 +131,7 @@ def test_torchrun_within_a_step_of_slurm() -> None:
         (STEP | {"SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS is not set or empty"),
         (STEP | {"SLURM_STEP_ID": ""}, "SLURM_STEP_ID is not set or empty"),
         (without(STEP, "SLURM_STEP_ID"), "SLURM_STEP_ID is not set or empty"),
+        (without(STEP, "SLURM_STEP_ID") | {"SLURM_PROCID": "0"}, "SLURM_STEP_ID is not set or empty"),
         (without(STEP, "SLURM_JOB_ID"), "SLURM_JOB_ID is not set or empty"),
         (STEP | {"SLURM_LOCALID": ""}, "SLURM_LOCALID is not set or empty"),
         (STEP | {"SLURM_STEP_NODELIST": " "}, "SLURM_STEP_NODELIST is not set or empty"),

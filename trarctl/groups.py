@@ -51,7 +51,7 @@ class Group:
 def read_group(environ: Mapping[str, str]) -> Group | None:
     """The group that this process was started in; None for a process of its own. Blank variables are not set."""
     told = {name: value.strip() for name, value in environ.items() if value.strip()}
-    step = _slurm_step(told, is_told="SLURM_STEP_ID" in environ)
+    step = _slurm_step(told, is_told="SLURM_STEP_ID" in environ or "SLURM_STEP_NUM_TASKS" in told)
     if step is None or told.keys() >= set(TORCHRUN):
         if any(name in told for name in TORCHRUN[:4]):
             return _torchrun_group(told)

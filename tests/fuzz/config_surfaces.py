@@ -449,7 +449,10 @@ class Environment(Surface):
     @staticmethod
     def _set(folder: Path, variables: dict[str, str], what: str, effect: Effect) -> Mutation:
         path = folder / "env.json"
-        path.write_text(json.dumps(load_json(path) | variables))
+        before = load_json(path)
+        if before.keys() & variables:  # one group in another's place: what the first should cause is gone
+            return Mutation("nothing", Effect.NONE)
+        path.write_text(json.dumps(before | variables))
         return Mutation(what, effect)
 
     def _torchrun(self, random: Random, folder: Path) -> Mutation:
@@ -471,7 +474,9 @@ class Environment(Surface):
         if kind == "no number":
             name = random.choice(TORCHRUN[:4])
             variables[name] = random.choice(NO_NUMBERS)
-            return self._set(folder, variables, f"torchrun {name}={variables[name]!r}", Effect.REFUSED)
+            # A process of its own may leave blank what a group would need.
+            effect = Effect.REFUSED if size > 1 or variables[name].strip() else Effect.ANY
+            return self._set(folder, variables, f"torchrun {name}={variables[name]!r}", effect)
         if kind == "contradiction":
             name, value = random.choice(
                 (("RANK", size), ("LOCAL_RANK", size), ("WORLD_SIZE", 0), ("LOCAL_WORLD_SIZE", size + 1))

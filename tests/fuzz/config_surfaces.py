@@ -84,6 +84,8 @@ def agrees(shown: Any, said: Any) -> bool:
     if shown == "none":
         return said is None or str(said).strip().lower() in ("none", "null", "")
     if isinstance(said, list | tuple) or isinstance(shown, list | tuple):
+        if isinstance(said, str):
+            said = [part.strip().strip("'\"") for part in said.strip().strip("[]()").split(",") if part.strip()]
         shown, said = ([one] if not isinstance(one, list | tuple) else one for one in (shown, said))
         return len(shown) == len(said) and all(map(agrees, shown, said))
     if isinstance(said, str) and re.search(r"[,\s]", said.strip()) and not isinstance(shown, str):
@@ -408,15 +410,10 @@ class SetOptions(Surface):
         """Compare what is shown with what was said last of each key."""
         shown = flat(tomllib.loads(ran.out))
         said = dict(text.split("=", 1) for text in load_json(work / "in/sets.json"))
-        other = {key: (shown.get(key), value) for key, value in said.items() if not self._agrees(shown.get(key), value)}
+        other = {
+            key: (shown.get(key), value) for key, value in said.items() if not agrees(shown.get(key), value.strip())
+        }
         return {"other": other, "rest": {key: value for key, value in shown.items() if key not in said}}
-
-    @staticmethod
-    def _agrees(shown: Any, said: str) -> bool:
-        if isinstance(shown, list):
-            said = said.strip().strip("[]()")
-            return agrees(shown, [part.strip().strip("'\"") for part in said.split(",") if part.strip()])
-        return agrees(shown, said.strip())
 
     def expected(self, work: Path) -> object:
         """Nothing differs."""

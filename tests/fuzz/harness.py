@@ -188,10 +188,11 @@ class Surface(ABC):
                     done.append(Mutation("as damaged before"))
 
         fault, ran = self._try(work, random, mutate)
-        effects = {one.effect for one in done}
-        # A harmless change leaves another what it is; what else is combined is judged by its value alone.
-        significant = effects - {Effect.NONE, Effect.SAME} or effects - {Effect.NONE} or effects
-        effect = significant.pop() if len(significant) == 1 else Effect.ANY
+        # A harmless change leaves another what it is; what else is combined, and may cancel, is judged by its value.
+        effects = [one.effect for one in done]
+        harmful = [effect for effect in effects if effect not in (Effect.NONE, Effect.SAME)]
+        harmless = Effect.SAME if Effect.SAME in effects else Effect.NONE
+        effect = Effect.ANY if len(harmful) > 1 else harmful[0] if harmful else harmless
         decisive = [one for one in done if one.effect is not Effect.NONE] or done
         mutation = Mutation(", then ".join(one.what for one in decisive), effect)
         with _time_limit():
@@ -201,7 +202,7 @@ class Surface(ABC):
         """Make an input, run it, and judge what holds of every input."""
         self.copy_base(work)
         if mutate is not None:
-            with _time_limit():
+            with _time_limit(), warnings.catch_warnings(action="ignore"):
                 mutate()
         before = snapshot(work / "in")
         with _time_limit(), _as_it_was(work):

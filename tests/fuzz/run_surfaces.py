@@ -619,7 +619,7 @@ class ClevrAnswers(Answers):
                 "tab",
             )
             kind = random.choice(kinds)
-            given = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
+            given = path.read_bytes().decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
             at = random.randrange(len(given)) if given else 0
             if given:
                 replaced = {

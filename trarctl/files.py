@@ -36,8 +36,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; the file takes its own name when the block ends well, or is not there at all.
 
     It is on the disk by then, also after a power cut. What was there before stays until that moment. The file has the
-    mode that the process gives to new files, also if a library wrote it.
+    mode that the process gives to new files, also if a library wrote it. A folder of its name is an IsADirectoryError
+    before the block begins.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()

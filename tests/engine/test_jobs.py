@@ -449,6 +449,20 @@ def test_a_full_disk_before_the_first_step_changes_nothing(
     assert run.path.exists()
 
 
+@pytest.mark.parametrize("name", ["settings.json", "metrics.jsonl", "log.txt"])
+def test_a_folder_in_a_files_place_is_named_before_anything_changes(
+    name: str, finished: RunFolder, tmp_path: Path
+) -> None:
+    run = copy(finished, tmp_path)
+    (run.path / name).unlink()
+    (run.path / name).mkdir()
+    before = content_of(tmp_path)
+    with pytest.raises(DataError, match=f"cannot write {run.path / name}: Is a directory") as raised:
+        resume(run, epoch=1)
+    assert raised.value.hint == f"move it away; then trarctl resume {run.path} goes on"
+    assert content_of(tmp_path) == before
+
+
 # Noticed before the work
 
 

@@ -251,6 +251,7 @@ def _write_beginning(
     state, notes = beginning.state, list(beginning.notes)
     with run.writable():
         run.remove_torn_files()
+    run.log()
     with replaced_settings(run, settings, data.path):
         run.checkpoints.mkdir(exist_ok=True)
         if beginning.checkpoint is None:

@@ -173,9 +173,9 @@ class RunFolder:
         except OSError:
             yield None
 
-    def log(self, text: str) -> None:
-        """Append a line for people to ``log.txt``."""
-        self._append(self.log_file, f"{text}\n".encode())
+    def log(self, *lines: str) -> None:
+        """Append lines for people to ``log.txt``; without any, see that it can be written."""
+        self._append(self.log_file, "".join(f"{line}\n" for line in lines).encode())
 
     def _append(self, path: Path, content: bytes) -> None:
         with self.writable(path), open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:

@@ -554,3 +554,24 @@ def test_settings_from_a_checkpoint_name_the_data_by_its_full_path(finished: Run
     assert found.data.path == Path("/some/data")
     assert (found.run.folder, found.train.epochs) == (run.path.parent, 3)
     assert [note.partition("; ")[2] for note in notes] == ["taking the settings from epoch-002.safetensors"]
+
+
+def test_a_restart_of_a_whole_group_finds_the_run_that_it_began(
+    finished: RunFolder, golden_data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(golden_data["vqa"], finished.path.parent.parent)
+    with pytest.raises(SettingsError, match="run tiny exists in"):
+        plan_start(settings, {}, init=None)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    job, _ = plan_start(settings, {}, init=None)
+    assert (job.kind, job.is_named, job.run.path) == ("start", True, finished.path)
+    job, _ = plan_start(
+        settings.model_copy(update={"run": settings.run.model_copy(update={"name": None})}), {}, init=None
+    )
+    assert not job.is_named
+
+
+def test_more_epochs_change_the_temperature_of_hard_routing(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    run, notes = train(tiny_settings(golden_data["vqa"], tmp_path, model__routing="hard", train__epochs=1)), list[str]()
+    resume(run, on_event=notes_of(notes), epochs=2)
+    assert notes == ["the temperature schedule depends on the number of epochs: it changes from here on"]

@@ -55,6 +55,9 @@ def test_what_is_not_there(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="run old has no checkpoint of epoch 9") as raised:
         find_checkpoint("old@9", folder)
     assert raised.value.hint == f"there are: 1, 2, 3; --ckpt {folder}/old@EPOCH, or without @EPOCH the best"
+    for epoch in ("x", "\u00b2", "\u0661", "-1"):
+        with pytest.raises(CheckpointError, match=f"run old has no checkpoint of epoch {epoch}"):
+            find_checkpoint(f"old@{epoch}", folder)
     with pytest.raises(CheckpointError, match="no runs in"):
         find_run(None, tmp_path / "nothing")
     RunFolder(folder / "new").step_checkpoint(0, 40).unlink()
@@ -250,3 +253,25 @@ def test_a_pipe_in_a_run_is_not_waited_for(name: str, folder: Path) -> None:
     else:
         with pytest.raises(CheckpointError, match="not a regular file"):
             read_settings(run)
+
+
+def test_the_latest_run_is_the_one_that_was_written_last(folder: Path) -> None:
+    """By its latest checkpoint as well: ``settings.json`` is as old as the run."""
+    old = RunFolder(folder / "old")
+    for epoch, seconds in ((3, 50), (2, -50)):
+        os.utime(old.epoch_checkpoint(epoch), (1_000_000_000 + seconds,) * 2)
+    assert [run.name for run in list_runs(folder)] == ["new", "old"]
+    os.utime(old.epoch_checkpoint(3), (1_000_000_000 - 100,) * 2)
+    os.utime(old.epoch_checkpoint(2), (1_000_000_000 + 50,) * 2)
+    assert [run.name for run in list_runs(folder)] == ["old", "new"]
+
+
+def test_metrics_without_steps_stay_when_a_run_goes_back(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for epoch in (1, 2):
+        run.record({"event": "validation", "epoch": epoch, "overall": 50.0 + epoch})
+    run.rewind(epoch=0, step_in_epoch=0, step=0)
+    assert [entry["epoch"] for entry in run.metrics()] == [1, 2]
+    run.rewind(epoch=0, step_in_epoch=1, step=1)
+    assert [entry["overall"] for entry in run.metrics()] == [51.0, 52.0]

@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trarctl.data import Item
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, read_features
 from trarctl.data.manifest import IMAGES
@@ -25,7 +26,6 @@ from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
 
-Item = TypeVar("Item")
 Command = Callable[..., str]
 """Gives the command that prepares the data, with other values of some options."""
 

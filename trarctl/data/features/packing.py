@@ -6,9 +6,9 @@ Axes: Q questions, I images of a set, B images of a block, N cells, W feature wi
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.lib.format as npy
 import orjson
 
-from trarctl.data import Progress
+from trarctl.data import Progress, in_threads
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.base import Extractor, ExtractorOptions
 from trarctl.data.features.extract import check_pictures, extract_files, fill_from_pictures, training_images
@@ -389,20 +389,11 @@ def _blocks(
     """Fill blocks of rows in threads and give them in order, a few ahead; their memory is used again afterwards."""
     buffers: list[Floats] = [np.empty((rows, *shape[1:]), dtype=dtype) for _ in range(_NUM_THREADS + 1)]
 
-    def filled(number: int, first: int) -> tuple[int, Floats, Survey]:
-        block = buffers[number % len(buffers)][: shape[0] - first]
+    def filled(first: int) -> tuple[int, Floats, Survey]:
+        block = buffers[first // rows % len(buffers)][: shape[0] - first]
         survey = Survey(problems=fill(first, block))
         for row, cells in enumerate(block if not survey.problems else [], start=first):
             survey.look(row, cells)
         return first, block, survey
 
-    pool, running = ThreadPoolExecutor(_NUM_THREADS), deque[Future[tuple[int, Floats, Survey]]]()
-    try:
-        for number, first in enumerate(range(start, shape[0], rows)):
-            running.append(pool.submit(filled, number, first))
-            if len(running) > _NUM_THREADS:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_threads(filled, range(start, shape[0], rows), num_threads=_NUM_THREADS, num_ahead=_NUM_THREADS)

@@ -62,7 +62,7 @@ class Batch:
 
 
 class Samples:
-    """Questions of one or more splits, in a fixed order, as arrays on the disk.
+    """Questions of one or more splits, in a fixed order.
 
     ``parts`` are splits and, of each, the rows to take in order; without ``loss`` there are no targets. A DataError
     says that the features of sampled images have changed since they were prepared.

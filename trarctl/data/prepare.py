@@ -58,7 +58,7 @@ from trarctl.data.manifest import (
     read_manifest,
 )
 from trarctl.data.metrics import GroundTruth, ceiling
-from trarctl.data.prepared import default_folder, write_split
+from trarctl.data.prepared import default_folder, open_prepared, write_split
 from trarctl.data.records import Ids, RawData, RawSplit
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
 from trarctl.data.word_vectors import WordVectors, load_vectors, vectors_fingerprint
@@ -253,8 +253,11 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
 def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     """Fill in the defaults of a request, and refuse what contradicts itself."""
     spec: DatasetSpec = DATASETS[request.dataset]
-    limits = {"--grid": (request.grid, 1), "--max-words": (request.max_words, 1)}
-    for flag, (value, least) in (limits | {"--min-answer-count": (request.min_answer_count, 0)}).items():
+    for flag, value, least in (
+        ("--grid", request.grid, 1),
+        ("--max-words", request.max_words, 1),
+        ("--min-answer-count", request.min_answer_count, 0),
+    ):
         if value is not None and value < least:
             raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
     raw = request.raw or spec.default_raw_folder()
@@ -426,14 +429,11 @@ def _check_rows(
 def _old_manifest(out: Path) -> Manifest | None:
     """Read the manifest of what is there, if all of it is there."""
     try:
-        manifest = read_manifest(out)
+        manifest = open_prepared(out).manifest
     except DataError:
         return None
-    sizes = list_files(out, except_for=MANIFEST)
-    is_whole = all(sizes.get(name) == size for name, size in manifest.files.items()) and all(
-        file_sha256(out / name) == checksum for name, checksum in manifest.checksums.items()
-    )
-    return manifest if is_whole else None
+    is_same = all(file_sha256(out / name) == checksum for name, checksum in manifest.checksums.items())
+    return manifest if is_same else None
 
 
 def _text_part(work: _Work) -> tuple[TextPart, bool]:

@@ -40,7 +40,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class FlatText:
-    """Many strings as one array of bytes: memory-mapped, without a Python object for each."""
+    """Many strings as one array of bytes, without a Python object for each."""
 
     content: npt.NDArray[np.uint8]  # UTF-8 bytes of all strings, one after the other, [bytes]
     offsets: npt.NDArray[np.int64]  # where each starts, and the end of the last, [strings + 1]

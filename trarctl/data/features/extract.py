@@ -25,6 +25,7 @@ from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
 from trarctl.groups import read_group
+from trarctl.processors import usable_processors
 from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def check_pictures(sets: Sequence[ImageSet], progress: Progress) -> None:
 
     for images in sets:
         pieces = batched(images.ids.tolist() if images.folder else [], _BATCH_IMAGES)
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_processors()) as pool:
             done = 0
             for ids, bad in zip(pieces, pool.map(look, pieces), strict=True):
                 problems += bad
@@ -207,8 +208,8 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
 
 
 def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
-    whys = {path: error.what.removeprefix(f"{path} ") for path, error in pictures.items()}
-    return [Problem(path, why, pictures[path].hint or REPLACE) for path, why in whys.items()]
+    found = pictures.items()
+    return [Problem(path, error.what.removeprefix(f"{path} "), error.hint or REPLACE) for path, error in found]
 
 
 def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:

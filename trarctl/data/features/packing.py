@@ -174,9 +174,14 @@ def check_images(
 def _files_part(images: ImageSet, common: Common, folder: Path) -> ImageSetPart:
     """Describe features that are read where they are; ``folder`` may be relative to the prepared folder."""
     assert images.folder is not None  # noqa: S101 - the callers pass over sets without a folder
-    naming = NamingPart(**vars(images.folder.naming))
-    part = ImageSetPart(name=images.name, num_images=len(images.ids), kind="files", folder=str(folder), naming=naming)
-    return part.model_copy(update={"stored_type": common.stored_type})
+    return ImageSetPart(
+        name=images.name,
+        num_images=len(images.ids),
+        kind="files",
+        folder=str(folder),
+        naming=NamingPart(**vars(images.folder.naming)),
+        stored_type=common.stored_type,
+    )
 
 
 def build_images(

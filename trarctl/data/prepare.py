@@ -201,7 +201,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
     return PrepareReport(
         out=work.out,
         manifest=manifest,
-        checks=_check_rows(work, found, (), folders if any(folders.values()) else None),
+        checks=_check_rows(work, found, (), folders),
         warnings=manifest.text.warnings + manifest.images.warnings,
         was_current=was_current,
         seconds=time.monotonic() - began,
@@ -246,7 +246,7 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
         named = {split.name: split.image_id for split in data.splits}
         folders, warnings = check_images(work.spec, named, work.image_options, progress, work.attempt)
         data.warnings += warnings
-    rows = _check_rows(work, data.num_records, damaged, folders if any(folders.values()) else None)
+    rows = _check_rows(work, data.num_records, damaged, folders)
     return CheckReport(rows, tuple(data.warnings), tuple(faults))
 
 
@@ -382,7 +382,7 @@ def _refuse_loss(work: _Work) -> None:
         what = f"{work.out} holds prepared {old.dataset} data, which {work.spec.name} would replace"
         raise DataError(what, "choose another folder: --out DIR; or remove that one")
     is_left_out = options.features is None and options.pictures is None and not work.request.without_features
-    if old.feature_width and is_left_out:
+    if old.images.feature_width and is_left_out:
         without = work.request.command(without_features=True)
         what = f"{work.out} has features, but no folder of features is given, nor is {work.raw.parent / 'feats'} there"
         hint = f"name their folder: --features DIR; or leave them out: {without}"
@@ -390,7 +390,7 @@ def _refuse_loss(work: _Work) -> None:
 
 
 def _check_rows(
-    work: _Work, found: Mapping[str, int], damaged: Collection[str], folders: Mapping[str, Folder | None] | None
+    work: _Work, found: Mapping[str, int], damaged: Collection[str], folders: Mapping[str, Folder | None]
 ) -> tuple[CheckRow, ...]:
     """Compare what was found with what was published: records by file, features or images by image set."""
 
@@ -413,8 +413,8 @@ def _check_rows(
             else:
                 advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
                 rows.append(CheckRow(name, None, expected, "not there, not needed", advice))
-    for files in work.spec.image_sets if folders is not None else ():
-        folder = (folders or {}).get(files.name)
+    for files in work.spec.image_sets if any(folders.values()) else ():
+        folder = folders.get(files.name)
         if folder is not None:
             row = counted(str(folder.path), len(folder.ids), files.num_images, "are all images there?")
             odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""

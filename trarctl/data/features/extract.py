@@ -150,7 +150,7 @@ def training_images(images: ImageSet, extractor: Extractor, progress: Progress) 
 
 def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
     """Load the extractor that made the features of prepared data; DataError if it is unknown or has other weights."""
-    options = ExtractorOptions(data.manifest.grid_size, weights)
+    options = ExtractorOptions(data.manifest.images.grid_size, weights)
     if data.manifest.images.backbone is not None:
         extractor = read_extractor(data.path / BACKBONE, options)
     else:

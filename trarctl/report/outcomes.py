@@ -68,15 +68,15 @@ def outcome_of(scores: Scores, split: PreparedSplit, accuracy: Accuracy) -> Outc
     truth = split.truth()
     chosen, confidence = _likeliest(scores)
     return Outcome(
-        accuracy.right,
-        chosen,
-        confidence,
-        accuracy.type_of,
-        list(accuracy.types),
-        truth.question_type.astype(np.int64),
-        list(truth.question_types),
-        commonest(truth.codes),
-        truth.strings,
+        right=accuracy.right,
+        chosen=chosen,
+        confidence=confidence,
+        type_of=accuracy.type_of,
+        types=list(accuracy.types),
+        detail_of=truth.question_type.astype(np.int64),
+        details=list(truth.question_types),
+        truth_of=commonest(truth.codes),
+        truths=truth.strings,
     )
 
 

@@ -162,7 +162,7 @@ def check_images(
     with attempt():
         grid_size = options.extractor_options.grid_size
         common = check_files(there, grid_size**2, progress, pack_as=options.pack, check_values=True)
-        parts = [_files_part(images, common, images.folder.path.resolve()) for images in there if images.folder]
+        parts = [_files_part(images, common, str(images.folder.path.resolve())) for images in there if images.folder]
         part = ImagesPart(
             key="", grid_size=grid_size, feature_width=common.width, pack=None, backbone=None, image_sets=tuple(parts)
         )
@@ -171,14 +171,14 @@ def check_images(
     return folders, tuple(warnings)
 
 
-def _files_part(images: ImageSet, common: Common, folder: Path) -> ImageSetPart:
+def _files_part(images: ImageSet, common: Common, folder: str) -> ImageSetPart:
     """Describe features that are read where they are; ``folder`` may be relative to the prepared folder."""
     assert images.folder is not None  # noqa: S101 - the callers pass over sets without a folder
     return ImageSetPart(
         name=images.name,
         num_images=len(images.ids),
         kind="files",
-        folder=str(folder),
+        folder=folder,
         naming=NamingPart(**vars(images.folder.naming)),
         stored_type=common.stored_type,
     )
@@ -208,19 +208,12 @@ def build_images(
     parts = []
     for images in plan.table.sets:
         part = ImageSetPart(name=images.name, num_images=len(images.ids), kind="none")
-        folder = "" if images.folder is None else images.folder.path.resolve()
         if images.folder is not None and pack_as is None:
-            part = _files_part(images, common, Path(os.path.relpath(folder, out.resolve())))
+            folder = os.path.relpath(images.folder.path.resolve(), out.resolve())
+            part = _files_part(images, common, folder)
         elif images.folder is not None and len(images.ids):
-            fill, made_by = partial(fill_from_files, images), None
-            if extractor is not None and options.packs_pictures:
-                fill = partial(fill_from_pictures, images, extractor)
-                made_by = extractor.describe() | {"reading": READING_VERSION}
             stored_type = common.stored_type if pack_as == "as-found" or pack_as is None else pack_as
-            content = [plan.fingerprints[images.name], str(folder), [num_cells, width], stored_type, made_by]
-            path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
-            path.parent.mkdir(exist_ok=True)
-            survey = pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress, rebuild=rebuild)
+            path, survey = _pack_set(plan, images, width, stored_type, out, progress, rebuild=rebuild)
             warnings += survey.warnings(images.name, images.file_of_row)
             part = part.model_copy(update={"kind": "packed", "file": path.name, "stored_type": stored_type})
         parts.append(part)
@@ -237,6 +230,30 @@ def build_images(
     statistics = store.statistics()
     warnings += set_warnings(statistics)
     return images_part.model_copy(update={"statistics": statistics, "warnings": tuple(warnings)})
+
+
+def _pack_set(
+    plan: ImagePlan,
+    images: ImageSet,
+    width: int,
+    stored_type: StoredType,
+    out: Path,
+    progress: Progress,
+    *,
+    rebuild: bool,
+) -> tuple[Path, Survey]:
+    """Pack the features of an image set in ``out``, under a name that changes with all that they depend on."""
+    assert images.folder is not None  # noqa: S101 - the caller passes over sets without a folder
+    shape = (len(images.ids), plan.options.extractor_options.grid_size**2, width)
+    fill, made_by = partial(fill_from_files, images), None
+    if plan.extractor is not None and plan.options.packs_pictures:
+        fill = partial(fill_from_pictures, images, plan.extractor)
+        made_by = plan.extractor.describe() | {"reading": READING_VERSION}
+    folder = str(images.folder.path.resolve())
+    content = [plan.fingerprints[images.name], folder, shape[1:], stored_type, made_by]
+    path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
+    path.parent.mkdir(exist_ok=True)
+    return path, pack(fill, path, shape, stored_type, progress, rebuild=rebuild)
 
 
 def check_files(

@@ -263,10 +263,28 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     raw = request.raw or spec.default_raw_folder()
     if not raw.is_dir():
         raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
-    grid = request.grid or spec.grid_size
+    grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or "resnet101"
+    _refuse_contradictions(request, spec, grid, extractor)
+    pictures = request.images if spec.extractor is None else raw
+    features, beside = request.features, raw.resolve().parent / "feats"
+    if features is None and pictures is None and beside.is_dir():
+        features = beside
+    options = ImageOptions(
+        features=None if request.without_features else features,
+        pack=request.pack,
+        extractor_options=ExtractorOptions(grid, request.weights, request.devices),
+        pictures=pictures,
+        extractor=extractor,
+        packs_pictures=spec.extractor is not None,
+        command=request.command,
+    )
+    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
+
+
+def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int, extractor: str) -> None:
+    """Refuse options that exclude each other, or that the data set leaves no choice of."""
     has_own = spec.extractor is not None
     is_other = has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None)
-    extractor = request.extractor or spec.extractor or "resnet101"
     flags = {name: f"--{name.replace('_', '-')}" for name in ("features", "images", "without_features")}
     given = [flag for name, flag in flags.items() if getattr(request, name)]
     unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and request.images is None]
@@ -284,20 +302,6 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     ):
         if is_wrong:
             raise SettingsError(what, hint)
-    pictures = raw if has_own else request.images
-    features, beside = request.features, raw.resolve().parent / "feats"
-    if features is None and pictures is None and beside.is_dir():
-        features = beside
-    options = ImageOptions(
-        features=None if request.without_features else features,
-        pack=request.pack,
-        extractor_options=ExtractorOptions(grid, request.weights, request.devices),
-        pictures=pictures,
-        extractor=extractor,
-        packs_pictures=has_own,
-        command=request.command,
-    )
-    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
 
 
 def _present_splits(work: _Work) -> list[SplitFiles]:
@@ -648,7 +652,7 @@ def _put_in_place(
     present = [f"{FEATURES}/{path.name}" for path in features.iterdir()] if features.is_dir() else []
     obsolete = [name for name in [*_possible_entries(), *present] if name not in keep]
     swap_in(work.out, work.building, new, obsolete, marker=MANIFEST)
-    there = sorted(list_files(work.out, except_for=MANIFEST).items())
+    there = sorted(list_files(work.out).items())
     files = {name: size for name, size in there if name in keep or name.partition("/")[0] in keep}
     manifest = Manifest(
         version=FORMAT_VERSION,

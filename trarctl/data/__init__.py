@@ -18,10 +18,14 @@ def no_progress(task: str, done: int, total: int | None) -> None:
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int, num_ahead: int
+    work: Callable[[Item], Result], items: Iterable[Item], num_threads: int, *, num_ahead: int | None = None
 ) -> Iterator[Result]:
-    """Do work on each item in threads, and give the results in order: ``num_ahead`` are begun before their turn."""
+    """Do work on each item in threads, and give the results in order.
+
+    ``num_ahead`` are begun, or wait for a thread, before their turn; None: twice as many as there are threads.
+    """
     pool, begun = ThreadPoolExecutor(num_threads), deque[Future[Result]]()
+    num_ahead = 2 * num_threads if num_ahead is None else num_ahead
     try:
         for item in items:
             begun.append(pool.submit(work, item))

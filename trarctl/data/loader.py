@@ -191,4 +191,4 @@ def load_batches(samples: Samples, plan: Sequence[Rows], *, num_workers: int, pi
     if num_workers == 0:
         yield from map(assemble, plan)
     else:
-        yield from in_threads(assemble, plan, num_threads=num_workers, num_ahead=2 * num_workers)
+        yield from in_threads(assemble, plan, num_workers)

@@ -39,7 +39,6 @@ from trarctl.data.features.images import (
     Folder,
     ImageSet,
     ImageTable,
-    batched,
     build_table,
     feature_folders,
     fingerprint,
@@ -63,6 +62,7 @@ Attempt = Callable[[], AbstractContextManager[None]]
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
+_FILES_AT_ONCE = 64
 # What reading a damaged marker or record raises.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 _NUM_THREADS = max(2, min(8, usable_processors()))
@@ -263,8 +263,9 @@ def check_files(
     found: defaultdict[Fact, list[Path]] = defaultdict(list)
     problems, surveys = list[Problem](), dict[str, Survey]()
 
-    def look(images: ImageSet, ids: Sequence[Any], first: int) -> tuple[list[tuple[Fact, Path]], Survey]:
+    def look(images: ImageSet, first: int) -> tuple[list[tuple[Fact, Path]], Survey]:
         facts, survey = [], Survey()
+        ids = images.ids[first : first + _FILES_AT_ONCE].tolist()
         for row, path in enumerate(map(images.file, ids), start=first):
             try:
                 if check_values:
@@ -284,14 +285,13 @@ def check_files(
 
     for images in sets:
         survey = surveys[images.name] = Survey()
-        pieces = batched(images.ids.tolist() if images.folder else [], 64)
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            looks = pool.map(partial(look, images), pieces, range(0, len(images.ids), 64))
-            for number, (facts, part) in enumerate(looks, start=1):
-                survey.add(part)
-                for fact, path in facts:
-                    found[fact].append(path)
-                progress(f"checking features of {images.name}", min(number * 64, len(images.ids)), len(images.ids))
+        num_files = len(images.ids) if images.folder else 0
+        looks = in_threads(partial(look, images), range(0, num_files, _FILES_AT_ONCE), _NUM_THREADS)
+        for number, (facts, part) in enumerate(looks, start=1):
+            survey.add(part)
+            for fact, path in facts:
+                found[fact].append(path)
+            progress(f"checking features of {images.name}", min(number * _FILES_AT_ONCE, num_files), num_files)
         problems += survey.problems
     refuse_problems("feature", problems)
     odd = [warning for one in sets for warning in surveys[one.name].warnings(one.name, one.file_of_row)]
@@ -418,4 +418,4 @@ def _blocks(
             survey.look(row, cells)
         return first, block, survey
 
-    return in_threads(filled, range(start, shape[0], rows), num_threads=_NUM_THREADS, num_ahead=_NUM_THREADS)
+    return in_threads(filled, range(start, shape[0], rows), _NUM_THREADS, num_ahead=_NUM_THREADS)

@@ -130,7 +130,7 @@ def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
     """Whether the features that a manifest describes are those of the plan, and still are what they were."""
     packed = [out / FEATURES / part.file for part in images.image_sets if part.file]
     # Version 0.1 kept no record of a packed file.
-    if images.key != plan.key or not all(is_whole(path) for path in packed if record_of(path).exists()):
+    if images.key != plan.key or any(_survey_of(path) is None for path in packed if record_of(path).exists()):
         return False
     with suppress(DataError):
         FeatureStore(out, plan.dataset, images, [one.ids for one in plan.table.sets]).verify()
@@ -326,8 +326,8 @@ def pack(
     the features from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
     A DataError names the files that are unusable; the rows before them are kept for the next attempt.
     """
-    if not rebuild and is_whole(path):
-        return Survey.restored(_content_of(record_of(path))["survey"])
+    if not rebuild and (found := _survey_of(path)) is not None:
+        return found
     unfinished, marker = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.progress")
     if rebuild:
         marker.unlink(missing_ok=True)
@@ -375,13 +375,13 @@ def record_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.record")
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a packed file is there and was not written to since it was finished."""
+def _survey_of(path: Path) -> Survey | None:
+    """Give what was found in a packed file; None unless it is there and was not written to since it was finished."""
     with suppress(*_UNREADABLE):
         content = _content_of(record_of(path))
-        Survey.restored(content["survey"])
-        return bool(content | _state_of(path) == content)
-    return False
+        if content | _state_of(path) == content:
+            return Survey.restored(content["survey"])
+    return None
 
 
 def _content_of(path: Path) -> dict[str, Any]:

@@ -121,8 +121,8 @@ def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Eval
     type_of, types = _used(truth.answer_type, truth.answer_types)
     return Accuracy(
         overall=_mean_percent(right),
-        per_type=_by_type(right, truth.answer_type, truth.answer_types),
-        per_question_type=_by_type(right, truth.question_type, truth.question_types),
+        per_type=_by_type(right, type_of, types),
+        per_question_type=_by_type(right, *_used(truth.question_type, truth.question_types)),
         counts={},
         questions=len(truth),
         evaluator=evaluator,
@@ -244,11 +244,8 @@ def _mean_percent(shares: npt.NDArray[np.float64]) -> float:
     return round(100 * total / len(shares), _DECIMALS)
 
 
-def _by_type(
-    shares: npt.NDArray[np.float64], type_of_question: npt.NDArray[np.integer], names: Sequence[str]
-) -> dict[str, float]:
-    by_type = {name: shares[type_of_question == position] for position, name in enumerate(names)}
-    return {name: _mean_percent(group) for name, group in by_type.items() if len(group)}
+def _by_type(shares: npt.NDArray[np.float64], type_of: npt.NDArray[np.int64], types: Sequence[str]) -> dict[str, float]:
+    return {name: _mean_percent(shares[type_of == index]) for index, name in enumerate(types)}
 
 
 def ceiling(metric: Metric, truth: GroundTruth, answers: Sequence[str], index: npt.NDArray[np.int32]) -> float:

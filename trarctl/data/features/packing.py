@@ -161,7 +161,7 @@ def check_images(
     there = [replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder]
     with attempt():
         grid_size = options.extractor_options.grid_size
-        common = check_files(there, grid_size**2, progress, pack_as=options.pack, check_values=True)
+        common = check_files(there, grid_size**2, progress, check_values=True, pack_as=options.pack)
         parts = [_files_part(images, common, str(images.folder.path.resolve())) for images in there if images.folder]
         part = ImagesPart(
             key="", grid_size=grid_size, feature_width=common.width, pack=None, backbone=None, image_sets=tuple(parts)
@@ -192,7 +192,7 @@ def build_images(
     An extractor's description goes into ``building``. Packed files that are whole are kept, unless ``rebuild``.
     """
     extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
-    num_cells = options.extractor_options.grid_size**2
+    grid_size = options.extractor_options.grid_size
     if extractor is not None and options.packs_pictures:
         if extractor.is_fitted:
             extractor.fit(training_images(plan.table.sets[0], extractor, progress))
@@ -201,7 +201,7 @@ def build_images(
         common = Common(extractor.width, extractor.stored_type, ())
     else:
         # Packing reads and checks every number anyway, so shapes are enough before it.
-        common = check_files(plan.table.sets, num_cells, progress, pack_as=pack_as, check_values=pack_as is None)
+        common = check_files(plan.table.sets, grid_size**2, progress, check_values=pack_as is None)
     width, warnings = common.width, [*plan.table.warnings, *common.warnings]
     if extractor is not None:
         write_json(building / BACKBONE, extractor.describe())
@@ -219,7 +219,7 @@ def build_images(
         parts.append(part)
     images_part = ImagesPart(
         key=plan.key,
-        grid_size=options.extractor_options.grid_size,
+        grid_size=grid_size,
         feature_width=width,
         pack=options.pack,
         backbone=None if extractor is None else extractor.name,
@@ -257,9 +257,12 @@ def _pack_set(
 
 
 def check_files(
-    sets: Sequence[ImageSet], num_cells: int, progress: Progress, *, pack_as: Pack | None, check_values: bool
+    sets: Sequence[ImageSet], num_cells: int, progress: Progress, *, check_values: bool, pack_as: Pack | None = None
 ) -> Common:
-    """Look at the features of every image, at all values or only at shapes; a DataError says what is unusable."""
+    """Look at the features of every image; a DataError says what is unusable.
+
+    ``check_values`` looks at all values, not only at shapes, and sees whether they can be packed as ``pack_as``.
+    """
     found: defaultdict[Fact, list[Path]] = defaultdict(list)
     problems, surveys = list[Problem](), dict[str, Survey]()
 

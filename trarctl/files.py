@@ -274,14 +274,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def list_files(folder: Path, *, except_for: str) -> dict[str, int]:
+def list_files(folder: Path) -> dict[str, int]:
     """Give the size in bytes of every file under a folder by its relative path, hidden ones left out."""
     found = {}
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(root, name) for name in files if not name.startswith(".")):
             found[path.relative_to(folder).as_posix()] = path.stat().st_size
-    found.pop(except_for, None)
     return found
 
 

@@ -405,7 +405,7 @@ def test_files_that_leave_doubt_are_refused(
 
 
 def test_words_that_the_model_does_not_read_are_counted(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
-    longest = open_prepared(run.prepared).manifest.max_words
+    longest = open_prepared(run.prepared).manifest.text.max_words
     question = " ".join(["red"] * (longest + 3)) + "?"
     assert cli.run(predict(run, "--image", str(run.picture), "--question", question)) == 0
     assert "note:  the last 3 words of 'red red" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_options_reach_the_data(tmp_path: Path) -> None:
     options = ["--max-words", "5", "--min-answer-count", "0", "--without-features"]
     assert cli.run([*MINI, *options, "--out", str(out)]) == 0
     prepared = open_prepared(out)
-    assert prepared.manifest.max_words == 5
+    assert prepared.manifest.text.max_words == 5
     assert prepared.split("train").question_tokens.shape == (140, 5)
     assert prepared.manifest.text.min_answer_count == 0
 

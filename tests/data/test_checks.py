@@ -276,7 +276,8 @@ def test_features_are_not_lost_by_a_command_that_forgets_them(tmp_path: Path) ->
         prepare(replace(request, vectors="none", features=None))
     _run(error.value.hint)
     assert open_prepared(tmp_path / "out").manifest.images.pack == "float16"
-    assert prepare(replace(request, vectors="none", features=None, without_features=True)).manifest.feature_width == 0
+    without = prepare(replace(request, vectors="none", features=None, without_features=True))
+    assert without.manifest.images.feature_width == 0
 
 
 def test_the_hint_of_a_damaged_folder_mends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

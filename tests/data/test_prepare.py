@@ -46,7 +46,7 @@ def test_golden_words_and_answers(golden: dict[str, Path], case: str) -> None:
 @pytest.mark.parametrize("dataset", ["vqa", "clevr"])
 def test_each_question_gets_the_features_of_its_image(golden: dict[str, Path], dataset: str) -> None:
     data = open_prepared(golden[dataset])
-    grid = data.manifest.grid_size
+    grid = data.manifest.images.grid_size
     for name in data.split_names:
         split = data.split(name)
         for row in range(0, len(split), 7):

@@ -47,7 +47,7 @@ def settings_of(run: RunFolder) -> Settings:
 
 def test_what_nobody_chose_yields_to_the_data(data: PreparedData, tmp_path: Path) -> None:
     settings, notes = fit_to_data(tiny_settings(data.path, tmp_path), data, {})
-    assert settings.model.grid_size == data.manifest.grid_size == 4
+    assert settings.model.grid_size == data.manifest.images.grid_size == 4
     assert any(note.startswith("model.grid_size = 4, as the prepared data has it") for note in notes)
     again, none = fit_to_data(settings, data, {})
     assert (again, none) == (settings, [])

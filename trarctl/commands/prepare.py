@@ -195,14 +195,14 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
     manifest = report.manifest
     state = "was up to date" if report.was_current else f"prepared in {duration(report.seconds)}"
     say(f"{manifest.dataset} {state}: {report.out}")
-    for name, split in manifest.splits.items():
+    for name, split in manifest.text.splits.items():
         say(f"  {name}: {split.questions:,} questions about {split.images:,} images")
     for name, percent in manifest.text.ceilings.items():
         least = manifest.text.min_answer_count
         say(f"  answers: those of more than {least} annotations, which reach at most {percent:.2f} % on {name}")
     say(f"  word vectors: {_describe_vectors(manifest)}")
     say(f"  features: {_describe_features(manifest)}")
-    if manifest.feature_width:
+    if manifest.images.feature_width:
         where = "" if report.out == default_folder(manifest.dataset) else f" --data {shlex.quote(str(report.out))}"
         say(f"next: trarctl train {manifest.dataset}{where}")
     else:
@@ -210,7 +210,7 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
 
 
 def _describe_vectors(manifest: Manifest) -> str:
-    vectors = manifest.vectors
+    vectors = manifest.text.vectors
     if vectors is None:
         return "none; the word embedding starts from random numbers"
     missing = f"; without one, for example: {', '.join(vectors.missing[:5])}" if vectors.missing else ""
@@ -218,11 +218,11 @@ def _describe_vectors(manifest: Manifest) -> str:
 
 
 def _describe_features(manifest: Manifest) -> str:
-    images, size = manifest.images, manifest.grid_size
-    if not manifest.feature_width:
+    images, size = manifest.images, manifest.images.grid_size
+    if not images.feature_width:
         return "none yet; training needs them"
     if images.backbone:
         how = f", by {images.backbone}, in the prepared folder"
     else:
         how = ", read where they are" if images.pack is None else f", packed as {images.pack}"
-    return f"{size} x {size} cells of {manifest.feature_width} numbers{how}"
+    return f"{size} x {size} cells of {images.feature_width} numbers{how}"

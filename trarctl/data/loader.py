@@ -5,9 +5,7 @@ Axes: B batch, T tokens of the batch's longest question, N cells, W feature widt
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trarctl.config import Loss
+from trarctl.data import in_threads
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.data.records import Ids
 from trarctl.data.text import soft_scores
@@ -63,7 +62,7 @@ class Batch:
 
 
 class Samples:
-    """Questions of one or more splits, in a fixed order, as arrays on the disk.
+    """Questions of one or more splits, in a fixed order.
 
     ``parts`` are splits and, of each, the rows to take in order; without ``loss`` there are no targets. A DataError
     says that the features of sampled images have changed since they were prepared.
@@ -190,18 +189,6 @@ def load_batches(samples: Samples, plan: Sequence[Rows], *, num_workers: int, pi
         return batch.pinned() if pin else batch
 
     if num_workers == 0:
-        for indices in plan:
-            yield assemble(indices)
-        return
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batches")
-    pending: deque[Future[Batch]] = deque()
-    waiting = iter(plan)
-    try:
-        for indices in waiting:
-            pending.append(pool.submit(assemble, indices))
-            if len(pending) > 2 * num_workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        yield from map(assemble, plan)
+    else:
+        yield from in_threads(assemble, plan, num_workers)

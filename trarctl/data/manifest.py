@@ -174,31 +174,6 @@ class Manifest(_Part):
         """Give the command that prepares this data again, whole, in a folder."""
         return f"{self.command or prepare_command(self.dataset)} --out {shlex.quote(str(out))}"
 
-    @property
-    def splits(self) -> dict[str, SplitPart]:
-        """The splits by name."""
-        return self.text.splits
-
-    @property
-    def vectors(self) -> VectorsPart | None:
-        """Where the word vectors come from, None without."""
-        return self.text.vectors
-
-    @property
-    def grid_size(self) -> int:
-        """Cells S along one side of the image grid."""
-        return self.images.grid_size
-
-    @property
-    def feature_width(self) -> int:
-        """Width W of the features, 0 while there are none."""
-        return self.images.feature_width
-
-    @property
-    def max_words(self) -> int:
-        """Words T that are kept of a question."""
-        return self.text.max_words
-
 
 def digest_of(lines: Sequence[str]) -> str:
     """SHA-256 of strings in their order, hexadecimal."""

@@ -58,7 +58,7 @@ from trarctl.data.manifest import (
     read_manifest,
 )
 from trarctl.data.metrics import GroundTruth, ceiling
-from trarctl.data.prepared import default_folder, write_split
+from trarctl.data.prepared import default_folder, open_prepared, write_split
 from trarctl.data.records import Ids, RawData, RawSplit
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
 from trarctl.data.word_vectors import WordVectors, load_vectors, vectors_fingerprint
@@ -201,7 +201,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
     return PrepareReport(
         out=work.out,
         manifest=manifest,
-        checks=_check_rows(work, found, (), folders if any(folders.values()) else None),
+        checks=_check_rows(work, found, (), folders),
         warnings=manifest.text.warnings + manifest.images.warnings,
         was_current=was_current,
         seconds=time.monotonic() - began,
@@ -246,24 +246,45 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
         named = {split.name: split.image_id for split in data.splits}
         folders, warnings = check_images(work.spec, named, work.image_options, progress, work.attempt)
         data.warnings += warnings
-    rows = _check_rows(work, data.num_records, damaged, folders if any(folders.values()) else None)
+    rows = _check_rows(work, data.num_records, damaged, folders)
     return CheckReport(rows, tuple(data.warnings), tuple(faults))
 
 
 def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     """Fill in the defaults of a request, and refuse what contradicts itself."""
     spec: DatasetSpec = DATASETS[request.dataset]
-    limits = {"--grid": (request.grid, 1), "--max-words": (request.max_words, 1)}
-    for flag, (value, least) in (limits | {"--min-answer-count": (request.min_answer_count, 0)}).items():
+    for flag, value, least in (
+        ("--grid", request.grid, 1),
+        ("--max-words", request.max_words, 1),
+        ("--min-answer-count", request.min_answer_count, 0),
+    ):
         if value is not None and value < least:
             raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
     raw = request.raw or spec.default_raw_folder()
     if not raw.is_dir():
         raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
-    grid = request.grid or spec.grid_size
+    grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or "resnet101"
+    _refuse_contradictions(request, spec, grid, extractor)
+    pictures = request.images if spec.extractor is None else raw
+    features, beside = request.features, raw.resolve().parent / "feats"
+    if features is None and pictures is None and beside.is_dir():
+        features = beside
+    options = ImageOptions(
+        features=None if request.without_features else features,
+        pack=request.pack,
+        extractor_options=ExtractorOptions(grid, request.weights, request.devices),
+        pictures=pictures,
+        extractor=extractor,
+        packs_pictures=spec.extractor is not None,
+        command=request.command,
+    )
+    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
+
+
+def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int, extractor: str) -> None:
+    """Refuse options that exclude each other, or that the data set leaves no choice of."""
     has_own = spec.extractor is not None
     is_other = has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None)
-    extractor = request.extractor or spec.extractor or "resnet101"
     flags = {name: f"--{name.replace('_', '-')}" for name in ("features", "images", "without_features")}
     given = [flag for name, flag in flags.items() if getattr(request, name)]
     unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and request.images is None]
@@ -281,20 +302,6 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     ):
         if is_wrong:
             raise SettingsError(what, hint)
-    pictures = raw if has_own else request.images
-    features, beside = request.features, raw.resolve().parent / "feats"
-    if features is None and pictures is None and beside.is_dir():
-        features = beside
-    options = ImageOptions(
-        features=None if request.without_features else features,
-        pack=request.pack,
-        extractor_options=ExtractorOptions(grid, request.weights, request.devices),
-        pictures=pictures,
-        extractor=extractor,
-        packs_pictures=has_own,
-        command=request.command,
-    )
-    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
 
 
 def _present_splits(work: _Work) -> list[SplitFiles]:
@@ -379,7 +386,7 @@ def _refuse_loss(work: _Work) -> None:
         what = f"{work.out} holds prepared {old.dataset} data, which {work.spec.name} would replace"
         raise DataError(what, "choose another folder: --out DIR; or remove that one")
     is_left_out = options.features is None and options.pictures is None and not work.request.without_features
-    if old.feature_width and is_left_out:
+    if old.images.feature_width and is_left_out:
         without = work.request.command(without_features=True)
         what = f"{work.out} has features, but no folder of features is given, nor is {work.raw.parent / 'feats'} there"
         hint = f"name their folder: --features DIR; or leave them out: {without}"
@@ -387,7 +394,7 @@ def _refuse_loss(work: _Work) -> None:
 
 
 def _check_rows(
-    work: _Work, found: Mapping[str, int], damaged: Collection[str], folders: Mapping[str, Folder | None] | None
+    work: _Work, found: Mapping[str, int], damaged: Collection[str], folders: Mapping[str, Folder | None]
 ) -> tuple[CheckRow, ...]:
     """Compare what was found with what was published: records by file, features or images by image set."""
 
@@ -410,8 +417,8 @@ def _check_rows(
             else:
                 advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
                 rows.append(CheckRow(name, None, expected, "not there, not needed", advice))
-    for files in work.spec.image_sets if folders is not None else ():
-        folder = (folders or {}).get(files.name)
+    for files in work.spec.image_sets if any(folders.values()) else ():
+        folder = folders.get(files.name)
         if folder is not None:
             row = counted(str(folder.path), len(folder.ids), files.num_images, "are all images there?")
             odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
@@ -426,14 +433,11 @@ def _check_rows(
 def _old_manifest(out: Path) -> Manifest | None:
     """Read the manifest of what is there, if all of it is there."""
     try:
-        manifest = read_manifest(out)
+        manifest = open_prepared(out).manifest
     except DataError:
         return None
-    sizes = list_files(out, except_for=MANIFEST)
-    is_whole = all(sizes.get(name) == size for name, size in manifest.files.items()) and all(
-        file_sha256(out / name) == checksum for name, checksum in manifest.checksums.items()
-    )
-    return manifest if is_whole else None
+    is_same = all(file_sha256(out / name) == checksum for name, checksum in manifest.checksums.items())
+    return manifest if is_same else None
 
 
 def _text_part(work: _Work) -> tuple[TextPart, bool]:
@@ -648,7 +652,7 @@ def _put_in_place(
     present = [f"{FEATURES}/{path.name}" for path in features.iterdir()] if features.is_dir() else []
     obsolete = [name for name in [*_possible_entries(), *present] if name not in keep]
     swap_in(work.out, work.building, new, obsolete, marker=MANIFEST)
-    there = sorted(list_files(work.out, except_for=MANIFEST).items())
+    there = sorted(list_files(work.out).items())
     files = {name: size for name, size in there if name in keep or name.partition("/")[0] in keep}
     manifest = Manifest(
         version=FORMAT_VERSION,

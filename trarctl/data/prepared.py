@@ -126,7 +126,7 @@ class PreparedData:
     @property
     def split_names(self) -> tuple[str, ...]:
         """The splits that are there, in vocabulary order."""
-        return tuple(self.manifest.splits)
+        return tuple(self.manifest.text.splits)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -147,7 +147,7 @@ class PreparedData:
     @cached_property
     def vectors(self) -> npt.NDArray[np.float32] | None:
         """Word vectors [V, E], None if the data was prepared without."""
-        return None if self.manifest.vectors is None else self._files.array(VECTORS)
+        return None if self.manifest.text.vectors is None else self._files.array(VECTORS)
 
     @cached_property
     def features(self) -> FeatureStore:
@@ -159,12 +159,13 @@ class PreparedData:
     @cached_property
     def digests(self) -> dict[str, str]:
         """What identifies the words, the answers, the word vectors and the features: equal for equal content."""
-        manifest, shape = self.manifest, [self.manifest.grid_size, self.manifest.feature_width]
-        features = {"extractor": manifest.images.backbone, "shape": shape, "statistics": self.feature_statistics()}
+        text, images = self.manifest.text, self.manifest.images
+        shape = [images.grid_size, images.feature_width]
+        features = {"extractor": images.backbone, "shape": shape, "statistics": self.feature_statistics()}
         return {
-            "words": manifest.text.vocabulary_digest,
-            "answers": manifest.text.answers_digest,
-            "vectors": manifest.vectors.digest if manifest.vectors else "none",
+            "words": text.vocabulary_digest,
+            "answers": text.answers_digest,
+            "vectors": text.vectors.digest if text.vectors else "none",
             "features": key_of(features),
         }
 
@@ -184,16 +185,17 @@ class PreparedData:
 
     @cached_property
     def _statistics(self) -> FeatureStatistics | None:
-        return self.manifest.images.statistics or (self.features.statistics() if self.manifest.feature_width else None)
+        images = self.manifest.images
+        return images.statistics or (self.features.statistics() if images.feature_width else None)
 
     def split(self, name: str) -> PreparedSplit:
         """Give one split, DataError if there is none; ``test`` may be another name for ``val``."""
         real = self.manifest.aliases.get(name, name)
-        if real not in self.manifest.splits:
+        if real not in self.manifest.text.splits:
             what = f"no split {name!r} in {self.path}, which holds {', '.join(self.split_names)}"
             raise DataError(what, f"add its raw files and run {prepare_command(self.dataset)} --out {self.path}")
         if real not in self._splits:
-            self._splits[real] = PreparedSplit(self._files, real, self.manifest.splits[real])
+            self._splits[real] = PreparedSplit(self._files, real, self.manifest.text.splits[real])
         return self._splits[real]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from trarctl.data.records import RepeatedFields
 from trarctl.errors import DataError, listed, shortened
+from trarctl.files import refusing
 
 _COLUMNS = ("image", "question")
 _DELIMITERS = ",;\t"
@@ -45,10 +46,8 @@ def read_question_file(path: Path) -> list[Asking]:
     """
     if path.exists() and not path.is_file():  # a pipe would wait for its writer
         raise DataError(f"{path} is not a file", _HINT)
-    try:
+    with refusing(f"cannot read {path}", _HINT):
         content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", _HINT) from None
     try:
         text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except UnicodeDecodeError as error:

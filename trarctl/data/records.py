@@ -24,6 +24,7 @@ import orjson
 
 from trarctl.data import Progress, no_progress
 from trarctl.errors import DataError, listed, shortened
+from trarctl.files import refusing
 
 NUM_ANNOTATORS = 10
 # Small enough that a piece and what is made of it stay in the processor's cache.
@@ -39,7 +40,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class FlatText:
-    """Many strings as one array of bytes: memory-mapped, without a Python object for each."""
+    """Many strings as one array of bytes, without a Python object for each."""
 
     content: npt.NDArray[np.uint8]  # UTF-8 bytes of all strings, one after the other, [bytes]
     offsets: npt.NDArray[np.int64]  # where each starts, and the end of the last, [strings + 1]
@@ -498,7 +499,7 @@ for _characters, _kind in ((b'"', _QUOTE), (b"{[", _OPEN), (b"}]", _CLOSE), (b",
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_Text]:
     """Give the text of a file as UTF-8: memory-mapped where it is that, else unpacked and decoded."""
-    try:
+    with refusing(f"cannot read {path}", _READABLE):
         if not path.is_file():
             raise DataError(f"no file {path}", _READABLE)
         with path.open("rb") as file:
@@ -512,8 +513,6 @@ def _opened(path: Path) -> Iterator[_Text]:
                 content = _decoded(path)
             else:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", _READABLE) from error
     with content if isinstance(content, mmap.mmap) else contextlib.nullcontext():
         yield content
 

@@ -59,7 +59,7 @@ def fit_to_data(settings: Settings, data: PreparedData, origin: Mapping[str, Ori
         )
     if not data.features.num_images or not data.features.width:
         raise DataError(f"{data.path} has no grid features", f"trarctl prepare {data.dataset} --features DIR")
-    wanted = [("grid_size", data.manifest.grid_size, "its grid has")]
+    wanted = [("grid_size", data.manifest.images.grid_size, "its grid has")]
     if data.vectors is not None:
         wanted.append(("word_embedding_size", int(data.vectors.shape[1]), "its word vectors have width"))
     notes = []
@@ -211,7 +211,7 @@ def check_data(path: Path, description: Description, data: PreparedData) -> list
 def _refuse_other_features(path: Path, description: Description, data: PreparedData) -> None:
     trained = f"give the data that it was trained on: --data {description.data}"
     for what, theirs, ours in (
-        ("a grid of size", description.settings.get("model", {}).get("grid_size"), data.manifest.grid_size),
+        ("a grid of size", description.settings.get("model", {}).get("grid_size"), data.manifest.images.grid_size),
         ("features of width", description.feature_width, data.features.width),
         ("features by the extractor", description.backbone, data.manifest.images.backbone),
     ):
@@ -345,7 +345,7 @@ def _with_shape(
             f"{path} has {num_spans} spans, the settings name {len(model.spans)}: {list(model.spans)}",
             "give its trar.yml: --config FILE, or --set model.spans=0,1,2",
         )
-    fixed: dict[str, Any] = shapes | {"grid_size": data.manifest.grid_size}
+    fixed: dict[str, Any] = shapes | {"grid_size": data.manifest.images.grid_size}
     for key, value in fixed.items():
         given, source = getattr(model, key), origin.get(f"model.{key}", _UNKNOWN)
         if given != value and source.is_users_choice:

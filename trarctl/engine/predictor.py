@@ -203,7 +203,7 @@ class Predictor:
 
     def _answer(self, described: Sequence[Described], questions: Sequence[str], top: int) -> list[Prediction]:
         vocabulary, answers = self._data.vocabulary, self._data.answers
-        tokens = encode(questions, vocabulary.index, self._data.manifest.max_words)
+        tokens = encode(questions, vocabulary.index, self._data.manifest.text.max_words)
         features = torch.from_numpy(np.stack([cells for cells, _ in described]))
         insight = inspect(self._loaded, torch.from_numpy(tokens.astype(np.int64)), features)
         if not all(np.isfinite(values).all() for values in vars(insight).values()):
@@ -219,7 +219,7 @@ class Predictor:
                 insight.layer_attention[row].tolist(),
                 tuple(word for word in tokenize(question) if vocabulary.index.get(word, UNK) == UNK),
                 described[row][1],
-                max(len(tokenize(question)) - self._data.manifest.max_words, 0),
+                max(len(tokenize(question)) - self._data.manifest.text.max_words, 0),
             )
             for row, question in enumerate(questions)
         ]
@@ -267,7 +267,7 @@ def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predi
     extractor = extractor_of(data, weights)
     if weights is not None and "weights" not in extractor.identity():
         raise SettingsError(f"the features of {data.path} were made without weights", "leave out --weights")
-    made, kept = (extractor.grid_size, extractor.width), (data.manifest.grid_size, data.features.width)
+    made, kept = (extractor.grid_size, extractor.width), (data.manifest.images.grid_size, data.features.width)
     if made != kept:
         given, there = (f"{size} x {size} cells of {width} numbers" for size, width in (made, kept))
         what = f"the extractor in {data.path} gives {given}, the features there are {there}"

@@ -397,7 +397,7 @@ class Trainer:
         return path
 
     def _describe(self, schedule: tuple[float, float], accuracy: dict[str, Any] | None) -> Description:
-        vectors = self.data.manifest.vectors
+        vectors = self.data.manifest.text.vectors
         return Description(
             trarctl=trarctl.__version__,
             torch=str(torch.__version__),

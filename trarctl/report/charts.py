@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -104,7 +104,7 @@ def calibration_chart(title: str, bins: Sequence[tuple[float, int, float]]) -> s
 
 def _finite(line: Line) -> Line:
     is_finite = np.isfinite(line.y)
-    return Line(line.name, line.x[is_finite], line.y[is_finite], line.color, line.has_dots)
+    return replace(line, x=line.x[is_finite], y=line.y[is_finite])
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:

@@ -92,16 +92,16 @@ def examples(
         layers = insights.layer_attention[index]
         found.append(
             Example(
-                split.question_text(row),
-                outcome.types[int(outcome.type_of[row])],
-                100 * float(outcome.right[row]),
-                [(truth.strings[code], count) for code, count in given],
-                [(scores.answers[answer], float(shares[index, answer])) for answer in best.tolist()],
-                insights.routes[index].tolist(),
-                pictures[index],
-                [overlay(attention) for attention in (insights.answer_attention[index], *layers)],
-                split.image_id[row].item(),
-                split.question_id[row].item(),
+                question=split.question_text(row),
+                type=outcome.types[int(outcome.type_of[row])],
+                right=100 * float(outcome.right[row]),
+                truth=[(truth.strings[code], count) for code, count in given],
+                answers=[(scores.answers[answer], float(shares[index, answer])) for answer in best.tolist()],
+                routes=insights.routes[index].tolist(),
+                picture=pictures[index],
+                overlays=[overlay(attention) for attention in (insights.answer_attention[index], *layers)],
+                image_id=split.image_id[row].item(),
+                question_id=split.question_id[row].item(),
             )
         )
     return found, why

@@ -53,18 +53,18 @@ def read_history(run: RunFolder) -> History:
     return History(epoch, loss, rate, column("temperature"), column("routes"), validations)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOverview:
     """One run in a table."""
 
     name: str  # of the run's folder
-    dataset: str  # empty where the settings cannot be read, like ``split`` and ``model``
-    split: str  # that it trains on
-    model: str  # routing, pooling and spans in words
-    epochs_done: int  # epochs with a checkpoint, or with an end in the metrics
-    epochs: int  # epochs to do
-    best: float | None  # best validation so far, percent; None without one
-    best_epoch: int | None  # its epoch, from 1
+    dataset: str = ""  # empty where the settings cannot be read, like ``split`` and ``model``
+    split: str = ""  # that it trains on
+    model: str = ""  # routing, pooling and spans in words
+    epochs_done: int = 0  # epochs with a checkpoint, or with an end in the metrics
+    epochs: int = 0  # epochs to do
+    best: float | None = None  # best validation so far, percent; None without one
+    best_epoch: int | None = None  # its epoch, from 1
     num_bytes: int  # size on the disk
     state: str  # ``finished``, ``running``, ``stopped`` or ``damaged``
     state_text: str  # the same for people: ``stopped in epoch 3``
@@ -86,7 +86,7 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         settings = read_settings(run)
     except CheckpointError:
         text = "settings.json cannot be read"
-        return RunOverview(run.name, "", "", "", 0, 0, None, None, num_bytes, "damaged", text, changed)
+        return RunOverview(name=run.name, num_bytes=num_bytes, state="damaged", state_text=text, changed=changed)
     metrics = run.read_metrics()
     best_epoch = metrics.best_epoch()
     ended = [entry["epoch"] for entry in metrics.epochs]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.data.metrics import Accuracy, GroundTruth
+from trarctl.data.metrics import Accuracy, commonest
 from trarctl.data.prepared import PreparedSplit
 from trarctl.engine.evaluator import ROWS_AT_ONCE, Scores, probabilities
 
@@ -68,15 +68,15 @@ def outcome_of(scores: Scores, split: PreparedSplit, accuracy: Accuracy) -> Outc
     truth = split.truth()
     chosen, confidence = _likeliest(scores)
     return Outcome(
-        accuracy.right,
-        chosen,
-        confidence,
-        accuracy.type_of,
-        list(accuracy.types),
-        truth.question_type.astype(np.int64),
-        list(truth.question_types),
-        _commonest(truth),
-        truth.strings,
+        right=accuracy.right,
+        chosen=chosen,
+        confidence=confidence,
+        type_of=accuracy.type_of,
+        types=list(accuracy.types),
+        detail_of=truth.question_type.astype(np.int64),
+        details=list(truth.question_types),
+        truth_of=commonest(truth.codes),
+        truths=truth.strings,
     )
 
 
@@ -146,16 +146,6 @@ def _likeliest(scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         else:
             confidence[rows] = probabilities(top, is_exclusive=False)[:, 0]
     return chosen, confidence
-
-
-def _commonest(truth: GroundTruth) -> NDArray[np.int64]:
-    """Each question's commonest answer, the first of equals, [Q]."""
-    commonest = np.empty(len(truth), dtype=np.int64)
-    for start in range(0, len(truth), ROWS_AT_ONCE):
-        codes = truth.codes[start : start + ROWS_AT_ONCE]
-        votes = ((codes[:, :, None] == codes[:, None, :]) & (codes[:, :, None] >= 0)).sum(axis=2)
-        commonest[start : start + len(codes)] = codes[np.arange(len(codes)), votes.argmax(axis=1)]
-    return commonest
 
 
 def _means(type_of: NDArray[np.int64], num_types: int, values: NDArray[np.floating]) -> NDArray[np.float64]:

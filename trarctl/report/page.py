@@ -20,7 +20,7 @@ from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.evaluator import Chosen, Scores
 from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
-from trarctl.files import write_bytes
+from trarctl.files import refusing, write_bytes
 from trarctl.report.charts import Line, calibration_chart, line_chart, share_chart
 from trarctl.report.gallery import choose_rows, examples, truth_in_words
 from trarctl.report.history import History, model_in_words, read_history
@@ -28,6 +28,7 @@ from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of
 from trarctl.report.pictures import span_color, span_names, type_name
 
 FILE_NAME = "index.html"
+_OTHER_FOLDER = "choose another --report DIR"
 _SIGNATURE = b" by trarctl "  # in every page, see _facts
 _TASK, _NUM_PARTS = "making the report", 4
 
@@ -52,17 +53,15 @@ class ReportRequest:
 def prepare_folder(folder: Path) -> None:
     """Make the folder, before any long work begins; DataError if a report cannot be written there."""
     _template()
-    try:
+    with refusing(f"cannot write the report to {folder}", _OTHER_FOLDER):
         page = folder / FILE_NAME
         if page.exists() and not (page.is_file() and _SIGNATURE in page.read_bytes()):
             what = f"{page} was not written by this program, and would be replaced"
-            raise DataError(what, "choose another --report DIR")
+            raise DataError(what, _OTHER_FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{FILE_NAME}.{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise _unwritable(folder, error) from error
 
 
 def write_report(request: ReportRequest, folder: Path, progress: Progress = no_progress) -> tuple[Path, list[str]]:
@@ -71,15 +70,9 @@ def write_report(request: ReportRequest, folder: Path, progress: Progress = no_p
     content = _content(request, progress)
     page = template.render(content)
     progress(_TASK, _NUM_PARTS, _NUM_PARTS)
-    try:
+    with refusing(f"cannot write the report to {folder}", _OTHER_FOLDER):
         write_bytes(path, page.encode())
-    except OSError as error:
-        raise _unwritable(folder, error) from error
     return path, [content["why_no_pictures"]] if content["why_no_pictures"] else []
-
-
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"cannot write the report to {folder}: {error.strerror or error}", "choose another --report DIR")
 
 
 def _template() -> Any:

@@ -252,7 +252,7 @@ def test_visual_genome_in_its_own_layout(raw: Path) -> None:
         _prepare(raw)
     assert "visualqa.org" not in str(error.value.hint)
     (raw / "VG_questions.json").unlink()
-    assert "vg" not in _prepare(raw).manifest.splits
+    assert "vg" not in _prepare(raw).manifest.text.splits
 
 
 def test_large_ids_are_shown_as_they_stand(raw: Path) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trarctl.data import Progress
+from trarctl.data import Progress, in_threads
 from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
 from trarctl.data.features.grid import REPLACE, FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
@@ -25,6 +24,7 @@ from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
 from trarctl.groups import read_group
+from trarctl.processors import usable_processors
 from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
@@ -90,12 +90,11 @@ def extract_files(
         (folder / images.name).mkdir(exist_ok=True)
         done = len(own[images.name]) - len(left[images.name])
         # While one batch is in a device's network, another is decoded.
-        with ThreadPoolExecutor(len(options.devices) + 1) as pool:
-            write = partial(_write_files, images, extractor, folder)
-            for count, bad in pool.map(write, batched(left[images.name], _BATCH_IMAGES)):
-                problems += bad
-                done += count
-                progress(f"extracting features of {images.name}", done, len(own[images.name]))
+        write = partial(_write_files, images, extractor, folder)
+        for count, bad in in_threads(write, batched(left[images.name], _BATCH_IMAGES), len(options.devices) + 1):
+            problems += bad
+            done += count
+            progress(f"extracting features of {images.name}", done, len(own[images.name]))
     refuse_problems("image", problems)
     for images in sets if num_processes > 1 and rank == 0 else []:
         for number in _waiting(folder, partial(_left, folder, images), images.ids.tolist()):
@@ -124,13 +123,10 @@ def check_pictures(sets: Sequence[ImageSet], progress: Progress) -> None:
         return _problems(read_images(map(images.file, ids), lambda image: image.resize((1, 1)))[1])
 
     for images in sets:
-        pieces = batched(images.ids.tolist() if images.folder else [], _BATCH_IMAGES)
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            done = 0
-            for ids, bad in zip(pieces, pool.map(look, pieces), strict=True):
-                problems += bad
-                done += len(ids)
-                progress(f"checking images of {images.name}", done, len(images.ids))
+        pieces, num_images = batched(images.ids.tolist() if images.folder else [], _BATCH_IMAGES), len(images.ids)
+        for number, bad in enumerate(in_threads(look, pieces, usable_processors()), start=1):
+            problems += bad
+            progress(f"checking images of {images.name}", min(number * _BATCH_IMAGES, num_images), num_images)
     refuse_problems("image", problems)
 
 
@@ -149,7 +145,7 @@ def training_images(images: ImageSet, extractor: Extractor, progress: Progress) 
 
 def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
     """Load the extractor that made the features of prepared data; DataError if it is unknown or has other weights."""
-    options = ExtractorOptions(data.manifest.grid_size, weights)
+    options = ExtractorOptions(data.manifest.images.grid_size, weights)
     if data.manifest.images.backbone is not None:
         extractor = read_extractor(data.path / BACKBONE, options)
     else:
@@ -207,8 +203,8 @@ def _left(folder: Path, images: ImageSet, ids: Sequence[Any]) -> list[Any]:
 
 
 def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
-    whys = {path: error.what.removeprefix(f"{path} ") for path, error in pictures.items()}
-    return [Problem(path, why, pictures[path].hint or REPLACE) for path, why in whys.items()]
+    found = pictures.items()
+    return [Problem(path, error.what.removeprefix(f"{path} "), error.hint or REPLACE) for path, error in found]
 
 
 def _described(images: ImageSet, ids: Sequence[Any], extractor: Extractor) -> tuple[list[Any], Floats, list[Problem]]:

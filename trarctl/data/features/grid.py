@@ -388,8 +388,10 @@ class FeatureStore:
 
     def verify(self) -> None:
         """Compare some images with what they were when they were prepared; a DataError says how they differ."""
-        found = None if self._statistics is None else self.statistics(_NUM_VERIFIED)
-        if found is not None and self._statistics is not None and (what := found.difference(self._statistics)):
+        if self._statistics is None:
+            return
+        found = self.statistics(_NUM_VERIFIED)
+        if found is not None and (what := found.difference(self._statistics)):
             raise DataError(f"the features of {self._folder} changed since they were prepared: {what}", self._cure)
 
     def _set_indices(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

@@ -9,15 +9,15 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trarctl.data import Item, in_threads
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, read_features
 from trarctl.data.manifest import IMAGES
@@ -25,7 +25,6 @@ from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
 
-Item = TypeVar("Item")
 Command = Callable[..., str]
 """Gives the command that prepares the data, with other values of some options."""
 
@@ -291,9 +290,8 @@ def fingerprint(images: ImageSet) -> str:
 
     digest = hashlib.sha256(images.ids.tobytes())
     try:
-        with ThreadPoolExecutor(4) as pool:
-            for found in pool.map(look, batched(images.ids.tolist(), 1024)):
-                digest.update(np.array(found, dtype=np.int64).tobytes())
+        for found in in_threads(look, batched(images.ids.tolist(), 1024), num_threads=4):
+            digest.update(np.array(found, dtype=np.int64).tobytes())
     except OSError as error:
         what = f"cannot read {error.filename}: {error.strerror or error}"
         raise DataError(what, "replace it with a file that can be read") from error

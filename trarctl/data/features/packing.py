@@ -6,9 +6,9 @@ Axes: Q questions, I images of a set, B images of a block, N cells, W feature wi
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.lib.format as npy
 import orjson
 
-from trarctl.data import Progress
+from trarctl.data import Progress, in_threads
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.base import Extractor, ExtractorOptions
 from trarctl.data.features.extract import check_pictures, extract_files, fill_from_pictures, training_images
@@ -39,7 +39,6 @@ from trarctl.data.features.images import (
     Folder,
     ImageSet,
     ImageTable,
-    batched,
     build_table,
     feature_folders,
     fingerprint,
@@ -63,6 +62,7 @@ Attempt = Callable[[], AbstractContextManager[None]]
 
 _BLOCK_BYTES = 8 << 20
 _SYNC_BYTES = 256 << 20
+_FILES_AT_ONCE = 64
 # What reading a damaged marker or record raises.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 _NUM_THREADS = max(2, min(8, usable_processors()))
@@ -130,7 +130,7 @@ def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
     """Whether the features that a manifest describes are those of the plan, and still are what they were."""
     packed = [out / FEATURES / part.file for part in images.image_sets if part.file]
     # Version 0.1 kept no record of a packed file.
-    if images.key != plan.key or not all(is_whole(path) for path in packed if record_of(path).exists()):
+    if images.key != plan.key or any(_survey_of(path) is None for path in packed if record_of(path).exists()):
         return False
     with suppress(DataError):
         FeatureStore(out, plan.dataset, images, [one.ids for one in plan.table.sets]).verify()
@@ -161,8 +161,8 @@ def check_images(
     there = [replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder]
     with attempt():
         grid_size = options.extractor_options.grid_size
-        common = check_files(there, grid_size**2, progress, pack_as=options.pack, check_values=True)
-        parts = [_files_part(images, common, images.folder.path.resolve()) for images in there if images.folder]
+        common = check_files(there, grid_size**2, progress, check_values=True, pack_as=options.pack)
+        parts = [_files_part(images, common, str(images.folder.path.resolve())) for images in there if images.folder]
         part = ImagesPart(
             key="", grid_size=grid_size, feature_width=common.width, pack=None, backbone=None, image_sets=tuple(parts)
         )
@@ -171,12 +171,17 @@ def check_images(
     return folders, tuple(warnings)
 
 
-def _files_part(images: ImageSet, common: Common, folder: Path) -> ImageSetPart:
+def _files_part(images: ImageSet, common: Common, folder: str) -> ImageSetPart:
     """Describe features that are read where they are; ``folder`` may be relative to the prepared folder."""
     assert images.folder is not None  # noqa: S101 - the callers pass over sets without a folder
-    naming = NamingPart(**vars(images.folder.naming))
-    part = ImageSetPart(name=images.name, num_images=len(images.ids), kind="files", folder=str(folder), naming=naming)
-    return part.model_copy(update={"stored_type": common.stored_type})
+    return ImageSetPart(
+        name=images.name,
+        num_images=len(images.ids),
+        kind="files",
+        folder=folder,
+        naming=NamingPart(**vars(images.folder.naming)),
+        stored_type=common.stored_type,
+    )
 
 
 def build_images(
@@ -187,7 +192,7 @@ def build_images(
     An extractor's description goes into ``building``. Packed files that are whole are kept, unless ``rebuild``.
     """
     extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
-    num_cells = options.extractor_options.grid_size**2
+    grid_size = options.extractor_options.grid_size
     if extractor is not None and options.packs_pictures:
         if extractor.is_fitted:
             extractor.fit(training_images(plan.table.sets[0], extractor, progress))
@@ -196,32 +201,25 @@ def build_images(
         common = Common(extractor.width, extractor.stored_type, ())
     else:
         # Packing reads and checks every number anyway, so shapes are enough before it.
-        common = check_files(plan.table.sets, num_cells, progress, pack_as=pack_as, check_values=pack_as is None)
+        common = check_files(plan.table.sets, grid_size**2, progress, check_values=pack_as is None)
     width, warnings = common.width, [*plan.table.warnings, *common.warnings]
     if extractor is not None:
         write_json(building / BACKBONE, extractor.describe())
     parts = []
     for images in plan.table.sets:
         part = ImageSetPart(name=images.name, num_images=len(images.ids), kind="none")
-        folder = "" if images.folder is None else images.folder.path.resolve()
         if images.folder is not None and pack_as is None:
-            part = _files_part(images, common, Path(os.path.relpath(folder, out.resolve())))
+            folder = os.path.relpath(images.folder.path.resolve(), out.resolve())
+            part = _files_part(images, common, folder)
         elif images.folder is not None and len(images.ids):
-            fill, made_by = partial(fill_from_files, images), None
-            if extractor is not None and options.packs_pictures:
-                fill = partial(fill_from_pictures, images, extractor)
-                made_by = extractor.describe() | {"reading": READING_VERSION}
             stored_type = common.stored_type if pack_as == "as-found" or pack_as is None else pack_as
-            content = [plan.fingerprints[images.name], str(folder), [num_cells, width], stored_type, made_by]
-            path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
-            path.parent.mkdir(exist_ok=True)
-            survey = pack(fill, path, (len(images.ids), num_cells, width), stored_type, progress, rebuild=rebuild)
+            path, survey = _pack_set(plan, images, width, stored_type, out, progress, rebuild=rebuild)
             warnings += survey.warnings(images.name, images.file_of_row)
             part = part.model_copy(update={"kind": "packed", "file": path.name, "stored_type": stored_type})
         parts.append(part)
     images_part = ImagesPart(
         key=plan.key,
-        grid_size=options.extractor_options.grid_size,
+        grid_size=grid_size,
         feature_width=width,
         pack=options.pack,
         backbone=None if extractor is None else extractor.name,
@@ -234,15 +232,43 @@ def build_images(
     return images_part.model_copy(update={"statistics": statistics, "warnings": tuple(warnings)})
 
 
+def _pack_set(
+    plan: ImagePlan,
+    images: ImageSet,
+    width: int,
+    stored_type: StoredType,
+    out: Path,
+    progress: Progress,
+    *,
+    rebuild: bool,
+) -> tuple[Path, Survey]:
+    """Pack the features of an image set in ``out``, under a name that changes with all that they depend on."""
+    assert images.folder is not None  # noqa: S101 - the caller passes over sets without a folder
+    shape = (len(images.ids), plan.options.extractor_options.grid_size**2, width)
+    fill, made_by = partial(fill_from_files, images), None
+    if plan.extractor is not None and plan.options.packs_pictures:
+        fill = partial(fill_from_pictures, images, plan.extractor)
+        made_by = plan.extractor.describe() | {"reading": READING_VERSION}
+    folder = str(images.folder.path.resolve())
+    content = [plan.fingerprints[images.name], folder, shape[1:], stored_type, made_by]
+    path = out / FEATURES / f"{images.name}.{key_of({'content': content})[:16]}.npy"
+    path.parent.mkdir(exist_ok=True)
+    return path, pack(fill, path, shape, stored_type, progress, rebuild=rebuild)
+
+
 def check_files(
-    sets: Sequence[ImageSet], num_cells: int, progress: Progress, *, pack_as: Pack | None, check_values: bool
+    sets: Sequence[ImageSet], num_cells: int, progress: Progress, *, check_values: bool, pack_as: Pack | None = None
 ) -> Common:
-    """Look at the features of every image, at all values or only at shapes; a DataError says what is unusable."""
+    """Look at the features of every image; a DataError says what is unusable.
+
+    ``check_values`` looks at all values, not only at shapes, and sees whether they can be packed as ``pack_as``.
+    """
     found: defaultdict[Fact, list[Path]] = defaultdict(list)
     problems, surveys = list[Problem](), dict[str, Survey]()
 
-    def look(images: ImageSet, ids: Sequence[Any], first: int) -> tuple[list[tuple[Fact, Path]], Survey]:
+    def look(images: ImageSet, first: int) -> tuple[list[tuple[Fact, Path]], Survey]:
         facts, survey = [], Survey()
+        ids = images.ids[first : first + _FILES_AT_ONCE].tolist()
         for row, path in enumerate(map(images.file, ids), start=first):
             try:
                 if check_values:
@@ -262,14 +288,13 @@ def check_files(
 
     for images in sets:
         survey = surveys[images.name] = Survey()
-        pieces = batched(images.ids.tolist() if images.folder else [], 64)
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            looks = pool.map(partial(look, images), pieces, range(0, len(images.ids), 64))
-            for number, (facts, part) in enumerate(looks, start=1):
-                survey.add(part)
-                for fact, path in facts:
-                    found[fact].append(path)
-                progress(f"checking features of {images.name}", min(number * 64, len(images.ids)), len(images.ids))
+        num_files = len(images.ids) if images.folder else 0
+        looks = in_threads(partial(look, images), range(0, num_files, _FILES_AT_ONCE), _NUM_THREADS)
+        for number, (facts, part) in enumerate(looks, start=1):
+            survey.add(part)
+            for fact, path in facts:
+                found[fact].append(path)
+            progress(f"checking features of {images.name}", min(number * _FILES_AT_ONCE, num_files), num_files)
         problems += survey.problems
     refuse_problems("feature", problems)
     odd = [warning for one in sets for warning in surveys[one.name].warnings(one.name, one.file_of_row)]
@@ -304,8 +329,8 @@ def pack(
     the features from a row on into an array [B, N, W] and returns what is wrong; it is called from threads.
     A DataError names the files that are unusable; the rows before them are kept for the next attempt.
     """
-    if not rebuild and is_whole(path):
-        return Survey.restored(_content_of(record_of(path))["survey"])
+    if not rebuild and (found := _survey_of(path)) is not None:
+        return found
     unfinished, marker = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.progress")
     if rebuild:
         marker.unlink(missing_ok=True)
@@ -353,13 +378,13 @@ def record_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.record")
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a packed file is there and was not written to since it was finished."""
+def _survey_of(path: Path) -> Survey | None:
+    """Give what was found in a packed file; None unless it is there and was not written to since it was finished."""
     with suppress(*_UNREADABLE):
         content = _content_of(record_of(path))
-        Survey.restored(content["survey"])
-        return bool(content | _state_of(path) == content)
-    return False
+        if content | _state_of(path) == content:
+            return Survey.restored(content["survey"])
+    return None
 
 
 def _content_of(path: Path) -> dict[str, Any]:
@@ -389,20 +414,11 @@ def _blocks(
     """Fill blocks of rows in threads and give them in order, a few ahead; their memory is used again afterwards."""
     buffers: list[Floats] = [np.empty((rows, *shape[1:]), dtype=dtype) for _ in range(_NUM_THREADS + 1)]
 
-    def filled(number: int, first: int) -> tuple[int, Floats, Survey]:
-        block = buffers[number % len(buffers)][: shape[0] - first]
+    def filled(first: int) -> tuple[int, Floats, Survey]:
+        block = buffers[first // rows % len(buffers)][: shape[0] - first]
         survey = Survey(problems=fill(first, block))
         for row, cells in enumerate(block if not survey.problems else [], start=first):
             survey.look(row, cells)
         return first, block, survey
 
-    pool, running = ThreadPoolExecutor(_NUM_THREADS), deque[Future[tuple[int, Floats, Survey]]]()
-    try:
-        for number, first in enumerate(range(start, shape[0], rows)):
-            running.append(pool.submit(filled, number, first))
-            if len(running) > _NUM_THREADS:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_threads(filled, range(start, shape[0], rows), _NUM_THREADS, num_ahead=_NUM_THREADS)

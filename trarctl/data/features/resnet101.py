@@ -15,6 +15,7 @@ import numpy as np
 
 from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s, resized
 from trarctl.errors import DataError
+from trarctl.files import refusing
 from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
@@ -79,11 +80,8 @@ class ResNet101(Extractor):
 
 
 def _sha256(weights: Path) -> str:
-    try:
-        with weights.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read the weights {weights}: {error.strerror or error}", _WEIGHTS_HINT) from None
+    with refusing(f"cannot read the weights {weights}", _WEIGHTS_HINT), weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _third_stage(weights: Path | None) -> nn.Module:

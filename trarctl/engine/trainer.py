@@ -196,6 +196,8 @@ class Trainer:
             start_epoch=self.state.epoch,
             start_step=self.state.step_in_epoch,
             num_threads=torch.get_num_threads(),
+            spans=self.settings.model.spans,
+            is_hard=self.settings.model.routing == "hard",
         )
 
     def _learning_rate(self, step: int) -> float:

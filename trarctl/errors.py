@@ -75,6 +75,11 @@ def shortened(text: str, *, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """Give the first line of what another program's error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 @contextmanager
 def told_warnings(tell: Callable[[str], None]) -> Iterator[None]:
     """Tell what Python and libraries warn of while the block runs: each text once, and how often at the end."""

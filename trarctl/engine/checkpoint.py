@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trarctl.engine.run import CHECKPOINT
-from trarctl.errors import CheckpointError, DataError, listed
+from trarctl.errors import CheckpointError, DataError, first_line, listed
 from trarctl.files import refusing, whole_file
 from trarctl.model.original import translate_name
 from trarctl.model.trar import TRAR
@@ -403,7 +403,7 @@ def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
         return Description.model_validate(orjson.loads(text))
     except (orjson.JSONDecodeError, ValidationError) as error:
         raise CheckpointError(
-            f"{path} has a description that this version cannot read: {str(error).splitlines()[0]}",
+            f"{path} has a description that this version cannot read: {first_line(error)}",
             "use the trarctl version that wrote it, or train again",
         ) from error
 

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trarctl.config import Precision
 from trarctl.engine.signals import StopRequest
-from trarctl.errors import DeviceError, SettingsError, listed, shortened
+from trarctl.errors import DeviceError, SettingsError, first_line, listed, shortened
 from trarctl.groups import LEFT_BEHIND, Group, num_restarts, read_group
 from trarctl.processors import threads_of_each
 
@@ -161,7 +161,7 @@ def collective() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         if not isinstance(error, dist.DistError) and not _NETWORK.search(text):
             raise
         raise LostProcess(
@@ -263,9 +263,9 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size, timeout=timeout)
     except (RuntimeError, ValueError, TimeoutError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        where = f"{group.address}:{group.port}"
         raise DeviceError(
-            f"process {group.rank} of {group.size} cannot join the others at {group.address}:{group.port}: {first}",
+            f"process {group.rank} of {group.size} cannot join the others at {where}: {first_line(error)}",
             "check that all machines reach MASTER_ADDR:MASTER_PORT, that no other program uses that port, and that all "
             "processes were started, each with its own number",
         ) from error

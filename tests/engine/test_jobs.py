@@ -540,3 +540,15 @@ def test_settings_from_a_checkpoint_name_the_data_by_its_full_path(finished: Run
     assert found.data.path == Path("/some/data")
     assert (found.run.folder, found.train.epochs) == (run.path.parent, 3)
     assert [note.partition("; ")[2] for note in notes] == ["taking the settings from epoch-002.safetensors"]
+
+
+def test_settings_from_a_changed_checkpoint_are_not_taken(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path)
+    content = run.epoch_checkpoint(3).read_bytes()
+    here = content.index(rb"\"batch_size\":") + len(rb"\"batch_size\":")
+    run.epoch_checkpoint(3).write_bytes(content[:here] + b"9" + content[here + 1 :])
+    run.settings_file.write_text("{")
+    notes: list[str] = []
+    found = read_settings(run, notes)
+    assert found.train.batch_size == 20
+    assert [note.partition("; ")[2] for note in notes] == ["taking the settings from epoch-002.safetensors"]

@@ -64,8 +64,11 @@ class Stopped(TrarError):
         self.exit_code = 128 + signal_number
 
 
-def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:
-    """Write out the first ``most`` of ``count`` things: ``1, 2, 3 and 4 more``."""
+def listed(items: Iterable[object], count: int | None = None, *, most: int = 10) -> str:
+    """Write out the first ``most`` things: ``1, 2, 3 and 4 more``; ``count`` is given where ``items`` are not all."""
+    if count is None:
+        items = list(items)
+        count = len(items)
     shown = [str(item) for item in islice(items, most)]
     return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
 

@@ -197,7 +197,7 @@ def refuse_nonfinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             odd.append(f"{name} ({count:,} of {tensor.numel():,})")
     if odd:
         raise CheckpointError(
-            f"{path} holds values that are not finite in {len(odd)} of {len(tensors)} tensors: {listed(odd, len(odd))}",
+            f"{path} holds values that are not finite in {len(odd)} of {len(tensors)} tensors: {listed(odd)}",
             "give an earlier checkpoint: --ckpt RUN@EPOCH, or another file",
         )
 
@@ -279,7 +279,7 @@ def _archive_kind(path: Path) -> Literal["zip"]:
     if set(names) >= SAVED_SCORES:
         raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
     if not any(name.endswith("/data.pkl") for name in names):
-        raise CheckpointError(f"{path} is an archive of other files: {listed(names, len(names))}", _FOREIGN_HINT)
+        raise CheckpointError(f"{path} is an archive of other files: {listed(names)}", _FOREIGN_HINT)
     return "zip"
 
 
@@ -321,7 +321,7 @@ def _check_archive(path: Path) -> None:
         changed = [member.filename for member in members if not _is_intact(archive, member)]
     # Without a single right checksum the program that wrote it had them switched off.
     if changed and len(changed) < sum(member.file_size > 0 for member in members):
-        what = f"changed since it was written: {listed(changed, len(changed), most=3)}"
+        what = f"changed since it was written: {listed(changed, most=3)}"
         raise _damaged(path, what, _COPY_HINT)
 
 
@@ -369,7 +369,7 @@ def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
             renamed[own] = value.float()
     if faults:
         raise CheckpointError(
-            f"{len(faults):,} of {len(state):,} weights in {path} cannot be used: {listed(faults, len(faults))}",
+            f"{len(faults):,} of {len(state):,} weights in {path} cannot be used: {listed(faults)}",
             _FOREIGN_HINT,
         )
     refuse_nonfinite(path, renamed)

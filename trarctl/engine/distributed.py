@@ -121,9 +121,7 @@ class World:
                 if first.get(key) != mine.get(key) and key not in differing:
                     differing[key] = f"{key} is {pair[0]} in process 0 and {pair[1]} in process {rank}"
         if differing:
-            raise SettingsError(
-                f"the processes of this group differ: {listed(differing.values(), len(differing), most=5)}", hint
-            )
+            raise SettingsError(f"the processes of this group differ: {listed(differing.values(), most=5)}", hint)
 
     def may_report(self, *, knows_cause: bool) -> bool:
         """Whether this process is the one of all to report what ended the work early; to be asked once.

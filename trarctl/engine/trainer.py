@@ -479,4 +479,4 @@ def describe_faults(faults: Sequence[Fault | None]) -> str:
     first = [fault for fault in known if fault.step == step]
     own = [fault for fault in first if fault.is_own] or first
     questions = np.concatenate([fault.question_id for fault in own]).tolist()
-    return f"step {step} (questions {listed(questions, len(questions), most=8)})"
+    return f"step {step} (questions {listed(questions, most=8)})"

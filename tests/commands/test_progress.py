@@ -29,7 +29,7 @@ from trarctl.engine.callbacks import (
     Validated,
 )
 
-STARTED = RunStarted("demo", Path("runs/demo"), "cpu", 1, 1000, 640, 10, 3, 0, 0, spans=(0, 1, 2), is_hard=True)
+STARTED = RunStarted("demo", Path("runs/demo"), "cpu", 1, 1000, 640, 10, 3, 0, 0, 1, (0, 1, 2), is_hard=True)
 TYPES = {"color": 90.0, "shape": 80.5, "yes/no": 70.25}
 
 
@@ -186,7 +186,7 @@ def test_what_stays_of_a_run() -> None:
     events += [Note("[red]mind this[/red]"), step(1, epoch=2), ended(2), ended(3)]
     events += [RunFinished("demo", Path("runs/demo"), 200.0, 1, 80.0)]
     assert printed(events).splitlines() == [
-        "run demo in runs/demo, on cpu",
+        "run demo in runs/demo, on cpu, 1 thread",
         "1,000 parameters, 640 samples, 10 steps per epoch, 3 epochs",
         "epoch     loss  val, %  change   color   shape  yes/no          time",
         "  1/3   0.5000   80.00           90.00   80.50   70.25    1 min 05 s  best",
@@ -196,6 +196,11 @@ def test_what_stays_of_a_run() -> None:
         "  3/3   0.1667    1 min 01 s",
         "finished run demo in 3 min 20 s; best epoch 1: 80.00 %",
     ]
+
+
+def test_processes_and_threads_are_counted() -> None:
+    two = replace(STARTED, num_processes=2, num_threads=3)
+    assert printed([two]).startswith("run demo in runs/demo, on cpu, 2 processes, 3 threads each\n")
 
 
 def test_a_log_gets_a_line_now_and_then_and_fewer_in_a_long_run() -> None:

@@ -187,11 +187,10 @@ class ProgressPrinter:
     def _start(self, event: RunStarted) -> None:
         self._run = event
         self._table = EpochTable(event.epochs, (lambda: self._console.width) if self._is_live else None)
-        processes = "" if event.num_processes == 1 else f", {event.num_processes} processes"
-        if event.num_threads:
-            each = " each" if processes else ""
-            processes += f", {event.num_threads} thread{'' if event.num_threads == 1 else 's'}{each}"
-        self._print(f"run {event.name} in {event.folder}, on {event.device}{processes}")
+        threads = f"{event.num_threads} thread{'' if event.num_threads == 1 else 's'}"
+        if event.num_processes > 1:
+            threads = f"{event.num_processes} processes, {threads} each"
+        self._print(f"run {event.name} in {event.folder}, on {event.device}, {threads}")
         self._print(
             f"{event.num_parameters:,} parameters, {event.num_samples:,} samples, "
             f"{event.steps_per_epoch:,} steps per epoch, {event.epochs} epochs"

@@ -36,9 +36,9 @@ class RunStarted:
     epochs: int
     start_epoch: int
     start_step: int
-    num_threads: int = 0  # of each process; 0 where nobody said
-    spans: tuple[int | str, ...] = ()  # of the model
-    is_hard: bool = False  # whether the temperature matters
+    num_threads: int  # of each process
+    spans: tuple[int | str, ...]  # of the model
+    is_hard: bool  # whether the temperature matters
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,8 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
     with refusing(f"cannot read {path}", "make it readable: chmod u+r", CheckpointError), path.open("rb") as file:
         head = file.read(512)
     if head[:4] == b"PK\x03\x04":
-        return _archive_kind(path)
+        _refuse_other_archive(path)
+        return "zip"
     if head.startswith(_LEGACY):
         return "legacy"
     header_bytes = int.from_bytes(head[:8], "little")
@@ -272,7 +273,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
 
 
-def _archive_kind(path: Path) -> Literal["zip"]:
+def _refuse_other_archive(path: Path) -> None:
     """See that a zip archive holds what ``torch.save`` writes; one that cannot be listed is damaged."""
     with _archive(path) as archive:
         names = archive.namelist()
@@ -280,7 +281,6 @@ def _archive_kind(path: Path) -> Literal["zip"]:
         raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
     if not any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(f"{path} is an archive of other files: {listed(names)}", _FOREIGN_HINT)
-    return "zip"
 
 
 def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

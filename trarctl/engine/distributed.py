@@ -280,7 +280,6 @@ def _meet(group: Group, timeout: timedelta) -> Store:
     """Find the other processes, and see that they are those of this group; afterwards all have come."""
     is_host = group.rank == 0 and not group.has_agent
     store: Store = TCPStore(group.address, group.port, group.size, is_host, timeout, wait_for_workers=False)
-    attempt = f"{num_restarts()}-of-{group.size}"
     if not group.has_agent:
         # Process 0 says which group it is; a launcher that keeps the store itself has seen to that.
         mine = f"{group.name} with {group.size} processes"
@@ -294,7 +293,7 @@ def _meet(group: Group, timeout: timedelta) -> Store:
             )
     # The elastic launcher keeps one store through restarts: without a prefix of its own, an attempt would take the
     # addresses of lost processes for those of its own.
-    store = PrefixStore(f"attempt-{attempt}", store)
+    store = PrefixStore(f"attempt-{num_restarts()}-of-{group.size}", store)
     if not group.has_agent and store.add(f"has-come-{group.rank}", 1) > 1:
         raise DeviceError(
             f"there is already a process {group.rank} of {group.size} at {group.address}:{group.port}",

@@ -64,8 +64,11 @@ class Stopped(TrarError):
         self.exit_code = 128 + signal_number
 
 
-def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:
-    """Write out the first ``most`` of ``count`` things: ``1, 2, 3 and 4 more``."""
+def listed(items: Iterable[object], count: int | None = None, *, most: int = 10) -> str:
+    """Write out the first ``most`` things: ``1, 2, 3 and 4 more``; ``count`` is given where ``items`` are not all."""
+    if count is None:
+        items = list(items)
+        count = len(items)
     shown = [str(item) for item in islice(items, most)]
     return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
 
@@ -73,6 +76,11 @@ def listed(items: Iterable[object], count: int, *, most: int = 10) -> str:
 def shortened(text: str, *, most: int = 80) -> str:
     """Cut a long text of a user's for a message."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of what another program's error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager

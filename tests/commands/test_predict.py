@@ -381,10 +381,27 @@ def test_inputs_are_not_replaced(run: SmallRun, tmp_path: Path, capsys: pytest.C
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     picture = str(tmp_path / "a.png")
     one = ("--image", picture, "--question", "what?")
-    for options in ((*one, "--save", picture), (*one, "--json", picture), ("--batch", file, "--json", file)):
-        assert cli.run(predict(run, *options)) == 3
-        assert "would replace what is asked about\n" in capsys.readouterr().err
+    for *options, target in (
+        (*one, "--save", picture),
+        (*one, "--json", picture),
+        (*one, "--ckpt", file, "--json", file),
+        (*one, "--config", file, "--json", file),
+        (*one, "--weights", file, "--json", file),
+        ("--batch", file, "--json", file),
+        ("--batch", file, "--json", picture),
+    ):
+        assert cli.run(predict(run, *options, target)) == 3
+        assert f"{target} would overwrite what is read\n" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_one_result_does_not_overwrite_the_other(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = str(tmp_path / "o.svg")
+    assert cli.run(asking(run, "--save", target, "--json", target)) == 3
+    assert f"error: --json {target} would overwrite the result of --save\n" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

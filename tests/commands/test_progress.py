@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,8 +29,7 @@ from trarctl.engine.callbacks import (
     Validated,
 )
 
-SPANS = (0, 1, 2)
-STARTED = RunStarted("demo", Path("runs/demo"), "cpu", 1, 1000, 640, 10, 3, 0, 0)
+STARTED = RunStarted("demo", Path("runs/demo"), "cpu", 1, 1000, 640, 10, 3, 0, 0, 1, (0, 1, 2), is_hard=True)
 TYPES = {"color": 90.0, "shape": 80.5, "yes/no": 70.25}
 
 
@@ -66,18 +66,18 @@ def validated(epoch: int, overall: float, *, is_best: bool) -> Validated:
     return Validated(epoch, 10 * epoch, overall, TYPES, is_best, 4.0)
 
 
-def live(clock: Clock, spans: tuple[int, ...] = (), *, is_hard: bool = False) -> ProgressPrinter:
+def live(clock: Clock) -> ProgressPrinter:
     """A printer as on a terminal; what it prints for good is lost."""
-    return ProgressPrinter(Console(file=io.StringIO()), is_live=True, spans=spans, is_hard=is_hard, clock=clock)
+    return ProgressPrinter(Console(file=io.StringIO()), is_live=True, clock=clock)
 
 
 def drawn(view: ProgressPrinter, width: int) -> list[str]:
     return [line.plain for line in view.lines(width)]
 
 
-def in_a_log(clock: Clock, *, is_hard: bool = False) -> tuple[ProgressPrinter, io.StringIO]:
+def in_a_log(clock: Clock) -> tuple[ProgressPrinter, io.StringIO]:
     stream = io.StringIO()
-    return ProgressPrinter(Console(file=stream, width=10_000), is_hard=is_hard, clock=clock), stream
+    return ProgressPrinter(Console(file=stream, width=10_000), clock=clock), stream
 
 
 def reporting(clock: Clock) -> tuple[Progress, io.StringIO]:
@@ -94,7 +94,7 @@ def printed(events: list[Event]) -> str:
 
 def test_live_lines_hold_all_figures() -> None:
     clock = Clock()
-    view = live(clock, SPANS, is_hard=True)
+    view = live(clock)
     view(STARTED)
     view(step(1))
     clock.now += 8
@@ -109,7 +109,7 @@ def test_live_lines_hold_all_figures() -> None:
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 140])
 def test_live_lines_fit_any_terminal(width: int) -> None:
     clock = Clock()
-    view = live(clock, SPANS, is_hard=True)
+    view = live(clock)
     view(STARTED)
     view(step(1))
     clock.now += 8000
@@ -125,7 +125,8 @@ def test_live_lines_fit_any_terminal(width: int) -> None:
 
 
 def test_lines_broken_by_a_narrower_terminal_are_drawn_over() -> None:
-    view = live(Clock(), SPANS, is_hard=True)
+    view = live(Clock())
+    view(STARTED)
     view(step(1))
     for width, rises in ((100, 0), (50, 2), (50, 0), (100, 0)):
         stream = io.StringIO()
@@ -136,10 +137,11 @@ def test_lines_broken_by_a_narrower_terminal_are_drawn_over() -> None:
 def test_soft_routing_and_other_tasks_show_what_they_have() -> None:
     clock = Clock()
     view = live(clock)
+    view(replace(STARTED, is_hard=False))
     assert drawn(view, 80) == []
-    view(step(1))
+    view(step(1, routes=False))
     clock.now += 1
-    view(step(2))
+    view(step(2, routes=False))
     assert "temperature" not in " ".join(drawn(view, 80))
     assert "by layer" not in " ".join(drawn(view, 80))
     view(ended(1))
@@ -184,7 +186,7 @@ def test_what_stays_of_a_run() -> None:
     events += [Note("[red]mind this[/red]"), step(1, epoch=2), ended(2), ended(3)]
     events += [RunFinished("demo", Path("runs/demo"), 200.0, 1, 80.0)]
     assert printed(events).splitlines() == [
-        "run demo in runs/demo, on cpu",
+        "run demo in runs/demo, on cpu, 1 thread",
         "1,000 parameters, 640 samples, 10 steps per epoch, 3 epochs",
         "epoch     loss  val, %  change   color   shape  yes/no          time",
         "  1/3   0.5000   80.00           90.00   80.50   70.25    1 min 05 s  best",
@@ -196,9 +198,14 @@ def test_what_stays_of_a_run() -> None:
     ]
 
 
+def test_processes_and_threads_are_counted() -> None:
+    two = replace(STARTED, num_processes=2, num_threads=3)
+    assert printed([two]).startswith("run demo in runs/demo, on cpu, 2 processes, 3 threads each\n")
+
+
 def test_a_log_gets_a_line_now_and_then_and_fewer_in_a_long_run() -> None:
     clock = Clock()
-    steps, stream = in_a_log(clock, is_hard=True)
+    steps, stream = in_a_log(clock)
     steps(STARTED)
     for number in range(1, 7):
         steps(step(number))

@@ -92,3 +92,11 @@ def test_a_narrow_terminal_leaves_the_model_out(
     assert "soft" not in out
     assert len(rows(out)) == 1
     assert max(map(len, out.splitlines())) <= 60
+
+
+def test_the_list_does_not_replace_a_file_of_a_run(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = run.runs / run.name / "settings.json"
+    before = settings.read_bytes()
+    assert cli.run(["runs", str(run.runs), "--json", str(settings)]) == 4
+    assert f"error: {settings} belongs to a run or to prepared data" in capsys.readouterr().err
+    assert settings.read_bytes() == before

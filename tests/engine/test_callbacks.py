@@ -20,6 +20,7 @@ from trarctl.engine.callbacks import (
     Event,
     Note,
     RunFinished,
+    RunStarted,
     Shielded,
     StepDone,
     Validated,
@@ -91,6 +92,17 @@ def test_a_later_split_is_trained_on_from_its_epoch_on(golden_data: dict[str, Pa
     changes = {"data__split": "train+val+vg", "data__later_split": "train+val", "data__later_split_epoch": 2}
     train(tiny_settings(golden_data["vqa"], tmp_path, **changes, train__epochs=3), on_event=on_event)
     assert steps[0][1] == steps[1][1] > steps[2][1] == 12
+
+
+@pytest.mark.parametrize("routing", ["soft", "hard"])
+def test_the_start_of_a_run_says_what_its_display_needs(
+    routing: str, golden_data: dict[str, Path], tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    changes = {"model__spans": "0,2", "model__routing": routing, "train__epochs": 1}
+    train(tiny_settings(golden_data["vqa"], tmp_path, **changes), on_event=events.append)
+    (started,) = (event for event in events if isinstance(event, RunStarted))
+    assert (started.spans, started.is_hard) == ((0, 2), routing == "hard")
 
 
 def test_a_display_or_logger_that_fails_is_told_once_and_ends_nothing(

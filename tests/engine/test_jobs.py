@@ -575,3 +575,15 @@ def test_more_epochs_change_the_temperature_of_hard_routing(golden_data: dict[st
     run, notes = train(tiny_settings(golden_data["vqa"], tmp_path, model__routing="hard", train__epochs=1)), list[str]()
     resume(run, on_event=notes_of(notes), epochs=2)
     assert notes == ["the temperature schedule depends on the number of epochs: it changes from here on"]
+
+
+def test_settings_from_a_changed_checkpoint_are_not_taken(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path)
+    content = run.epoch_checkpoint(3).read_bytes()
+    here = content.index(rb"\"batch_size\":") + len(rb"\"batch_size\":")
+    run.epoch_checkpoint(3).write_bytes(content[:here] + b"9" + content[here + 1 :])
+    run.settings_file.write_text("{")
+    notes: list[str] = []
+    found = read_settings(run, notes)
+    assert found.train.batch_size == 20
+    assert [note.partition("; ")[2] for note in notes] == ["taking the settings from epoch-002.safetensors"]

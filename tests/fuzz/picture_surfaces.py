@@ -401,8 +401,8 @@ class Tables(Surface):
         text = marked_text(path)
         header = text.splitlines()[0]
         delimiter = next((one for one in (",", ";", "\t") if one in header), ",")
-        names = [name.strip().lower() for name in header.split(delimiter)]
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))[1:]
+        names, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        names = [name.strip().lower() for name in names]
         image, question = names.index("image"), names.index("question")
         return [(Path(row[image].strip()).name, row[question]) for row in rows if row]
 

@@ -101,8 +101,7 @@ def evaluate(
     refuse_ignored(f"eval {mode}", given, _IGNORED[mode], unused=("--set", "--gpus") if mode == "--answers" else ())
     if report is None:
         refuse_ignored("eval without --report", given, ["--images"])
-    targets = {"--json": None if json is None or json == "-" else Path(json), "--save-scores": save_scores}
-    check_targets(targets, [ckpt, answers, config, *(compare or [])])
+    check_targets({"--json": json, "--save-scores": save_scores}, [ckpt, answers, config, *(compare or [])])
     wanted = split or "val"
     if split is None:
         note("no split given: using val")

@@ -115,16 +115,20 @@ def refuse_ignored(
         note(f"{mode} makes no use of {', '.join(idle)}")
 
 
-def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[object]) -> None:
-    """See, before the work, that its results can be written, and that they overwrite neither input nor each other."""
+def check_targets(targets: Mapping[str, Path | str | None], inputs: Iterable[object]) -> None:
+    """See, before the work, that its results can be written, and that they overwrite neither input nor each other.
+
+    ``targets`` has the file of each option; None or ``-``, which is stdout, for none.
+    """
     from trarctl.errors import SettingsError
     from trarctl.files import refuse_unwritable
 
     # Unlike Path.resolve, this has an answer for links in a circle.
     taken = {os.path.realpath(str(one)): "what is read" for one in inputs if one is not None}
-    for flag, target in targets.items():
-        if target is None:
+    for flag, named in targets.items():
+        if named is None or named == "-":
             continue
+        target = Path(named)
         hint = f"choose another file with {flag}"
         refuse_unwritable(target, hint)
         if target.exists() and not target.is_file():

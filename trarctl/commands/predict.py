@@ -15,6 +15,7 @@ from trarctl.commands.options import (
     DataOption,
     JsonOption,
     SetOption,
+    check_targets,
     option,
 )
 
@@ -61,19 +62,13 @@ def predict(
     from trarctl.engine.evaluator import Request
     from trarctl.engine.predictor import notes_on, open_predictor
     from trarctl.errors import SettingsError
-    from trarctl.files import refuse_unwritable
     from trarctl.report.pictures import picture_format
 
     asking = _asking(image, question, batch, save)
     paths, questions = [one.image for one in asking], [one.question for one in asking]
     if batch is not None and top is not None and json is None:
         raise SettingsError("--top with --batch is for --json: the table shows one answer", "--json FILE, or no --top")
-    for option_name, target in (("--save", save), ("--json", Path(json) if json not in (None, "-") else None)):
-        if target is not None:
-            inputs = [path for path in (*paths, batch) if path is not None and path.exists()]
-            if target.exists() and any(map(target.samefile, inputs)):
-                raise SettingsError(f"{option_name} {target} would replace what is asked about", "choose another name")
-            refuse_unwritable(target, f"{option_name} FILE in a folder that can be written")
+    check_targets({"--save": save, "--json": json}, [*dict.fromkeys(paths), batch, ckpt, config, weights])
     if save is not None:
         picture_format(save)
     predictor, chosen = open_predictor(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)

@@ -49,15 +49,11 @@ PAUSES_PER_RUN = 40
 
 
 @contextmanager
-def watch(
-    *, is_quiet: bool = False, spans: Sequence[int | str] = (), is_hard: bool = False, is_transient: bool = True
-) -> Iterator[Callback]:
+def watch(*, is_quiet: bool = False, is_transient: bool = True) -> Iterator[Callback]:
     """Show on stderr what the events say.
 
     Args:
         is_quiet: show notes alone.
-        spans: of the model, to show how they are used.
-        is_hard: whether the temperature matters.
         is_transient: take the live lines off the screen at the end.
     """
     shield_streams()
@@ -67,7 +63,7 @@ def watch(
     from rich.live import Live
 
     console, is_live = open_console(is_stderr=True), sys.stderr.isatty()
-    printer = ProgressPrinter(console, is_live=is_live, spans=spans, is_hard=is_hard)
+    printer = ProgressPrinter(console, is_live=is_live)
     live = Live(printer, console=console, refresh_per_second=REFRESHES_PER_SECOND, transient=is_transient)
     with live if is_live else nullcontext():
         yield printer
@@ -135,24 +131,12 @@ class ProgressPrinter:
     Args:
         console: where to.
         is_live: whether Rich draws this object as live lines; otherwise unfinished work is printed now and then.
-        spans: of the model; none where routes are not of interest.
-        is_hard: whether the temperature matters.
         clock: seconds.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        *,
-        is_live: bool = False,
-        spans: Sequence[int | str] = (),
-        is_hard: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, console: Console, *, is_live: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._is_live = is_live
-        self._spans = span_names(spans)
-        self._is_hard = is_hard
         self._clock = clock
         self._tasks: dict[str, _Task] = {}
         self._epoch = _Task("", clock(), 0, 0, log_started=clock())
@@ -203,11 +187,10 @@ class ProgressPrinter:
     def _start(self, event: RunStarted) -> None:
         self._run = event
         self._table = EpochTable(event.epochs, (lambda: self._console.width) if self._is_live else None)
-        processes = "" if event.num_processes == 1 else f", {event.num_processes} processes"
-        if event.num_threads:
-            each = " each" if processes else ""
-            processes += f", {event.num_threads} thread{'' if event.num_threads == 1 else 's'}{each}"
-        self._print(f"run {event.name} in {event.folder}, on {event.device}{processes}")
+        threads = f"{event.num_threads} thread{'' if event.num_threads == 1 else 's'}"
+        if event.num_processes > 1:
+            threads = f"{event.num_processes} processes, {threads} each"
+        self._print(f"run {event.name} in {event.folder}, on {event.device}, {threads}")
         self._print(
             f"{event.num_parameters:,} parameters, {event.num_samples:,} samples, "
             f"{event.steps_per_epoch:,} steps per epoch, {event.epochs} epochs"
@@ -252,7 +235,7 @@ class ProgressPrinter:
             return []
         figures = [f"loss {logged.loss:.4f}"] if logged is not None and logged.loss is not None else []
         figures.append(f"rate {step.learning_rate:.3g}")
-        if self._is_hard:
+        if self._run is not None and self._run.is_hard:
             figures.append(f"temperature {step.temperature:.3g}")
         return [*figures, f"{step.samples_per_second:,.0f} samples/s"]
 
@@ -314,13 +297,13 @@ class ProgressPrinter:
 
     def _routes(self, width: int) -> list[str]:
         """The share of each span in each layer: ``% of whole/3x3 by layer   1: 45/55  2: 30/70``."""
-        if self._logged is None or not self._logged.routes or not self._spans:
+        if self._run is None or self._logged is None or not self._logged.routes:
             return []
         layers = [
             f"{number}: {'/'.join(f'{100 * share:.0f}' for share in weights)}"
             for number, weights in enumerate(self._logged.routes, start=1)
         ]
-        return _wrapped([f"% of {'/'.join(self._spans)} by layer ", *layers], width)
+        return _wrapped([f"% of {'/'.join(span_names(self._run.spans))} by layer ", *layers], width)
 
 
 _WIDTHS = {"epoch": 5, "loss": 7, "val, %": 6, "change": 6, "time": 12, "": 4}

@@ -66,6 +66,5 @@ def resume(
     resolved = amend(read_settings(found, notes), f"run {found.name}", options=context.obj, sets=changes)
     job, fitted = plan_resume(found, resolved.settings, named=run, epoch=epoch)
     note(*notes, *fitted)
-    model = job.settings.model
-    run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
+    run_job(job, functools.partial(watch, is_quiet=is_quiet))
     say(f"next: trarctl eval --ckpt {job.run.reference}")

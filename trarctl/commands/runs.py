@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trarctl.commands.console import add_row, compact_bytes, make_table, note, open_console, show_table, write_json
-from trarctl.commands.options import JsonOption
+from trarctl.commands.options import JsonOption, check_targets
 
 EPILOG = "Example: trarctl runs --json -"
 
@@ -27,6 +27,7 @@ def runs(
     from trarctl.config.resolve import resolve
     from trarctl.report.history import overviews
 
+    check_targets({"--json": json}, [])
     where = folder or resolve().settings.run.folder
     found = overviews(where)
     if unreadable := [f"{run.num_unreadable} of {run.name}" for run in found if run.num_unreadable]:

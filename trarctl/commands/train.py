@@ -96,6 +96,5 @@ def train(
 
     job, notes = plan_start(resolved.settings, resolved.origins, init=init)
     note(*notes)
-    model = job.settings.model
-    run_job(job, functools.partial(watch, is_quiet=is_quiet, spans=model.spans, is_hard=model.routing == "hard"))
+    run_job(job, functools.partial(watch, is_quiet=is_quiet))
     say(f"next: trarctl eval --ckpt {job.run.reference}")

@@ -135,7 +135,7 @@ def translate(document: Document, source: str) -> tuple[Values, list[str]]:
     if unknown := [reprlib.repr(key).strip("'") for key in document if key not in KNOWN]:
         near = nearest_key(unknown[0], KNOWN)
         general = "a .yml file holds the original's keys; trarctl's own go into a .toml file"
-        what = f"{source}: unknown key{'s' if len(unknown) > 1 else ''} {listed(unknown, len(unknown))}"
+        what = f"{source}: unknown key{'s' if len(unknown) > 1 else ''} {listed(unknown)}"
         raise SettingsError(what, f"did you mean {near}?" if near else general)
     for key, (fixed, reason) in FIXED.items():
         given = document.get(key, fixed)

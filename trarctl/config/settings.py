@@ -33,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trarctl.config import Loss, Precision
 from trarctl.errors import SettingsError
@@ -463,30 +463,39 @@ def from_dict(tables: Mapping[str, object], source: str, blames: Mapping[str, st
     except ValidationError as error:
         problems = error.errors(include_url=False)
     lines: dict[str, str] = {}
-    hints = []
+    hints = set()
     for found in problems:
-        context: dict[str, Any] = found.get("ctx", {})
-        hint = ALL_SETTINGS
-        if found["type"] == "contradiction":
-            keys, text = context["keys"], context["message"]
-            key = next((key for key in blames if key in keys), keys[0])
-            if blames and len(keys) > 1:
-                origins = ", ".join(f"{key} from {blames.get(key, 'its default')}" for key in keys)
-                hint = f"change one: {origins.replace(' from', ' comes from', 1)}"
-        else:
-            key = ".".join(str(part) for part in found["loc"][:2])
-            index = "".join(f"[{part}]" for part in found["loc"][2:] if isinstance(part, int))
-            kinds = (context.get("pattern"), found["type"], found["type"].partition("_")[0])
-            kind = next((kind for kind in kinds if kind in _PROBLEMS), "")
-            problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
-            got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
-            text = f"{key}{index} {problem}{got}"
-            if found["type"] == "plugin":
-                hint = f"if a plugin adds it, name its module: {PLUGINS_VARIABLE}=MODULE"
-            elif key in FIELDS:
-                hint = f"{key}: {FIELDS[key].description}; {ALL_SETTINGS}"
-            elif near := nearest_key(key):
-                hint = f"did you mean {near}?"
+        explain = _explain_contradiction if found["type"] == "contradiction" else _explain_value
+        key, text, hint = explain(found, blames)
         lines.setdefault(key, f"{blames.get(key, source)}: {text}")
-        hints.append(hint)
-    raise SettingsError("\n".join(lines.values()), hints[0] if len(set(hints)) == 1 else ALL_SETTINGS)
+        hints.add(hint)
+    raise SettingsError("\n".join(lines.values()), hints.pop() if len(hints) == 1 else ALL_SETTINGS)
+
+
+def _explain_contradiction(found: ErrorDetails, blames: Mapping[str, str]) -> tuple[str, str, str]:
+    """The key to blame for an error between settings, what is wrong, and a hint."""
+    keys = found["ctx"]["keys"]
+    hint = ALL_SETTINGS
+    if blames and len(keys) > 1:
+        origins = ", ".join(f"{key} from {blames.get(key, 'its default')}" for key in keys)
+        hint = f"change one: {origins.replace(' from', ' comes from', 1)}"
+    return next((key for key in blames if key in keys), keys[0]), found["ctx"]["message"], hint
+
+
+def _explain_value(found: ErrorDetails, blames: Mapping[str, str]) -> tuple[str, str, str]:
+    """The key of a value that is not valid, what is wrong with it, and a hint."""
+    key = ".".join(str(part) for part in found["loc"][:2])
+    index = "".join(f"[{part}]" for part in found["loc"][2:] if isinstance(part, int))
+    context: dict[str, Any] = found.get("ctx", {})
+    kinds = (context.get("pattern"), found["type"], found["type"].partition("_")[0])
+    kind = next((kind for kind in kinds if kind in _PROBLEMS), "")
+    problem = _PROBLEMS[kind].format(**context) if kind else found["msg"].replace("Input should", "must", 1)
+    got = "" if key in blames or kind in ("missing", "extra") else f", got {reprlib.repr(found['input'])}"
+    hint = ALL_SETTINGS
+    if found["type"] == "plugin":
+        hint = f"if a plugin adds it, name its module: {PLUGINS_VARIABLE}=MODULE"
+    elif key in FIELDS:
+        hint = f"{key}: {FIELDS[key].description}; {ALL_SETTINGS}"
+    elif near := nearest_key(key):
+        hint = f"did you mean {near}?"
+    return key, f"{key}{index} {problem}{got}", hint

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trarctl.config import EvaluatorName
-from trarctl.errors import DataError, SettingsError, TrarError
+from trarctl.errors import DataError, SettingsError, TrarError, first_line
 
 if TYPE_CHECKING:
     from trarctl.config.settings import Settings
@@ -36,7 +36,9 @@ class RunStarted:
     epochs: int
     start_epoch: int
     start_step: int
-    num_threads: int = 0  # of each process; 0 where nobody said
+    num_threads: int  # of each process
+    spans: tuple[int | str, ...]  # of the model
+    is_hard: bool  # whether the temperature matters
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,8 @@ def recorded(run: RunFolder, settings: Settings, callback: Callback, *, first_st
             try:
                 write = logger.__enter__()
             except Exception as error:  # whatever another program raises
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise SettingsError(f"run.loggers: {name} cannot begin: {reason}", _LOGGER_HINTS[name]) from error
+                what = f"run.loggers: {name} cannot begin: {first_line(error)}"
+                raise SettingsError(what, _LOGGER_HINTS[name]) from error
             stack.callback(_close, logger, name, run)
             shows.append(Shielded(functools.partial(_feed, write), name))
         yield call_all

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trarctl.engine.run import CHECKPOINT
-from trarctl.errors import CheckpointError, DataError, listed
+from trarctl.errors import CheckpointError, DataError, first_line, listed
 from trarctl.files import refusing, whole_file
 from trarctl.model.original import translate_name
 from trarctl.model.trar import TRAR
@@ -197,7 +197,7 @@ def refuse_nonfinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             odd.append(f"{name} ({count:,} of {tensor.numel():,})")
     if odd:
         raise CheckpointError(
-            f"{path} holds values that are not finite in {len(odd)} of {len(tensors)} tensors: {listed(odd, len(odd))}",
+            f"{path} holds values that are not finite in {len(odd)} of {len(tensors)} tensors: {listed(odd)}",
             "give an earlier checkpoint: --ckpt RUN@EPOCH, or another file",
         )
 
@@ -247,7 +247,8 @@ def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
     with refusing(f"cannot read {path}", "make it readable: chmod u+r", CheckpointError), path.open("rb") as file:
         head = file.read(512)
     if head[:4] == b"PK\x03\x04":
-        return _archive_kind(path)
+        _refuse_other_archive(path)
+        return "zip"
     if head.startswith(_LEGACY):
         return "legacy"
     header_bytes = int.from_bytes(head[:8], "little")
@@ -272,15 +273,14 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
 
 
-def _archive_kind(path: Path) -> Literal["zip"]:
+def _refuse_other_archive(path: Path) -> None:
     """See that a zip archive holds what ``torch.save`` writes; one that cannot be listed is damaged."""
     with _archive(path) as archive:
         names = archive.namelist()
     if set(names) >= SAVED_SCORES:
         raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
     if not any(name.endswith("/data.pkl") for name in names):
-        raise CheckpointError(f"{path} is an archive of other files: {listed(names, len(names))}", _FOREIGN_HINT)
-    return "zip"
+        raise CheckpointError(f"{path} is an archive of other files: {listed(names)}", _FOREIGN_HINT)
 
 
 def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -321,7 +321,7 @@ def _check_archive(path: Path) -> None:
         changed = [member.filename for member in members if not _is_intact(archive, member)]
     # Without a single right checksum the program that wrote it had them switched off.
     if changed and len(changed) < sum(member.file_size > 0 for member in members):
-        what = f"changed since it was written: {listed(changed, len(changed), most=3)}"
+        what = f"changed since it was written: {listed(changed, most=3)}"
         raise _damaged(path, what, _COPY_HINT)
 
 
@@ -369,7 +369,7 @@ def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
             renamed[own] = value.float()
     if faults:
         raise CheckpointError(
-            f"{len(faults):,} of {len(state):,} weights in {path} cannot be used: {listed(faults, len(faults))}",
+            f"{len(faults):,} of {len(state):,} weights in {path} cannot be used: {listed(faults)}",
             _FOREIGN_HINT,
         )
     refuse_nonfinite(path, renamed)
@@ -403,7 +403,7 @@ def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
         return Description.model_validate(orjson.loads(text))
     except (orjson.JSONDecodeError, ValidationError) as error:
         raise CheckpointError(
-            f"{path} has a description that this version cannot read: {str(error).splitlines()[0]}",
+            f"{path} has a description that this version cannot read: {first_line(error)}",
             "use the trarctl version that wrote it, or train again",
         ) from error
 

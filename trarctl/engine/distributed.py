@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trarctl.config import Precision
 from trarctl.engine.signals import StopRequest
-from trarctl.errors import DeviceError, SettingsError, listed, shortened
+from trarctl.errors import DeviceError, SettingsError, first_line, listed, shortened
 from trarctl.groups import LEFT_BEHIND, Group, num_restarts, read_group
 from trarctl.processors import threads_of_each
 
@@ -121,9 +121,7 @@ class World:
                 if first.get(key) != mine.get(key) and key not in differing:
                     differing[key] = f"{key} is {pair[0]} in process 0 and {pair[1]} in process {rank}"
         if differing:
-            raise SettingsError(
-                f"the processes of this group differ: {listed(differing.values(), len(differing), most=5)}", hint
-            )
+            raise SettingsError(f"the processes of this group differ: {listed(differing.values(), most=5)}", hint)
 
     def may_report(self, *, knows_cause: bool) -> bool:
         """Whether this process is the one of all to report what ended the work early; to be asked once.
@@ -161,7 +159,7 @@ def collective() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         if not isinstance(error, dist.DistError) and not _NETWORK.search(text):
             raise
         raise LostProcess(
@@ -263,9 +261,9 @@ def joined(placement: Placement, *, timeout_seconds: float) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size, timeout=timeout)
     except (RuntimeError, ValueError, TimeoutError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        where = f"{group.address}:{group.port}"
         raise DeviceError(
-            f"process {group.rank} of {group.size} cannot join the others at {group.address}:{group.port}: {first}",
+            f"process {group.rank} of {group.size} cannot join the others at {where}: {first_line(error)}",
             "check that all machines reach MASTER_ADDR:MASTER_PORT, that no other program uses that port, and that all "
             "processes were started, each with its own number",
         ) from error
@@ -282,7 +280,6 @@ def _meet(group: Group, timeout: timedelta) -> Store:
     """Find the other processes, and see that they are those of this group; afterwards all have come."""
     is_host = group.rank == 0 and not group.has_agent
     store: Store = TCPStore(group.address, group.port, group.size, is_host, timeout, wait_for_workers=False)
-    attempt = f"{num_restarts()}-of-{group.size}"
     if not group.has_agent:
         # Process 0 says which group it is; a launcher that keeps the store itself has seen to that.
         mine = f"{group.name} with {group.size} processes"
@@ -296,7 +293,7 @@ def _meet(group: Group, timeout: timedelta) -> Store:
             )
     # The elastic launcher keeps one store through restarts: without a prefix of its own, an attempt would take the
     # addresses of lost processes for those of its own.
-    store = PrefixStore(f"attempt-{attempt}", store)
+    store = PrefixStore(f"attempt-{num_restarts()}-of-{group.size}", store)
     if not group.has_agent and store.add(f"has-come-{group.rank}", 1) > 1:
         raise DeviceError(
             f"there is already a process {group.rank} of {group.size} at {group.address}:{group.port}",

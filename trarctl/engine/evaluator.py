@@ -116,7 +116,7 @@ def _refuse_nonfinite(scores: NDArray[np.float32], question_id: Ids, what: str, 
     odd = [row for row, values in enumerate(scores) if not np.isfinite(values).all()]
     ids = np.asarray(question_id)[odd].tolist()
     many = f"{len(odd):,} of {len(scores):,} questions"
-    raise DataError(f"{what} not finite for {many}: {listed(ids, len(ids))}", hint)
+    raise DataError(f"{what} not finite for {many}: {listed(ids)}", hint)
 
 
 @dataclass
@@ -446,7 +446,7 @@ def _read_scores(path: Path, *, is_exclusive: bool) -> Scores:
         why = getattr(error, "strerror", None) or "it is cut off or changed, or no .npz file of numbers and text"
         raise DataError(f"cannot read scores from {path}: {why}", _AGAIN) from error
     if missing:
-        there = listed(sorted(names), len(names))
+        there = listed(sorted(names))
         raise DataError(f"{path} holds no scores: {', '.join(missing)} missing, there is {there}", _AGAIN)
     expected = [ids.size, answers.size]
     for name, array, kinds, shape, wanted in (

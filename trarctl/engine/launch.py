@@ -32,7 +32,7 @@ from trarctl.engine import distributed
 from trarctl.engine.callbacks import Callback, Note, Shielded, no_callback
 from trarctl.engine.distributed import GRACE_SECONDS, LostProcess, Placement, World, plan_placement
 from trarctl.engine.signals import asked_to_stop, ended_with_parent, forwarded_signals, stop_requests
-from trarctl.errors import DeviceError, Stopped, TrarError, told_warnings
+from trarctl.errors import DeviceError, Stopped, TrarError, first_line, told_warnings
 from trarctl.files import write_bytes
 from trarctl.processors import threads_of_each
 
@@ -104,7 +104,7 @@ def _process(
             with distributed.enough_memory(hint):
                 yield dataclasses.replace(world, stop=stop), callback
         except torch.OutOfMemoryError as error:
-            what = f"{world.device} has too little memory: {str(error).splitlines()[0]}"
+            what = f"{world.device} has too little memory: {first_line(error)}"
             raise DeviceError(what, hint) from error
         except LostProcess as error:
             raise LostProcess(error.what, job.advice()) from error

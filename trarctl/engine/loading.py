@@ -191,7 +191,7 @@ def load_weights(model: TRAR, state: Mapping[str, Tensor], path: Path) -> None:
             faults.append(f"{name} holds {given.dtype}".replace("torch.", "") + ", expected floating-point numbers")
     if faults:
         raise CheckpointError(
-            f"{path} does not fit the model: {listed(faults, len(faults), most=3)}",
+            f"{path} does not fit the model: {listed(faults, most=3)}",
             "give the settings that it was trained with: --config FILE or --set model.KEY=VALUE",
         )
     model.load_state_dict(dict(state))
@@ -277,7 +277,7 @@ def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None
     # No training leaves such layers behind.
     zero = [name for name, tensor in state.items() if name.endswith(("weight", "gain")) and not tensor.any()]
     if zero:
-        odd.append(f"{path}: all weights are zero in {len(zero)} layers: {listed(zero, len(zero))}")
+        odd.append(f"{path}: all weights are zero in {len(zero)} layers: {listed(zero)}")
     return state, epoch, description, odd
 
 
@@ -336,7 +336,7 @@ def _with_shape(
         ) from error
     except KeyError as error:
         raise CheckpointError(
-            f"{path} is not a TRAR checkpoint: {error.args[0]} is missing; it has {listed(state, len(state), most=3)}",
+            f"{path} is not a TRAR checkpoint: {error.args[0]} is missing; it has {listed(state, most=3)}",
             "give an epochN.pkl of TRAR-VQA",
         ) from error
     num_spans = shapes.pop("num_spans")

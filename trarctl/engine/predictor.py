@@ -143,7 +143,7 @@ class Predictor:
     def trained_on(self) -> str:
         """What the model was trained on and what it can answer, in one sentence."""
         answers = self._data.answers
-        few = listed(answers, len(answers), most=13 if len(answers) <= 13 else 8)
+        few = listed(answers, most=13 if len(answers) <= 13 else 8)
         return f"trained on {self._data.spec.title}; it can only answer {few}"
 
     def ask(self, images: Sequence[Image], questions: Sequence[str], *, top: int = 5) -> list[Prediction]:
@@ -190,7 +190,7 @@ class Predictor:
                 asked |= zip(rows, answers, strict=True)
                 progress("answering", len(asked), len(paths))
         if problems:
-            raise DataError(listed(problems, len(problems)), hints[0])
+            raise DataError(listed(problems), hints[0])
         return [asked[row] for row in range(len(paths))]
 
     def _describe(self, images: Sequence[Image]) -> list[Described]:
@@ -243,7 +243,7 @@ def notes_on(asked: Sequence[Prediction]) -> list[str]:
     if partly:
         words = list(dict.fromkeys(repr(shortened(word)) for one in partly for word in one.unknown_words))
         has = "has" if len(partly) == 1 else "have"
-        unknown_words = listed(words, len(words))
+        unknown_words = listed(words)
         notes.append(f"{_questions(partly)} {has} words that are not in the model's vocabulary: {unknown_words}")
     if cut := [one for one in asked if one.num_cut]:
         last = f"{cut[0].num_cut} words" if cut[0].num_cut > 1 else "word"

@@ -363,9 +363,9 @@ def _settings_in(path: Path) -> Settings:
     """The settings that ``settings.json`` or a checkpoint holds."""
     try:
         if path.suffix == ".safetensors":
-            from trarctl.engine.checkpoint import load_description  # listing sound runs needs no torch
+            from trarctl.engine.checkpoint import load_checkpoint  # listing sound runs needs no torch
 
-            description = load_description(path)
+            _, description = load_checkpoint(path)
             settings = saved_settings(description.settings, path)
             data = settings.data.model_copy(update={"path": Path(description.data)})
             return settings.model_copy(update={"data": data})

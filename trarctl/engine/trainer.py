@@ -196,6 +196,8 @@ class Trainer:
             start_epoch=self.state.epoch,
             start_step=self.state.step_in_epoch,
             num_threads=torch.get_num_threads(),
+            spans=self.settings.model.spans,
+            is_hard=self.settings.model.routing == "hard",
         )
 
     def _learning_rate(self, step: int) -> float:
@@ -477,4 +479,4 @@ def describe_faults(faults: Sequence[Fault | None]) -> str:
     first = [fault for fault in known if fault.step == step]
     own = [fault for fault in first if fault.is_own] or first
     questions = np.concatenate([fault.question_id for fault in own]).tolist()
-    return f"step {step} (questions {listed(questions, len(questions), most=8)})"
+    return f"step {step} (questions {listed(questions, most=8)})"

@@ -43,7 +43,7 @@ faults: $(INSTALLED) ## Kill, fill up, interrupt and resume runs in every way th
 
 LIVES ?= 2000
 
-lives: $(INSTALLED) ## Live random lives of a run, 2,000 or LIVES=N, each compared with a model of it (about 15 minutes)
+lives: $(INSTALLED) ## Live random lives of a run, 2,000 or LIVES=N, each compared with a model of it (about 20 minutes)
 	OMP_NUM_THREADS=1 LIVES=$(LIVES) LIFE_SEED=$${LIFE_SEED:-$$(date +%s)} $(BIN)/pytest -q -s tests/engine/test_life.py
 
 mutants: $(INSTALLED) ## Change the code that numbers and checkpoints depend on, and see that a test fails (about 30 minutes)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trarctl.engine.run import RunFolder, find_checkpoint, find_run, list_runs, read_settings
-from trarctl.errors import CheckpointError, DataError
+from trarctl.engine.run import RunFolder, find_checkpoint, find_run, list_runs, read_settings, saved_settings
+from trarctl.errors import CheckpointError, DataError, SettingsError
 
 
 @pytest.fixture
@@ -275,3 +275,32 @@ def test_metrics_without_steps_stay_when_a_run_goes_back(tmp_path: Path) -> None
     assert [entry["epoch"] for entry in run.metrics()] == [1, 2]
     run.rewind(epoch=0, step_in_epoch=1, step=1)
     assert [entry["overall"] for entry in run.metrics()] == [51.0, 52.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "caps"),
+    [
+        ({"train": {"epochs": 3}}, False),  # of a version that had no such setting
+        ({"train": {"epochs": 3, "caps_warmup": True}}, True),
+        ({"train": {"epochs": 3, "caps_warmup": False}}, False),
+    ],
+)
+def test_old_runs_keep_the_warm_up_of_their_version(values: dict[str, dict[str, object]], caps: bool) -> None:
+    train = saved_settings(values, Path("settings.json")).train
+    assert (train.epochs, train.caps_warmup) == (3, caps)
+    assert "caps_warmup" not in values["train"] or values["train"]["caps_warmup"] is caps
+
+
+def test_saved_settings_name_the_file_that_holds_what_is_wrong(folder: Path) -> None:
+    with pytest.raises(SettingsError, match=r"a/settings\.json: train\.epochs must be"):
+        saved_settings({"train": {"epochs": "many"}}, Path("a/settings.json"))
+    run = RunFolder(folder / "old")
+    run.settings_file.write_text('{"train": {"epochs": "many"}}')
+    with pytest.raises(CheckpointError, match=rf"{run.settings_file}: train\.epochs must be"):
+        read_settings(run)
+    run.settings_file.write_text("[]")
+    with pytest.raises(CheckpointError, match=f"cannot read {run.settings_file}: it holds no settings$"):
+        read_settings(run)
+    run.settings_file.unlink()
+    with pytest.raises(CheckpointError, match=f"cannot read {run.settings_file}: No such file or directory$"):
+        read_settings(run)

@@ -29,6 +29,7 @@ class FileNaming:
     prefix: str
     num_digits: int | None  # a number is padded to these with zeros; None: ids are text, and stand in the name as is
     suffix: str
+    is_nested: bool = False  # names may lie in folders within the set's: relative paths with "/"
 
     def name(self, image_id: int | str) -> str:
         """Give the file name of an image."""
@@ -232,9 +233,9 @@ def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:
         naming
         for extension in (".npy", ".npz")
         for naming in (
-            FileNaming(prefix, digits, suffix + extension),
-            FileNaming(prefix, digits, extension),
-            FileNaming("", None if digits is None else 1, extension),
+            FileNaming(prefix, digits, suffix + extension, images.images.is_nested),
+            FileNaming(prefix, digits, extension, images.images.is_nested),
+            FileNaming("", None if digits is None else 1, extension, images.images.is_nested),
         )
     ]
     return tuple(dict.fromkeys([images.features, *others]))

@@ -121,7 +121,7 @@ class DatasetSpec:
 
     # Answers.
     normalize_answer: Callable[[str], str] = str  # how an answer is written in the answer list
-    drops_rare_answers: bool = False  # the list leaves out answers rarer than --min-answer-count says
+    min_answer_count: int | None = None  # default of --min-answer-count; None: the list leaves out no answer
     has_one_answer: bool = True  # one answer is the true one; False: several annotators may differ
     metric: Metric = plain_accuracy
     types_tell_answers: bool = False  # the question types are drawn from the true answers

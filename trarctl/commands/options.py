@@ -39,12 +39,20 @@ def option(name: str, panel: str, help: str, *, short: str = "", shows_default: 
     return typer.Option(*names, rich_help_panel=panel, help=help, show_default=shows_default, **more)
 
 
-def dataset_argument(help: str) -> Any:
-    """Describe the argument that names a data set, a plugin's included."""
+def own_data(name: str) -> bool:
+    """Whether there is prepared data of that name where commands look for it."""
+    return (Path("data") / name / "prepared" / "manifest.json").is_file()
+
+
+def dataset_argument(help: str, *, takes_own: bool = False) -> Any:
+    """Describe the argument that names a data set, a plugin's included; ``takes_own``: or one's own prepared data."""
 
     def check(name: str | None) -> str | None:
-        if name is not None and name not in DATASETS.names():
-            known = ", ".join(map(repr, DATASETS.names()))
+        if name is not None and name not in DATASETS.names() and not (takes_own and own_data(name)):
+            own = (
+                [path.parent.parent.name for path in Path("data").glob("*/prepared/manifest.json")] if takes_own else []
+            )
+            known = ", ".join(map(repr, dict.fromkeys([*DATASETS.names(), *sorted(own)])))
             raise typer.BadParameter(f"{name!r} is not one of {known}.")
         return name
 

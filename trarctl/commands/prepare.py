@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trarctl.commands.console import add_row, duration, make_table, say, show_error, show_table, warn
+from trarctl.commands.console import add_row, duration, make_table, note, say, show_error, show_table, warn
 from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ EPILOG = """Examples:
   trarctl prepare clevr --images data/clevr/raw/images --extractor resnet101 --gpus 0,1"""
 FEATURES_PANEL = "Image features"
 WORDS_PANEL = "Words and answers"
+TABLE_PANEL = "Your own table"
 
 
 def prepare(
-    dataset: Annotated[str, dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds.")],
+    dataset: Annotated[str, dataset_argument("vqa, clevr, easy-vqa, one that a plugin adds, or table for your own.")],
     raw: Annotated[
         Path | None,
         option("--raw", DATA_PANEL, "Folder of questions and annotations; by default data/DATASET/raw.", metavar="DIR"),
@@ -115,6 +116,48 @@ def prepare(
             min=0,
         ),
     ] = None,
+    name: Annotated[
+        str | None, option("--name", TABLE_PANEL, "What other commands call your data.", metavar="NAME")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        option(
+            "--questions",
+            TABLE_PANEL,
+            "One table (.csv, .tsv, .jsonl, .parquet) with the columns image, question and answer; parted 80/10/10 by"
+            " picture, or by its column split.",
+            metavar="FILE",
+        ),
+    ] = None,
+    train: Annotated[
+        Path | None, option("--train", TABLE_PANEL, "Or a table for each split: this one to train on.", metavar="FILE")
+    ] = None,
+    val: Annotated[Path | None, option("--val", TABLE_PANEL, "The table of the split val.", metavar="FILE")] = None,
+    test: Annotated[
+        Path | None,
+        option("--test", TABLE_PANEL, "The table of the split test; it may lack answers.", metavar="FILE"),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        option(
+            "--column",
+            TABLE_PANEL,
+            "Where a column of your table has another name, such as type=answer_type; may be repeated.",
+            metavar="COLUMN=NAME",
+        ),
+    ] = None,
+    answers: Annotated[
+        Literal["normalized", "raw"] | None,
+        option(
+            "--answers",
+            TABLE_PANEL,
+            "raw only ignores case and blanks around answers; by default they are normalized as VQA v2's are.",
+        ),
+    ] = None,
+    skip_missing: Annotated[
+        bool,
+        option("--skip-missing", TABLE_PANEL, "Leave out questions about pictures that are missing, with a warning."),
+    ] = False,
     max_words: Annotated[
         int | None,
         option(
@@ -132,8 +175,19 @@ def prepare(
     from trarctl.data.features.extract import share_of_environment
     from trarctl.errors import DataError
 
+    described = {
+        "name": name,
+        "questions": questions,
+        "train": train,
+        "val": val,
+        "test": test,
+        "column": column,
+        "answers": answers,
+        "skip_missing": skip_missing,
+    }
     request = preparing.PrepareRequest(
         dataset=dataset,
+        options={key: value for key, value in described.items() if value},
         out=out,
         raw=raw,
         features=features,
@@ -147,7 +201,7 @@ def prepare(
         images=images,
         extractor=extractor or backbone,
         weights=weights,
-        devices=_devices(gpus) if images is not None else ("cpu",),
+        devices=_devices(gpus) if images is not None or extractor is not None else ("cpu",),
     )
     if check:
         with show_progress() as progress:
@@ -191,9 +245,10 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
     from trarctl.data.prepared import default_folder
 
     _show_checks(report.checks, report.warnings)
+    note(*report.notes)
     manifest = report.manifest
     state = "was up to date" if report.was_current else f"prepared in {duration(report.seconds)}"
-    say(f"{manifest.dataset} {state}: {report.out}")
+    say(f"{manifest.name} {state}: {report.out}")
     for name, split in manifest.text.splits.items():
         say(f"  {name}: {split.questions:,} questions about {split.images:,} images")
     for name, percent in manifest.text.ceilings.items():
@@ -202,8 +257,8 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
     say(f"  word vectors: {_describe_vectors(manifest)}")
     say(f"  features: {_describe_features(manifest)}")
     if manifest.images.feature_width:
-        where = "" if report.out == default_folder(manifest.dataset) else f" --data {shlex.quote(str(report.out))}"
-        say(f"next: trarctl train {manifest.dataset}{where}")
+        where = "" if report.out == default_folder(manifest.name) else f" --data {shlex.quote(str(report.out))}"
+        say(f"next: trarctl train {manifest.name}{where}")
     else:
         say(f"next: {request.command(features='DIR', without_features=False)}")
 

@@ -52,7 +52,10 @@ def train(
     context: typer.Context,
     dataset: Annotated[
         str | None,
-        dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds; by default that of --data, or vqa."),
+        dataset_argument(
+            "vqa, clevr, easy-vqa, or one that a plugin adds, or your own; by default that of --data, or vqa.",
+            takes_own=True,
+        ),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
@@ -60,6 +63,15 @@ def train(
         bool,
         option("--dry-run", SETTINGS_PANEL, "Show the settings and where each came from, without training."),
     ] = False,
+    recipe: Annotated[
+        str | None,
+        option(
+            "--recipe",
+            SETTINGS_PANEL,
+            "Begin with other settings: small (2 million weights, for a CPU), published (the paper's), or a file.",
+            metavar="small|published|FILE",
+        ),
+    ] = None,
     init: Annotated[
         str | None,
         option(
@@ -81,8 +93,8 @@ def train(
 
     options = context.obj
     data, _ = options["data.path"]
-    wanted = dataset or (read_manifest(data).dataset if data is not None else None)
-    resolved = resolve(dataset=wanted, config=config, options=options, sets=sets or [])
+    wanted = dataset or (read_manifest(data).name if data is not None else None)
+    resolved = resolve(dataset=wanted, config=config, options=options, sets=sets or [], recipe=recipe)
     note(*resolved.notes)
     if dry_run:
         show_settings(resolved)

@@ -20,6 +20,7 @@ from trarctl.config.settings import (
     ALL_SETTINGS,
     DEFAULT_DATASET,
     FIELDS,
+    OWN_DATASET,
     Settings,
     dataset_names,
     flat,
@@ -103,24 +104,32 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     options: Options | None = None,
     sets: Sequence[str] = (),
+    recipe: str | None = None,
 ) -> Resolved:
     """Find the settings that hold; a SettingsError says which key, value or file is wrong.
 
     Args:
-        dataset: the data set that the user named, or that the data is of.
+        dataset: the data set that the user named, or that the data is of; a name that is not registered is that of
+            one's own, made by ``prepare table``.
         config: a TOML file, the original's YAML file, or the ``settings.json`` of a run.
         environ: by default that of the process.
         options: what was given by flags.
         sets: ``KEY=VALUE``.
+        recipe: in place of the data set's own: ``small``, ``published`` or a file.
     """
     file, notes = _read_file(config) if config else ({}, [])
-    named = {"data.dataset": Entry(dataset, Origin(Source.OPTION, "DATASET"), f"DATASET {dataset}")} if dataset else {}
+    named = _dataset_layer(dataset) if dataset else {}
     environment = _environment_layer(os.environ if environ is None else environ)
     given = [file, environment, named, _option_layer(options or {}), _set_layer(sets)]
     chosen = next((layer["data.dataset"].value for layer in reversed(given) if "data.dataset" in layer), None)
     known = str(chosen) if chosen in dataset_names() else DEFAULT_DATASET
-    recipe = _layer(recipe_of(known).values, Origin(Source.RECIPE, f"recipe {known}"))
-    return _build([{"data.dataset": Entry(known, DEFAULT, "its default")}, recipe, *given], notes)
+    values = _layer(recipe_of(known, recipe).values, Origin(Source.RECIPE, f"recipe {recipe or known}"))
+    return _build([{"data.dataset": Entry(known, DEFAULT, "its default")}, values, *given], notes)
+
+
+def _dataset_layer(name: str) -> Layer:
+    values = {"data.dataset": name} if name in dataset_names() else {"data.dataset": OWN_DATASET, "data.name": name}
+    return {key: Entry(value, Origin(Source.OPTION, "DATASET"), f"DATASET {name}") for key, value in values.items()}
 
 
 def amend(settings: Settings, source: str, options: Options | None = None, sets: Sequence[str] = ()) -> Resolved:

@@ -11,7 +11,7 @@ import math
 import reprlib
 import tomllib
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -50,9 +50,14 @@ class Recipe:
     values: Mapping[str, object]
     losses: tuple[str, ...]
     splits: tuple[str, ...]
+    published: str | None = None  # the data set whose recipe is the published one; None: it is this
 
 
 DEFAULT_DATASET = "vqa"
+OWN_DATASET = "table"  # as which one's own data is registered, whatever its name
+# Also the name of a folder, and the start of a run's name.
+DATA_NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+_SMALL = Path(__file__).parent / "recipes" / "table.toml"
 _RECIPES = {name: Path(__file__).parent / "recipes" / f"{name}.toml" for name in DATASETS.built_in}
 
 
@@ -67,9 +72,20 @@ def dataset_names() -> tuple[str, ...]:
     return tuple(_RECIPES)
 
 
-def recipe_of(dataset: str) -> Recipe:
-    """Get the recipe of a data set of ``dataset_names``; a SettingsError names the file if it is not valid."""
-    recipe = _read_recipe(_RECIPES[dataset])
+def recipe_of(dataset: str, name: str | None = None) -> Recipe:
+    """Get the recipe of a data set of ``dataset_names``; a SettingsError names the file if it is not valid.
+
+    ``name`` is another's: ``small``, that of one's own data; ``published``, the paper's; or a file of settings.
+    """
+    own = recipe = _read_recipe(_RECIPES[dataset])
+    if name == "published" and own.published is not None:
+        recipe = _read_recipe(_RECIPES[own.published])
+    elif name == "small":
+        recipe = _read_recipe(_SMALL)
+    elif name not in (None, "published"):
+        recipe = replace(own, path=Path(name), values=_read_values(Path(name)))
+    if recipe.path != own.path and "train.loss" in recipe.values and recipe.values["train.loss"] not in own.losses:
+        recipe = replace(recipe, values={**recipe.values, "train.loss": own.losses[0]})
     from_dict(nested({**recipe.values, "data.dataset": dataset}), str(recipe.path))
     return recipe
 
@@ -81,11 +97,20 @@ def _read_recipe(path: Path) -> Recipe:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"cannot read the recipe {path}: {reason}", "a recipe is a TOML file") from None
-    losses, splits = document.pop("losses", None), document.pop("splits", None)
+    published, losses, splits = (document.pop(name, None) for name in ("published", "losses", "splits"))
     for names in (losses, splits):
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
-    return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits))
+    return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits), published)
+
+
+def _read_values(path: Path) -> Mapping[str, object]:
+    """Read a file of settings that a user names as a recipe."""
+    try:
+        return values_of_tables(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"cannot read the recipe {path}: {reason}", "--recipe small|published|FILE.toml") from None
 
 
 def _either(names: Iterable[object], joint: str = "or") -> str:
@@ -173,6 +198,7 @@ class DataSettings(Frozen):
     """Which prepared data to read, and which of it to train on."""
 
     dataset: Dataset = setting(DEFAULT_DATASET, "data set, which decides recipe and metric")
+    name: str | None = setting(None, "name of one's own data set, made by prepare table", pattern=DATA_NAME)
     path: Path | None = setting(None, "prepared folder; by default data/DATASET/prepared")
     split: str = setting("train", "splits to train on, joined by +, such as train+val")
     later_split: str | None = setting(None, "splits to train on from epoch later_split_epoch on, as split")

@@ -7,7 +7,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
@@ -66,6 +66,9 @@ class TextPart(_Part):
 
     max_words: PositiveInt
     requested_max_words: int | None
+    options: dict[str, Any] = Field(
+        {}, description="of a data set that is described by options, such as a table's name"
+    )
     min_answer_count: NonNegativeInt
     vocabulary_digest: str
     answers_digest: str
@@ -170,6 +173,11 @@ class Manifest(_Part):
     aliases: dict[str, str] = {}
     files: dict[str, int] = Field(description="every file of the folder, relative, and its size in bytes")
     checksums: dict[str, str] = Field({}, description="SHA-256 of these files but for packed features")
+
+    @property
+    def name(self) -> str:
+        """What commands call the data: the name of one's own, or that of the data set."""
+        return str(self.text.options.get("name") or self.dataset)
 
     def command_to(self, out: Path) -> str:
         """Give the command that prepares this data again, whole, in a folder."""

@@ -107,17 +107,21 @@ _RULES: dict[EvaluatorName, _Rules] = {
 }
 
 
-def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
+def vqa_accuracy(
+    predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official", *, rewrites: bool = True
+) -> Accuracy:
     """Score VQA answers [Q]: the mean over the ten leave-one-out sets of min(1, matches / 3).
 
     With K annotators it is min(1, matches / min(3, K)), averaged over the leave-one-out sets where K is 3 or more.
     A DataError says that predictions and truth do not fit together, or that a question has no answer.
 
     The evaluator ``official`` is the VQA team's current one; ``upstream`` the older one of the published TRAR numbers,
-    which always normalizes the prediction, and of the truth only the punctuation.
+    which always normalizes the prediction, and of the truth only the punctuation. Without ``rewrites`` answers are
+    compared to the letter.
     """
     _check(predictions, truth)
-    right = _shares(_states(predictions, truth, _RULES[evaluator]))
+    rules = _RULES[evaluator] if rewrites else _Rules(str, str, str, str)
+    right = _shares(_states(predictions, truth, rules))
     type_of, types = _used(truth.answer_type, truth.answer_types)
     return Accuracy(
         overall=_mean_percent(right),

@@ -88,15 +88,14 @@ class PrepareRequest:
     """What to prepare, from where, to where."""
 
     dataset: str  # name of a registered data set
+    options: Mapping[str, Any] = field(default_factory=dict)  # those that describe a data set such as a table's
     out: Path | None = None  # the prepared folder; None: data/DATASET/prepared
     raw: Path | None = None  # None: data/DATASET/raw, for easy-VQA the installed package's
     features: Path | None = None  # one folder of files an image set; None: "feats" beside raw, or only questions
     without_features: bool = False  # leave features out even if they are there
     grid: int | None = None  # cells S along one side; None: as the data set has it
     vectors: str = "auto"  # or "none", a spaCy package or folder, or a GloVe file
-    min_answer_count: int | None = (
-        None  # an answer is learned if more annotations than this give it; None: as the set has it
-    )
+    min_answer_count: int | None = None  # an answer is learned if more annotations than this give it; None: as the set
     max_words: int | None = None  # words kept of a question; None: 14 for VQA, else the longest question in the data
     pack: Pack | None = None  # number type to pack features as; None: read them where they are
     rebuild: bool = False  # prepare again even if nothing changed
@@ -110,11 +109,12 @@ class PrepareRequest:
         request = replace(self, **changes)
         default = PrepareRequest(self.dataset)
         words = ["trarctl", "prepare", self.dataset]
-        for name in _IN_COMMANDS.split():
-            value = getattr(request, name)
-            if value != getattr(default, name):
-                flag = f"--{name.replace('_', '-')}"
-                words += [flag] if value is True else [flag, str(value)]
+        common = {name: getattr(request, name) for name in _IN_COMMANDS.split()}
+        given = {name: value for name, value in common.items() if value != getattr(default, name)}
+        for name, value in {**request.options, **given}.items():
+            flag = f"--{name.replace('_', '-')}"
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [flag] if one is True else [flag, str(one)]
         return shlex.join(words)
 
 
@@ -149,6 +149,7 @@ class PrepareReport:
     manifest: Manifest
     checks: tuple[CheckRow, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     was_current: bool
     seconds: float
 
@@ -165,6 +166,7 @@ class _Work:
     progress: Progress
     building: Path = field(default_factory=Path)
     old: Manifest | None = None  # of what is prepared already
+    notes: list[str] = field(default_factory=list)
     faults: list[TrarError] | None = None  # noted in it, where nothing is written; None: the first one is raised
 
     @property
@@ -211,6 +213,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         manifest=manifest,
         checks=_check_rows(work, found, (), folders),
         warnings=manifest.text.warnings + manifest.images.warnings,
+        notes=tuple(work.notes),
         was_current=was_current,
         seconds=time.monotonic() - began,
     )
@@ -261,6 +264,11 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
 def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     """Fill in the defaults of a request, and refuse what contradicts itself."""
     spec: DatasetSpec = DATASETS[request.dataset]
+    if spec.with_options is not None:
+        spec = spec.with_options({**request.options, "images": request.images, "features": request.features})
+    elif request.options:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in request.options)
+        raise SettingsError(f"{spec.name} makes no use of {flags}", f"leave out {flags}")
     for flag, value, least in (
         ("--grid", request.grid, 1),
         ("--max-words", request.max_words, 1),
@@ -271,9 +279,11 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     raw = request.raw or spec.default_raw_folder()
     if not raw.is_dir():
         raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
-    grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or "resnet101"
+    grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or spec.default_extractor
     _refuse_contradictions(request, spec, grid, extractor)
     pictures = request.images if spec.extractor is None else raw
+    if pictures is None and request.features is None and not request.without_features:
+        pictures = spec.pictures
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():
         features = beside
@@ -286,7 +296,8 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         packs_pictures=spec.extractor is not None,
         command=request.command,
     )
-    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
+    out = request.out or default_folder(request.options.get("name") or spec.name)
+    return _Work(spec, request, raw, out, options, progress)
 
 
 def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int, extractor: str) -> None:
@@ -295,7 +306,8 @@ def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int
     is_other = has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None)
     flags = {name: f"--{name.replace('_', '-')}" for name in ("features", "images", "without_features")}
     given = [flag for name, flag in flags.items() if getattr(request, name)]
-    unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and request.images is None]
+    has_pictures = request.images is not None or (spec.pictures is not None and request.features is None)
+    unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and not has_pictures]
     own = f"{spec.name} makes its features of the images in its raw folder, on a grid of {spec.grid_size}"
     for is_wrong, what, hint in (
         (is_other, own, "leave out --features, --grid, --pack"),
@@ -390,8 +402,9 @@ def _refuse_loss(work: _Work) -> None:
         old = read_manifest(work.out)
     except DataError:
         return
-    if old.dataset != work.spec.name:
-        what = f"{work.out} holds prepared {old.dataset} data, which {work.spec.name} would replace"
+    name = work.request.options.get("name") or work.spec.name
+    if old.name != name:
+        what = f"{work.out} holds prepared {old.name} data, which {name} would replace"
         raise DataError(what, "choose another folder: --out DIR; or remove that one")
     is_left_out = options.features is None and options.pictures is None and not work.request.without_features
     if old.images.feature_width and is_left_out:
@@ -474,8 +487,13 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     least = text.min_answer_count if work.spec.min_answer_count is None else work.min_answer_count
     wanted = (options.max_words, least, options.vectors, vectors_fingerprint(options.vectors))
     made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
-    is_same = wanted == made and set(names) == set(text.sources)
+    is_same = wanted == made and set(names) == set(text.sources) and text.options == _as_json(options.options)
     return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
+
+
+def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = orjson.loads(orjson.dumps(dict(options), default=str))
+    return values
 
 
 def _is_unchanged(path: Path, source: SourceFile) -> bool:
@@ -529,6 +547,7 @@ def build_text(work: _Work) -> TextPart:
     return TextPart(
         max_words=max_words,
         requested_max_words=request.max_words,
+        options=_as_json(request.options),
         min_answer_count=work.min_answer_count,
         vocabulary_digest=vocabulary.digest,
         answers_digest=digest_of(answers),
@@ -568,9 +587,11 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
     data = RawData()
     for split in present:
         with work.attempt():
-            data.splits.append(work.spec.read_split(work.raw, split, data, work.progress))
+            if (found := work.spec.read_split(work.raw, split, data, work.progress)) is not None:
+                data.splits.append(found)
     with work.attempt():
         data.warnings += compare_splits(work.spec, data.splits)
+    work.notes += data.notes
     absent = [split.name for split in work.spec.splits if split not in present and not split.is_required]
     if absent:
         what = f"without the questions of {' and '.join(absent)} the vocabulary lacks their words"
@@ -681,7 +702,9 @@ def _put_in_place(
 def _absolute(request: PrepareRequest) -> PrepareRequest:
     """Make the paths of a request independent of the working folder."""
     paths = {name: getattr(request, name) for name in ("raw", "features", "images", "weights")}
-    return replace(request, **{name: path.absolute() for name, path in paths.items() if path is not None})
+    options = {name: one.absolute() if isinstance(one, Path) else one for name, one in request.options.items()}
+    there = {name: path.absolute() for name, path in paths.items() if path is not None}
+    return replace(request, options=options, **there)
 
 
 def _text_entries(text: TextPart) -> list[str]:

@@ -114,14 +114,19 @@ class PreparedData:
 
     @property
     def dataset(self) -> str:
-        """Name of the data set."""
+        """Name of the data set, as it is registered."""
         return self.manifest.dataset
+
+    @property
+    def name(self) -> str:
+        """What commands and pages call it; see ``Manifest.name``."""
+        return self.manifest.name
 
     @cached_property
     def spec(self) -> DatasetSpec:
         """Everything else about the data set."""
         spec: DatasetSpec = DATASETS[self.dataset]
-        return spec
+        return spec if spec.with_options is None else spec.with_options(self.manifest.text.options)
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -366,8 +371,10 @@ def _targets(
     keys = (annotations.rows.astype(np.int64)[:, None] * size + indices)[indices >= 0]
     distinct, count = np.unique(keys, return_counts=True)
     row, answer = np.divmod(distinct, size)
-    if annotations.has_one_answer:
-        count = np.full(len(count), annotations.answers.shape[1])
+    if annotations.counts_for_ten:
+        num_annotators = np.ones(num_questions, dtype=np.int64)
+        num_annotators[annotations.rows] = (annotations.answers >= 0).sum(axis=1)
+        count = np.rint(count * (annotations.answers.shape[1] / num_annotators[row]))
     offsets = np.zeros(num_questions + 1, dtype=np.int64)
     np.cumsum(np.bincount(row, minlength=num_questions), out=offsets[1:])
     return {

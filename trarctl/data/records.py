@@ -99,7 +99,7 @@ class RawAnnotations:
     answer_types: tuple[str, ...]
     question_type: npt.NDArray[np.int16]  # codes into question_types, [A]
     question_types: tuple[str, ...]
-    has_one_answer: bool = False  # the first answer is the only one and counts for all ten annotators
+    counts_for_ten: bool = False  # however few annotators there are, their shares count as those of ten
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def single_answers(
     codes[:, 0] = answers
     kinds, names = types.astype(np.int16), tuple(type_names)
     rows = np.arange(len(answers), dtype=np.int32)
-    return RawAnnotations(rows, codes, answers, kinds, names, kinds, names, has_one_answer=True)
+    return RawAnnotations(rows, codes, answers, kinds, names, kinds, names, counts_for_ten=True)
 
 
 @dataclass
@@ -132,6 +132,7 @@ class RawData:
     answers: StringTable = field(default_factory=StringTable)
     warnings: list[str] = field(default_factory=list)
     num_records: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what was taken how, and is not odd
 
 
 class RecordReader:

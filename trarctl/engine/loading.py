@@ -30,7 +30,7 @@ _UNKNOWN = Origin(Source.RECIPE, "recipe")  # of a value whose origin nobody gav
 
 def prepared_folder(settings: Settings) -> Path:
     """Where the settings look for prepared data."""
-    return settings.data.path or default_folder(settings.data.dataset)
+    return settings.data.path or default_folder(settings.data.name or settings.data.dataset)
 
 
 def is_prepared(path: Path) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,8 +87,11 @@ class Published:
     per_type: Mapping[str, float]  # by the types that the data set's accuracy is reported by
 
 
-ReadSplit = Callable[[Path, SplitFiles, RawData, Progress], RawSplit]
-"""Reads one split: the raw folder, the split's files, what all splits share and warnings are added to, progress."""
+ReadSplit = Callable[[Path, SplitFiles, RawData, Progress], RawSplit | None]
+"""Reads one split: the raw folder, the split's files, what all splits share and warnings are added to, progress.
+
+None: its file holds nothing for the split.
+"""
 
 
 def _folder_of_set(root: Path, image_set: str) -> Path:
@@ -118,6 +122,8 @@ class DatasetSpec:
     shares_image_ids: bool = False  # an image id means the same image in every set
     image_folder: Callable[[Path, str], Path] = _folder_of_set  # from the folder of all pictures and an image set
     extractor: str | None = None  # describes the pictures in the raw folder; None: features are files, or of --images
+    pictures: Path | None = None  # the folder of pictures if neither that nor features are named
+    default_extractor: str = "resnet101"  # what describes pictures if none is named
 
     # Answers.
     normalize_answer: Callable[[str], str] = str  # how an answer is written in the answer list
@@ -129,6 +135,7 @@ class DatasetSpec:
     shows_baselines: bool = False  # the table of eval has what guessing scores
     answer_file: AnswerFile = field(default_factory=JsonAnswers)  # what submit writes and eval --answers reads
 
+    with_options: Callable[[Mapping[str, Any]], DatasetSpec] | None = None  # makes it by options of prepare that it has
     recipe: Path | None = None  # TOML file of the settings that suit it; those of built-in sets are in config/recipes
     published: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)  # by split
 

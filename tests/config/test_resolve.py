@@ -194,7 +194,10 @@ def test_values_are_validated_without_torch() -> None:
             {"sets": ["model.spans=cross:x"]},
             "--set model.spans=cross:x: model.spans[0] must be SHAPE:SIZE with a size of 1 or more",
         ),
-        ({"sets": ["data.dataset=vqa2"]}, "--set data.dataset=vqa2: data.dataset must be 'vqa', 'clevr' or 'easy-vqa'"),
+        (
+            {"sets": ["data.dataset=vqa2"]},
+            "--set data.dataset=vqa2: data.dataset must be 'vqa', 'clevr', 'easy-vqa' or 'table'",
+        ),
         ({"sets": ["model.pooling=max"]}, "--set model.pooling=max: model.pooling must be 'avg', 'attention' or 'fc'"),
         (
             {"sets": ["run.attention=gpu"]},

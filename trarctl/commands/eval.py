@@ -151,7 +151,7 @@ def _give(measured: Accuracy, data: PreparedData, split: str, source: str, json:
     if measured.note:
         note(measured.note)
     if json is not None:
-        write_json(_document(measured, source, split, data.dataset), json)
+        write_json(_document(measured, source, split, data.name), json)
     if json != "-":
         _show(measured, data, data.split(split))
 

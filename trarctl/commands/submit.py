@@ -90,7 +90,7 @@ def submit(
     scores, vocabulary = (parts[0].scores, parts[0].answers) if len(parts) == 1 else combine(parts)
     answers = nonblank_answers(scores, vocabulary)
     size = answer_file.write(target, parts[0].question_id, answers, opened, opened.split(wanted))
-    say(f"{len(answers):,} answers to {opened.dataset} {wanted}, checked, {size:,} bytes: {target}")
+    say(f"{len(answers):,} answers to {opened.name} {wanted}, checked, {size:,} bytes: {target}")
 
 
 def _score(
@@ -129,4 +129,4 @@ def _validate(file: Path, folder: Path, split: str) -> None:
     if problems := data.spec.answer_file.problems(file, data, part):
         listed = "\n".join(problems)
         raise DataError(f"{file} would be rejected:\n{listed}", "trarctl submit writes a file that is accepted")
-    say(f"{file}: {len(part):,} answers to {data.dataset} {split}, no problems found")
+    say(f"{file}: {len(part):,} answers to {data.name} {split}, no problems found")

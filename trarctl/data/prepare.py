@@ -164,6 +164,7 @@ class _Work:
     out: Path
     image_options: ImageOptions
     progress: Progress
+    described: dict[str, Any]  # options that describe the data set, as JSON holds them
     building: Path = field(default_factory=Path)
     old: Manifest | None = None  # of what is prepared already
     notes: list[str] = field(default_factory=list)
@@ -264,8 +265,9 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
 def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     """Fill in the defaults of a request, and refuse what contradicts itself."""
     spec: DatasetSpec = DATASETS[request.dataset]
+    described = _described(request) if spec.with_options is not None else {}
     if spec.with_options is not None:
-        spec = spec.with_options({**request.options, "images": request.images, "features": request.features})
+        spec = spec.with_options(described)
     elif request.options:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in request.options)
         raise SettingsError(f"{spec.name} makes no use of {flags}", f"leave out {flags}")
@@ -296,8 +298,15 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         packs_pictures=spec.extractor is not None,
         command=request.command,
     )
-    out = request.out or default_folder(request.options.get("name") or spec.name)
-    return _Work(spec, request, raw, out, options, progress)
+    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress, described)
+
+
+def _described(request: PrepareRequest) -> dict[str, Any]:
+    """Give the options that describe a data set, pictures included, as JSON holds them."""
+    pictures = {"images": request.images and request.images.absolute(), "features": request.features is not None}
+    given = {name: value for name, value in {**request.options, **pictures}.items() if value}
+    values: dict[str, Any] = orjson.loads(orjson.dumps(given, default=str))
+    return values
 
 
 def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int, extractor: str) -> None:
@@ -402,9 +411,8 @@ def _refuse_loss(work: _Work) -> None:
         old = read_manifest(work.out)
     except DataError:
         return
-    name = work.request.options.get("name") or work.spec.name
-    if old.name != name:
-        what = f"{work.out} holds prepared {old.name} data, which {name} would replace"
+    if old.name != work.spec.name:
+        what = f"{work.out} holds prepared {old.name} data, which {work.spec.name} would replace"
         raise DataError(what, "choose another folder: --out DIR; or remove that one")
     is_left_out = options.features is None and options.pictures is None and not work.request.without_features
     if old.images.feature_width and is_left_out:
@@ -487,13 +495,8 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     least = text.min_answer_count if work.spec.min_answer_count is None else work.min_answer_count
     wanted = (options.max_words, least, options.vectors, vectors_fingerprint(options.vectors))
     made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
-    is_same = wanted == made and set(names) == set(text.sources) and text.options == _as_json(options.options)
+    is_same = wanted == made and set(names) == set(text.sources) and text.options == work.described
     return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
-
-
-def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = orjson.loads(orjson.dumps(dict(options), default=str))
-    return values
 
 
 def _is_unchanged(path: Path, source: SourceFile) -> bool:
@@ -547,7 +550,7 @@ def build_text(work: _Work) -> TextPart:
     return TextPart(
         max_words=max_words,
         requested_max_words=request.max_words,
-        options=_as_json(request.options),
+        options=work.described,
         min_answer_count=work.min_answer_count,
         vocabulary_digest=vocabulary.digest,
         answers_digest=digest_of(answers),
@@ -687,7 +690,7 @@ def _put_in_place(
     manifest = Manifest(
         version=FORMAT_VERSION,
         created_by=f"trarctl {trarctl.__version__}",
-        dataset=work.spec.name,
+        dataset=work.request.dataset,
         command=_absolute(work.request).command(out=None),
         text=text,
         images=images,

@@ -224,7 +224,7 @@ def _scores_of(data: PreparedData, split: str, arrays: Sequence[NDArray[Any]], s
     """Scores of a split, from the arrays named by ``_ARRAYS``."""
     part, (ids, scores, routes) = data.split(split), arrays
     answers = tuple(data.answers)
-    return Scores(ids, scores, routes, answers, is_exclusive(settings), data.dataset, part.name, part.digest)
+    return Scores(ids, scores, routes, answers, is_exclusive(settings), data.name, part.name, part.digest)
 
 
 @dataclass(frozen=True)
@@ -399,8 +399,8 @@ def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, lis
     part = data.split(split)
     scores = _read_scores(path, is_exclusive=data.spec.has_one_answer)
     odd = []
-    if scores.dataset not in (None, data.dataset):
-        raise _other_questions(path, f"those of {scores.dataset}, {data.path} holds {data.dataset}")
+    if scores.dataset not in (None, data.name):
+        raise _other_questions(path, f"those of {scores.dataset}, {data.path} holds {data.name}")
     ids = scores.question_id
     if (ids.dtype.kind == "U") != (part.question_id.dtype.kind == "U"):
         raise _other_questions(path, f"ids of type {ids.dtype}, {data.path} has {part.question_id.dtype}")

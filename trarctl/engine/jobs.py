@@ -177,7 +177,7 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
     _check_fit(settings, data)
     is_named = settings.run.name is not None
     if not is_named:
-        settings = _named(settings, _new_name(data.dataset))
+        settings = _named(settings, _new_name(data.name))
     job = TrainJob.of(settings, kind="start", data=path, is_named=is_named, init=weights)
     if not num_restarts():
         refuse_existing(job.run)
@@ -266,7 +266,7 @@ def _write_beginning(
         run.checkpoints.mkdir(exist_ok=True)
         if beginning.checkpoint is None:
             run.metrics_file.unlink(missing_ok=True)
-            run.log(f"run {run.name}: {data.dataset}, {data.path}, {_now()}")
+            run.log(f"run {run.name}: {data.name}, {data.path}, {_now()}")
             run.log(orjson.dumps(settings.model_dump(mode="json")).decode())
         else:
             if num_unreadable := run.read_metrics().num_unreadable:

@@ -147,7 +147,8 @@ def _pictures(
 def _own_folder(data: PreparedData) -> Path | None:
     """The data set's own raw folder, if it holds pictures and the data was prepared from it."""
     if data.spec.extractor is None:
-        return None
+        pictures = data.spec.pictures
+        return pictures if pictures is not None and pictures.is_dir() else None
     try:
         folder = data.spec.default_raw_folder()
     except DataError:

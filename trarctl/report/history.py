@@ -101,7 +101,7 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         state, text = "stopped", f"stopped {where}"
     return RunOverview(
         name=run.name,
-        dataset=settings.data.dataset,
+        dataset=settings.data.name or settings.data.dataset,
         split=settings.data.split,
         model=model_in_words(settings),
         epochs_done=epochs_done,

@@ -111,9 +111,9 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
     is_of_run = run.metrics_file.is_file() and run.settings_file.is_file()
     history = read_history(run) if is_of_run else None
     return {
-        "title": f"{request.name} on {data.dataset} {split.name}",
+        "title": f"{request.name} on {data.name} {split.name}",
         "run": request.name,
-        "dataset": data.dataset,
+        "dataset": data.name,
         "split": split.name,
         "measured": request.measured,
         "facts": _facts(request),
@@ -146,7 +146,7 @@ def _facts(request: ReportRequest) -> list[tuple[str, str]]:
         ("questions", f"{request.measured.questions:,}"),
         ("evaluator", request.measured.evaluator),
         ("model", model_in_words(settings)),
-        ("trained on", f"{settings.data.dataset} {settings.data.split}"),
+        ("trained on", f"{settings.data.name or settings.data.dataset} {settings.data.split}"),
         ("checkpoint", f"{request.chosen.checkpoint} ({request.chosen.how})"),
         ("made", f"{now:%Y-%m-%d %H:%M} by trarctl {__version__}"),
     ]

@@ -97,8 +97,8 @@ class Tables:
 
     Args:
         options: of ``prepare table``: ``name``; ``questions``, or ``train``, ``val`` and ``test``; ``answers``;
-            ``column``, such as ``type=answer_type``; ``skip_missing``; ``images``, the folder of pictures (None: that
-            of the table); ``features``, set where features are given instead of pictures.
+            ``column``, such as ``type=answer_type``; ``skip_missing``; ``images``, the folder of pictures, else that of
+            the table; ``features``, true where features are given instead of pictures.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -128,7 +128,8 @@ class Tables:
     def root(self) -> Path | None:
         """The folder of the pictures."""
         first = next(iter(self.files.values()), None)
-        return self.options.get("images") or (first and first.parent)
+        images = self.options.get("images")
+        return Path(images) if images is not None else first and first.parent
 
     def splits(self) -> tuple[SplitFiles, ...]:
         """Name the table of each split."""
@@ -226,7 +227,7 @@ class Tables:
         return str(path), None
 
     def _why_missing(self, image: str) -> str | None:
-        if self.options.get("features") is not None or self.root is None:
+        if self.options.get("features") or self.root is None:
             return None
         path = self.root / image
         fault = why_no_picture(image, path)
@@ -254,7 +255,7 @@ class Tables:
     def _digests(self, images: set[str], progress: Progress) -> Iterator[tuple[str, str]]:
         """SHA-256 of each picture's content; of its name where only its features are there."""
         ordered = sorted(images)
-        if self.options.get("features") is not None or self.root is None:
+        if self.options.get("features") or self.root is None:
             yield from ((image, hashlib.sha256(image.encode()).hexdigest()) for image in ordered)
             return
         root = self.root
@@ -388,7 +389,8 @@ def with_options(options: Mapping[str, Any]) -> DatasetSpec:
     splits = tables.splits()
     return replace(
         TABLE,
-        title=f"{options.get('name')}, from a table of questions",
+        name=options["name"],
+        title=f"{options['name']}, one's own pictures and questions",
         splits=splits,
         image_sets=tuple(ImageSetFiles(one.name, None, one.is_required, naming, features) for one in splits),
         read_split=tables.read_split,

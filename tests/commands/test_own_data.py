@@ -1,0 +1,87 @@
+"""One's own pictures and questions, from a table to answers, as somebody new would do it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+Run = Callable[..., tuple[int, str, str]]
+COLORS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sixty colored pictures, two questions about each."""
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    for number in range(60):
+        name, color = f"some {number}/picture.png", list(COLORS)[number % 3]
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True)
+        image = Image.new("RGB", (16, 16), COLORS[color])
+        image.putpixel((0, 0), (number, 0, 0))
+        image.save(path)
+        lines.append({"image": name, "question": "what color is it?", "answer": color, "type": "color"})
+        lines.append({"image": name, "question": "is it red?", "answer": color == "red", "type": "yes/no"})
+    (tmp_path / "birds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+SMALL = ("--set", "model.hidden_size=16", "--set", "model.num_layers=1", "--set", "model.num_heads=2", "--set",
+         "model.feed_forward_size=32", "--batch-size", 8, "--epochs", 8, "--gpus", "cpu")  # fmt: skip
+
+
+def test_from_a_table_to_answers(table: Path, trarctl: Run) -> None:
+    code, _, err = trarctl("train", "birds")
+    assert code == 2
+    assert "'birds' is not one of" in err
+    prepare = ("prepare", "table", "--name", "birds", "--questions", "birds.jsonl", "--images", "photos", "--grid", 2)
+    code, out, err = trarctl(*prepare, "--vectors", "none")
+    assert (code, err) == (0, "")
+    assert "next: trarctl train birds" in out
+    code, out, _ = trarctl("train", "birds", *SMALL)
+    assert code == 0
+    run = next(path.name for path in (table / "runs").iterdir())
+    assert run.startswith("birds-")
+    code, out, _ = trarctl("eval", "--split", "val", "--json", "-")
+    assert code == 0
+    measured = json.loads(out)
+    assert measured["dataset"] == "birds"
+    assert set(measured["per_question_type"]) == {"color", "yes/no"}
+    assert measured["overall"] > 60
+    code, out, _ = trarctl("eval", "--split", "val")
+    assert "questions of birds val" in out
+    assert "commonest" in out
+    code, out, _ = trarctl("runs")
+    assert "birds" in out
+    code, out, err = trarctl("submit", "--split", "test", "--out", "answers.json")
+    assert code == 0, err
+    image = table / "photos/some 0/picture.png"
+    code, out, err = trarctl("predict", "--image", image, "--question", "what color is it?", "--json", "-")
+    assert code == 0, err
+    code, out, err = trarctl("eval", "--split", "val", "--report", "report")
+    assert code == 0, err
+    assert "data:image/" in (table / "report" / "index.html").read_text()
+    code, out, _ = trarctl(*prepare, "--vectors", "none")
+    assert "birds was up to date" in out
+
+
+def test_recipes_by_name_or_file(table: Path, trarctl: Run) -> None:
+    code, out, _ = trarctl("train", "easy-vqa", "--dry-run", "--recipe", "small")
+    assert code == 0
+    assert "hidden_size = 128  # recipe small" in out
+    assert 'loss = "ce"  # recipe small' in out  # what the data set can be trained with
+    code, out, _ = trarctl("train", "vqa", "--dry-run", "--recipe", "published")
+    assert "hidden_size = 512" in out
+    (table / "mine.toml").write_text("[model]\nhidden_size = 64\n")
+    code, out, _ = trarctl("train", "vqa", "--dry-run", "--recipe", "mine.toml", "--set", "model.num_layers=3")
+    assert "hidden_size = 64  # recipe mine.toml" in out
+    assert "num_layers = 3  # --set" in out
+    code, _, err = trarctl("train", "vqa", "--dry-run", "--recipe", "nowhere.toml")
+    assert code == 3
+    assert "cannot read the recipe nowhere.toml" in err

@@ -48,6 +48,8 @@ def test_commands_can_be_typed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text('[model]\nrouting = "soft"\n')
+    (tmp_path / "data/birds/prepared").mkdir(parents=True)
+    (tmp_path / "data/birds/prepared/manifest.json").touch()
     if words[0] == "train":
         assert cli.run([*words, "--dry-run"]) == 0, capsys.readouterr().err
         return

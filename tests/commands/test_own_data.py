@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,31 @@ def test_from_a_table_to_answers(table: Path, trarctl: Run) -> None:
     assert "data:image/" in (table / "report" / "index.html").read_text()
     code, out, _ = trarctl(*prepare, "--vectors", "none")
     assert "birds was up to date" in out
+
+
+def test_every_command_of_the_tour(table: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of ``docs/own-data.md``, with a model of a moment's training."""
+    lines = [json.loads(line) for line in (table / "birds.jsonl").read_text().splitlines()]
+    rows = [f"{line['image']},{line['question']},{line['answer']}" for line in lines]
+    (table / "birds.csv").write_text("\n".join(["image,question,answer", *rows]) + "\n")
+    Image.new("RGB", (30, 20)).save(table / "new.jpg")
+    for key, value in {
+        "MODEL_HIDDEN_SIZE": 16,
+        "MODEL_NUM_HEADS": 2,
+        "MODEL_NUM_LAYERS": 1,
+        "TRAIN_BATCH_SIZE": 8,
+    }.items():
+        monkeypatch.setenv(f"TRARCTL_{key}", str(value))
+    page = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text(encoding="utf-8")
+    commands = [
+        shlex.split(line.replace("--gpus 0", "--gpus cpu --epochs 1"))[1:]
+        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    assert [words[0] for words in commands[:4]] == ["prepare", "train", "eval", "predict"]
+    for words in commands:
+        code, _, err = trarctl(*words)
+        assert code == 0, f"{words}: {err}"
 
 
 def test_recipes_by_name_or_file(table: Path, trarctl: Run) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from trarctl import __version__, errors
 from trarctl.commands import eval as evaluation
-from trarctl.commands import predict, prepare, resume, runs, submit, train
+from trarctl.commands import predict, prepare, resume, runs, show, submit, train
 from trarctl.commands.console import shield_streams, show_error, warn
 from trarctl.commands.options import Command, Group
 from trarctl.errors import DataError, Stopped, TrarError, told_warnings
@@ -69,6 +69,7 @@ for name, command, epilog in (
     ("submit", submit.submit, submit.EPILOG),
     ("predict", predict.predict, predict.EPILOG),
     ("runs", runs.runs, runs.EPILOG),
+    ("show", show.show, show.EPILOG),
 ):
     app.command(name, cls=Command, epilog=f"\b\n{epilog}")(command)
 

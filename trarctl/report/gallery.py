@@ -81,7 +81,7 @@ def examples(
     Pictures come from the folder ``images``; None for the data set's own raw folder, if it has pictures.
     """
     insights = _look(rows, data, split, chosen)
-    pictures, why = _pictures(rows, data, split, images)
+    pictures, why = pictures_of(rows, data, split, images)
     shares = probabilities(scores.scores[rows], is_exclusive=scores.is_exclusive)
     truth = split.truth()
     found = []
@@ -120,7 +120,7 @@ def _look(rows: Rows, data: PreparedData, split: PreparedSplit, chosen: Chosen) 
     return Insight(*(np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
-def _pictures(
+def pictures_of(
     rows: Rows, data: PreparedData, split: PreparedSplit, images: Path | None
 ) -> tuple[list[str | None], str | None]:
     """The picture of each row as a data URI, None where there is none; and why there is none, with a count."""

@@ -50,9 +50,9 @@ class ReportRequest:
         return self.chosen.settings.run.name or self.chosen.checkpoint.stem
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder, before any long work begins; DataError if a report cannot be written there."""
-    _template()
+def prepare_folder(folder: Path, name: str = "report.html") -> None:
+    """Make the folder, before any long work begins; DataError if a page by that template cannot be written there."""
+    _template(name)
     with refusing(f"cannot write the report to {folder}", _OTHER_FOLDER):
         page = folder / FILE_NAME
         if page.exists() and not (page.is_file() and _SIGNATURE in page.read_bytes()):
@@ -66,16 +66,26 @@ def prepare_folder(folder: Path) -> None:
 
 def write_report(request: ReportRequest, folder: Path, progress: Progress = no_progress) -> tuple[Path, list[str]]:
     """Write ``index.html`` into a folder, whole or not at all; give its path, and what the user should know."""
-    template, path = _template(), folder / FILE_NAME
     content = _content(request, progress)
-    page = template.render(content)
+    path = write_page(folder, "report.html", content)
     progress(_TASK, _NUM_PARTS, _NUM_PARTS)
-    with refusing(f"cannot write the report to {folder}", _OTHER_FOLDER):
-        write_bytes(path, page.encode())
     return path, [content["why_no_pictures"]] if content["why_no_pictures"] else []
 
 
-def _template() -> Any:
+def write_page(folder: Path, template: str, content: dict[str, Any]) -> Path:
+    """Write ``index.html`` by a template, whole or not at all, and give its path."""
+    path, page = folder / FILE_NAME, _template(template).render(content)
+    with refusing(f"cannot write the report to {folder}", _OTHER_FOLDER):
+        write_bytes(path, page.encode())
+    return path
+
+
+def styled(content: dict[str, Any]) -> dict[str, Any]:
+    """Add the style of all pages to what a template shows."""
+    return content | {"style": (Path(__file__).with_name("templates") / "report.css").read_text(encoding="utf-8")}
+
+
+def _template(name: str) -> Any:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ModuleNotFoundError:
@@ -88,7 +98,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"type_name": type_name, "truth": truth_in_words}
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def option(name: str, panel: str, help: str, *, short: str = "", shows_default: 
     return typer.Option(*names, rich_help_panel=panel, help=help, show_default=shows_default, **more)
 
 
-def dataset_argument(help: str) -> Any:
-    """Describe the argument that names a data set, a plugin's included."""
+def dataset_argument(more: str = "") -> Any:
+    """Describe the argument that names a data set, a plugin's included; ``more`` is added to its help."""
 
     def check(name: str | None) -> str | None:
         if name is not None and name not in DATASETS.names():
@@ -48,6 +48,7 @@ def dataset_argument(help: str) -> Any:
             raise typer.BadParameter(f"{name!r} is not one of {known}.")
         return name
 
+    help = f"{', '.join(DATASETS.built_in)}, or one that a plugin adds{more}."
     return typer.Argument(
         metavar="DATASET", help=help, callback=check, autocompletion=lambda: list(DATASETS.names()), show_default=False
     )

@@ -12,6 +12,7 @@ import typer
 
 from trarctl.commands.console import add_row, duration, make_table, say, show_error, show_table, warn
 from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
+from trarctl.registry import DATASETS
 
 if TYPE_CHECKING:
     from trarctl.data.manifest import Manifest
@@ -26,7 +27,7 @@ WORDS_PANEL = "Words and answers"
 
 
 def prepare(
-    dataset: Annotated[str, dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds.")],
+    dataset: Annotated[str, dataset_argument()],
     raw: Annotated[
         Path | None,
         option("--raw", DATA_PANEL, "Folder of questions and annotations; by default data/DATASET/raw.", metavar="DIR"),
@@ -191,6 +192,7 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
     """Print what was checked, what is odd, what was prepared, and what to do next."""
     from trarctl.data.prepared import default_folder
 
+    spec = DATASETS[request.dataset]
     _show_checks(report.checks, report.warnings)
     manifest = report.manifest
     state = "was up to date" if report.was_current else f"prepared in {duration(report.seconds)}"
@@ -198,8 +200,9 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
     for name, split in manifest.text.splits.items():
         say(f"  {name}: {split.questions:,} questions about {split.images:,} images")
     for name, percent in manifest.text.ceilings.items():
-        least = manifest.text.min_answer_count
-        say(f"  answers: those of more than {least} annotations, which reach at most {percent:.2f} % on {name}")
+        rule = f"those of more than {manifest.text.min_answer_count} annotations, which reach"
+        rule = rule if spec.drops_rare_answers else "they reach"
+        say(f"  answers: {rule} at most {percent:.2f} % on {name}")
     say(f"  word vectors: {_describe_vectors(manifest)}")
     say(f"  features: {_describe_features(manifest)}")
     if manifest.images.feature_width:

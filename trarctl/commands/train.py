@@ -52,7 +52,7 @@ def train(
     context: typer.Context,
     dataset: Annotated[
         str | None,
-        dataset_argument("vqa, clevr, easy-vqa, or one that a plugin adds; by default that of --data, or vqa."),
+        dataset_argument("; by default that of --data, or vqa"),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,

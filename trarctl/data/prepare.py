@@ -173,7 +173,9 @@ class _Work:
         except TrarError as fault:
             if self.faults is None:
                 raise
-            self.faults.append(fault)
+            # Two splits that are cut from one file have its faults in common.
+            if fault.what not in [one.what for one in self.faults]:
+                self.faults.append(fault)
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
@@ -306,19 +308,19 @@ def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int
 
 def _present_splits(work: _Work) -> list[SplitFiles]:
     """List the splits whose files are there; refuse if a needed file is missing, or some files of an optional one."""
-    missing: list[str] = []
+    missing: dict[str, None] = {}
     present = []
     for split in work.spec.splits:
         absent = [name for name in split.files if not (work.raw / name).is_file()]
         if not absent:
             present.append(split)
         elif split.is_required or len(absent) < len(split.files):
-            missing += absent
+            missing |= dict.fromkeys(absent)
     if missing:
         noun = "file" if len(missing) == 1 else "files"
         own = (split.download_hint for split in work.spec.splits if {*missing} <= {*split.files})
         with work.attempt():
-            elsewhere, hint = _found_elsewhere(work, missing)
+            elsewhere, hint = _found_elsewhere(work, list(missing))
             what = f"no {noun} {listed(missing, len(missing))} in {work.raw}{elsewhere}"
             raise DataError(what, hint or next(own, None) or work.spec.download_hint)
     return present
@@ -403,10 +405,12 @@ def _check_rows(
         return CheckRow(name, count, expected, "ok" if is_expected else "other count", "" if is_expected else advice)
 
     rows = []
+    seen = set[str]()
     for split in work.spec.splits:
         expected = split.num_questions
         is_begun = any((work.raw / name).exists() for name in split.files)
-        for name in split.files:
+        for name in [name for name in split.files if name not in seen]:
+            seen.add(name)
             if name in damaged:
                 rows.append(CheckRow(name, None, expected, "damaged"))
             elif (work.raw / name).exists():
@@ -424,8 +428,9 @@ def _check_rows(
             odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
             rows.append(replace(row, advice="; ".join(filter(None, (row.advice, odd)))))
         else:
-            verdict: Verdict = "missing" if files.is_required else "not there, not needed"
-            advice = "needed for training" if files.is_required else ""
+            is_needed = files.is_required and not any(folders.get(name) for name in files.instead)
+            verdict: Verdict = "missing" if is_needed else "not there, not needed"
+            advice = "needed for training" if is_needed else ""
             rows.append(CheckRow(files.name, None, files.num_images, verdict, advice))
     return tuple(rows)
 
@@ -527,7 +532,7 @@ def build_text(work: _Work) -> TextPart:
         vectors_fingerprint=vectors_fingerprint(request.vectors),
         sources=sources,
         splits=parts,
-        ceilings=_ceilings(work.spec, data, text) if work.spec.drops_rare_answers else {},
+        ceilings=_ceilings(work.spec, data, text),
         warnings=tuple(data.warnings),
     )
 
@@ -548,7 +553,8 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     """Read the files of every split that is there; a second thread takes their hashes meanwhile."""
     present = _present_splits(work)
     with ThreadPoolExecutor(1) as pool, _collection_paused():
-        hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
+        names = dict.fromkeys(name for split in present for name in split.files)
+        hashes = {name: pool.submit(_source, work.raw / name) for name in names}
         data = _read_splits(work, present)
         found = {name: future.result() for name, future in hashes.items()}
     return data, {name: one.model_copy(update={"records": data.num_records[name]}) for name, one in found.items()}
@@ -579,9 +585,9 @@ def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int3
     spec, min_count = work.spec, work.request.min_answer_count
     strings = list(data.answers)
     asked = [split.annotations for split in data.splits if split.name in spec.answer_splits]
-    given = (strings[code] for one in asked if one is not None for code in one.chosen.tolist())
+    given = (strings[code] for one in asked if one is not None for code in one.chosen[one.chosen >= 0].tolist())
     min_count = min_count if spec.drops_rare_answers else 0
-    answers = build_answers(given, normalize=spec.normalize_answer, min_count=min_count)
+    answers = build_answers(given, normalize=spec.normalize_answer, min_count=min_count, most=spec.max_answers)
     if not answers:
         what = f"no answer occurs more than {min_count} times in the annotations"
         raise DataError(what, work.request.command(min_answer_count=0))
@@ -590,10 +596,13 @@ def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int3
 
 
 def _ceilings(spec: DatasetSpec, data: RawData, text: _Text) -> dict[str, float]:
-    """Measure what the answer list can reach at most on val."""
+    """Measure what an answer list that leaves some out can reach at most on the splits that are not trained on."""
+    if not spec.drops_rare_answers and spec.has_one_answer:
+        return {}
     found = {}
+    trained = {"train", *(files.name for files in spec.splits if files.borrows_images)}
     for split in data.splits:
-        if split.name == "val" and (one := split.annotations) is not None:
+        if split.name not in trained and (one := split.annotations) is not None:
             types = one.answer_type, one.answer_types, one.question_type, one.question_types
             truth = GroundTruth(list(data.answers), one.answers, *types)
             found[split.name] = ceiling(spec.metric, truth, text.answers, text.answer_index)

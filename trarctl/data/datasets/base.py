@@ -74,6 +74,7 @@ class ImageSetFiles:
     is_required: bool  # its features have to be there once any features are
     images: FileNaming
     features: FileNaming  # as published
+    instead: tuple[str, ...] = ()  # sets whose folders may hold its images too, for the same ids
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class DatasetSpec:
     # Answers.
     normalize_answer: Callable[[str], str] = str  # how an answer is written in the answer list
     drops_rare_answers: bool = False  # the list leaves out answers rarer than --min-answer-count says
+    max_answers: int | None = None  # the list holds the commonest, at most as many
     has_one_answer: bool = True  # one answer is the true one; False: several annotators may differ
     metric: Metric = plain_accuracy
     types_tell_answers: bool = False  # the question types are drawn from the true answers

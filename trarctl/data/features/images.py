@@ -158,8 +158,9 @@ def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[st
     """Give every image that a question names its row.
 
     An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
-    another set belongs to that: Visual Genome's questions are about images of train and val. Those about images that
-    no set has are left out. ``named`` has the image of each question, [Q], by split; ``folders`` may be empty.
+    another set belongs to that: Visual Genome's questions are about images of train and val, and both halves of VQA-CP
+    too. Those of Visual Genome about images that no set has are left out. ``named`` has the image of each question,
+    [Q], by split; ``folders`` may be empty.
     """
     warnings = list[str]()
     names = [files.name for files in spec.image_sets]
@@ -168,10 +169,12 @@ def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[st
     if spec.shares_image_ids:
         borrowing = {split.name for split in spec.splits if split.borrows_images}
         asked = [_asked_ids(spec, files.name, named) for files in spec.image_sets]
-        there = [asked[index] if (one := folders.get(name)) is None else one.ids for index, name in enumerate(names)]
         for split, ids in named.items():
-            is_lost = rows_of(ids, there[own[split]]) < 0
-            for index, known in [*enumerate(there), *(enumerate(asked) if split in borrowing else ())]:
+            is_lost = np.ones(len(ids), dtype=bool)
+            order = sorted(range(len(names)), key=lambda index: index != own[split])
+            there = [(index, folder.ids) for index in order if (folder := folders.get(names[index])) is not None]
+            others = [index for index in order if folders.get(names[index]) is None or split in borrowing]
+            for index, known in [*there, *((index, asked[index]) for index in others)]:
                 is_here = is_lost & (rows_of(ids, known) >= 0)
                 homes[split][is_here] = index
                 is_lost &= ~is_here

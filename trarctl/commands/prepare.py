@@ -12,7 +12,6 @@ import typer
 
 from trarctl.commands.console import add_row, duration, make_table, say, show_error, show_table, warn
 from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
-from trarctl.registry import DATASETS
 
 if TYPE_CHECKING:
     from trarctl.data.manifest import Manifest
@@ -107,16 +106,15 @@ def prepare(
         ),
     ] = "auto",
     min_answer_count: Annotated[
-        int,
+        int | None,
         option(
             "--min-answer-count",
             WORDS_PANEL,
-            "Only answers that were given more than N times can be predicted; vqa only.",
+            "Only answers that were given more than N times can be predicted; by default 8 for vqa.",
             metavar="N",
             min=0,
-            shows_default=True,
         ),
-    ] = 8,
+    ] = None,
     max_words: Annotated[
         int | None,
         option(
@@ -192,7 +190,6 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
     """Print what was checked, what is odd, what was prepared, and what to do next."""
     from trarctl.data.prepared import default_folder
 
-    spec = DATASETS[request.dataset]
     _show_checks(report.checks, report.warnings)
     manifest = report.manifest
     state = "was up to date" if report.was_current else f"prepared in {duration(report.seconds)}"
@@ -200,8 +197,8 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
     for name, split in manifest.text.splits.items():
         say(f"  {name}: {split.questions:,} questions about {split.images:,} images")
     for name, percent in manifest.text.ceilings.items():
-        rule = f"those of more than {manifest.text.min_answer_count} annotations, which reach"
-        rule = rule if spec.drops_rare_answers else "they reach"
+        least = manifest.text.min_answer_count
+        rule = f"those of more than {least} annotations, which reach" if least else "they reach"
         say(f"  answers: {rule} at most {percent:.2f} % on {name}")
     say(f"  word vectors: {_describe_vectors(manifest)}")
     say(f"  features: {_describe_features(manifest)}")

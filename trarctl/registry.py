@@ -98,6 +98,7 @@ DATASETS: Registry[Any] = Registry(
         "clevr": "trarctl.data.datasets.clevr",
         "easy-vqa": "trarctl.data.datasets.easy_vqa",
         "vqa-cp": "trarctl.data.datasets.vqa_cp",
+        "okvqa": "trarctl.data.datasets.okvqa",
     },
 )
 EXTRACTORS: Registry[Any] = Registry(

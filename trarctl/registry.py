@@ -99,6 +99,7 @@ DATASETS: Registry[Any] = Registry(
         "easy-vqa": "trarctl.data.datasets.easy_vqa",
         "vqa-cp": "trarctl.data.datasets.vqa_cp",
         "okvqa": "trarctl.data.datasets.okvqa",
+        "aokvqa": "trarctl.data.datasets.aokvqa",
     },
 )
 EXTRACTORS: Registry[Any] = Registry(

@@ -151,6 +151,39 @@ def plain_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: Ev
     return count_right(predictions, truth, truth.question_type, truth.question_types, evaluator)
 
 
+def matched_thirds(
+    predictions: Sequence[str],
+    truth: GroundTruth,
+    is_counted: npt.NDArray[np.bool_],
+    evaluator: EvaluatorName = "official",
+    note: str | None = None,
+) -> Accuracy:
+    """Score answers [Q] by min(1, matches / 3), to the letter and with every annotator: A-OKVQA's rule.
+
+    The mean is over the questions that are counted, [Q]; by type all are shown. A DataError says that predictions and
+    truth do not fit together, or that no question is counted.
+    """
+    _check(predictions, truth)
+    if not is_counted.any():
+        raise DataError(f"none of the {len(truth):,} questions is one that is counted")
+    code_of = {answer: code for code, answer in enumerate(truth.strings)}
+    codes = np.fromiter((code_of.get(answer, -2) for answer in predictions), dtype=np.int64, count=len(predictions))
+    right = np.minimum(1.0, (truth.codes == codes[:, None]).sum(axis=1) / _ENOUGH_MATCHES)
+    type_of, types = _used(truth.answer_type, truth.answer_types)
+    return Accuracy(
+        overall=_mean_percent(right[is_counted]),
+        per_type=_by_type(right, type_of, types),
+        per_question_type={},
+        counts={},
+        questions=int(is_counted.sum()),
+        evaluator=evaluator,
+        right=right,
+        type_of=type_of,
+        types=types,
+        note=note,
+    )
+
+
 def count_right(
     predictions: Sequence[str],
     truth: GroundTruth,

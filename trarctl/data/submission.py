@@ -5,6 +5,7 @@ A data set chooses one of the formats here, or brings an ``AnswerFile`` of its o
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -122,11 +123,15 @@ class JsonAnswers(AnswerFile):
         answer_of = dict(answered or [])
         return [answer_of.get(one) or "" for one in np.asarray(split.question_id).tolist()], problems
 
+    def _rows(self, content: bytes) -> tuple[list[object] | None, str]:
+        """List the answers as objects with both fields, or say why there are none."""
+        return _parsed(content)
+
     def _answered(
         self, content: bytes, split: PreparedSplit
     ) -> tuple[list[tuple[int | str, str | None]] | None, list[str]]:
         """Take question and answer from each row that names a question (None: an answer that is not text); problems."""
-        rows, problem = _parsed(content)
+        rows, problem = self._rows(content)
         if rows is None:
             return None, [problem]
         expected = np.asarray(split.question_id).tolist()
@@ -161,6 +166,41 @@ class JsonAnswers(AnswerFile):
         if is_part and not split.is_annotated:
             problems.append(f"only a part of {split.name} is answered, such as test-dev; the site takes all of it")
         return answered, problems + id_problems(ids, expected, self.id_name)
+
+
+class ObjectAnswers(JsonAnswers):
+    """A JSON object that has an object with the answer for each question's id, which is text, as A-OKVQA's site does.
+
+    ``answer_name`` is the answer's field; others may stand beside it.
+    """
+
+    def __init__(self, answer_name: str) -> None:
+        super().__init__("question_id", answer_name)
+        row = f'{{"QUESTION_ID": {{"{answer_name}": str}}}}'
+        self.form = f"a result file is a JSON object {row} with one entry for each question of the split"
+
+    def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
+        """See ``AnswerFile``."""
+        ids = np.asarray(question_ids).tolist()
+        return orjson.dumps({one: {self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)})
+
+    def _rows(self, content: bytes) -> tuple[list[object] | None, str]:
+        """See ``JsonAnswers``."""
+        document, problem = _json(content)
+        if problem or not isinstance(document, dict):
+            return None, problem or f"it is not a JSON object but {_shown(document)}"
+        pairs: list[tuple[str, object]] = []
+
+        def keep_all(found: list[tuple[str, object]]) -> dict[str, object]:
+            # The outermost object is the last one to end; a name that stands in it twice is two answers.
+            pairs[:] = found
+            return dict(found)
+
+        try:
+            json.loads(content, object_pairs_hook=keep_all)
+        except RecursionError:
+            return None, "it is nested too deeply"
+        return [row | {self.id_name: one} if isinstance(row, dict) else row for one, row in pairs], ""
 
 
 class LineAnswers(AnswerFile):
@@ -212,15 +252,22 @@ class LineAnswers(AnswerFile):
         return lines, [] if is_complete else [f"{_counted(len(lines), 'line', 'lines')} for {len(split):,} questions"]
 
 
-def _parsed(content: bytes) -> tuple[list[object] | None, str]:
-    """Parse a JSON list, or say why it is none."""
+def _json(content: bytes) -> tuple[object, str]:
+    """Parse JSON, or say why it is none."""
     problem = _wrong_size(content)
     if problem:
         return None, problem
     try:
-        rows = orjson.loads(content)
+        return orjson.loads(content), ""
     except orjson.JSONDecodeError as error:
         return None, _no_text(content) or _json_lines(content) or f"it is not valid JSON: {error}"
+
+
+def _parsed(content: bytes) -> tuple[list[object] | None, str]:
+    """Parse a JSON list, or say why it is none."""
+    rows, problem = _json(content)
+    if problem:
+        return None, problem
     if isinstance(rows, list):
         return rows, ""
     lists = [(key, value) for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []

@@ -229,13 +229,14 @@ def refuse_missing(
     warnings, missing = [*table.warnings], list[str]()
     rows, start, instead = list[int](), 0, list[tuple[str, str]]()
     for images in table.sets:
-        if images.folder is not None:
-            is_absent = rows_of(images.ids, images.folder.ids) < 0
+        others = (one.folder for one in table.sets if one.name in images.files.instead and one.folder is not None)
+        if (folder := images.folder or next(others, None)) is not None:
+            is_absent = rows_of(images.ids, folder.ids) < 0
             absent = images.ids[is_absent]
             rows += (start + np.flatnonzero(is_absent)).tolist()
-            missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
-            warnings += images.folder.warnings
-            instead += _instead(images, images.folder, absent.tolist(), what)
+            missing += [f"{image_id} ({folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
+            warnings += images.folder.warnings if images.folder else ()
+            instead += _instead(images, folder, absent.tolist(), what)
         elif images.files.is_required and len(images.ids):
             problem = f"no folder {root / images.name} with the {what} of {len(images.ids):,} images"
             raise _no_folder(images, root, spec, command, what, problem)

@@ -100,6 +100,7 @@ DATASETS: Registry[Any] = Registry(
         "vqa-cp": "trarctl.data.datasets.vqa_cp",
         "okvqa": "trarctl.data.datasets.okvqa",
         "aokvqa": "trarctl.data.datasets.aokvqa",
+        "vizwiz": "trarctl.data.datasets.vizwiz",
     },
 )
 EXTRACTORS: Registry[Any] = Registry(

@@ -87,12 +87,13 @@ def _clean(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _clean_and_normalize(text: str) -> str:
+def clean_and_normalize(text: str) -> str:
+    """Rewrite an answer as the VQA team's evaluators do before they compare it."""
     return strip_words(strip_punctuation(_clean(text)))
 
 
 @dataclass(frozen=True)
-class _Rules:
+class ComparisonRules:
     """How an evaluator rewrites both sides before it compares them, for unanimous and for mixed annotators."""
 
     unanimous_truth: Callable[[str], str]
@@ -101,23 +102,28 @@ class _Rules:
     mixed_prediction: Callable[[str], str]
 
 
-_RULES: dict[EvaluatorName, _Rules] = {
-    "official": _Rules(_clean, _clean, _clean_and_normalize, _clean_and_normalize),
-    "upstream": _Rules(str, _clean_and_normalize, strip_punctuation, _clean_and_normalize),
+_RULES: dict[EvaluatorName, ComparisonRules] = {
+    "official": ComparisonRules(_clean, _clean, clean_and_normalize, clean_and_normalize),
+    "upstream": ComparisonRules(str, clean_and_normalize, strip_punctuation, clean_and_normalize),
 }
 
 
-def vqa_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
+def vqa_accuracy(
+    predictions: Sequence[str],
+    truth: GroundTruth,
+    evaluator: EvaluatorName = "official",
+    rules: ComparisonRules | None = None,
+) -> Accuracy:
     """Score VQA answers [Q]: the mean over the ten leave-one-out sets of min(1, matches / 3).
 
     With K annotators it is min(1, matches / min(3, K)), averaged over the leave-one-out sets where K is 3 or more.
     A DataError says that predictions and truth do not fit together, or that a question has no answer.
 
     The evaluator ``official`` is the VQA team's current one; ``upstream`` the older one of the published TRAR numbers,
-    which always normalizes the prediction, and of the truth only the punctuation.
+    which always normalizes the prediction, and of the truth only the punctuation. ``rules`` stand in for both.
     """
     _check(predictions, truth)
-    right = _shares(_states(predictions, truth, _RULES[evaluator]))
+    right = _shares(_states(predictions, truth, rules or _RULES[evaluator]))
     type_of, types = _used(truth.answer_type, truth.answer_types)
     return Accuracy(
         overall=_mean_percent(right),
@@ -233,7 +239,7 @@ def _check(predictions: Sequence[str], truth: GroundTruth) -> None:
         raise DataError(f"question {row + 1} of {len(truth)} has no annotator's answer to score against")
 
 
-def _states(predictions: Sequence[str], truth: GroundTruth, rules: _Rules) -> npt.NDArray[np.int8]:
+def _states(predictions: Sequence[str], truth: GroundTruth, rules: ComparisonRules) -> npt.NDArray[np.int8]:
     """Compare every annotator's answer with the prediction: absent, different or match, [Q, 10].
 
     Each distinct string is rewritten once: real sets repeat few answers over many questions.

@@ -436,7 +436,7 @@ class RecordReader:
             names = [f"{name} ({kinds.get(type(one), 'a value')})" for name, one in document.items()]
             found = f"it holds {listed(names, len(names)) or 'nothing'}"
             lists = [name for name, one in document.items() if isinstance(one, list) and name != self._key]
-            if lists and "info" in document:
+            if lists and "info" in document and self._key is not None:
                 what = f'{self.path} has no list "{self._key}": it holds {lists[0]}'
                 return DataError(what, f"is it the file of {lists[0]}, exchanged?")
         elif isinstance(document, list):

@@ -616,7 +616,8 @@ def _ceilings(spec: DatasetSpec, data: RawData, text: _Text) -> dict[str, float]
         if split.name not in trained and (one := split.annotations) is not None:
             types = one.answer_type, one.answer_types, one.question_type, one.question_types
             truth = GroundTruth(list(data.answers), one.answers, *types)
-            found[split.name] = ceiling(spec.metric, truth, text.answers, text.answer_index)
+            with suppress(DataError):  # what cannot be scored has no limit either
+                found[split.name] = ceiling(spec.metric, truth, text.answers, text.answer_index)
     return found
 
 

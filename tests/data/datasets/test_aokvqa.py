@@ -74,6 +74,12 @@ def test_the_way_through(tiny: Tiny) -> None:
     result = tiny.eval()
     assert (result["split"], result["questions"]) == ("val", 2)
     assert set(result["per_answer_type"]) == {"direct answer", "difficult, not counted"}
+    said = {name: one["direct_answer"] for name, one in tiny.submit("--split", "val").items()}
+    records = _records("val")
+    questions = Questions(
+        [one["direct_answers"] for one in records], [said[one["question_id"]] for one in records], [], []
+    )
+    assert result["overall"] == _plain(questions, [one["difficult_direct_answer"] for one in records])[1]
     answers = tiny.submit()
     assert list(answers) == [one["question_id"] for one in _records("test")]
     assert all(list(one) == ["direct_answer"] and one["direct_answer"] in tiny.data.answers for one in answers.values())
@@ -252,3 +258,12 @@ def test_only_difficult_questions_cannot_be_scored() -> None:
     truth = Questions(questions.answers, questions.predictions, names, questions.question_type).truth()
     with pytest.raises(DataError, match="none of the 3 questions is one that is counted"):
         DATASETS["aokvqa"].metric(questions.predictions, truth, "official")
+
+
+def test_a_val_of_difficult_questions_is_prepared_but_not_scored(tiny: Tiny) -> None:
+    edit_json(tiny.raw / "aokvqa_v1p0_val.json", lambda content: content[1::2])
+    _prepare(tiny, "--without-features")
+    assert tiny.data.manifest.text.ceilings == {}
+    tiny.write(**{"../said": {one: {"direct_answer": "dog"} for one in tiny.data.split("val").question_id.tolist()}})
+    code, _, err = tiny.trarctl("eval", "--data", tiny.folder / "prepared", "--answers", tiny.folder / "said.json")
+    assert (code, "none of the 2 questions is one that is counted" in err) == (4, True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.datasets.tiny import Run, Tiny
+from tests.data.datasets.tiny import Run, Tiny, asked
 from tests.data.preparing import edit_json
 from tests.data.reference_accuracy import adversarial_questions, plain_vqa_accuracy
 from trarctl.config import EvaluatorName
@@ -68,8 +68,10 @@ def test_the_way_through(tiny: Tiny) -> None:
     assert (result["split"], result["questions"]) == ("val", 6)
     assert set(result["per_question_type"]) == {"vehicles and transportation", "weather and climate", "other"}
     assert tiny.eval("--split", "test")["overall"] == result["overall"]
-    answers = tiny.submit()
-    assert [one["question_id"] for one in answers] == [image * 10 + n for image in IMAGES["val"] for n in (5, 6)]
+    answers = {one["question_id"]: one["answer"] for one in tiny.submit()}
+    assert list(answers) == [image * 10 + number for image in IMAGES["val"] for number in (5, 6)]
+    expected = plain_vqa_accuracy(asked(_pair("val")[1], answers), "official")
+    assert (result["overall"], result["per_answer_type"]) == (expected["overall"], expected["per_answer_type"])
 
 
 def test_answers_are_the_stems(tiny: Tiny) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.data import reference_accuracy as plain
-from tests.data.datasets.tiny import Run, Tiny
+from tests.data.datasets.tiny import Run, Tiny, asked
 from tests.data.preparing import edit_json
 from tests.data.reference_accuracy import Questions, adversarial_questions
 from trarctl.config import EvaluatorName
@@ -65,6 +65,9 @@ def test_the_way_through(tiny: Tiny) -> None:
     code, _, err = tiny.trarctl("eval", "--data", tiny.folder / "prepared", "--split", "test", "--ckpt", "tiny",
                                 "--set", f"run.folder={tiny.folder / 'runs'}")  # fmt: skip
     assert (code, "trarctl submit --split test" in " ".join(err.split())) == (4, True)
+    said = {one["image"]: one["answer"] for one in tiny.submit("--split", "val")}
+    scores = _plain_vizwiz(asked(_records("val"), said, "image"))
+    assert result["overall"] == round(100 * float(sum(scores)) / 5, 2)
     answers = tiny.submit()
     assert [one["image"] for one in answers] == [one["image"] for one in _records("test")]
     assert all(set(one) == {"image", "answer"} and one["answer"] in tiny.data.answers for one in answers)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.datasets.tiny import Run, Tiny
+from tests.data.datasets.tiny import Run, Tiny, asked
 from tests.data.preparing import edit_json
 from tests.data.reference_accuracy import adversarial_questions, plain_vqa_accuracy
 from trarctl.config import EvaluatorName
@@ -76,11 +76,12 @@ def test_the_way_through(tiny: Tiny) -> None:
     result = tiny.eval()
     assert (result["split"], result["questions"]) == ("val", 10)
     assert set(result["per_answer_type"]) == {"yes/no", "number", "other"}
-    assert tiny.eval("--split", "test")["questions"] == 15
-    answers = tiny.submit()
-    expected = [image * 1000 + number for image in IMAGES["test"] for number in range(5)]
-    assert [one["question_id"] for one in answers] == expected
-    assert {one["answer"] for one in answers} <= set(tiny.data.answers)
+    answers = {one["question_id"]: one["answer"] for one in tiny.submit()}
+    assert list(answers) == [image * 1000 + number for image in IMAGES["test"] for number in range(5)]
+    assert set(answers.values()) <= set(tiny.data.answers)
+    expected = plain_vqa_accuracy(asked(_pair("test")[1], answers), "official")
+    result = tiny.eval("--split", "test")
+    assert (result["overall"], result["per_answer_type"]) == (expected["overall"], expected["per_answer_type"])
 
 
 def test_val_is_the_part_of_train_whose_image_ids_ten_divides(tiny: Tiny) -> None:
@@ -181,3 +182,11 @@ def test_the_metric_equals_the_plain_one(evaluator: EvaluatorName) -> None:
     expected = plain_vqa_accuracy(questions, evaluator)
     assert [round(100 * share, 2) for share in accuracy.right.tolist()] == expected["per_question"]
     assert (accuracy.overall, accuracy.per_type) == (expected["overall"], expected["per_answer_type"])
+
+
+def test_files_cut_so_far_that_val_is_empty(tiny: Tiny) -> None:
+    for kind in ("questions", "annotations"):
+        path = tiny.raw / f"vqacp_v2_train_{kind}.json"
+        edit_json(path, lambda content: [one for one in content if one["image_id"] not in IN_VAL])
+    code, _, err = tiny.prepare("--min-answer-count", 0)
+    assert (code, "no question is left for the split val" in err) == (4, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,22 @@ from typing import Any
 import numpy as np
 
 from tests.data.preparing import write_features
+from tests.data.reference_accuracy import Questions
 from tests.engine.running import sets
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.checkpoint import load_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def asked(records: Sequence[dict[str, Any]], said: Mapping[Any, str], name: str = "question_id") -> Questions:
+    """Put what was said to records with ten annotators' answers beside them; ``name`` is their id's field."""
+    return Questions(
+        [[answer["answer"] for answer in one["answers"]] for one in records],
+        [said[one[name]] for one in records],
+        [one["answer_type"] for one in records],
+        [one.get("question_type", "") for one in records],
+    )
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class VizWizQuestions(ListFiles):
         found: dict[str, Any] = {
             "ids": ids,
             "texts": [exactly(record["question"], str) for record in records],
-            "images": [name[: name.rindex(".jpg")] for name in ids],
+            "images": [int(name[name.rindex("_") + 1 : name.rindex(".jpg")]) for name in ids],
         }
         if split == "test":
             return found

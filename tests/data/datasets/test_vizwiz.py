@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -53,6 +54,18 @@ def _prepare(tiny: Tiny, *options: object) -> str:
     return out + err
 
 
+@pytest.mark.parametrize("name", ["VizWiz_{}_{:08d}.npy", "VizWiz_{}_{:08d}.jpg.npy", "{1}.npz"])
+def test_names_that_features_may_have(tiny: Tiny, name: str) -> None:
+    for split, size in SIZES.items():
+        tiny.write_features(split, [name.format(split, number) for number in range(size)])
+    assert "warning" not in _prepare(tiny)
+    data = tiny.data
+    split = data.split("val")
+    for image_id, row in zip(split.image_id.tolist(), split.image.tolist(), strict=True):
+        (mean,) = data.features.read(np.array([row])).mean(axis=(1, 2))
+        assert abs(mean - image_id) < 1  # as ``write_features`` makes them
+
+
 def test_the_way_through(tiny: Tiny) -> None:
     for split, size in SIZES.items():
         tiny.write_features(split, [f"VizWiz_{split}_{number:08d}.npy" for number in range(size)])
@@ -83,7 +96,8 @@ def test_images_are_known_by_their_names(tiny: Tiny) -> None:
     for name in SIZES:
         split = data.split(name)
         assert split.question_id.tolist() == [one["image"] for one in _records(name)]
-        assert [f"{data.features.image_id(int(row))}.jpg" for row in split.image] == split.question_id.tolist()
+        numbers = [data.features.image_id(int(row)) for row in split.image]
+        assert [_name(name, number) for number in numbers] == split.question_id.tolist()
 
 
 def test_the_answer_list_is_train_s_commonest(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +145,7 @@ def test_empty_answers_are_counted_and_never_learned(tiny: Tiny) -> None:
             'record 3 has "VizWiz_train_00000003.png" as "image", expected a name',
         ),
         ({"image": "VizWiz_train_00000011.jpg"}, "image VizWiz_train_00000011.jpg appears more than once"),
+        ({"image": "VizWiz_train_000000000003.jpg"}, "expected a name like VizWiz_train_00000003.jpg"),
         ({"image": "VizWiz_val_00000003.jpg"}, 'says of itself "image": "VizWiz_val_"'),
         ({"answers": []}, "record 3 has 0 answers, expected 1 to 10"),
         ({"question": None}, 'record 3 has null as "question"'),

@@ -30,6 +30,7 @@ from trarctl.data.records import (
     StringTable,
     other_numbers,
     refuse_duplicates,
+    shown,
 )
 from trarctl.data.submission import JsonAnswers
 from trarctl.data.text import normalize_answer
@@ -38,8 +39,9 @@ _LAYOUT = (
     '[{"image": "VizWiz_train_00000000.jpg", "question": "what is this?", "answer_type": "other",'
     ' "answers": [{"answer": "soap"}]}]'
 )
-_SUFFIX = ".jpg"
-_PREFIX = re.compile(r"(.*?)[0-9]+\.jpg", re.ASCII)
+# The release of 2018 has 12 digits, and other images under some of its numbers.
+_NUM_DIGITS = 8
+_NAME = re.compile(rf"(VizWiz_\w+_)([0-9]{{{_NUM_DIGITS}}})\.jpg", re.ASCII)
 
 
 def read_vizwiz_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
@@ -53,13 +55,15 @@ def read_vizwiz_split(raw: Path, files: SplitFiles, data: RawData, progress: Pro
         names = reader.ids(records, "image", str)
         if names is None:
             return [None]
-        for number, name in enumerate(names.tolist()):
-            if match := _PREFIX.fullmatch(name):
+        numbers = np.zeros(len(names), dtype=np.int64)
+        for row, name in enumerate(names.tolist()):
+            if match := _NAME.fullmatch(name):
                 declared["image", match[1]] += 1
-            elif not name.endswith(_SUFFIX) or name == _SUFFIX:
-                reader.report(number, f'has "{name}" as "image", expected a name that ends in {_SUFFIX}')
-        stems = np.array([name.removesuffix(_SUFFIX) for name in names.tolist()])
-        columns = [names, stems, reader.texts(records, "question")]
+                numbers[row] = int(match[2])
+            else:
+                expected = VIZWIZ.image_set(files.image_set).images.name(row)
+                reader.report(row, f'has {shown(name)} as "image", expected a name like {expected}')
+        columns = [names, numbers, reader.texts(records, "question")]
         if not files.has_answers:
             return columns
         num_lacking = sum("answer_type" not in record for record in records)
@@ -68,7 +72,7 @@ def read_vizwiz_split(raw: Path, files: SplitFiles, data: RawData, progress: Pro
         return [*columns, answers, reader.codes(records, "answer_type", types, default="")]
 
     question_id, image_id, texts, *annotated = reader.collect(take)
-    known = {f"VizWiz_{split.name}_": split.name for split in VIZWIZ.splits}
+    known = {VIZWIZ.image_set(split.image_set).images.prefix: split.name for split in VIZWIZ.splits}
     check_declared(path, declared, files, known, data.warnings)
     refuse_duplicates(path, question_id, "image")
     data.num_records[files.questions] = len(question_id)
@@ -103,7 +107,7 @@ def _split(name: str, num_questions: int, *, has_answers: bool = True) -> SplitF
 
 
 def _images(name: str, num_images: int, *, is_required: bool = True) -> ImageSetFiles:
-    pictures, features = (FileNaming("", None, suffix) for suffix in (_SUFFIX, ".npy"))
+    pictures, features = (FileNaming(f"VizWiz_{name}_", _NUM_DIGITS, suffix) for suffix in (".jpg", ".npy"))
     return ImageSetFiles(name, num_images, is_required, pictures, features)
 
 

@@ -60,7 +60,7 @@ VQA_CP = register_dataset(
         download_hint="put vqacp_v2_{train,test}_{questions,annotations}.json of"
         " https://computing.ece.vt.edu/~aish/vqacp/ into the --raw folder; that server is often down, and there is no"
         " other official one. The images are COCO's train2014 and val2014",
-        split_notes={"val": f"the part of train whose image ids {VAL_STEP} divides"},
+        split_notes={"val": "cut from train"},
         shares_image_ids=True,
         normalize_answer=normalize_answer,
         min_answer_count=8,

@@ -171,7 +171,8 @@ class JsonAnswers(AnswerFile):
 class ObjectAnswers(JsonAnswers):
     """A JSON object that has an object with the answer for each question's id, which is text, as A-OKVQA's site does.
 
-    ``answer_name`` is the answer's field; others may stand beside it.
+    ``answer_name`` is the answer's field; others may stand beside it. Answers that are texts alone are read, as
+    A-OKVQA's own evaluation script reads them, but its site does not take them.
     """
 
     def __init__(self, answer_name: str) -> None:
@@ -200,7 +201,20 @@ class ObjectAnswers(JsonAnswers):
             json.loads(content, object_pairs_hook=keep_all)
         except RecursionError:
             return None, "it is nested too deeply"
-        return [row | {self.id_name: one} if isinstance(row, dict) else row for one, row in pairs], ""
+        rows = ((one, {self.answer_name: row} if isinstance(row, str) else row) for one, row in pairs)
+        return [row | {self.id_name: one} if isinstance(row, dict) else row for one, row in rows], ""
+
+    def faults(self, content: bytes, data: PreparedData, split: PreparedSplit) -> list[str]:
+        """See ``AnswerFile``."""
+        problems = super().faults(content, data, split)
+        document, _ = _json(content)
+        alone = [one for one, row in document.items() if isinstance(row, str)] if isinstance(document, dict) else []
+        if alone:
+            many = _counted(len(alone), "answer is a text", "answers are texts")
+            problems.append(
+                f"{many} alone, not an object with {self.answer_name}: question {listed(alone, len(alone))}"
+            )
+        return problems
 
 
 class LineAnswers(AnswerFile):

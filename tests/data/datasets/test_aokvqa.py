@@ -98,6 +98,9 @@ def test_answers_of_another_program_are_scored(tiny: Tiny) -> None:
     # Three of ten are a match, one of ten a third of one; the mean is over the two that are not difficult.
     assert (result["overall"], result["questions"]) == (66.67, 2)
     assert result["per_answer_type"] == {"direct answer": 66.67, "difficult, not counted": 66.67}
+    # The data set's own script takes the answers alone.
+    tiny.write(**{"../predictions_val": {one: row["direct_answer"] for one, row in content.items()}})
+    assert tiny.eval("--answers", file)["overall"] == 66.67
 
 
 @pytest.mark.parametrize("write", [_write_features_of_2014, _write_features_of_2017])
@@ -212,7 +215,8 @@ def test_what_the_site_would_reject(tiny: Tiny) -> None:
         ([good], "it is not a JSON object but a list"),
         (good | {"new": {"direct_answer": "dog"}}, "1 question_id is not in this split: new"),
         (good | {ids[1]: {"multiple_choice": "dog"}}, "row with a direct_answer that is not text: row 2 has none"),
-        (good | {ids[1]: "dog"}, 'row not an object: row 2 is "dog"'),
+        (good | {ids[1]: "dog"}, f"1 answer is a text alone, not an object with direct_answer: question {ids[1]}"),
+        (good | {ids[1]: ["dog"]}, "row not an object: row 2 is a list"),
         ({ids[0]: {"direct_answer": "dog"}}, "3 of 4 questions have no answer"),
         (good | {ids[2]: {"direct_answer": " "}}, f"1 answer is blank: question {ids[2]}"),
         (f"{{{whole}}}", f"1 question is answered more than once: {ids[0]}"),

@@ -110,7 +110,8 @@ def prepare(
         option(
             "--min-answer-count",
             WORDS_PANEL,
-            "Only answers that were given more than N times can be predicted; by default 8 for vqa.",
+            "Only answers that were given more than N times can be predicted; by default 8 for vqa and vqa-cp, 9 for"
+            " okvqa.",
             metavar="N",
             min=0,
         ),

@@ -29,7 +29,7 @@ from trarctl.data import Progress, no_progress
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
-from trarctl.data.features.images import Folder, picture_table
+from trarctl.data.features.images import Folder, SetPlaces, picture_table
 from trarctl.data.features.packing import (
     ImageOptions,
     ImagePlan,
@@ -197,8 +197,10 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         work.old = None if request.rebuild else _old_manifest(work.out)
         text, is_text_current = _text_part(work)
         base = work.out if is_text_current else work.building
-        named = {split: _image_ids(base / split / "image_id.npy", work) for split in text.splits}
-        plan = plan_images(work.spec, named, work.image_options, work.out, progress)
+        named = {split: _read_array(base / split / "image_id.npy", work) for split in text.splits}
+        paths = {split: base / split / "image_set.npy" for split in text.splits}
+        said = {split: _read_array(path, work) for split, path in paths.items() if path.is_file()}
+        plan = plan_images(work.spec, named, said, work.image_options, work.out, progress)
         images = work.old.images if work.old is not None and is_current(work.old.images, plan, work.out) else None
         was_current = is_text_current and images is not None
         if work.old is not None and was_current:
@@ -218,12 +220,18 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
     )
 
 
-def _image_ids(path: Path, work: _Work) -> Ids:
+def _read_array(path: Path, work: _Work) -> npt.NDArray[Any]:
     try:
-        ids: Ids = np.load(path, allow_pickle=False)
+        ids: npt.NDArray[Any] = np.load(path, allow_pickle=False)
     except Exception as error:  # what numpy raises over a damaged header is not documented
         raise DataError(f"{path} is damaged", f"{work.request.command()} --rebuild") from error
     return ids
+
+
+def _asked_images(splits: Sequence[RawSplit]) -> tuple[dict[str, Ids], dict[str, SetPlaces]]:
+    """Give the image of each question, [Q], by split, and where its records say it the image's set."""
+    said = {split.name: split.image_set for split in splits if split.image_set is not None}
+    return {split.name: split.image_id for split in splits}, said
 
 
 def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> None:
@@ -232,8 +240,8 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
     options = work.image_options
     if options.pictures is None or options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
-    named = {split.name: split.image_id for split in _read_splits(work, _present_splits(work)).splits}
-    sets = picture_table(work.spec, named, options.pictures, options.command).sets
+    splits = _read_splits(work, _present_splits(work)).splits
+    sets = picture_table(work.spec, *_asked_images(splits), options.pictures, options.command).sets
     extract_files(sets, options.extractor, options.extractor_options, work.out, progress)
 
 
@@ -253,8 +261,8 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
         _make_text(work, data)
     folders: dict[str, Folder | None] = {}
     with work.attempt():
-        named = {split.name: split.image_id for split in data.splits}
-        folders, warnings = check_images(work.spec, named, work.image_options, progress, work.attempt)
+        asked = _asked_images(data.splits)
+        folders, warnings = check_images(work.spec, *asked, work.image_options, progress, work.attempt)
         data.warnings += warnings
     rows = _check_rows(work, data.num_records, damaged, folders)
     return CheckReport(rows, tuple(data.warnings), tuple(faults))

@@ -112,6 +112,7 @@ class RawSplit:
     image_id: Ids
     texts: FlatText
     annotations: RawAnnotations | None
+    image_set: npt.NDArray[np.int8] | None = None  # place of each image's set among the data set's, [Q]; None: not said
 
 
 def annotators_codes(texts: Sequence[str], lengths: npt.NDArray[np.int64], table: StringTable) -> npt.NDArray[np.int32]:
@@ -162,7 +163,8 @@ def cut_split(split: RawSplit, name: str, is_taken: npt.NDArray[np.bool_]) -> Ra
             question_type=annotations.question_type[is_kept],
         )
     texts = flatten([split.texts[row] for row in taken.tolist()])
-    return RawSplit(name, split.question_id[taken], split.image_id[taken], texts, annotations)
+    image_set = None if split.image_set is None else split.image_set[taken]
+    return RawSplit(name, split.question_id[taken], split.image_id[taken], texts, annotations, image_set)
 
 
 @dataclass

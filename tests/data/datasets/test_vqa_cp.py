@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.datasets.tiny import Run, Tiny, asked
 from tests.data.preparing import edit_json
@@ -101,10 +103,15 @@ def test_val_is_the_part_of_train_whose_image_ids_ten_divides(tiny: Tiny) -> Non
         assert len(split.training_order) == len(split)
 
 
-def test_each_image_is_in_the_folder_that_its_records_name(tiny: Tiny) -> None:
+@pytest.mark.parametrize("is_said", [True, False])
+def test_each_image_is_in_the_folder_that_its_records_name_or_that_has_it(tiny: Tiny, is_said: bool) -> None:
+    for half in () if is_said else IMAGES:
+        edit_json(tiny.raw / f"vqacp_v2_{half}_questions.json", lambda content: content[-1].pop("coco_split") and None)
     _prepare(tiny)
     data = tiny.data
     assert [part.num_images for part in data.manifest.images.image_sets] == [3, 4]
+    code, out, _ = tiny.prepare("--min-answer-count", 0)
+    assert (code, "was up to date" in out) == (0, True)
     for name in ("train", "val", "test"):
         split = data.split(name)
         assert [data.features.image_id(int(row)) for row in split.image] == split.image_id.tolist()
@@ -168,11 +175,28 @@ def test_bad_files_are_named(tiny: Tiny) -> None:
     assert "missing" in out
 
 
-def test_an_image_that_no_folder_has(tiny: Tiny) -> None:
+def test_an_image_that_its_folder_lacks(tiny: Tiny) -> None:
     next((tiny.folder / "feats/val2014").glob("*32.jpg.npy")).unlink()
-    code, _, err = tiny.prepare("--min-answer-count", 0)
-    assert code == 4
-    assert "no features for image 32" in " ".join(err.split())
+    for options in ((), ("--check",)):
+        code, _, err = tiny.prepare("--min-answer-count", 0, *options)
+        assert code == 4
+        said = f"no features for image 32 ({tiny.folder / 'feats/val2014'}): 5 questions of train"
+        assert said in " ".join(err.split())
+
+
+def test_questions_alone_have_their_images_in_both_sets(tiny: Tiny) -> None:
+    _prepare(tiny, "--without-features")
+    ids = [np.load(tiny.folder / f"prepared/images/{name}.ids.npy").tolist() for name in ("train2014", "val2014")]
+    assert ids == [[image for image, own in SETS.items() if own == name] for name in ("train2014", "val2014")]
+
+
+def test_pictures_of_both_folders(tiny: Tiny) -> None:
+    for image, own in SETS.items():
+        path = tiny.folder / f"images/{own}/COCO_{own}_{image:012d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (image, 40, 90)).save(path)
+    _prepare(tiny, "--images", tiny.folder / "images", "--extractor", "patches")
+    assert tiny.data.features.num_images == len(SETS)
 
 
 @pytest.mark.parametrize("evaluator", ["official", "upstream"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def read_pair(
     progress: Progress,
     *,
     splits: Sequence[SplitFiles] = (),
-    image_sets: Iterable[str] = (),
+    image_sets: Sequence[str] = (),
     may_be_bare: bool = False,
     lists_all_answers: bool = False,
 ) -> RawSplit:
@@ -72,7 +72,7 @@ def read_pair(
         data: takes answers, counts and warnings.
         progress: told the bytes read.
         splits: those whose names or image sets may stand beside the lists; none: what stands there says nothing.
-        image_sets: what ``coco_split`` of a record may be; none: there is no such field.
+        image_sets: what ``coco_split`` of a question may be, in their order; none: there is no such field.
         may_be_bare: a file may be its list alone.
         lists_all_answers: the answer list is drawn from the answers of all annotators, not from the commonest.
     """
@@ -81,23 +81,23 @@ def read_pair(
     reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=layout, may_be_bare=may_be_bare)
 
     def take(records: list[Any]) -> list[Any]:
-        if not _have_image_sets(reader, records, image_sets):
-            return [None]
         ids = [reader.ids(records, name) for name in ("question_id", "image_id")]
-        return [*ids, reader.texts(records, "question")]
+        return [*ids, reader.texts(records, "question"), _set_places(reader, records, image_sets)]
 
-    question_id, image_id, texts = reader.collect(take)
+    question_id, image_id, texts, place = reader.collect(take)
+    # Where not every record says it, an image is of the set that has its file.
+    image_set = place if (place >= 0).all() else None
     if splits:
         _check_head(reader, files, splits, data.warnings)
     refuse_duplicates(path, question_id, "question_id")
     data.num_records[files.questions] = len(question_id)
     if files.annotations is None:
-        return RawSplit(files.name, question_id, image_id, texts, None)
+        return RawSplit(files.name, question_id, image_id, texts, None, image_set)
     path = raw / files.annotations
     layout = _layout(_ANNOTATIONS, files)
     reader = RecordReader(path, "annotations", progress, warnings=data.warnings, layout=layout, may_be_bare=may_be_bare)
     annotated_id, annotated_image, annotations = _read_annotations(
-        reader, files, data, image_sets, lists_all_answers=lists_all_answers
+        reader, files, data, lists_all_answers=lists_all_answers
     )
     if splits:
         _check_head(reader, files, splits, data.warnings)
@@ -120,21 +120,22 @@ def read_pair(
         questions = listed(question_id[rows[differs]], int(differs.sum()))
         data.warnings.append(f"{path} names other images than {files.questions} for {questions}, and its own are used")
         image_id[rows] = annotated_image
-    return RawSplit(files.name, question_id, image_id, texts, replace(annotations, rows=rows.astype(np.int32)))
+    annotations = replace(annotations, rows=rows.astype(np.int32))
+    return RawSplit(files.name, question_id, image_id, texts, annotations, image_set)
 
 
 def _layout(layout: str, files: SplitFiles) -> str:
     return f"{layout}; {files.download_hint}" if files.download_hint else layout
 
 
-def _have_image_sets(reader: RecordReader, records: list[Any], image_sets: Iterable[str]) -> bool:
-    """Whether the image set that each record names is one that there is; where none is named, nothing is wrong."""
-    known = tuple(image_sets)
-    if not known:
-        return True
-    expected = " or ".join(f'"{name}"' for name in known)
-    named = reader.column(records, "coco_split", str, default=known[0], is_valid=known.__contains__, expected=expected)
-    return named is not None
+def _set_places(reader: RecordReader, records: list[Any], image_sets: Sequence[str]) -> npt.NDArray[np.int8] | None:
+    """Give the place of each record's image set, [records], -1 where it is not said; None: some are unusable."""
+    if not image_sets:
+        return np.full(len(records), -1, dtype=np.int8)
+    places = {name: place for place, name in enumerate(image_sets)} | {"": -1}
+    expected = " or ".join(f'"{name}"' for name in image_sets)
+    names = reader.column(records, "coco_split", str, default="", is_valid=places.__contains__, expected=expected)
+    return None if names is None else np.array([places[name] for name in names], dtype=np.int8)
 
 
 def _check_head(reader: RecordReader, files: SplitFiles, splits: Sequence[SplitFiles], warnings: list[str]) -> None:
@@ -148,14 +149,12 @@ def _check_head(reader: RecordReader, files: SplitFiles, splits: Sequence[SplitF
 
 
 def _read_annotations(
-    reader: RecordReader, files: SplitFiles, data: RawData, image_sets: Iterable[str], *, lists_all_answers: bool
+    reader: RecordReader, files: SplitFiles, data: RawData, *, lists_all_answers: bool
 ) -> tuple[Ids, Ids, RawAnnotations]:
     """Read question ids [A], image ids [A] and annotations whose ``rows`` are still to be filled in."""
     answer_types, question_types = StringTable(), StringTable()
 
     def take(records: list[Any]) -> list[Any]:
-        if not _have_image_sets(reader, records, image_sets):
-            return [None]
         columns = [reader.ids(records, "question_id"), reader.ids(records, "image_id")]
         given = answer_codes(reader, records, data.answers)
         if given is None:

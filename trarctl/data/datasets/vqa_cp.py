@@ -47,7 +47,7 @@ VQA_CP = register_dataset(
     DatasetSpec(
         name="vqa-cp",
         title="VQA-CP v2: VQA-v2 with other usual answers in train than in test",
-        # Both halves have images of both image sets: each is where its file is. The figures are those of the files.
+        # Both halves have images of both image sets, which their records name. The figures are those of the files.
         splits=(
             _split("train", "train", "train2014", 438_183),
             _split("val", "train", "train2014", None),

@@ -97,6 +97,10 @@ DATASETS: Registry[Any] = Registry(
         "vqa": "trarctl.data.datasets.vqa",
         "clevr": "trarctl.data.datasets.clevr",
         "easy-vqa": "trarctl.data.datasets.easy_vqa",
+        "vqa-cp": "trarctl.data.datasets.vqa_cp",
+        "okvqa": "trarctl.data.datasets.okvqa",
+        "aokvqa": "trarctl.data.datasets.aokvqa",
+        "vizwiz": "trarctl.data.datasets.vizwiz",
         "table": "trarctl.data.datasets.table",
     },
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trarctl.config.resolve import ALL_SETTINGS, Origin, Resolved, Source, amend, from_dict, resolve
 from trarctl.config.settings import FIELDS, Settings, nested
 from trarctl.errors import SettingsError
-from trarctl.registry import SPAN_SHAPES
+from trarctl.registry import DATASETS, SPAN_SHAPES
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +196,8 @@ def test_values_are_validated_without_torch() -> None:
         ),
         (
             {"sets": ["data.dataset=vqa2"]},
-            "--set data.dataset=vqa2: data.dataset must be 'vqa', 'clevr', 'easy-vqa' or 'table'",
+            "--set data.dataset=vqa2: data.dataset must be"
+            f" {', '.join(map(repr, DATASETS.built_in[:-1]))} or {DATASETS.built_in[-1]!r}",
         ),
         ({"sets": ["model.pooling=max"]}, "--set model.pooling=max: model.pooling must be 'avg', 'attention' or 'fc'"),
         (

@@ -107,3 +107,11 @@ def test_contractions_lose_one_apostrophe(contraction: str, without: list[str]) 
 @pytest.mark.parametrize(("raw", "normalized"), [("1,000", "1000"), ("yes, it is", "yes it is")])
 def test_commas_go(raw: str, normalized: str) -> None:
     assert normalize_answer(raw) == normalized
+
+
+def test_of_many_answers_the_commonest_are_kept_in_order_of_appearance() -> None:
+    answers = ["rare", "the dog", "cat", "cat", "dog", "owl", "cat", "bat"]
+    assert build_answers(answers, most=2) == ["dog", "cat"]
+    assert build_answers(answers, most=3) == ["rare", "dog", "cat"]
+    assert build_answers(answers, most=9) == ["rare", "dog", "cat", "owl", "bat"]
+    assert build_answers(answers, most=9, min_count=2) == ["cat"]

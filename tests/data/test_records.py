@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trarctl.data.records import RecordReader, StringTable, flatten, refuse_duplicates, rows_of
+from trarctl.data.records import (
+    RawAnnotations,
+    RawSplit,
+    RecordReader,
+    StringTable,
+    cut_split,
+    flatten,
+    refuse_duplicates,
+    rows_of,
+)
 from trarctl.errors import DataError
 
 TRICKY = [
@@ -36,6 +46,20 @@ def test_any_piece_size_reads_the_same(tmp_path: Path, piece_bytes: int, indent:
     path = tmp_path / "file.json"
     path.write_text(json.dumps({"info": {"a": ["\\list", {}]}, "list": TRICKY * 2, "tail": [1]}, indent=indent))
     assert _read(path, piece_bytes) == TRICKY * 2
+
+
+@pytest.mark.parametrize("head", ["", " \n", "\ufeff"])
+def test_a_list_may_stand_alone_where_that_is_allowed(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "file.json"
+    wrapped = {"list": TRICKY, "info": {"list": [1]}}
+    for content in (TRICKY, wrapped):
+        path.write_text(head + json.dumps(content), encoding="utf-8")
+        reader = RecordReader(path, "list", may_be_bare=True)
+        assert [record for records in reader.pieces(7) for record in records] == TRICKY
+        assert reader.frame == ({} if content is TRICKY else {"list": [], "info": {"list": [1]}})
+    path.write_text(json.dumps(TRICKY))
+    with pytest.raises(DataError, match='has no list "list": it is a list of 8 elements'):
+        _read(path, 7)
 
 
 _JSON = st.recursive(
@@ -174,3 +198,23 @@ def test_a_list_of_the_same_name_further_in(tmp_path: Path, before: str, piece_b
     path.write_text(f'{{{before}, "list": [1, 2, 3], {before.replace("list", "lost")}}}')
     assert json.loads(path.read_text())["list"] == [1, 2, 3]
     assert _read(path, piece_bytes) == [1, 2, 3]
+
+
+def test_a_split_is_cut_by_its_questions() -> None:
+    texts = flatten(["a?", "b?", "", "d?"])
+    answers = np.arange(30, dtype=np.int32).reshape(3, 10)
+    kinds = np.array([0, 1, 0], dtype=np.int16)
+    # The annotations are of questions 3, 0 and 1, and question 2 has none.
+    rows = np.array([3, 0, 1], dtype=np.int32)
+    annotations = RawAnnotations(rows, answers, answers[:, 0], kinds, ("x", "y"), kinds, ("x", "y"))
+    ids, images, sets = np.array([7, 5, 6, 4]), np.array([1, 1, 2, 3]), np.array([0, 0, 1, 1], dtype=np.int8)
+    whole = RawSplit("train", ids, images, texts, annotations, sets)
+    part = cut_split(whole, "val", np.array([True, False, True, True]))
+    assert (part.name, part.question_id.tolist(), part.image_id.tolist()) == ("val", [7, 6, 4], [1, 2, 3])
+    assert (list(part.texts), part.image_set.tolist()) == (["a?", "", "d?"], [0, 1, 1])
+    assert part.annotations.rows.tolist() == [2, 0]
+    assert part.annotations.answers.tolist() == answers[:2].tolist()
+    assert (part.annotations.chosen.tolist(), part.annotations.answer_type.tolist()) == ([0, 10], [0, 1])
+    assert cut_split(replace(whole, annotations=None, image_set=None), "test", ids > 6).annotations is None
+    with pytest.raises(DataError, match="no question is left for the split val"):
+        cut_split(whole, "val", ids > 9)

@@ -44,8 +44,11 @@ def own_data(name: str) -> bool:
     return (Path("data") / name / "prepared" / "manifest.json").is_file()
 
 
-def dataset_argument(help: str, *, takes_own: bool = False) -> Any:
-    """Describe the argument that names a data set, a plugin's included; ``takes_own``: or one's own prepared data."""
+def dataset_argument(more: str = "", *, takes_own: bool = False) -> Any:
+    """Describe the argument that names a data set, a plugin's included.
+
+    ``more`` is added to its help; ``takes_own``: it may also be the name of one's own prepared data.
+    """
 
     def check(name: str | None) -> str | None:
         if name is not None and name not in DATASETS.names() and not (takes_own and own_data(name)):
@@ -56,6 +59,8 @@ def dataset_argument(help: str, *, takes_own: bool = False) -> Any:
             raise typer.BadParameter(f"{name!r} is not one of {known}.")
         return name
 
+    known = ", ".join(DATASETS.built_in)
+    help = f"{known}, or one that a plugin adds{', or the name of your own' if takes_own else ''}{more}."
     return typer.Argument(
         metavar="DATASET", help=help, callback=check, autocompletion=lambda: list(DATASETS.names()), show_default=False
     )

@@ -27,7 +27,7 @@ TABLE_PANEL = "Your own table"
 
 
 def prepare(
-    dataset: Annotated[str, dataset_argument("vqa, clevr, easy-vqa, one that a plugin adds, or table for your own.")],
+    dataset: Annotated[str, dataset_argument()],
     raw: Annotated[
         Path | None,
         option("--raw", DATA_PANEL, "Folder of questions and annotations; by default data/DATASET/raw.", metavar="DIR"),
@@ -111,7 +111,8 @@ def prepare(
         option(
             "--min-answer-count",
             WORDS_PANEL,
-            "Only answers that were given more than N times can be predicted; by default 8 for vqa.",
+            "Only answers that were given more than N times can be predicted; by default 8 for vqa and vqa-cp, 9 for"
+            " okvqa.",
             metavar="N",
             min=0,
         ),
@@ -253,7 +254,8 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
         say(f"  {name}: {split.questions:,} questions about {split.images:,} images")
     for name, percent in manifest.text.ceilings.items():
         least = manifest.text.min_answer_count
-        say(f"  answers: those of more than {least} annotations, which reach at most {percent:.2f} % on {name}")
+        rule = f"those of more than {least} annotations, which reach" if least else "they reach"
+        say(f"  answers: {rule} at most {percent:.2f} % on {name}")
     say(f"  word vectors: {_describe_vectors(manifest)}")
     say(f"  features: {_describe_features(manifest)}")
     if manifest.images.feature_width:

@@ -16,7 +16,7 @@ EPILOG = "Example: trarctl show easy-vqa --report shown"
 
 
 def show(
-    dataset: Annotated[str | None, dataset_argument("A prepared data set, or your own.", takes_own=True)] = None,
+    dataset: Annotated[str | None, dataset_argument(takes_own=True)] = None,
     data: Annotated[
         Path | None, option("--data", DATA_PANEL, "Prepared folder; by default data/DATASET/prepared.", metavar="DIR")
     ] = None,

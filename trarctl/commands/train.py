@@ -52,10 +52,7 @@ def train(
     context: typer.Context,
     dataset: Annotated[
         str | None,
-        dataset_argument(
-            "vqa, clevr, easy-vqa, or one that a plugin adds, or your own; by default that of --data, or vqa.",
-            takes_own=True,
-        ),
+        dataset_argument("; by default that of --data, or vqa", takes_own=True),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,

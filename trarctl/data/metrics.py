@@ -87,12 +87,13 @@ def _clean(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _clean_and_normalize(text: str) -> str:
+def clean_and_normalize(text: str) -> str:
+    """Rewrite an answer as the VQA team's evaluators do before they compare it."""
     return strip_words(strip_punctuation(_clean(text)))
 
 
 @dataclass(frozen=True)
-class _Rules:
+class ComparisonRules:
     """How an evaluator rewrites both sides before it compares them, for unanimous and for mixed annotators."""
 
     unanimous_truth: Callable[[str], str]
@@ -101,14 +102,17 @@ class _Rules:
     mixed_prediction: Callable[[str], str]
 
 
-_RULES: dict[EvaluatorName, _Rules] = {
-    "official": _Rules(_clean, _clean, _clean_and_normalize, _clean_and_normalize),
-    "upstream": _Rules(str, _clean_and_normalize, strip_punctuation, _clean_and_normalize),
+_RULES: dict[EvaluatorName, ComparisonRules] = {
+    "official": ComparisonRules(_clean, _clean, clean_and_normalize, clean_and_normalize),
+    "upstream": ComparisonRules(str, clean_and_normalize, strip_punctuation, clean_and_normalize),
 }
 
 
 def vqa_accuracy(
-    predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official", *, rewrites: bool = True
+    predictions: Sequence[str],
+    truth: GroundTruth,
+    evaluator: EvaluatorName = "official",
+    rules: ComparisonRules | None = None,
 ) -> Accuracy:
     """Score VQA answers [Q]: the mean over the ten leave-one-out sets of min(1, matches / 3).
 
@@ -116,12 +120,10 @@ def vqa_accuracy(
     A DataError says that predictions and truth do not fit together, or that a question has no answer.
 
     The evaluator ``official`` is the VQA team's current one; ``upstream`` the older one of the published TRAR numbers,
-    which always normalizes the prediction, and of the truth only the punctuation. Without ``rewrites`` answers are
-    compared to the letter.
+    which always normalizes the prediction, and of the truth only the punctuation. ``rules`` stand in for both.
     """
     _check(predictions, truth)
-    rules = _RULES[evaluator] if rewrites else _Rules(str, str, str, str)
-    right = _shares(_states(predictions, truth, rules))
+    right = _shares(_states(predictions, truth, rules or _RULES[evaluator]))
     type_of, types = _used(truth.answer_type, truth.answer_types)
     return Accuracy(
         overall=_mean_percent(right),
@@ -153,6 +155,39 @@ def _annotators_note(truth: GroundTruth) -> str | None:
 def plain_accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
     """Count right answers by question type; errors as in ``count_right``."""
     return count_right(predictions, truth, truth.question_type, truth.question_types, evaluator)
+
+
+def matched_thirds(
+    predictions: Sequence[str],
+    truth: GroundTruth,
+    is_counted: npt.NDArray[np.bool_],
+    evaluator: EvaluatorName = "official",
+    note: str | None = None,
+) -> Accuracy:
+    """Score answers [Q] by min(1, matches / 3), to the letter and with every annotator: A-OKVQA's rule.
+
+    The mean is over the questions that are counted, [Q]; by type all are shown. A DataError says that predictions and
+    truth do not fit together, or that no question is counted.
+    """
+    _check(predictions, truth)
+    if not is_counted.any():
+        raise DataError(f"none of the {len(truth):,} questions is one that is counted")
+    code_of = {answer: code for code, answer in enumerate(truth.strings)}
+    codes = np.fromiter((code_of.get(answer, -2) for answer in predictions), dtype=np.int64, count=len(predictions))
+    right = np.minimum(1.0, (truth.codes == codes[:, None]).sum(axis=1) / _ENOUGH_MATCHES)
+    type_of, types = _used(truth.answer_type, truth.answer_types)
+    return Accuracy(
+        overall=_mean_percent(right[is_counted]),
+        per_type=_by_type(right, type_of, types),
+        per_question_type={},
+        counts={},
+        questions=int(is_counted.sum()),
+        evaluator=evaluator,
+        right=right,
+        type_of=type_of,
+        types=types,
+        note=note,
+    )
 
 
 def count_right(
@@ -204,7 +239,7 @@ def _check(predictions: Sequence[str], truth: GroundTruth) -> None:
         raise DataError(f"question {row + 1} of {len(truth)} has no annotator's answer to score against")
 
 
-def _states(predictions: Sequence[str], truth: GroundTruth, rules: _Rules) -> npt.NDArray[np.int8]:
+def _states(predictions: Sequence[str], truth: GroundTruth, rules: ComparisonRules) -> npt.NDArray[np.int8]:
     """Compare every annotator's answer with the prediction: absent, different or match, [Q, 10].
 
     Each distinct string is rewritten once: real sets repeat few answers over many questions.

@@ -29,7 +29,7 @@ from trarctl.data import Progress, no_progress
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
-from trarctl.data.features.images import Folder, picture_table
+from trarctl.data.features.images import Folder, SetPlaces, picture_table
 from trarctl.data.features.packing import (
     ImageOptions,
     ImagePlan,
@@ -184,7 +184,9 @@ class _Work:
         except TrarError as fault:
             if self.faults is None:
                 raise
-            self.faults.append(fault)
+            # Two splits that are cut from one file have its faults in common.
+            if fault.what not in [one.what for one in self.faults]:
+                self.faults.append(fault)
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
@@ -198,8 +200,10 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         work.old = None if request.rebuild else _old_manifest(work.out)
         text, is_text_current = _text_part(work)
         base = work.out if is_text_current else work.building
-        named = {split: _image_ids(base / split / "image_id.npy", work) for split in text.splits}
-        plan = plan_images(work.spec, named, work.image_options, work.out, progress)
+        named = {split: _read_array(base / split / "image_id.npy", work) for split in text.splits}
+        paths = {split: base / split / "image_set.npy" for split in text.splits}
+        said = {split: _read_array(path, work) for split, path in paths.items() if path.is_file()}
+        plan = plan_images(work.spec, named, said, work.image_options, work.out, progress)
         images = work.old.images if work.old is not None and is_current(work.old.images, plan, work.out) else None
         was_current = is_text_current and images is not None
         if work.old is not None and was_current:
@@ -220,12 +224,18 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
     )
 
 
-def _image_ids(path: Path, work: _Work) -> Ids:
+def _read_array(path: Path, work: _Work) -> npt.NDArray[Any]:
     try:
-        ids: Ids = np.load(path, allow_pickle=False)
+        ids: npt.NDArray[Any] = np.load(path, allow_pickle=False)
     except Exception as error:  # what numpy raises over a damaged header is not documented
         raise DataError(f"{path} is damaged", f"{work.request.command()} --rebuild") from error
     return ids
+
+
+def _asked_images(splits: Sequence[RawSplit]) -> tuple[dict[str, Ids], dict[str, SetPlaces]]:
+    """Give the image of each question, [Q], by split, and where its records say it the image's set."""
+    said = {split.name: split.image_set for split in splits if split.image_set is not None}
+    return {split.name: split.image_id for split in splits}, said
 
 
 def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> None:
@@ -234,8 +244,8 @@ def prepare_share(request: PrepareRequest, progress: Progress = no_progress) -> 
     options = work.image_options
     if options.pictures is None or options.packs_pictures:
         raise SettingsError("only making features can be shared by processes", "pass --images DIR, or leave torchrun")
-    named = {split.name: split.image_id for split in _read_splits(work, _present_splits(work)).splits}
-    sets = picture_table(work.spec, named, options.pictures, options.command).sets
+    splits = _read_splits(work, _present_splits(work)).splits
+    sets = picture_table(work.spec, *_asked_images(splits), options.pictures, options.command).sets
     extract_files(sets, options.extractor, options.extractor_options, work.out, progress)
 
 
@@ -255,8 +265,8 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
         _make_text(work, data)
     folders: dict[str, Folder | None] = {}
     with work.attempt():
-        named = {split.name: split.image_id for split in data.splits}
-        folders, warnings = check_images(work.spec, named, work.image_options, progress, work.attempt)
+        asked = _asked_images(data.splits)
+        folders, warnings = check_images(work.spec, *asked, work.image_options, progress, work.attempt)
         data.warnings += warnings
     rows = _check_rows(work, data.num_records, damaged, folders)
     return CheckReport(rows, tuple(data.warnings), tuple(faults))
@@ -335,19 +345,19 @@ def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int
 
 def _present_splits(work: _Work) -> list[SplitFiles]:
     """List the splits whose files are there; refuse if a needed file is missing, or some files of an optional one."""
-    missing: list[str] = []
+    missing: dict[str, None] = {}
     present = []
     for split in work.spec.splits:
         absent = [name for name in split.files if not (work.raw / name).is_file()]
         if not absent:
             present.append(split)
         elif split.is_required or len(absent) < len(split.files):
-            missing += absent
+            missing |= dict.fromkeys(absent)
     if missing:
         noun = "file" if len(missing) == 1 else "files"
         own = (split.download_hint for split in work.spec.splits if {*missing} <= {*split.files})
         with work.attempt():
-            elsewhere, hint = _found_elsewhere(work, missing)
+            elsewhere, hint = _found_elsewhere(work, list(missing))
             what = f"no {noun} {listed(missing, len(missing))} in {work.raw}{elsewhere}"
             raise DataError(what, hint or next(own, None) or work.spec.download_hint)
     return present
@@ -432,10 +442,14 @@ def _check_rows(
         return CheckRow(name, count, expected, "ok" if is_expected else "other count", "" if is_expected else advice)
 
     rows = []
+    seen = set[str]()
     for split in work.spec.splits:
-        expected = split.num_questions
+        # Several splits may be parts of one file.
+        parts = [one.num_questions for one in work.spec.splits if one.files == split.files]
+        expected = sum(filter(None, parts)) or None
         is_begun = any((work.raw / name).exists() for name in split.files)
-        for name in split.files:
+        for name in [name for name in split.files if name not in seen]:
+            seen.add(name)
             if name in damaged:
                 rows.append(CheckRow(name, None, expected, "damaged"))
             elif (work.raw / name).exists():
@@ -453,8 +467,9 @@ def _check_rows(
             odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
             rows.append(replace(row, advice="; ".join(filter(None, (row.advice, odd)))))
         else:
-            verdict: Verdict = "missing" if files.is_required else "not there, not needed"
-            advice = "needed for training" if files.is_required else ""
+            is_needed = files.is_required and not any(folders.get(name) for name in files.instead)
+            verdict: Verdict = "missing" if is_needed else "not there, not needed"
+            advice = "needed for training" if is_needed else ""
             rows.append(CheckRow(files.name, None, files.num_images, verdict, advice))
     return tuple(rows)
 
@@ -559,7 +574,7 @@ def build_text(work: _Work) -> TextPart:
         vectors_fingerprint=vectors_fingerprint(request.vectors),
         sources=sources,
         splits=parts,
-        ceilings={} if work.spec.min_answer_count is None else _ceilings(work.spec, data, text),
+        ceilings=_ceilings(work.spec, data, text),
         warnings=tuple(data.warnings),
     )
 
@@ -580,7 +595,8 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     """Read the files of every split that is there; a second thread takes their hashes meanwhile."""
     present = _present_splits(work)
     with ThreadPoolExecutor(1) as pool, _collection_paused():
-        hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
+        names = dict.fromkeys(name for split in present for name in split.files)
+        hashes = {name: pool.submit(_source, work.raw / name) for name in names}
         data = _read_splits(work, present)
         found = {name: future.result() for name, future in hashes.items()}
     return data, {name: one.model_copy(update={"records": data.num_records[name]}) for name, one in found.items()}
@@ -613,8 +629,8 @@ def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int3
     spec, min_count = work.spec, work.min_answer_count
     strings = list(data.answers)
     asked = [split.annotations for split in data.splits if split.name in spec.answer_splits]
-    given = (strings[code] for one in asked if one is not None for code in one.chosen.tolist())
-    answers = build_answers(given, normalize=spec.normalize_answer, min_count=min_count)
+    given = (strings[code] for one in asked if one is not None for code in one.chosen[one.chosen >= 0].tolist())
+    answers = build_answers(given, normalize=spec.normalize_answer, min_count=min_count, most=spec.max_answers)
     if not answers:
         what = f"no answer occurs more than {min_count} times in the annotations"
         raise DataError(what, work.request.command(min_answer_count=0))
@@ -623,13 +639,17 @@ def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int3
 
 
 def _ceilings(spec: DatasetSpec, data: RawData, text: _Text) -> dict[str, float]:
-    """Measure what the answer list can reach at most on val."""
+    """Measure what an answer list that leaves some out can reach at most on the splits that are not trained on."""
+    if spec.min_answer_count is None and spec.has_one_answer:
+        return {}
     found = {}
+    trained = {"train", *(files.name for files in spec.splits if files.borrows_images)}
     for split in data.splits:
-        if split.name == "val" and (one := split.annotations) is not None:
+        if split.name not in trained and (one := split.annotations) is not None:
             types = one.answer_type, one.answer_types, one.question_type, one.question_types
             truth = GroundTruth(list(data.answers), one.answers, *types)
-            found[split.name] = ceiling(spec.metric, truth, text.answers, text.answer_index)
+            with suppress(DataError):  # what cannot be scored has no limit either
+                found[split.name] = ceiling(spec.metric, truth, text.answers, text.answer_index)
     return found
 
 

@@ -328,6 +328,8 @@ def write_split(
         "question_text": split.texts.content,
         "question_text_offsets": split.texts.offsets,
     }
+    if split.image_set is not None:
+        arrays["image_set"] = split.image_set
     if annotations is not None:
         rows = annotations.rows
         used = np.unique(annotations.answers[annotations.answers >= 0])

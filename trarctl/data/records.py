@@ -13,7 +13,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,7 +94,8 @@ class RawAnnotations:
 
     rows: npt.NDArray[np.int32]  # question row of each annotation, [A]
     answers: npt.NDArray[np.int32]  # codes of the annotators' answers, [A, 10], -1 where fewer than ten
-    chosen: npt.NDArray[np.int32]  # code of the answer that counts for the answer list, [A]
+    chosen: npt.NDArray[np.int32]  # codes that the answer list is drawn from, each as often as it counts: [A], or of
+    # every annotator [A, 10], -1 where there are fewer, or any other number of them
     answer_type: npt.NDArray[np.int16]  # codes into answer_types, [A]
     answer_types: tuple[str, ...]
     question_type: npt.NDArray[np.int16]  # codes into question_types, [A]
@@ -111,6 +112,23 @@ class RawSplit:
     image_id: Ids
     texts: FlatText
     annotations: RawAnnotations | None
+    image_set: npt.NDArray[np.int8] | None = None  # place of each image's set among the data set's, [Q]; None: not said
+
+
+def annotators_codes(texts: Sequence[str], lengths: npt.NDArray[np.int64], table: StringTable) -> npt.NDArray[np.int32]:
+    """Number the answers of all annotators, ``lengths`` [Q] of each question: [Q, 10], -1 where there are fewer."""
+    codes = np.full((len(lengths), NUM_ANNOTATORS), -1, dtype=np.int32)
+    codes[np.arange(NUM_ANNOTATORS) < lengths[:, None]] = table.codes(texts)
+    return codes
+
+
+def other_numbers(path: Path, answers: npt.NDArray[np.int32]) -> list[str]:
+    """Give a warning if questions of a file have other than ten annotators' answers, [Q, 10]."""
+    numbers = np.bincount((answers >= 0).sum(axis=1), minlength=NUM_ANNOTATORS + 1).tolist()
+    if not any(numbers[:NUM_ANNOTATORS]):
+        return []
+    found = ", ".join(f"{count:,} have {number}" for number, count in enumerate(numbers) if count)
+    return [f"{path}: questions have other than {NUM_ANNOTATORS} answers: {found}"]
 
 
 def single_answers(
@@ -124,6 +142,31 @@ def single_answers(
     return RawAnnotations(rows, codes, answers, kinds, names, kinds, names, counts_for_ten=True)
 
 
+def cut_split(split: RawSplit, name: str, is_taken: npt.NDArray[np.bool_]) -> RawSplit:
+    """Cut some of a split's questions, [Q], out as a split of their own; DataError if none are left.
+
+    Only for annotations whose ``chosen`` go with their questions.
+    """
+    taken = np.flatnonzero(is_taken)
+    if not len(taken):
+        raise DataError(f"no question is left for the split {name}", "cut the files to more questions")
+    annotations = split.annotations
+    if annotations is not None:
+        is_kept = is_taken[annotations.rows]
+        new_row = (np.cumsum(is_taken) - 1).astype(np.int32)
+        annotations = replace(
+            annotations,
+            rows=new_row[annotations.rows[is_kept]],
+            answers=annotations.answers[is_kept],
+            chosen=annotations.chosen[is_kept],
+            answer_type=annotations.answer_type[is_kept],
+            question_type=annotations.question_type[is_kept],
+        )
+    texts = flatten([split.texts[row] for row in taken.tolist()])
+    image_set = None if split.image_set is None else split.image_set[taken]
+    return RawSplit(name, split.question_id[taken], split.image_id[taken], texts, annotations, image_set)
+
+
 @dataclass
 class RawData:
     """All splits of a data set, sharing one table of answers; ``num_records`` counts by file."""
@@ -133,6 +176,7 @@ class RawData:
     warnings: list[str] = field(default_factory=list)
     num_records: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what was taken how, and is not odd
+    whole: dict[str, RawSplit] = field(default_factory=dict)  # by file, what several splits are cut from
 
 
 class RecordReader:
@@ -144,6 +188,7 @@ class RecordReader:
         progress: told the bytes read.
         warnings: what is odd about the file, but can be read, is added to them.
         layout: what the file should look like, for messages.
+        may_be_bare: the file may also be the list itself, without ``key``.
 
     Attributes:
         frame: what stands beside the list, once all records were read.
@@ -157,11 +202,12 @@ class RecordReader:
         *,
         warnings: list[str] | None = None,
         layout: str = "",
+        may_be_bare: bool = False,
     ) -> None:
         self.path = path
         self.num_records = 0
         self.frame: dict[str, Any] = {}
-        self._key = key
+        self._key, self._may_be_bare = key, may_be_bare
         self._progress = progress
         self._warnings = [] if warnings is None else warnings
         self._layout = layout or (f'{{"{key}": [RECORD, RECORD]}}' if key else "[RECORD, RECORD]")
@@ -314,6 +360,8 @@ class RecordReader:
 
     def _list_start(self, text: _Text) -> int:
         """Find the bracket that opens the list."""
+        if self._may_be_bare and re.match(rb"\s*\[", text):
+            self._key = None
         if self._key is None:
             match = re.match(rb"\s*\[", text)
         else:
@@ -391,7 +439,7 @@ class RecordReader:
             names = [f"{name} ({kinds.get(type(one), 'a value')})" for name, one in document.items()]
             found = f"it holds {listed(names, len(names)) or 'nothing'}"
             lists = [name for name, one in document.items() if isinstance(one, list) and name != self._key]
-            if lists and "info" in document:
+            if lists and "info" in document and self._key is not None:
                 what = f'{self.path} has no list "{self._key}": it holds {lists[0]}'
                 return DataError(what, f"is it the file of {lists[0]}, exchanged?")
         elif isinstance(document, list):

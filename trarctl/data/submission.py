@@ -5,6 +5,7 @@ A data set chooses one of the formats here, or brings an ``AnswerFile`` of its o
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -86,16 +87,24 @@ class AnswerFile(ABC):
 
 
 class JsonAnswers(AnswerFile):
-    """A JSON list as the VQA site takes it, in any order; ids are integers or texts, as the data set has them."""
+    """A JSON list as the VQA site takes it, in any order; ids are integers or texts, as the data set has them.
+
+    ``id_name`` and ``answer_name`` are its fields; ``id_kind`` is what an id is, for messages.
+    """
 
     suffix = ".json"
     encoding = "JSON"
-    form = 'a result file is a JSON list with one {"question_id": int, "answer": str} for each question of the split'
+
+    def __init__(self, id_name: str = "question_id", answer_name: str = "answer", id_kind: str = "int") -> None:
+        self.id_name, self.answer_name = id_name, answer_name
+        row = f'{{"{id_name}": {id_kind}, "{answer_name}": str}}'
+        self.form = f"a result file is a JSON list with one {row} for each question of the split"
 
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
         """See ``AnswerFile``."""
         ids = np.asarray(question_ids).tolist()
-        return orjson.dumps([{"question_id": one, "answer": answer} for one, answer in zip(ids, answers, strict=True)])
+        rows = [{self.id_name: one, self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)]
+        return orjson.dumps(rows)
 
     def faults(self, content: bytes, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
         """See ``AnswerFile``."""
@@ -114,44 +123,98 @@ class JsonAnswers(AnswerFile):
         answer_of = dict(answered or [])
         return [answer_of.get(one) or "" for one in np.asarray(split.question_id).tolist()], problems
 
+    def _rows(self, content: bytes) -> tuple[list[object] | None, str]:
+        """List the answers as objects with both fields, or say why there are none."""
+        return _parsed(content)
+
     def _answered(
         self, content: bytes, split: PreparedSplit
     ) -> tuple[list[tuple[int | str, str | None]] | None, list[str]]:
         """Take question and answer from each row that names a question (None: an answer that is not text); problems."""
-        rows, problem = _parsed(content)
+        rows, problem = self._rows(content)
         if rows is None:
             return None, [problem]
         expected = np.asarray(split.question_id).tolist()
         kind = str if expected and isinstance(expected[0], str) else int
         answered: list[tuple[int | str, str | None]] = []
         no_object, no_question, no_answer = list[str](), list[str](), list[str]()
-        no_id = f"with a question_id that is not {'an integer' if kind is int else 'text'}"
-        odd = {"not an object": no_object, no_id: no_question, "with an answer that is not text": no_answer}
+        no_id = f"with {_article(self.id_name)} that is not {'an integer' if kind is int else 'text'}"
+        no_text = f"with {_article(self.answer_name)} that is not text"
+        odd = {"not an object": no_object, no_id: no_question, no_text: no_answer}
         fields: dict[str, None] = {}
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
                 no_object.append(f"row {number} is {_shown(row)}")
                 continue
-            one, answer = row.get("question_id"), row.get("answer")
+            one, answer = row.get(self.id_name), row.get(self.answer_name)
             if not isinstance(answer, str):
-                no_answer.append(f"row {number} has {_shown(answer) if 'answer' in row else 'none'}")
+                no_answer.append(f"row {number} has {_shown(answer) if self.answer_name in row else 'none'}")
                 answer = None
-            if not {"question_id", "answer"} <= row.keys():
+            if not {self.id_name, self.answer_name} <= row.keys():
                 fields |= dict.fromkeys(row)
             # The exact type, since true and false are integers to Python, but not to the site.
             if type(one) is kind:
                 answered.append((one, answer))
             else:
-                no_question.append(f"row {number} has {_shown(one) if 'question_id' in row else 'none'}")
+                no_question.append(f"row {number} has {_shown(one) if self.id_name in row else 'none'}")
         rows_of = {what: f"{_counted(len(found), 'row', 'rows')} {what}" for what, found in odd.items()}
         problems = [f"{rows_of[what]}: {listed(found, len(found))}" for what, found in odd.items() if found]
-        if others := [_shown(name) for name in fields if name not in ("question_id", "answer")]:
+        if others := [_shown(name) for name in fields if name not in (self.id_name, self.answer_name)]:
             problems[-1] += f"; their other fields: {listed(others, len(others))}"
         ids = [one for one, _ in answered]
         is_part = 0 < len(set(ids)) < len(expected) and set(ids) <= set(expected)
         if is_part and not split.is_annotated:
             problems.append(f"only a part of {split.name} is answered, such as test-dev; the site takes all of it")
-        return answered, problems + id_problems(ids, expected)
+        return answered, problems + id_problems(ids, expected, self.id_name)
+
+
+class ObjectAnswers(JsonAnswers):
+    """A JSON object that has an object with the answer for each question's id, which is text, as A-OKVQA's site does.
+
+    ``answer_name`` is the answer's field; others may stand beside it. Answers that are texts alone are read, as
+    A-OKVQA's own evaluation script reads them, but its site does not take them.
+    """
+
+    def __init__(self, answer_name: str) -> None:
+        super().__init__("question_id", answer_name)
+        row = f'{{"QUESTION_ID": {{"{answer_name}": str}}}}'
+        self.form = f"a result file is a JSON object {row} with one entry for each question of the split"
+
+    def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
+        """See ``AnswerFile``."""
+        ids = np.asarray(question_ids).tolist()
+        return orjson.dumps({one: {self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)})
+
+    def _rows(self, content: bytes) -> tuple[list[object] | None, str]:
+        """See ``JsonAnswers``."""
+        document, problem = _json(content)
+        if problem or not isinstance(document, dict):
+            return None, problem or f"it is not a JSON object but {_shown(document)}"
+        pairs: list[tuple[str, object]] = []
+
+        def keep_all(found: list[tuple[str, object]]) -> dict[str, object]:
+            # The outermost object is the last one to end; a name that stands in it twice is two answers.
+            pairs[:] = found
+            return dict(found)
+
+        try:
+            json.loads(content, object_pairs_hook=keep_all)
+        except RecursionError:
+            return None, "it is nested too deeply"
+        rows = ((one, {self.answer_name: row} if isinstance(row, str) else row) for one, row in pairs)
+        return [row | {self.id_name: one} if isinstance(row, dict) else row for one, row in rows], ""
+
+    def faults(self, content: bytes, data: PreparedData, split: PreparedSplit) -> list[str]:
+        """See ``AnswerFile``."""
+        problems = super().faults(content, data, split)
+        document, _ = _json(content)
+        alone = [one for one, row in document.items() if isinstance(row, str)] if isinstance(document, dict) else []
+        if alone:
+            many = _counted(len(alone), "answer is a text", "answers are texts")
+            problems.append(
+                f"{many} alone, not an object with {self.answer_name}: question {listed(alone, len(alone))}"
+            )
+        return problems
 
 
 class LineAnswers(AnswerFile):
@@ -203,15 +266,22 @@ class LineAnswers(AnswerFile):
         return lines, [] if is_complete else [f"{_counted(len(lines), 'line', 'lines')} for {len(split):,} questions"]
 
 
-def _parsed(content: bytes) -> tuple[list[object] | None, str]:
-    """Parse a JSON list, or say why it is none."""
+def _json(content: bytes) -> tuple[object, str]:
+    """Parse JSON, or say why it is none."""
     problem = _wrong_size(content)
     if problem:
         return None, problem
     try:
-        rows = orjson.loads(content)
+        return orjson.loads(content), ""
     except orjson.JSONDecodeError as error:
         return None, _no_text(content) or _json_lines(content) or f"it is not valid JSON: {error}"
+
+
+def _parsed(content: bytes) -> tuple[list[object] | None, str]:
+    """Parse a JSON list, or say why it is none."""
+    rows, problem = _json(content)
+    if problem:
+        return None, problem
     if isinstance(rows, list):
         return rows, ""
     lists = [(key, value) for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
@@ -248,7 +318,7 @@ def _no_text(content: bytes) -> str:
     return _wrong_size(content)
 
 
-def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> list[str]:
+def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str], id_name: str = "question_id") -> list[str]:
     """Say which questions are missing, answered twice, or none of the split's."""
     expected = dict.fromkeys(expected_ids)
     found = set(ids)
@@ -263,9 +333,13 @@ def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> 
         problems.append(f"{many} more than once: {listed(twice, len(twice))}")
     unknown = found.difference(expected)
     if unknown:
-        many = _counted(len(unknown), "question_id is", "question_ids are")
+        many = _counted(len(unknown), f"{id_name} is", f"{id_name}s are")
         problems.append(f"{many} not in this split: {listed(sorted(unknown), len(unknown))}")
     return problems
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _counted(number: int, one: str, many: str) -> str:

@@ -179,17 +179,22 @@ def normalize_answer(text: str) -> str:
 
 
 def build_answers(
-    answers: Iterable[str], *, normalize: Callable[[str], str] = normalize_answer, min_count: int = 0
+    answers: Iterable[str],
+    *,
+    normalize: Callable[[str], str] = normalize_answer,
+    min_count: int = 0,
+    most: int | None = None,
 ) -> list[str]:
     """Choose the answers that a model can give, in order of first appearance: index i is the model's output i.
 
     ``answers`` are those of all annotations (VQA: the most common one), train before val, in file order; one is kept if
-    it is that of more than ``min_count`` annotations.
+    it is that of more than ``min_count`` annotations, and among the ``most`` commonest, of equals the first.
     """
     counts: Counter[str] = Counter()
     for answer, count in Counter(answers).items():
         counts[normalize(answer)] += count
-    return [answer for answer, count in counts.items() if count > min_count]
+    kept = dict(counts.most_common(most))
+    return [answer for answer, count in counts.items() if count > min_count and answer in kept]
 
 
 def soft_scores(counts: npt.ArrayLike) -> npt.NDArray[np.float32]:

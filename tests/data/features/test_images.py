@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trarctl.data.datasets.aokvqa import AOKVQA
 from trarctl.data.datasets.base import FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.datasets.clevr import CLEVR
 from trarctl.data.datasets.vqa import VQA
@@ -83,6 +84,37 @@ def test_rows_go_set_by_set_and_by_id() -> None:
         "test": [4],
         "vg": [3, 0, 2],
     }
+
+
+def test_records_may_say_which_set_an_image_is_of() -> None:
+    named = _named(train=[7, 5, 3], val=[5, 3], test=[1])
+    said = {"train": np.array([0, 1, 0], dtype=np.int8), "val": np.array([1, 0], dtype=np.int8)}
+    table = build_table(VQA, named, {}, said)
+    assert [images.ids.tolist() for images in table.sets] == [[3, 7], [5], [1]]
+    assert {name: rows.tolist() for name, rows in table.rows.items()} == {
+        "train": [1, 2, 0],
+        "val": [2, 0],
+        "test": [3],
+    }
+
+
+def test_a_set_without_a_folder_takes_its_images_from_others(tmp_path: Path) -> None:
+    _touch(tmp_path / "train2014", "COCO_train2014_000000000003.jpg.npy")
+    _touch(tmp_path / "val2014", "COCO_val2014_000000000005.jpg.npy")
+    table = build_table(AOKVQA, _named(train=[5, 3], val=[5]), feature_folders(AOKVQA, tmp_path))
+    assert {images.name: images.ids.tolist() for images in table.sets if len(images.ids)} == {
+        "train2014": [3],
+        "val2014": [5],
+    }
+    assert {name: rows.tolist() for name, rows in table.rows.items()} == {"train": [1, 0], "val": [1]}
+    assert refuse_missing(table, tmp_path, AOKVQA, _command) == ()
+    # Its own folder comes first once it is there.
+    _touch(tmp_path / "train2017", "000000000003.npy")
+    table = build_table(AOKVQA, _named(train=[5, 3], val=[5]), feature_folders(AOKVQA, tmp_path))
+    assert [images.ids.tolist() for images in table.sets] == [[3], [], [], [], [5], []]
+    table = build_table(AOKVQA, _named(train=[5, 3], val=[5, 9]), feature_folders(AOKVQA, tmp_path))
+    with pytest.raises(DataError, match="no features for image 9 .*1 questions of val"):
+        refuse_missing(table, tmp_path, AOKVQA, _command)
 
 
 def test_the_same_number_is_another_image_in_another_clevr_split() -> None:

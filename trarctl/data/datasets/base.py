@@ -76,6 +76,7 @@ class ImageSetFiles:
     is_required: bool  # its features have to be there once any features are
     images: FileNaming
     features: FileNaming  # as published
+    instead: tuple[str, ...] = ()  # sets whose folders may hold its images too, for the same ids
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class DatasetSpec:
     # Answers.
     normalize_answer: Callable[[str], str] = str  # how an answer is written in the answer list
     min_answer_count: int | None = None  # default of --min-answer-count; None: the list leaves out no answer
+    max_answers: int | None = None  # the list holds the commonest, at most as many
     has_one_answer: bool = True  # one answer is the true one; False: several annotators may differ
     metric: Metric = plain_accuracy
     types_tell_answers: bool = False  # the question types are drawn from the true answers

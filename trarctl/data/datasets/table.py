@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from trarctl.data import Progress, in_threads
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, SplitFiles, register_dataset
-from trarctl.data.metrics import Accuracy, GroundTruth, count_right, vqa_accuracy
+from trarctl.data.metrics import Accuracy, ComparisonRules, GroundTruth, count_right, vqa_accuracy
 from trarctl.data.question_files import Row, read_rows, why_no_picture
 from trarctl.data.records import (
     NUM_ANNOTATORS,
@@ -64,6 +64,7 @@ _HINT = (
     '"question": "what is it?", "answer": "a cat"}'
 )
 _NUM_THREADS = 4
+_TO_THE_LETTER = ComparisonRules(str, str, str, str)
 _NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
 
 
@@ -374,7 +375,7 @@ def _accuracy(normalize: Any, predictions: Sequence[str], truth: GroundTruth, ev
     if (truth.codes[:, 1:] < 0).all():
         measured = count_right(predictions, truth, truth.question_type, truth.question_types, evaluator)
     else:
-        measured = replace(vqa_accuracy(predictions, truth, evaluator, rewrites=False), per_question_type={})
+        measured = replace(vqa_accuracy(predictions, truth, evaluator, _TO_THE_LETTER), per_question_type={})
     return replace(measured, per_type={}) if measured.types == (_NO_TYPE,) else measured
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from trarctl.data.records import (
     RawSplit,
     RecordReader,
     StringTable,
+    annotators_codes,
     as_text,
+    other_numbers,
     refuse_duplicates,
     rows_of,
     shown,
@@ -46,20 +49,58 @@ _ANNOTATIONS = (
 
 
 def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split of VQA v2; DataError if a file is damaged, or the two do not belong together."""
+    """Read one split of VQA v2; errors as in ``read_pair``."""
+    return read_pair(raw, files, data, progress, splits=VQA.splits)
+
+
+def read_pair(
+    raw: Path,
+    files: SplitFiles,
+    data: RawData,
+    progress: Progress,
+    *,
+    splits: Sequence[SplitFiles] = (),
+    image_sets: Sequence[str] = (),
+    may_be_bare: bool = False,
+    lists_all_answers: bool = False,
+) -> RawSplit:
+    """Read a split in VQA v2's layout; DataError if a file is damaged, or the two do not belong together.
+
+    Args:
+        raw: the raw folder.
+        files: the questions, and the annotations unless the split has no answers.
+        data: takes answers, counts and warnings.
+        progress: told the bytes read.
+        splits: those whose names or image sets may stand beside the lists; none: what stands there says nothing.
+        image_sets: what ``coco_split`` of a question may be, in their order; none: there is no such field.
+        may_be_bare: a file may be its list alone.
+        lists_all_answers: the answer list is drawn from the answers of all annotators, not from the commonest.
+    """
     path = raw / files.questions
-    reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_layout(_QUESTIONS, files))
-    names = ("question_id", "image_id")
-    question_id, image_id, texts = reader.collect(
-        lambda records: [*(reader.ids(records, name) for name in names), reader.texts(records, "question")]
-    )
-    _check_head(reader, files, data.warnings)
+    layout = _layout(_QUESTIONS, files)
+    reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=layout, may_be_bare=may_be_bare)
+
+    def take(records: list[Any]) -> list[Any]:
+        ids = [reader.ids(records, name) for name in ("question_id", "image_id")]
+        return [*ids, reader.texts(records, "question"), _set_places(reader, records, image_sets)]
+
+    question_id, image_id, texts, place = reader.collect(take)
+    # Where not every record says it, an image is of the set that has its file.
+    image_set = place if (place >= 0).all() else None
+    if splits:
+        _check_head(reader, files, splits, data.warnings)
     refuse_duplicates(path, question_id, "question_id")
     data.num_records[files.questions] = len(question_id)
     if files.annotations is None:
-        return RawSplit(files.name, question_id, image_id, texts, None)
+        return RawSplit(files.name, question_id, image_id, texts, None, image_set)
     path = raw / files.annotations
-    annotated_id, annotated_image, annotations = _read_annotations(path, files, data, progress)
+    layout = _layout(_ANNOTATIONS, files)
+    reader = RecordReader(path, "annotations", progress, warnings=data.warnings, layout=layout, may_be_bare=may_be_bare)
+    annotated_id, annotated_image, annotations = _read_annotations(
+        reader, files, data, lists_all_answers=lists_all_answers
+    )
+    if splits:
+        _check_head(reader, files, splits, data.warnings)
     data.num_records[files.annotations] = len(annotated_id)
     refuse_duplicates(path, annotated_id, "question_id")
     rows = rows_of(annotated_id, question_id)
@@ -70,7 +111,7 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
     is_missing[rows] = False
     if len(missing := question_id[is_missing]):
         what = f"{path} has no annotations of the questions {listed(missing, len(missing))}"
-        if files.name == "val":
+        if files.name != "train" and not files.borrows_images:
             raise DataError(what, _DOWNLOAD_BOTH)
         data.warnings.append(f"{what}: they are not trained on")
     # Where the files name different images the annotation's counts, as in the original program.
@@ -79,16 +120,27 @@ def read_vqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
         questions = listed(question_id[rows[differs]], int(differs.sum()))
         data.warnings.append(f"{path} names other images than {files.questions} for {questions}, and its own are used")
         image_id[rows] = annotated_image
-    return RawSplit(files.name, question_id, image_id, texts, replace(annotations, rows=rows.astype(np.int32)))
+    annotations = replace(annotations, rows=rows.astype(np.int32))
+    return RawSplit(files.name, question_id, image_id, texts, annotations, image_set)
 
 
 def _layout(layout: str, files: SplitFiles) -> str:
     return f"{layout}; {files.download_hint}" if files.download_hint else layout
 
 
-def _check_head(reader: RecordReader, files: SplitFiles, warnings: list[str]) -> None:
+def _set_places(reader: RecordReader, records: list[Any], image_sets: Sequence[str]) -> npt.NDArray[np.int8] | None:
+    """Give the place of each record's image set, [records], -1 where it is not said; None: some are unusable."""
+    if not image_sets:
+        return np.full(len(records), -1, dtype=np.int8)
+    places = {name: place for place, name in enumerate(image_sets)} | {"": -1}
+    expected = " or ".join(f'"{name}"' for name in image_sets)
+    names = reader.column(records, "coco_split", str, default="", is_valid=places.__contains__, expected=expected)
+    return None if names is None else np.array([places[name] for name in names], dtype=np.int8)
+
+
+def _check_head(reader: RecordReader, files: SplitFiles, splits: Sequence[SplitFiles], warnings: list[str]) -> None:
     """Compare what stands beside the list with the split, and with the one kind of questions that is read."""
-    known = {value: split.name for split in reversed(VQA.splits) for value in (split.name, split.image_set)}
+    known = {value: split.name for split in reversed(splits) for value in (split.name, split.image_set)}
     known |= {files.image_set: files.name}
     heads = {"data_subtype": known, "data_type": {"mscoco": files.name}, "task_type": {"Open-Ended": files.name}}
     for field, right in heads.items():
@@ -97,41 +149,35 @@ def _check_head(reader: RecordReader, files: SplitFiles, warnings: list[str]) ->
 
 
 def _read_annotations(
-    path: Path, files: SplitFiles, data: RawData, progress: Progress
+    reader: RecordReader, files: SplitFiles, data: RawData, *, lists_all_answers: bool
 ) -> tuple[Ids, Ids, RawAnnotations]:
     """Read question ids [A], image ids [A] and annotations whose ``rows`` are still to be filled in."""
-    reader = RecordReader(path, "annotations", progress, warnings=data.warnings, layout=_layout(_ANNOTATIONS, files))
-    numbers = np.zeros(NUM_ANNOTATORS + 1, dtype=np.int64)
     answer_types, question_types = StringTable(), StringTable()
 
     def take(records: list[Any]) -> list[Any]:
         columns = [reader.ids(records, "question_id"), reader.ids(records, "image_id")]
-        given = _answer_codes(reader, records, data.answers)
+        given = answer_codes(reader, records, data.answers)
         if given is None:
             return [None]
         for name in () if files.borrows_images else ("answer_type", "question_type"):
             num_lacking = sum(name not in record for record in records)
             reader.count(f'records without "{name}", by which accuracy is reported', num_lacking)
-        numbers[:] += np.bincount((given >= 0).sum(axis=1), minlength=len(numbers))
         return [
             *columns,
             given,
-            _chosen_codes(reader, records, given, data.answers),
+            given if lists_all_answers else _chosen_codes(reader, records, given, data.answers),
             reader.codes(records, "answer_type", answer_types, default=""),
             reader.codes(records, "question_type", question_types, default=""),
         ]
 
     question_id, image_id, given, chosen, answer_type, question_type = reader.collect(take)
-    _check_head(reader, files, data.warnings)
-    if numbers[:NUM_ANNOTATORS].any():
-        found = ", ".join(f"{count:,} have {number}" for number, count in enumerate(numbers.tolist()) if count)
-        data.warnings.append(f"{path}: questions have other than {NUM_ANNOTATORS} answers: {found}")
+    data.warnings += other_numbers(reader.path, given)
     kinds = answer_type.astype(np.int16), tuple(answer_types), question_type.astype(np.int16), tuple(question_types)
     return question_id, image_id, RawAnnotations(np.empty(0, dtype=np.int32), given, chosen, *kinds)
 
 
-def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) -> npt.NDArray[np.int32] | None:
-    """Number the annotators' answers, [records, 10], -1 where there are fewer than ten."""
+def answer_codes(reader: RecordReader, records: list[Any], table: StringTable) -> npt.NDArray[np.int32] | None:
+    """Number the annotators' ``answers``, [records, 10], -1 where there are fewer than ten; None: some are unusable."""
     groups = reader.column(records, "answers", list)
     if groups is None:
         return None
@@ -149,9 +195,7 @@ def _answer_codes(reader: RecordReader, records: list[Any], table: StringTable) 
     if set(map(type, texts)) <= {str} and lengths.min() > 0 and lengths.max() <= NUM_ANNOTATORS:
         if blank := {text for text in set(texts) if not text.strip()}:
             reader.count("answers of annotators that are empty", sum(text in blank for text in texts))
-        codes = np.full((len(groups), NUM_ANNOTATORS), -1, dtype=np.int32)
-        codes[np.arange(NUM_ANNOTATORS) < lengths[:, None]] = table.codes(texts)
-        return codes
+        return annotators_codes(texts, lengths, table)
     for number, group in enumerate(groups):
         if not 0 < len(group) <= NUM_ANNOTATORS:
             reader.report(number, f"has {len(group)} answers, expected 1 to {NUM_ANNOTATORS}")
@@ -192,7 +236,8 @@ def _split(name: str, image_set: str, num_questions: int, *, has_answers: bool =
     return SplitFiles(name, image_set, questions, annotations, has_answers, num_questions, has_answers)
 
 
-def _images(name: str, num_images: int, *, is_required: bool = True) -> ImageSetFiles:
+def coco_images(name: str, num_images: int, *, is_required: bool = True) -> ImageSetFiles:
+    """Describe one of COCO's image sets of 2014 and 2015, and its grid features."""
     prefix = f"COCO_{name}_"
     pictures, features = (FileNaming(prefix, 12, suffix) for suffix in (".jpg", ".jpg.npy"))
     return ImageSetFiles(name, num_images, is_required, pictures, features)
@@ -218,9 +263,9 @@ VQA = register_dataset(
             ),
         ),
         image_sets=(
-            _images("train2014", 82_783),
-            _images("val2014", 40_504),
-            _images("test2015", 81_434, is_required=False),
+            coco_images("train2014", 82_783),
+            coco_images("val2014", 40_504),
+            coco_images("test2015", 81_434, is_required=False),
         ),
         read_split=read_vqa_split,
         grid_size=8,

@@ -27,6 +27,9 @@ from trarctl.files import write_array
 
 Command = Callable[..., str]
 """Gives the command that prepares the data, with other values of some options."""
+SetPlaces = npt.NDArray[np.int8]
+"""Place of an image set among the data set's, for each question, [Q]."""
+_NO_SETS: Mapping[str, SetPlaces] = {}
 
 
 @dataclass(frozen=True)
@@ -163,22 +166,38 @@ def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
     return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
 
 
-def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], root: Path, command: Command) -> ImageTable:
-    """Look up the picture of every image that a question names; a DataError names those that are missing."""
+def picture_table(
+    spec: DatasetSpec, named: Mapping[str, Ids], said: Mapping[str, SetPlaces], root: Path, command: Command
+) -> ImageTable:
+    """Look up the picture of every image that a question names; a DataError names those that are missing.
+
+    ``named`` and ``said`` are as for ``build_table``.
+    """
     if not root.is_dir():
         raise DataError(f"no folder of images {root}", "pass the folder that holds them: --images DIR")
     sets = spec.image_sets
     folders = {one.name: scan_folder(spec.image_folder(root, one.name), [one.images]) for one in sets}
-    table = build_table(spec, named, folders)
+    table = build_table(spec, named, folders, said)
     return replace(table, warnings=refuse_missing(table, root, spec, command, "images"))
 
 
-def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[str, Folder | None]) -> ImageTable:
+def build_table(
+    spec: DatasetSpec,
+    named: Mapping[str, Ids],
+    folders: Mapping[str, Folder | None],
+    said: Mapping[str, SetPlaces] = _NO_SETS,
+) -> ImageTable:
     """Give every image that a question names its row.
 
-    An image belongs to its split's own set. Where ids are shared between the sets (COCO), one that is not there but in
-    another set belongs to that: Visual Genome's questions are about images of train and val. Those about images that
-    no set has are left out. ``named`` has the image of each question, [Q], by split; ``folders`` may be empty.
+    An image belongs to the set that the records of its split say, or else to its split's own. Where ids are shared
+    between the sets (COCO), one that is not there but in another set belongs to that: Visual Genome's questions are
+    about images of train and val. Those about images that no set has are left out.
+
+    Args:
+        spec: the data set.
+        named: the image of each question, [Q], by split.
+        folders: the images that are there, by set; may be empty.
+        said: the place of each question's image set among the data set's, [Q], by split; only where records say it.
     """
     warnings = list[str]()
     names = [files.name for files in spec.image_sets]
@@ -187,10 +206,15 @@ def build_table(spec: DatasetSpec, named: Mapping[str, Ids], folders: Mapping[st
     if spec.shares_image_ids:
         borrowing = {split.name for split in spec.splits if split.borrows_images}
         asked = [_asked_ids(spec, files.name, named) for files in spec.image_sets]
-        there = [asked[index] if (one := folders.get(name)) is None else one.ids for index, name in enumerate(names)]
         for split, ids in named.items():
-            is_lost = rows_of(ids, there[own[split]]) < 0
-            for index, known in [*enumerate(there), *(enumerate(asked) if split in borrowing else ())]:
+            if split in said:
+                homes[split] = said[split].astype(np.int64)
+                continue
+            is_lost = np.ones(len(ids), dtype=bool)
+            order = sorted(range(len(names)), key=lambda index: index != own[split])
+            there = [(index, folder.ids) for index in order if (folder := folders.get(names[index])) is not None]
+            others = [index for index in order if folders.get(names[index]) is None or split in borrowing]
+            for index, known in [*there, *((index, asked[index]) for index in others)]:
                 is_here = is_lost & (rows_of(ids, known) >= 0)
                 homes[split][is_here] = index
                 is_lost &= ~is_here
@@ -226,13 +250,14 @@ def refuse_missing(
     warnings, missing = [*table.warnings], list[str]()
     rows, start, instead = list[int](), 0, list[tuple[str, str]]()
     for images in table.sets:
-        if images.folder is not None:
-            is_absent = rows_of(images.ids, images.folder.ids) < 0
+        others = (one.folder for one in table.sets if one.name in images.files.instead and one.folder is not None)
+        if (folder := images.folder or next(others, None)) is not None:
+            is_absent = rows_of(images.ids, folder.ids) < 0
             absent = images.ids[is_absent]
             rows += (start + np.flatnonzero(is_absent)).tolist()
-            missing += [f"{image_id} ({images.folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
-            warnings += images.folder.warnings
-            instead += _instead(images, images.folder, absent.tolist(), what)
+            missing += [f"{image_id} ({folder.path})" for image_id in absent[: 10 - len(missing)].tolist()]
+            warnings += images.folder.warnings if images.folder else ()
+            instead += _instead(images, folder, absent.tolist(), what)
         elif images.files.is_required and len(images.ids):
             problem = f"no folder {root / images.name} with the {what} of {len(images.ids):,} images"
             raise _no_folder(images, root, spec, command, what, problem)

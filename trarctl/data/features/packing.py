@@ -39,6 +39,7 @@ from trarctl.data.features.images import (
     Folder,
     ImageSet,
     ImageTable,
+    SetPlaces,
     build_table,
     feature_folders,
     fingerprint,
@@ -97,22 +98,30 @@ class ImagePlan:
 
 
 def plan_images(
-    spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, out: Path, progress: Progress
+    spec: DatasetSpec,
+    named: Mapping[str, Ids],
+    said: Mapping[str, SetPlaces],
+    options: ImageOptions,
+    out: Path,
+    progress: Progress,
 ) -> ImagePlan:
-    """Look up every image that a question names, [Q] of each split; where feature files are wanted, make them first."""
+    """Look up every image that a question names, [Q] of each split; where feature files are wanted, make them first.
+
+    ``named`` and ``said`` are as for ``build_table``.
+    """
     progress("looking up images", 0, None)
     root, extractor = options.features, None
     # The key's entries are those of version 0.1, so that what it prepared is not prepared again.
     made_by: dict[str, Any] = {"patches": None}
     if options.pictures is not None and options.packs_pictures:
-        table = picture_table(spec, named, options.pictures, options.command)
+        table = picture_table(spec, named, said, options.pictures, options.command)
         extractor = EXTRACTORS[options.extractor](options.extractor_options)
         made_by = {extractor.name: extractor.identity(), "reading": READING_VERSION}
     else:
         if options.pictures is not None:
-            sets = picture_table(spec, named, options.pictures, options.command).sets
+            sets = picture_table(spec, named, said, options.pictures, options.command).sets
             root, extractor = extract_files(sets, options.extractor, options.extractor_options, out, progress)
-        table = build_table(spec, named, {} if root is None else feature_folders(spec, root))
+        table = build_table(spec, named, {} if root is None else feature_folders(spec, root), said)
         if root is not None:
             table = replace(table, warnings=refuse_missing(table, root, spec, options.command))
     fingerprints = {images.name: fingerprint(images) for images in table.sets}
@@ -139,9 +148,17 @@ def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
 
 
 def check_images(
-    spec: DatasetSpec, named: Mapping[str, Ids], options: ImageOptions, progress: Progress, attempt: Attempt
+    spec: DatasetSpec,
+    named: Mapping[str, Ids],
+    said: Mapping[str, SetPlaces],
+    options: ImageOptions,
+    progress: Progress,
+    attempt: Attempt,
 ) -> tuple[dict[str, Folder | None], tuple[str, ...]]:
-    """Look at all that the second half of ``prepare`` reads: the folder of each image set, and what is odd."""
+    """Look at all that the second half of ``prepare`` reads: the folder of each image set, and what is odd.
+
+    ``named`` and ``said`` are as for ``build_table``.
+    """
     if not named or (options.pictures is None and options.features is None):
         return {}, ()
     if options.pictures is not None:
@@ -149,13 +166,13 @@ def check_images(
             extractor: Extractor = EXTRACTORS[options.extractor](options.extractor_options)
             if not extractor.is_fitted:
                 extractor.load()
-        table = picture_table(spec, named, options.pictures, options.command)
+        table = picture_table(spec, named, said, options.pictures, options.command)
         with attempt():
             check_pictures(table.sets, progress)
         return {images.name: images.folder for images in table.sets}, table.warnings
     assert options.features is not None  # noqa: S101 - one of both is there
     folders = feature_folders(spec, options.features)
-    table, warnings = build_table(spec, named, folders), list[str]()
+    table, warnings = build_table(spec, named, folders, said), list[str]()
     with attempt():
         warnings += refuse_missing(table, options.features, spec, options.command)
     there = [replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder]

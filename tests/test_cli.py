@@ -12,6 +12,7 @@ import pytest
 
 from trarctl import __version__, cli
 from trarctl.errors import CheckpointError, DataError, DeviceError, DivergenceError, SettingsError, Stopped, TrarError
+from trarctl.registry import DATASETS
 
 HEAVY = ("torch", "spacy", "numpy", "yaml", "PIL")
 PROGRAM = [sys.executable, "-m", "trarctl"]
@@ -104,7 +105,7 @@ def test_help_is_quick() -> None:
     ("arguments", "message"),
     [
         (["prepar"], "No such command 'prepar'. Did you mean 'prepare'?"),
-        (["prepare", "cler"], "'cler' is not one of 'vqa', 'clevr', 'easy-vqa'"),
+        (["prepare", "cler"], f"'cler' is not one of {', '.join(map(repr, DATASETS.built_in))}"),
         (["prepare", "vqa", "--grid", "0"], "Invalid value for '--grid'"),
         (["prepare", "vqa", "--gird", "8"], "No such option: --gird"),
         (["prepare"], "Missing argument 'DATASET'"),
@@ -242,7 +243,7 @@ register_dataset(dataclasses.replace(CLEVR, name="birds"))
     assert result.stderr.startswith("error: no folder of raw files data/birds/raw\n")
     result = with_plugin(tmp_path, text, "prepare", "fish")
     assert result.returncode == 2
-    assert "'fish' is not one of 'vqa', 'clevr', 'easy-vqa', 'birds'" in result.stderr
+    assert f"'fish' is not one of {', '.join(map(repr, (*DATASETS.built_in, 'birds')))}" in result.stderr
 
 
 def test_help_loads_no_plugin(tmp_path: Path) -> None:

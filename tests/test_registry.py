@@ -31,7 +31,8 @@ def test_a_registered_item_is_found_beside_the_built_in_ones() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="unknown data set 'birds'") as caught:
         DATASETS["birds"]
-    assert caught.value.hint == "use one of vqa, clevr, easy-vqa"
+    assert caught.value.hint == f"use one of {', '.join(DATASETS.built_in)}"
+    assert DATASETS.built_in[:3] == ("vqa", "clevr", "easy-vqa")
 
 
 def test_a_plugin_is_imported_once_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from trarctl.config.resolve import ALL_SETTINGS, Origin, Resolved, Source, amend, from_dict, resolve
 from trarctl.config.settings import FIELDS, Settings, nested
 from trarctl.errors import SettingsError
-from trarctl.registry import SPAN_SHAPES
+from trarctl.registry import DATASETS, SPAN_SHAPES
+
+DATASET_NAMES = f"{', '.join(map(repr, DATASETS.built_in[:-1]))} or {DATASETS.built_in[-1]!r}"
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +196,7 @@ def test_values_are_validated_without_torch() -> None:
             {"sets": ["model.spans=cross:x"]},
             "--set model.spans=cross:x: model.spans[0] must be SHAPE:SIZE with a size of 1 or more",
         ),
-        ({"sets": ["data.dataset=vqa2"]}, "--set data.dataset=vqa2: data.dataset must be 'vqa', 'clevr' or 'easy-vqa'"),
+        ({"sets": ["data.dataset=vqa2"]}, f"--set data.dataset=vqa2: data.dataset must be {DATASET_NAMES}"),
         ({"sets": ["model.pooling=max"]}, "--set model.pooling=max: model.pooling must be 'avg', 'attention' or 'fc'"),
         (
             {"sets": ["run.attention=gpu"]},

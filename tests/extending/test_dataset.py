@@ -172,11 +172,13 @@ def test_a_plugin_named_by_the_environment(there: Path) -> None:
     assert "TRARCTL_PLUGINS=MODULE" in refused.stderr
     refused = _in_another_process(there, "", *arguments)
     assert refused.returncode == 3
-    assert "data.dataset must be 'vqa', 'clevr' or 'easy-vqa', got 'toy-signs'" in refused.stderr
+    *others, last = map(repr, DATASETS.built_in)
+    assert f"data.dataset must be {', '.join(others)} or {last}, got 'toy-signs'" in refused.stderr
     assert "if a plugin adds it, name its module: TRARCTL_PLUGINS=MODULE" in refused.stderr
 
 
 def test_an_unknown_name_lists_it(trarctl: Run) -> None:
     code, _, err = trarctl("prepare", "toy-sign")
     assert code == 2
-    assert "'toy-sign' is not one of 'vqa', 'clevr', 'easy-vqa', 'toy-signs'" in err.replace("\n", " ")
+    names = ", ".join(map(repr, (*DATASETS.built_in, "toy-signs")))
+    assert f"'toy-sign' is not one of {names}" in err.replace("\n", " ")

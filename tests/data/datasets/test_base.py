@@ -10,7 +10,7 @@ from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, f
 from trarctl.errors import SettingsError
 from trarctl.registry import DATASETS
 
-BUILT_IN = ("vqa", "clevr", "easy-vqa")
+BUILT_IN = DATASETS.built_in
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from trarctl.data import Progress, no_progress
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
-from trarctl.data.features.images import Folder, picture_table
+from trarctl.data.features.images import Folder, images_there, picture_table
 from trarctl.data.features.packing import (
     ImageOptions,
     ImagePlan,
@@ -55,11 +55,12 @@ from trarctl.data.manifest import (
     TextPart,
     VectorsPart,
     digest_of,
+    key_of,
     read_manifest,
 )
 from trarctl.data.metrics import GroundTruth, ceiling
 from trarctl.data.prepared import default_folder, open_prepared, write_split
-from trarctl.data.records import Ids, RawData, RawSplit
+from trarctl.data.records import Ids, RawData, RawSplit, cut_split, rows_of
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
 from trarctl.data.word_vectors import WordVectors, load_vectors, vectors_fingerprint
 from trarctl.errors import DataError, SettingsError, TrarError, listed
@@ -166,6 +167,7 @@ class _Work:
     building: Path = field(default_factory=Path)
     old: Manifest | None = None  # of what is prepared already
     faults: list[TrarError] | None = None  # noted in it, where nothing is written; None: the first one is raised
+    there: Mapping[str, Folder] = field(default_factory=dict)  # by image set, where questions about others are left out
 
     @property
     def min_answer_count(self) -> int:
@@ -181,7 +183,9 @@ class _Work:
         except TrarError as fault:
             if self.faults is None:
                 raise
-            self.faults.append(fault)
+            # Two splits that are cut from one file have its faults in common.
+            if fault.what not in [one.what for one in self.faults]:
+                self.faults.append(fault)
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
@@ -286,7 +290,10 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         packs_pictures=spec.extractor is not None,
         command=request.command,
     )
-    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
+    work = _Work(spec.found_in(raw), request, raw, request.out or default_folder(spec.name), options, progress)
+    if spec.leaves_out_missing:
+        work.there = images_there(spec, options.features, options.pictures)
+    return work
 
 
 def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int, extractor: str) -> None:
@@ -314,19 +321,19 @@ def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int
 
 def _present_splits(work: _Work) -> list[SplitFiles]:
     """List the splits whose files are there; refuse if a needed file is missing, or some files of an optional one."""
-    missing: list[str] = []
+    missing: dict[str, None] = {}
     present = []
     for split in work.spec.splits:
         absent = [name for name in split.files if not (work.raw / name).is_file()]
         if not absent:
             present.append(split)
         elif split.is_required or len(absent) < len(split.files):
-            missing += absent
+            missing |= dict.fromkeys(absent)
     if missing:
         noun = "file" if len(missing) == 1 else "files"
         own = (split.download_hint for split in work.spec.splits if {*missing} <= {*split.files})
         with work.attempt():
-            elsewhere, hint = _found_elsewhere(work, missing)
+            elsewhere, hint = _found_elsewhere(work, list(missing))
             what = f"no {noun} {listed(missing, len(missing))} in {work.raw}{elsewhere}"
             raise DataError(what, hint or next(own, None) or work.spec.download_hint)
     return present
@@ -411,10 +418,14 @@ def _check_rows(
         return CheckRow(name, count, expected, "ok" if is_expected else "other count", "" if is_expected else advice)
 
     rows = []
+    seen = set[str]()
     for split in work.spec.splits:
-        expected = split.num_questions
+        # Several splits may be parts of one file.
+        parts = [one.num_questions for one in work.spec.splits if one.files == split.files]
+        expected = sum(filter(None, parts)) or None
         is_begun = any((work.raw / name).exists() for name in split.files)
-        for name in split.files:
+        for name in [name for name in split.files if name not in seen]:
+            seen.add(name)
             if name in damaged:
                 rows.append(CheckRow(name, None, expected, "damaged"))
             elif (work.raw / name).exists():
@@ -474,8 +485,13 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     least = text.min_answer_count if work.spec.min_answer_count is None else work.min_answer_count
     wanted = (options.max_words, least, options.vectors, vectors_fingerprint(options.vectors))
     made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
-    is_same = wanted == made and set(names) == set(text.sources)
+    is_same = wanted == made and set(names) == set(text.sources) and text.images_there == _key_of_images(work)
     return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
+
+
+def _key_of_images(work: _Work) -> str:
+    """Give what changes with the images that are there, where questions about others are left out."""
+    return key_of({name: folder.ids.tolist() for name, folder in work.there.items()}) if work.there else ""
 
 
 def _is_unchanged(path: Path, source: SourceFile) -> bool:
@@ -538,6 +554,7 @@ def build_text(work: _Work) -> TextPart:
         sources=sources,
         splits=parts,
         ceilings={} if work.spec.min_answer_count is None else _ceilings(work.spec, data, text),
+        images_there=_key_of_images(work),
         warnings=tuple(data.warnings),
     )
 
@@ -558,7 +575,8 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     """Read the files of every split that is there; a second thread takes their hashes meanwhile."""
     present = _present_splits(work)
     with ThreadPoolExecutor(1) as pool, _collection_paused():
-        hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
+        names = dict.fromkeys(name for split in present for name in split.files)
+        hashes = {name: pool.submit(_source, work.raw / name) for name in names}
         data = _read_splits(work, present)
         found = {name: future.result() for name, future in hashes.items()}
     return data, {name: one.model_copy(update={"records": data.num_records[name]}) for name, one in found.items()}
@@ -568,7 +586,14 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
     data = RawData()
     for split in present:
         with work.attempt():
-            data.splits.append(work.spec.read_split(work.raw, split, data, work.progress))
+            read = work.spec.read_split(work.raw, split, data, work.progress)
+            if not len(read.question_id):
+                what = f"{work.raw / split.questions} holds no questions of {split.name}"
+                if split.is_required:
+                    raise DataError(what, work.spec.download_hint)
+                data.warnings.append(what)
+                continue
+            data.splits.append(_without_missing(work, split, read, data.warnings))
     with work.attempt():
         data.warnings += compare_splits(work.spec, data.splits)
     absent = [split.name for split in work.spec.splits if split not in present and not split.is_required]
@@ -576,6 +601,21 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
         what = f"without the questions of {' and '.join(absent)} the vocabulary lacks their words"
         data.warnings.append(f"{what} and numbers the others differently: a published checkpoint will not fit")
     return data
+
+
+def _without_missing(work: _Work, files: SplitFiles, split: RawSplit, warnings: list[str]) -> RawSplit:
+    """Leave out the questions about images that are not there, unless these are all; a warning counts them."""
+    folder = work.there.get(files.image_set)
+    is_there = np.full(len(split.image_id), fill_value=True)
+    if folder is not None:
+        is_there = rows_of(split.image_id, folder.ids) >= 0
+    if folder is None or is_there.all() or not is_there.any():
+        return split
+    images = np.unique(split.image_id[~is_there]).tolist()
+    what = f"{(~is_there).sum():,} of the {len(is_there):,} questions of {split.name} are left out"
+    where = f"{folder.path} lacks their images {listed(images, len(images), most=3)}"
+    warnings.append(f"{what}: {where}")
+    return cut_split(split, split.name, is_there)
 
 
 def _source(path: Path) -> SourceFile:

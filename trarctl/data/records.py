@@ -13,7 +13,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,6 +122,30 @@ def single_answers(
     kinds, names = types.astype(np.int16), tuple(type_names)
     rows = np.arange(len(answers), dtype=np.int32)
     return RawAnnotations(rows, codes, answers, kinds, names, kinds, names, has_one_answer=True)
+
+
+def cut_split(split: RawSplit, name: str, is_taken: npt.NDArray[np.bool_]) -> RawSplit:
+    """Cut some of a split's questions, [Q], out as a split of their own; DataError if none are left.
+
+    Only for annotations whose ``chosen`` go with their questions.
+    """
+    taken = np.flatnonzero(is_taken)
+    if not len(taken):
+        raise DataError(f"no question is left for the split {name}", "cut the files to more questions")
+    annotations = split.annotations
+    if annotations is not None:
+        is_kept = is_taken[annotations.rows]
+        new_row = (np.cumsum(is_taken) - 1).astype(np.int32)
+        annotations = replace(
+            annotations,
+            rows=new_row[annotations.rows[is_kept]],
+            answers=annotations.answers[is_kept],
+            chosen=annotations.chosen[is_kept],
+            answer_type=annotations.answer_type[is_kept],
+            question_type=annotations.question_type[is_kept],
+        )
+    texts = flatten([split.texts[row] for row in taken.tolist()])
+    return RawSplit(name, split.question_id[taken], split.image_id[taken], texts, annotations)
 
 
 @dataclass

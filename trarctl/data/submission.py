@@ -86,16 +86,24 @@ class AnswerFile(ABC):
 
 
 class JsonAnswers(AnswerFile):
-    """A JSON list as the VQA site takes it, in any order; ids are integers or texts, as the data set has them."""
+    """A JSON list as the VQA site takes it, in any order; ids are integers or texts, as the data set has them.
+
+    ``id_name`` and ``answer_name`` are its fields.
+    """
 
     suffix = ".json"
     encoding = "JSON"
-    form = 'a result file is a JSON list with one {"question_id": int, "answer": str} for each question of the split'
+
+    def __init__(self, id_name: str = "question_id", answer_name: str = "answer") -> None:
+        self.id_name, self.answer_name = id_name, answer_name
+        row = f'{{"{id_name}": int, "{answer_name}": str}}'
+        self.form = f"a result file is a JSON list with one {row} for each question of the split"
 
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
         """See ``AnswerFile``."""
         ids = np.asarray(question_ids).tolist()
-        return orjson.dumps([{"question_id": one, "answer": answer} for one, answer in zip(ids, answers, strict=True)])
+        rows = [{self.id_name: one, self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)]
+        return orjson.dumps(rows)
 
     def faults(self, content: bytes, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
         """See ``AnswerFile``."""
@@ -125,33 +133,34 @@ class JsonAnswers(AnswerFile):
         kind = str if expected and isinstance(expected[0], str) else int
         answered: list[tuple[int | str, str | None]] = []
         no_object, no_question, no_answer = list[str](), list[str](), list[str]()
-        no_id = f"with a question_id that is not {'an integer' if kind is int else 'text'}"
-        odd = {"not an object": no_object, no_id: no_question, "with an answer that is not text": no_answer}
+        no_id = f"with a {self.id_name} that is not {'an integer' if kind is int else 'text'}"
+        no_text = f"with {_article(self.answer_name)} that is not text"
+        odd = {"not an object": no_object, no_id: no_question, no_text: no_answer}
         fields: dict[str, None] = {}
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
                 no_object.append(f"row {number} is {_shown(row)}")
                 continue
-            one, answer = row.get("question_id"), row.get("answer")
+            one, answer = row.get(self.id_name), row.get(self.answer_name)
             if not isinstance(answer, str):
-                no_answer.append(f"row {number} has {_shown(answer) if 'answer' in row else 'none'}")
+                no_answer.append(f"row {number} has {_shown(answer) if self.answer_name in row else 'none'}")
                 answer = None
-            if not {"question_id", "answer"} <= row.keys():
+            if not {self.id_name, self.answer_name} <= row.keys():
                 fields |= dict.fromkeys(row)
             # The exact type, since true and false are integers to Python, but not to the site.
             if type(one) is kind:
                 answered.append((one, answer))
             else:
-                no_question.append(f"row {number} has {_shown(one) if 'question_id' in row else 'none'}")
+                no_question.append(f"row {number} has {_shown(one) if self.id_name in row else 'none'}")
         rows_of = {what: f"{_counted(len(found), 'row', 'rows')} {what}" for what, found in odd.items()}
         problems = [f"{rows_of[what]}: {listed(found, len(found))}" for what, found in odd.items() if found]
-        if others := [_shown(name) for name in fields if name not in ("question_id", "answer")]:
+        if others := [_shown(name) for name in fields if name not in (self.id_name, self.answer_name)]:
             problems[-1] += f"; their other fields: {listed(others, len(others))}"
         ids = [one for one, _ in answered]
         is_part = 0 < len(set(ids)) < len(expected) and set(ids) <= set(expected)
         if is_part and not split.is_annotated:
             problems.append(f"only a part of {split.name} is answered, such as test-dev; the site takes all of it")
-        return answered, problems + id_problems(ids, expected)
+        return answered, problems + id_problems(ids, expected, self.id_name)
 
 
 class LineAnswers(AnswerFile):
@@ -248,7 +257,7 @@ def _no_text(content: bytes) -> str:
     return _wrong_size(content)
 
 
-def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> list[str]:
+def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str], id_name: str = "question_id") -> list[str]:
     """Say which questions are missing, answered twice, or none of the split's."""
     expected = dict.fromkeys(expected_ids)
     found = set(ids)
@@ -263,9 +272,13 @@ def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str]) -> 
         problems.append(f"{many} more than once: {listed(twice, len(twice))}")
     unknown = found.difference(expected)
     if unknown:
-        many = _counted(len(unknown), "question_id is", "question_ids are")
+        many = _counted(len(unknown), f"{id_name} is", f"{id_name}s are")
         problems.append(f"{many} not in this split: {listed(sorted(unknown), len(unknown))}")
     return problems
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _counted(number: int, one: str, many: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class SplitFiles:
     has_answers: bool = True
     borrows_images: bool = False  # its images may belong to any image set, so that it defines none
     download_hint: str | None = None  # what to do about a missing file; None: as for the data set
+    other_names: tuple[str, ...] = ()  # that the file of questions may have instead
+    training_note: str | None = None  # what whoever trains on it should know
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -118,6 +120,7 @@ class DatasetSpec:
     shares_image_ids: bool = False  # an image id means the same image in every set
     image_folder: Callable[[Path, str], Path] = _folder_of_set  # from the folder of all pictures and an image set
     extractor: str | None = None  # describes the pictures in the raw folder; None: features are files, or of --images
+    leaves_out_missing: bool = False  # questions about images that are not there are left out, with a count
 
     # Answers.
     normalize_answer: Callable[[str], str] = str  # how an answer is written in the answer list
@@ -135,6 +138,15 @@ class DatasetSpec:
     def default_raw_folder(self) -> Path:
         """Give the raw folder to take if none is named; DataError if a package that brings it is not installed."""
         return self.raw_folder() if self.raw_folder is not None else Path("data") / self.name / "raw"
+
+    def found_in(self, raw: Path) -> DatasetSpec:
+        """Give the spec with the names that its files have in a raw folder, where they may have several."""
+
+        def name_of(split: SplitFiles) -> str:
+            names = (split.questions, *split.other_names)
+            return next((name for name in names if (raw / name).is_file()), split.questions)
+
+        return replace(self, splits=tuple(replace(split, questions=name_of(split)) for split in self.splits))
 
     def image_set(self, name: str) -> ImageSetFiles:
         """Give one of the image sets."""

@@ -163,6 +163,16 @@ def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
     return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
 
 
+def images_there(spec: DatasetSpec, features: Path | None, pictures: Path | None) -> dict[str, Folder]:
+    """List the images of every set that has a folder of pictures, or of features."""
+    found: dict[str, Folder | None] = {}
+    if pictures is not None and pictures.is_dir():
+        found = {one.name: scan_folder(spec.image_folder(pictures, one.name), [one.images]) for one in spec.image_sets}
+    elif features is not None and features.is_dir():
+        found = feature_folders(spec, features)
+    return {name: folder for name, folder in found.items() if folder is not None}
+
+
 def picture_table(spec: DatasetSpec, named: Mapping[str, Ids], root: Path, command: Command) -> ImageTable:
     """Look up the picture of every image that a question names; a DataError names those that are missing."""
     if not root.is_dir():

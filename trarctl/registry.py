@@ -98,6 +98,7 @@ DATASETS: Registry[Any] = Registry(
         "clevr": "trarctl.data.datasets.clevr",
         "easy-vqa": "trarctl.data.datasets.easy_vqa",
         "vqa-rad": "trarctl.data.datasets.vqa_rad",
+        "slake": "trarctl.data.datasets.slake",
     },
 )
 EXTRACTORS: Registry[Any] = Registry(

@@ -17,6 +17,7 @@ from trarctl.data.metrics import GroundTruth
 
 Run = Callable[..., tuple[int, str, str]]
 NUM_ADVERSARIAL = 2_000
+NUM_STEPS = 2
 
 
 def write_picture(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> None:
@@ -42,7 +43,7 @@ def through_every_command(
     submit_split: str,
     train_sets: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Path]:
-    """Prepare a set, train one epoch, evaluate, submit, and check the file.
+    """Prepare a set, train one epoch of two steps or more, evaluate, submit, and check the file.
 
     Returns:
         What ``eval --json`` writes, and the file of answers.
@@ -52,13 +53,14 @@ def through_every_command(
     assert (code, "nothing stops the preparation" in out) == (0, True), err
     code, _, err = trarctl("prepare", dataset, *options, "--vectors", "none", "--out", data)
     assert code == 0, err
-    # batches of two steps, whatever the size of the set
     settings = (*TINY, f"model.grid_size={grid}", f"run.folder={folder / 'runs'}", *train_sets)
     sets = [part for text in settings for part in ("--set", text)]
     code, _, err = trarctl(
         "train", dataset, "--data", data, "--name", "tiny", "--epochs", 1, "--gpus", "cpu", *sets, "-q"
     )
     assert code == 0, err
+    steps = [json.loads(line).get("step", 0) for line in (folder / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+    assert max(steps) >= NUM_STEPS
     where = ["--set", f"run.folder={folder / 'runs'}"]
     code, out, err = trarctl("eval", "--ckpt", "tiny", "--split", eval_split, "--json", "-", "-q", *where)
     assert code == 0, err

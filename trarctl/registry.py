@@ -97,6 +97,7 @@ DATASETS: Registry[Any] = Registry(
         "vqa": "trarctl.data.datasets.vqa",
         "clevr": "trarctl.data.datasets.clevr",
         "easy-vqa": "trarctl.data.datasets.easy_vqa",
+        "clevr-cogent": "trarctl.data.datasets.clevr_cogent",
         "vqa-rad": "trarctl.data.datasets.vqa_rad",
         "slake": "trarctl.data.datasets.slake",
     },

@@ -599,7 +599,8 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
     absent = [split.name for split in work.spec.splits if split not in present and not split.is_required]
     if absent:
         what = f"without the questions of {' and '.join(absent)} the vocabulary lacks their words"
-        data.warnings.append(f"{what} and numbers the others differently: a published checkpoint will not fit")
+        fits = " and numbers the others differently: a published checkpoint will not fit" if work.spec.published else ""
+        data.warnings.append(f"{what}{fits}")
     return data
 
 

@@ -158,6 +158,10 @@ class DatasetSpec:
         is_other = None not in (whole, num_questions) and whole != num_questions
         return () if is_other else self.published.get(split, ())
 
+    def split_name(self, name: str) -> str:
+        """Give the name of a split that may go by another one."""
+        return self.aliases.get(name, name)
+
     def split_title(self, split: str) -> str:
         """Name the data set and one of its splits, for the head of a table."""
         note = self.split_notes.get(split)
@@ -207,7 +211,7 @@ def compare_splits(spec: DatasetSpec, splits: Iterable[RawSplit]) -> list[str]:
         shared = _num_shared(one, other, shares_image_ids=spec.shares_image_ids)
         what = f"{shared:,} of the {len(other.texts):,} questions of {other.name} are in {one.name} too"
         what += ", about the same image in the same words"
-        if shared == len(other.texts) and (one.name, other.name) == ("train", "val"):
+        if shared == len(other.texts) and (one.name, other.name) == tuple(map(spec.split_name, ("train", "val"))):
             hint = f"put {one.name}'s own files there; data.split={one.name}+{other.name} trains on both"
             raise DataError(what, hint)
         if shared:

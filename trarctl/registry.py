@@ -98,6 +98,7 @@ DATASETS: Registry[Any] = Registry(
         "clevr": "trarctl.data.datasets.clevr",
         "easy-vqa": "trarctl.data.datasets.easy_vqa",
         "clevr-cogent": "trarctl.data.datasets.clevr_cogent",
+        "gqa": "trarctl.data.datasets.gqa",
         "vqa-rad": "trarctl.data.datasets.vqa_rad",
         "slake": "trarctl.data.datasets.slake",
     },

@@ -21,8 +21,8 @@ from trarctl.files import write_output
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
 
-MOST_BYTES = 100_000_000
-"""Size from which a file cannot be a submission: all 447,793 test questions of VQA-v2 make about 20 MB."""
+MOST_BYTES = 400_000_000
+"""Size from which a file cannot be a submission: the 4.2 million questions that GQA's server takes make 200 MB."""
 
 
 class AnswerFile(ABC):
@@ -88,15 +88,15 @@ class AnswerFile(ABC):
 class JsonAnswers(AnswerFile):
     """A JSON list as the VQA site takes it, in any order; ids are integers or texts, as the data set has them.
 
-    ``id_name`` and ``answer_name`` are its fields.
+    ``id_name`` and ``answer_name`` are its fields, ``id_type`` what messages call an id.
     """
 
     suffix = ".json"
     encoding = "JSON"
 
-    def __init__(self, id_name: str = "question_id", answer_name: str = "answer") -> None:
+    def __init__(self, id_name: str = "question_id", answer_name: str = "answer", id_type: str = "int") -> None:
         self.id_name, self.answer_name = id_name, answer_name
-        row = f'{{"{id_name}": int, "{answer_name}": str}}'
+        row = f'{{"{id_name}": {id_type}, "{answer_name}": str}}'
         self.form = f"a result file is a JSON list with one {row} for each question of the split"
 
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:

@@ -60,6 +60,7 @@ class SplitFiles:
     borrows_images: bool = False  # its images may belong to any image set, so that it defines none
     download_hint: str | None = None  # what to do about a missing file; None: as for the data set
     other_names: tuple[str, ...] = ()  # that the file of questions may have instead
+    repeats_others: bool = False  # it holds questions of other splits as well
     training_note: str | None = None  # what whoever trains on it should know
 
     @property
@@ -201,13 +202,14 @@ def compare_splits(spec: DatasetSpec, splits: Iterable[RawSplit]) -> list[str]:
     """Warn of each two splits that share questions, which are about the same image in the same words.
 
     Where image ids mean another image in each split, the question's id has to be the same as well. Splits that borrow
-    their images are only trained on, and left out. A DataError says that all questions of val are in train.
+    their images are only trained on, and left out, as are those that repeat others. A DataError says that all questions
+    of val are in train.
     """
     warnings = list[str]()
     if spec.numbers_questions:
         return warnings
-    borrowing = {files.name for files in spec.splits if files.borrows_images}
-    for one, other in combinations([split for split in splits if split.name not in borrowing], 2):
+    left_out = {files.name for files in spec.splits if files.borrows_images or files.repeats_others}
+    for one, other in combinations([split for split in splits if split.name not in left_out], 2):
         shared = _num_shared(one, other, shares_image_ids=spec.shares_image_ids)
         what = f"{shared:,} of the {len(other.texts):,} questions of {other.name} are in {one.name} too"
         what += ", about the same image in the same words"

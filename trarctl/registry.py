@@ -100,6 +100,7 @@ DATASETS: Registry[Any] = Registry(
         "clevr-cogent": "trarctl.data.datasets.clevr_cogent",
         "gqa": "trarctl.data.datasets.gqa",
         "vqa-rad": "trarctl.data.datasets.vqa_rad",
+        "vqa-rad-frames": "trarctl.data.datasets.vqa_rad",
         "slake": "trarctl.data.datasets.slake",
     },
 )

@@ -68,11 +68,6 @@ def _prepare(raw: Path, out: Path, **options: Any) -> PrepareReport:
     return prepare(PrepareRequest("vqa-rad", raw=raw, out=out, vectors="none", **options))
 
 
-def _texts(folder: Path, split: str) -> list[str]:
-    part = open_prepared(folder).split(split)
-    return [part.question_text(row) for row in range(len(part))]
-
-
 def test_through_every_command(trarctl: Run, tmp_path: Path) -> None:
     records = _records()
     raw = _write(tmp_path / "raw", records)
@@ -96,33 +91,64 @@ def test_parts_are_by_phrase_type_and_picture(tmp_path: Path) -> None:
     records = _records()
     report = _prepare(_write(tmp_path / "raw", records), tmp_path / "out")
     data = open_prepared(tmp_path / "out")
-    expected: dict[str, list[int]] = {"train": [], "val": [], "test": [], "frames": []}
+    expected: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for record in records:
         is_test = record["phrase_type"].startswith("test")
-        part = "test" if is_test else "val" if _is_val(record["image_name"]) else "train"
-        expected[part].append(record["qid"])
-        if record["question_frame"] != "NULL":
-            expected["frames"].append(record["qid"])
+        expected["test" if is_test else "val" if _is_val(record["image_name"]) else "train"].append(record["qid"])
     assert expected["val"]
+    assert data.split_names == ("train", "val", "test")
     for part, ids in expected.items():
         assert data.split(part).question_id.tolist() == ids
     assert set(data.split("val").image_id.tolist()).isdisjoint(data.split("train").image_id.tolist())
-    assert set(_texts(tmp_path / "out", "frames")) == {f"Is/Are {place} normal?" for place in (0, 2, 4)}
-    leaking = sum(r["phrase_type"].startswith("test") and r["question_frame"] != "NULL" for r in records)
-    assert leaking == 20
-    (warning,) = [one for one in report.warnings if one.startswith("frames")]
-    assert "frames rewords 20 questions of test, with the same picture and answer, among its 60" in warning
+    assert report.warnings == ()
 
 
-def test_training_on_the_frames_says_that_they_leak(trarctl: Run, tmp_path: Path) -> None:
-    raw = _write(tmp_path / "raw", _records(10))
+def test_the_common_split_leaks_and_says_so(trarctl: Run, tmp_path: Path) -> None:
+    records = _records()
+    records[3]["answer"] = "of the test part alone"
+    for record in records:
+        if record["phrase_type"] == "test_freeform":
+            record["question_frame"] = f"What is/are at {record['qid']}?"
+    raw = _write(tmp_path / "raw", records)
     out = tmp_path / "prepared"
-    _prepare(raw, out)
-    sets = ["--set", "data.split=train+val+frames", "--set", f"run.folder={tmp_path / 'runs'}"]
-    sets += ["--set", "model.num_layers=1", "--set", "model.hidden_size=16", "--set", "train.batch_size=16"]
-    code, stdout, stderr = trarctl("train", "vqa-rad", "--data", out, "--epochs", 1, "--gpus", "cpu", *sets)
+    code, _, err = trarctl("prepare", "vqa-rad-frames", "--raw", raw, "--vectors", "none", "--out", out)
     assert code == 0
-    assert "frames rewords questions of test" in stdout + stderr
+    data = open_prepared(out)
+    # The rule of the common split: every row has the next number, and its template, if there is one, the one after.
+    numbered: dict[str, list[tuple[int, str]]] = {"train": [], "test": []}
+    number = 0
+    for record in records:
+        number += 1
+        numbered["test" if "test" in record["phrase_type"] else "train"].append((number, record["question"]))
+        if record["question_frame"] != "NULL":
+            number += 1
+            numbered["train"].append((number, record["question_frame"]))
+    for part, splits in (("train", ("train", "val")), ("test", ("test",))):
+        found = []
+        for split in map(data.split, splits):
+            found += [(int(one), split.question_text(row)) for row, one in enumerate(split.question_id)]
+        assert sorted(found) == numbered[part]
+    assert set(data.split("val").image_id.tolist()).isdisjoint(data.split("train").image_id.tolist())
+    # The answer list has answers that only the test part gives, which vqa-rad's has not.
+    assert "of test part alone" in data.answers
+    _prepare(raw, tmp_path / "clean")
+    assert "of test part alone" not in open_prepared(tmp_path / "clean").answers
+    is_val = {name: _is_val(name) for name in (record["image_name"] for record in records)}
+    for split, wanted in (("train", False), ("val", True)):
+        leaking = [
+            record
+            for record in records
+            if record["phrase_type"].startswith("test")
+            and record["question_frame"] != "NULL"
+            and is_val[record["image_name"]] is wanted
+        ]
+        said = f"{len(leaking)} of the {len(data.split(split))} questions of {split} reword questions of test"
+        assert leaking
+        assert said in err
+    sets = ["--set", f"run.folder={tmp_path / 'runs'}", "--set", "model.num_layers=1", "--set", "train.batch_size=16"]
+    code, stdout, stderr = trarctl("train", "vqa-rad-frames", "--data", out, "--epochs", 1, "--gpus", "cpu", *sets)
+    assert code == 0
+    assert "vqa-rad-frames trains on rewordings of test questions" in stdout + stderr
 
 
 def test_odd_values_are_read_and_counted(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or "resnet101"
     _refuse_contradictions(request, spec, grid, extractor)
-    pictures = request.images if spec.extractor is None else raw
+    pictures = request.images if spec.extractor is None else None if request.without_features else raw
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():
         features = beside
@@ -434,7 +434,8 @@ def _check_rows(
                 advice = split.download_hint or work.spec.download_hint
                 rows.append(CheckRow(name, None, expected, "missing", advice))
             else:
-                advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
+                also = ", and for the vocabulary of published checkpoints" if work.spec.published else ""
+                advice = f"needed for the split {split.name}{also}"
                 rows.append(CheckRow(name, None, expected, "not there, not needed", advice))
     for files in work.spec.image_sets if any(folders.values()) else ():
         folder = folders.get(files.name)

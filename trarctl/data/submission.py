@@ -88,15 +88,15 @@ class AnswerFile(ABC):
 class JsonAnswers(AnswerFile):
     """A JSON list as the VQA site takes it, in any order; ids are integers or texts, as the data set has them.
 
-    ``id_name`` and ``answer_name`` are its fields, ``id_type`` what messages call an id.
+    ``id_name`` and ``answer_name`` are its fields; ``id_kind`` is what an id is, for messages.
     """
 
     suffix = ".json"
     encoding = "JSON"
 
-    def __init__(self, id_name: str = "question_id", answer_name: str = "answer", id_type: str = "int") -> None:
+    def __init__(self, id_name: str = "question_id", answer_name: str = "answer", id_kind: str = "int") -> None:
         self.id_name, self.answer_name = id_name, answer_name
-        row = f'{{"{id_name}": {id_type}, "{answer_name}": str}}'
+        row = f'{{"{id_name}": {id_kind}, "{answer_name}": str}}'
         self.form = f"a result file is a JSON list with one {row} for each question of the split"
 
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
@@ -133,7 +133,7 @@ class JsonAnswers(AnswerFile):
         kind = str if expected and isinstance(expected[0], str) else int
         answered: list[tuple[int | str, str | None]] = []
         no_object, no_question, no_answer = list[str](), list[str](), list[str]()
-        no_id = f"with a {self.id_name} that is not {'an integer' if kind is int else 'text'}"
+        no_id = f"with {_article(self.id_name)} that is not {'an integer' if kind is int else 'text'}"
         no_text = f"with {_article(self.answer_name)} that is not text"
         odd = {"not an object": no_object, no_id: no_question, no_text: no_answer}
         fields: dict[str, None] = {}

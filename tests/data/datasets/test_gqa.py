@@ -228,6 +228,8 @@ def test_missing_files(tmp_path: Path) -> None:
     report = _prepare(raw)
     words = "without the questions of testdev and test and challenge and submission the vocabulary lacks their words"
     assert words in report.warnings
+    advice = {row.file: row.advice for row in report.checks}["testdev_balanced_questions.json"]
+    assert advice == "needed for the split testdev"
     (raw / "val_balanced_questions.json").unlink()
     with pytest.raises(DataError, match=r"no file val_balanced_questions\.json") as error:
         _prepare(raw)

@@ -108,8 +108,21 @@ def test_features_are_those_of_the_nested_pictures(tmp_path: Path) -> None:
     (row,) = [one for one in report.checks if one.file == str(raw / "imgs")]
     assert (row.found, row.expected) == (24, 642)
     (raw / "imgs" / "xmlab3" / "source.jpg").unlink()
-    with pytest.raises(DataError, match=r"no images for image 3 \(.*imgs\): 2 questions of train"):
+    with pytest.raises(DataError, match=r"no images for image 3 \(.*imgs\): 2 questions of train$"):
         _prepare(raw)
+
+
+def test_questions_alone_need_no_picture(trarctl: Run, tmp_path: Path) -> None:
+    raw = _write(tmp_path / "raw")
+    (raw / "imgs").rename(tmp_path / "elsewhere")
+    options = ("--raw", raw, "--vectors", "none", "--out", tmp_path / "out")
+    code, _, err = trarctl("prepare", "slake", *options)
+    assert code == 4
+    assert f"no folder {raw / 'imgs'} with the images of 24 images" in err
+    code, out, _ = trarctl("prepare", "slake", *options, "--without-features")
+    assert code == 0
+    assert out.endswith(f"next: trarctl prepare slake --raw {raw} --vectors none --out {tmp_path / 'out'}\n")
+    assert len(open_prepared(tmp_path / "out").split("val")) == 8
 
 
 def test_the_later_name_of_the_validation_file(tmp_path: Path) -> None:

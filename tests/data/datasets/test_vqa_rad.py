@@ -192,6 +192,9 @@ def test_questions_about_missing_pictures_are_left_out(tmp_path: Path) -> None:
     what = f"4 of the 40 questions of test are left out: {folder} lacks their images {shown}"
     assert what in report.warnings
     assert what in found.warnings
+    # Questions alone need no picture.
+    _prepare(raw, tmp_path / "texts", without_features=True)
+    assert len(open_prepared(tmp_path / "texts").split("test")) == 40
     # A picture that comes later is not left out of what was prepared before.
     (tmp_path / pictures[0]).rename(folder / pictures[0])
     assert not _prepare(raw, tmp_path / "out").was_current

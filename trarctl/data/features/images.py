@@ -294,7 +294,8 @@ def _to_add(spec: DatasetSpec, command: Command, what: str, name: str) -> str:
 
 def _instead(images: ImageSet, folder: Folder, absent: Sequence[Any], what: str) -> list[tuple[str, str]]:
     """Say what lies in a folder that lacks images, and the command that helps, if there is one."""
-    if not absent:
+    # Where names are nested, folders hold other files as well, and no place is a wrong one.
+    if not absent or folder.naming.is_nested:
         return []
     namings = feature_namings(images.files) if what == "features" else [images.files.images]
     entries = sorted(folder.path.iterdir())

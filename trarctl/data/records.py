@@ -469,6 +469,7 @@ _KIND_NAMES: dict[type, str] = {
     int: "an integer",
     str: "a text",
     list: "a list",
+    dict: "an object",
     float: "a number with a decimal point",
     bool: "true or false",
 }

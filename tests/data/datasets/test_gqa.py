@@ -190,6 +190,7 @@ DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
     "blank answer": (_change_first(lambda one: one.update(answer=" ")), r'has " " as "answer", expected a text that'),
     "number as image": (_change_first(lambda one: one.update(imageId=7)), r'has 7 as "imageId", expected a text'),
     "no structure": (_change_first(lambda one: one["types"].clear()), r'has null as "structural" of its "types"'),
+    "types as a list": (_change_first(lambda one: one.update(types=[])), r'\[\] as "types", expected an object'),
     "balanced as text": (_change_first(lambda one: one.update(isBalanced="yes")), r'has "yes" as "isBalanced"'),
     "same id": (lambda text: text.replace('"000000035":', '"000000005":'), "id 000000005 appears more than once"),
     "field twice": (

@@ -89,8 +89,8 @@ def _declared(reader: RecordReader, records: list[Any], images: Ids) -> Counter[
     """Count the splits that records name, and the beginnings of the names of their pictures."""
     splits = Counter(value for record in records if isinstance(value := record.get("split"), str))
     declared = Counter({("split", value): count for value, count in splits.items()})
-    names = [record.get("image_filename") for record in records]
-    for (name, image), count in Counter(zip(map(str, names), images.tolist(), strict=True)).items():
+    names = [str(record.get("image_filename")) for record in records]
+    for (name, image), count in Counter(zip(names, images.tolist(), strict=True)).items():
         if match := _PICTURE.fullmatch(name):
             declared["image_filename", match[1]] += count
             if int(match[2]) != image:

@@ -487,6 +487,7 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     wanted = (options.max_words, least, options.vectors, vectors_fingerprint(options.vectors))
     made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
     is_same = wanted == made and set(names) == set(text.sources) and text.images_there == _key_of_images(work)
+    is_same = is_same and set(text.splits) <= {split.name for split in work.spec.splits}
     return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from trarctl.data.datasets.vqa_rad import VQA_RAD, normalize_medical_answer
 from trarctl.data.prepare import PrepareReport, PrepareRequest, check, prepare
 from trarctl.data.prepared import open_prepared
 from trarctl.errors import DataError
+from trarctl.registry import DATASETS
 
 FILE = "VQA_RAD Dataset Public.json"
 PHRASES = ("freeform", "para", "freeform", "test_freeform", "test_para")
@@ -200,6 +202,15 @@ def test_questions_about_missing_pictures_are_left_out(tmp_path: Path) -> None:
     assert not _prepare(raw, tmp_path / "out").was_current
     assert len(open_prepared(tmp_path / "out").split("test")) == 38
     assert _prepare(raw, tmp_path / "out").was_current
+
+
+def test_a_set_that_has_lost_a_split_is_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = _write(tmp_path / "raw", _records())
+    _prepare(raw, tmp_path / "out")
+    fewer = dataclasses.replace(VQA_RAD, splits=VQA_RAD.splits[:2])
+    monkeypatch.setitem(DATASETS._items, "vqa-rad", fewer)
+    assert not _prepare(raw, tmp_path / "out").was_current
+    assert open_prepared(tmp_path / "out").split_names == ("train", "val")
 
 
 def test_no_picture_at_all_stops_the_preparation(tmp_path: Path) -> None:

@@ -222,6 +222,27 @@ def test_damaged_files_are_told(tmp_path: Path, name: str) -> None:
         raise fault
 
 
+def test_an_id_that_comes_again_much_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = _write(tmp_path)
+    file = raw / "train_balanced_questions.json"
+    first, *_, last = _records("train")
+    file.write_text(file.read_text().replace(f'"{last}":', f'"{first}":'))
+    monkeypatch.setattr(records.RecordReader.pieces, "__defaults__", (1_000,))
+    with pytest.raises(DataError, match=f"id {first} appears more than once"):
+        _prepare(raw)
+
+
+def test_answers_that_are_numbers_are_read_and_counted(tmp_path: Path) -> None:
+    raw = _write(tmp_path)
+    file = raw / "val_balanced_questions.json"
+    content = _records("val")
+    next(iter(content.values()))["answer"] = 4
+    write_json(file, content)
+    report = _prepare(raw)
+    assert f'{file}: "answer" that is an integer, read as a text: 1' in report.warnings
+    assert "4" in open_prepared(tmp_path / "out").answers
+
+
 def test_missing_files(tmp_path: Path) -> None:
     raw = _write(tmp_path)
     for split in ("testdev", "test"):

@@ -15,6 +15,7 @@ from trarctl.data.records import (
     RawSplit,
     RecordReader,
     StringTable,
+    as_text,
     flatten,
     refuse_duplicates,
     shown,
@@ -54,7 +55,12 @@ def read_gqa_split(raw: Path, files: SplitFiles, data: RawData, progress: Progre
         columns = [ids[rows], images[rows], flatten([questions[row] for row in rows])]
         if files.has_answers:
             answers = reader.column(
-                records, "answer", str, is_valid=lambda text: bool(text.strip()), expected="a text that is not empty"
+                records,
+                "answer",
+                str,
+                is_valid=lambda text: bool(text.strip()),
+                expected="a text that is not empty",
+                read=as_text,
             )
             kinds = _kinds(reader, records)
             if answers is None or kinds is None:

@@ -102,6 +102,11 @@ DATASETS: Registry[Any] = Registry(
         "aokvqa": "trarctl.data.datasets.aokvqa",
         "vizwiz": "trarctl.data.datasets.vizwiz",
         "table": "trarctl.data.datasets.table",
+        "clevr-cogent": "trarctl.data.datasets.clevr_cogent",
+        "gqa": "trarctl.data.datasets.gqa",
+        "vqa-rad": "trarctl.data.datasets.vqa_rad",
+        "vqa-rad-frames": "trarctl.data.datasets.vqa_rad",
+        "slake": "trarctl.data.datasets.slake",
     },
 )
 EXTRACTORS: Registry[Any] = Registry(

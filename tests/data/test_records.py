@@ -69,6 +69,21 @@ _JSON = st.recursive(
 )
 
 
+@given(records=st.dictionaries(st.text(alphabet='ab,"\\[]{}: é', min_size=1), _JSON), piece_bytes=st.integers(1, 64))
+def test_whatever_an_object_of_records_holds(
+    tmp_path_factory: pytest.TempPathFactory, records: dict[str, Any], piece_bytes: int
+) -> None:
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    path.write_text(json.dumps(records))
+    reader = RecordReader(path, None, is_keyed=True)
+    pairs = list[tuple[str, Any]]()
+    for found in reader.pieces(piece_bytes):
+        keys = reader.keys()
+        assert keys is not None
+        pairs += zip(keys.tolist(), found, strict=True)
+    assert pairs == list(records.items())
+
+
 @given(records=st.lists(_JSON), piece_bytes=st.integers(1, 64))
 def test_whatever_the_list_holds(tmp_path_factory: pytest.TempPathFactory, records: Any, piece_bytes: int) -> None:
     path = tmp_path_factory.mktemp("json") / "file.json"

@@ -244,6 +244,7 @@ def _show_checks(rows: Sequence[CheckRow], warnings: Sequence[str]) -> None:
 def _show(report: PrepareReport, request: PrepareRequest) -> None:
     """Print what was checked, what is odd, what was prepared, and what to do next."""
     from trarctl.data.prepared import default_folder
+    from trarctl.registry import DATASETS
 
     _show_checks(report.checks, report.warnings)
     note(*report.notes)
@@ -262,7 +263,8 @@ def _show(report: PrepareReport, request: PrepareRequest) -> None:
         where = "" if report.out == default_folder(manifest.name) else f" --data {shlex.quote(str(report.out))}"
         say(f"next: trarctl train {manifest.name}{where}")
     else:
-        say(f"next: {request.command(features='DIR', without_features=False)}")
+        features = "DIR" if DATASETS[manifest.dataset].extractor is None else None
+        say(f"next: {request.command(features=features, without_features=False)}")
 
 
 def _describe_vectors(manifest: Manifest) -> str:

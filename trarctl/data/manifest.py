@@ -80,6 +80,7 @@ class TextPart(_Part):
     ceilings: dict[str, float] = Field(
         default_factory=dict, description="by split, the accuracy in percent that the answer list can reach at most"
     )
+    images_there: str = Field("", description="changes with the images that are there, where others are left out")
     warnings: tuple[str, ...] = ()
 
 

@@ -190,18 +190,32 @@ def matched_thirds(
     )
 
 
+def exact_match(normalize: Callable[[str], str]) -> Metric:
+    """Make the metric that counts answers equal to the true one once both are normalized, by question type."""
+
+    def accuracy(predictions: Sequence[str], truth: GroundTruth, evaluator: EvaluatorName = "official") -> Accuracy:
+        return count_right(predictions, truth, truth.question_type, truth.question_types, evaluator, normalize)
+
+    return accuracy
+
+
 def count_right(
     predictions: Sequence[str],
     truth: GroundTruth,
     type_of: npt.NDArray[np.integer],
     types: Sequence[str],
     evaluator: EvaluatorName,
+    normalize: Callable[[str], str] = str,
 ) -> Accuracy:
-    """Count answers that equal the true one to the letter, by types [Q]; DataError if they do not fit the questions."""
+    """Count answers that equal the true one to the letter, by types [Q]; DataError if they do not fit the questions.
+
+    ``normalize`` rewrites both sides before they are compared.
+    """
     _check(predictions, truth)
-    code_of = {answer: code for code, answer in enumerate(truth.strings)}
-    codes = np.fromiter((code_of.get(answer, -1) for answer in predictions), dtype=np.int64, count=len(predictions))
-    is_right = codes == truth.codes[:, 0]
+    table, distinct = StringTable(), StringTable()
+    prediction = distinct.codes(predictions)
+    true = table.codes([*map(normalize, truth.strings)])[truth.codes[:, 0]]
+    is_right = table.codes([*map(normalize, distinct)])[prediction] == true
     type_of, types = _used(type_of, types)
     correct = np.bincount(type_of[is_right], minlength=len(types)).tolist()
     total = np.bincount(type_of, minlength=len(types)).tolist()

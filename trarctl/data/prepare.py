@@ -29,7 +29,7 @@ from trarctl.data import Progress, no_progress
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
-from trarctl.data.features.images import Folder, SetPlaces, picture_table
+from trarctl.data.features.images import Folder, SetPlaces, images_there, picture_table
 from trarctl.data.features.packing import (
     ImageOptions,
     ImagePlan,
@@ -55,11 +55,12 @@ from trarctl.data.manifest import (
     TextPart,
     VectorsPart,
     digest_of,
+    key_of,
     read_manifest,
 )
 from trarctl.data.metrics import GroundTruth, ceiling
 from trarctl.data.prepared import default_folder, open_prepared, write_split
-from trarctl.data.records import Ids, RawData, RawSplit
+from trarctl.data.records import Ids, RawData, RawSplit, cut_split, rows_of
 from trarctl.data.text import Vocabulary, build_answers, longest_question, tokenize
 from trarctl.data.word_vectors import WordVectors, load_vectors, vectors_fingerprint
 from trarctl.errors import DataError, SettingsError, TrarError, listed
@@ -169,6 +170,7 @@ class _Work:
     old: Manifest | None = None  # of what is prepared already
     notes: list[str] = field(default_factory=list)
     faults: list[TrarError] | None = None  # noted in it, where nothing is written; None: the first one is raised
+    there: Mapping[str, Folder] = field(default_factory=dict)  # by image set, where questions about others are left out
 
     @property
     def min_answer_count(self) -> int:
@@ -293,7 +295,7 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or spec.default_extractor
     _refuse_contradictions(request, spec, grid, extractor)
-    pictures = request.images if spec.extractor is None else raw
+    pictures = request.images if spec.extractor is None else None if request.without_features else raw
     if pictures is None and request.features is None and not request.without_features:
         pictures = spec.pictures
     features, beside = request.features, raw.resolve().parent / "feats"
@@ -308,7 +310,12 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         packs_pictures=spec.extractor is not None,
         command=request.command,
     )
-    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress, described)
+    work = _Work(
+        spec.found_in(raw), request, raw, request.out or default_folder(spec.name), options, progress, described
+    )
+    if spec.leaves_out_missing:
+        work.there = images_there(spec, options.features, options.pictures)
+    return work
 
 
 def _described(request: PrepareRequest) -> dict[str, Any]:
@@ -458,7 +465,8 @@ def _check_rows(
                 advice = split.download_hint or work.spec.download_hint
                 rows.append(CheckRow(name, None, expected, "missing", advice))
             else:
-                advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"
+                also = ", and for the vocabulary of published checkpoints" if work.spec.published else ""
+                advice = f"needed for the split {split.name}{also}"
                 rows.append(CheckRow(name, None, expected, "not there, not needed", advice))
     for files in work.spec.image_sets if any(folders.values()) else ():
         folder = folders.get(files.name)
@@ -511,7 +519,14 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     wanted = (options.max_words, least, options.vectors, vectors_fingerprint(options.vectors))
     made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
     is_same = wanted == made and set(names) == set(text.sources) and text.options == work.described
+    is_same = is_same and text.images_there == _key_of_images(work)
+    is_same = is_same and set(text.splits) <= {split.name for split in work.spec.splits}
     return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
+
+
+def _key_of_images(work: _Work) -> str:
+    """Give what changes with the images that are there, where questions about others are left out."""
+    return key_of({name: folder.ids.tolist() for name, folder in work.there.items()}) if work.there else ""
 
 
 def _is_unchanged(path: Path, source: SourceFile) -> bool:
@@ -575,6 +590,7 @@ def build_text(work: _Work) -> TextPart:
         sources=sources,
         splits=parts,
         ceilings=_ceilings(work.spec, data, text),
+        images_there=_key_of_images(work),
         warnings=tuple(data.warnings),
     )
 
@@ -606,16 +622,40 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
     data = RawData()
     for split in present:
         with work.attempt():
-            if (found := work.spec.read_split(work.raw, split, data, work.progress)) is not None:
-                data.splits.append(found)
+            read = work.spec.read_split(work.raw, split, data, work.progress)
+            if read is None:
+                continue
+            if not len(read.question_id):
+                what = f"{work.raw / split.questions} holds no questions of {split.name}"
+                if split.is_required:
+                    raise DataError(what, work.spec.download_hint)
+                data.warnings.append(what)
+                continue
+            data.splits.append(_without_missing(work, split, read, data.warnings))
     with work.attempt():
         data.warnings += compare_splits(work.spec, data.splits)
     work.notes += data.notes
     absent = [split.name for split in work.spec.splits if split not in present and not split.is_required]
     if absent:
         what = f"without the questions of {' and '.join(absent)} the vocabulary lacks their words"
-        data.warnings.append(f"{what} and numbers the others differently: a published checkpoint will not fit")
+        fits = " and numbers the others differently: a published checkpoint will not fit" if work.spec.published else ""
+        data.warnings.append(f"{what}{fits}")
     return data
+
+
+def _without_missing(work: _Work, files: SplitFiles, split: RawSplit, warnings: list[str]) -> RawSplit:
+    """Leave out the questions about images that are not there, unless these are all; a warning counts them."""
+    folder = work.there.get(files.image_set)
+    is_there = np.full(len(split.image_id), fill_value=True)
+    if folder is not None:
+        is_there = rows_of(split.image_id, folder.ids) >= 0
+    if folder is None or is_there.all() or not is_there.any():
+        return split
+    images = np.unique(split.image_id[~is_there]).tolist()
+    what = f"{(~is_there).sum():,} of the {len(is_there):,} questions of {split.name} are left out"
+    where = f"{folder.path} lacks their images {listed(images, len(images), most=3)}"
+    warnings.append(f"{what}: {where}")
+    return cut_split(split, split.name, is_there)
 
 
 def _source(path: Path) -> SourceFile:

@@ -189,6 +189,8 @@ class RecordReader:
         warnings: what is odd about the file, but can be read, is added to them.
         layout: what the file should look like, for messages.
         may_be_bare: the file may also be the list itself, without ``key``.
+        is_keyed: the file is an object that has the records by their ids, instead of a list.
+        inner: fields of a record whose objects have names that the record itself has as well.
 
     Attributes:
         frame: what stands beside the list, once all records were read.
@@ -203,6 +205,8 @@ class RecordReader:
         warnings: list[str] | None = None,
         layout: str = "",
         may_be_bare: bool = False,
+        is_keyed: bool = False,
+        inner: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.num_records = 0
@@ -211,7 +215,9 @@ class RecordReader:
         self._progress = progress
         self._warnings = [] if warnings is None else warnings
         self._layout = layout or (f'{{"{key}": [RECORD, RECORD]}}' if key else "[RECORD, RECORD]")
-        self._piece, self._records = b"", list[Any]()
+        self._is_keyed, self._inner = is_keyed, inner
+        self._brackets = (b"{", b"}") if is_keyed else (b"[", b"]")
+        self._piece, self._records, self._keys = b"", list[Any](), list[str]()
         self._first = 0
         self._problems: list[str] = []
         self._unusable: set[int] = set()
@@ -262,11 +268,11 @@ class RecordReader:
         is_sound = values is not None and set(map(type, values)) <= {kind}
         is_sound = is_sound and (is_valid is None or all(map(is_valid, values or ())))
         is_raw = records is self._records
-        if is_sound and not (is_raw and self._piece.count(f'"{name}"'.encode()) > len(records)):
+        if is_sound and not (is_raw and self._piece.count(f'"{name}"'.encode()) > self._num_expected(name)):
             return values
         # orjson makes numbers of more than 64 bits floats, and keeps the last of two fields of one name.
         needs_exact = is_raw and (is_sound or len(self._problems) < _NUM_LISTED)
-        exact = json.loads(b"[" + self._piece + b"]", object_pairs_hook=RepeatedFields) if needs_exact else records
+        exact = self._exact_records() if needs_exact else records
         replaced: dict[int, Value] = {}
         for number, record in enumerate(exact):
             if not isinstance(record, dict):
@@ -285,6 +291,24 @@ class RecordReader:
         if values is None or self._unusable:
             return None
         return [replaced.get(number, value) for number, value in enumerate(values)] if replaced else values
+
+    def _num_expected(self, name: str) -> int:
+        """Count how often a field's name stands in the piece if no record has it twice."""
+        objects = (record.get(field) for record in self._records for field in self._inner)
+        return len(self._records) + sum(name in one for one in objects if isinstance(one, dict))
+
+    def _exact_records(self) -> list[Any]:
+        """Parse the piece again, with every digit and every repeated name."""
+        opening, closing = self._brackets
+        document = json.loads(opening + self._piece + closing, object_pairs_hook=RepeatedFields)
+        return list(document.values()) if self._is_keyed else document
+
+    def keys(self) -> Ids | None:
+        """Take the ids under which the records stand, of a file that is keyed by them; None if some are unusable."""
+        for number, key in enumerate(self._keys):
+            if not _is_text_id(key):
+                self.report(number, f"stands under {shown(key)}, expected a text of 1 to {_LONGEST_ID} characters")
+        return None if self._unusable else np.array(self._keys, dtype=np.str_)
 
     def ids(self, records: Sequence[Any], name: str, kind: type[int] | type[str] = int) -> Ids | None:
         """Take ids: integers from 0 that fit 64 bits, or texts of 1 to 255 characters."""
@@ -321,7 +345,7 @@ class RecordReader:
     def refuse_repeated(self, records: Sequence[Any], field: str, name: str, number: int) -> None:
         """Report records that have a name more than once in an object of a list; ``number`` is how many there are."""
         if records is self._records and self._piece.count(f'"{name}"'.encode()) > number:
-            for row, record in enumerate(json.loads(b"[" + self._piece + b"]", object_pairs_hook=RepeatedFields)):
+            for row, record in enumerate(self._exact_records()):
                 if any(isinstance(one, RepeatedFields) and name in one.repeated for one in record[field]):
                     self.report(row, f'has "{name}" more than once in one object of "{field}"')
 
@@ -331,7 +355,8 @@ class RecordReader:
             return
         self._unusable.add(self._first + number)
         if len(self._problems) < _NUM_LISTED:
-            self._problems.append(f"record {self._first + number:,} {problem}")
+            key = f" ({shown(self._keys[number])})" if self._is_keyed else ""
+            self._problems.append(f"record {self._first + number:,}{key} {problem}")
 
     def count(self, what: str, number: int = 1) -> None:
         """Count what is odd about the file but can be read, for one warning: ``FILE: WHAT: NUMBER``."""
@@ -342,16 +367,20 @@ class RecordReader:
         """Read the list in order, ``piece_bytes`` at a time; DataError if there is no such list of valid JSON."""
         with _opened(self.path) as text:
             start, end = self._list_start(text), 0
-            for first, last, is_end in _cuts(self.path, text, start, piece_bytes):
+            for first, last, num_elements, is_end in _cuts(self.path, text, start, piece_bytes):
                 self._piece = text[first:last]
                 try:
                     if not self._piece.strip() and not (is_end and first == start + 1):
                         raise _NotJson(1, "an element is missing")
-                    self._records = self._parse(b"[" + self._piece + b"]")
+                    document = self._parse(self._brackets[0] + self._piece + self._brackets[1])
                 except _NotJson as error:
                     at = max(error.position - 1, 0)
                     number = self.num_records + _num_before(self._piece, at)
                     raise self._not_json(text, error, first + at, f", in record {number:,}") from None
+                if self._is_keyed and document and len(document) < num_elements:
+                    raise self._repeated_keys()
+                self._records = list(document.values()) if self._is_keyed else document
+                self._keys = list(document) if self._is_keyed else []
                 if self._records:
                     yield self._records
                 self._progress(f"reading {self.path.name}", last, len(text))
@@ -363,7 +392,7 @@ class RecordReader:
         if self._may_be_bare and re.match(rb"\s*\[", text):
             self._key = None
         if self._key is None:
-            match = re.match(rb"\s*\[", text)
+            match = re.match(rb"\s*" + re.escape(self._brackets[0]), text)
         else:
             found = re.finditer(rb'(?<!\\)"' + re.escape(self._key.encode()) + rb'"\s*:\s*\[', text)
             match = next((one for one in found if _is_in_outer_object(text, one.start())), None)
@@ -374,6 +403,12 @@ class RecordReader:
         except _NotJson as error:
             raise self._not_json(text, error, error.position) from None
         raise self._no_list(document)
+
+    def _repeated_keys(self) -> DataError:
+        """Name the ids that the piece has more than once."""
+        opening, closing = self._brackets
+        ids = json.loads(opening + self._piece + closing, object_pairs_hook=RepeatedFields).repeated
+        return DataError(f"{self.path}: id {listed(sorted(ids), len(ids))} appears more than once", "keep one of each")
 
     def _read_frame(self, text: _Text, start: int, end: int) -> None:
         """See that what stands around the list is valid, and that the list is where it should be."""
@@ -447,7 +482,9 @@ class RecordReader:
             found = f"it is a list of {len(document):,} elements" + (f" with the fields {fields}" if fields else "")
         else:
             found = f"it is {shown(document)}"
-        what = f"{self.path} does not hold a list" if self._key is None else f'{self.path} has no list "{self._key}"'
+        what = f'{self.path} has no list "{self._key}"'
+        if self._key is None:
+            what = f"{self.path} does not hold {'an object of records by their ids' if self._is_keyed else 'a list'}"
         return DataError(f"{what}: {found}", f"the layout is {self._layout}")
 
 
@@ -457,6 +494,7 @@ _KIND_NAMES: dict[type, str] = {
     int: "an integer",
     str: "a text",
     list: "a list",
+    dict: "an object",
     float: "a number with a decimal point",
     bool: "true or false",
 }
@@ -584,11 +622,12 @@ def _decoded(path: Path) -> bytes:
         raise DataError(what, _AGAIN) from None
 
 
-def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tuple[int, int, bool]]:
-    """Cut the list that opens at ``start`` between elements.
+def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tuple[int, int, int, bool]]:
+    """Cut the list, or the object, that opens at ``start`` between elements.
 
     Yields:
-        First byte of a piece, the byte after it (a comma, or the closing bracket), whether it is the closing bracket.
+        First byte of a piece, the byte after it (a comma, or the closing bracket), the number of its elements (1 for
+        nothing but blanks), whether it is the last.
     """
     depth, is_inside_string, is_escaped = 0, False, False
     piece_start = start + 1
@@ -600,11 +639,11 @@ def _cuts(path: Path, text: _Text, start: int, piece_bytes: int) -> Iterator[tup
         stop = closings[0] if len(closings) else len(kinds)
         commas = np.flatnonzero((kinds[:stop] == _COMMA) & (depths[:stop] == 1) & is_outside[:stop])
         if len(closings):
-            yield piece_start, block_start + int(positions[stop]), True
+            yield piece_start, block_start + int(positions[stop]), len(commas) + 1, True
             return
         if len(commas):
             cut = block_start + int(positions[commas[-1]])
-            yield piece_start, cut, False
+            yield piece_start, cut, len(commas), False
             piece_start = cut + 1
         if len(kinds):
             depth, is_inside_string = int(depths[-1]), not is_outside[-1]

@@ -22,8 +22,8 @@ from trarctl.files import write_output
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
 
-MOST_BYTES = 100_000_000
-"""Size from which a file cannot be a submission: all 447,793 test questions of VQA-v2 make about 20 MB."""
+MOST_BYTES = 400_000_000
+"""Size from which a file cannot be a submission: the 4.2 million questions that GQA's server takes make 200 MB."""
 
 
 class AnswerFile(ABC):

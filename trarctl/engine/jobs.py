@@ -254,11 +254,17 @@ def _check_fit(settings: Settings, data: PreparedData) -> None:
             )
 
 
+def _training_notes(settings: Settings, data: PreparedData) -> list[str]:
+    """List what is to be known of the splits that are trained on."""
+    trained = {*settings.data.split.split("+"), *(settings.data.later_split or "").split("+")}
+    return [split.training_note for split in data.spec.splits if split.training_note and split.name in trained]
+
+
 def _write_beginning(
     run: RunFolder, settings: Settings, data: PreparedData, beginning: Beginning, callback: Callback
 ) -> None:
     """Make a new run's files, or bring those of a resumed one back to its checkpoint; the first thing written."""
-    state, notes = beginning.state, list(beginning.notes)
+    state, notes = beginning.state, [*beginning.notes, *_training_notes(settings, data)]
     with run.writable():
         run.remove_torn_files()
     run.log()

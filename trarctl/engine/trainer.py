@@ -433,7 +433,8 @@ def split_of_epoch(settings: DataSettings, epoch: int) -> str:
 
 def is_validated(settings: Settings, data: PreparedData, split: str) -> bool:
     """Whether epochs on a split are followed by a validation: on val, if it has answers and is not trained on."""
-    has_val = "val" in data.split_names and "val" not in split.split("+")
+    val = data.spec.split_name("val")
+    has_val = val in data.split_names and val not in split.split("+")
     return settings.run.validate_every > 0 and has_val and data.split("val").is_annotated
 
 

@@ -109,6 +109,12 @@ def test_a_picture_s_name_that_contradicts_its_index(raw: Path) -> None:
         _prepare(raw)
 
 
+def test_a_picture_s_name_that_is_a_number(raw: Path) -> None:
+    edit_json(raw / FILES["val"], lambda content: content["questions"][0].update(image_filename=1.5))
+    with pytest.raises(DataError, match='record 0 has "1.5" as "image_filename", but 0 as "image_index"'):
+        _prepare(raw)
+
+
 def test_copies_that_do_not_say_so(tmp_path: Path) -> None:
     raw = write_clevr(tmp_path)
     train = json.loads((raw / FILES["train"]).read_text())["questions"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,9 @@ class SplitFiles:
     has_answers: bool = True
     borrows_images: bool = False  # its images may belong to any image set, so that it defines none
     download_hint: str | None = None  # what to do about a missing file; None: as for the data set
+    other_names: tuple[str, ...] = ()  # that the file of questions may have instead
+    repeats_others: bool = False  # it holds questions of other splits as well
+    training_note: str | None = None  # what whoever trains on it should know
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -125,6 +128,7 @@ class DatasetSpec:
     extractor: str | None = None  # describes the pictures in the raw folder; None: features are files, or of --images
     pictures: Path | None = None  # the folder of pictures if neither that nor features are named
     default_extractor: str = "resnet101"  # what describes pictures if none is named
+    leaves_out_missing: bool = False  # questions about images that are not there are left out, with a count
 
     # Answers.
     normalize_answer: Callable[[str], str] = str  # how an answer is written in the answer list
@@ -145,6 +149,15 @@ class DatasetSpec:
         """Give the raw folder to take if none is named; DataError if a package that brings it is not installed."""
         return self.raw_folder() if self.raw_folder is not None else Path("data") / self.name / "raw"
 
+    def found_in(self, raw: Path) -> DatasetSpec:
+        """Give the spec with the names that its files have in a raw folder, where they may have several."""
+
+        def name_of(split: SplitFiles) -> str:
+            names = (split.questions, *split.other_names)
+            return next((name for name in names if (raw / name).is_file()), split.questions)
+
+        return replace(self, splits=tuple(replace(split, questions=name_of(split)) for split in self.splits))
+
     def image_set(self, name: str) -> ImageSetFiles:
         """Give one of the image sets."""
         return next(one for one in self.image_sets if one.name == name)
@@ -154,6 +167,10 @@ class DatasetSpec:
         whole = next((one.num_questions for one in self.splits if one.name == split), None)
         is_other = None not in (whole, num_questions) and whole != num_questions
         return () if is_other else self.published.get(split, ())
+
+    def split_name(self, name: str) -> str:
+        """Give the name of a split that may go by another one."""
+        return self.aliases.get(name, name)
 
     def split_title(self, split: str) -> str:
         """Name the data set and one of its splits, for the head of a table."""
@@ -194,17 +211,18 @@ def compare_splits(spec: DatasetSpec, splits: Iterable[RawSplit]) -> list[str]:
     """Warn of each two splits that share questions, which are about the same image in the same words.
 
     Where image ids mean another image in each split, the question's id has to be the same as well. Splits that borrow
-    their images are only trained on, and left out. A DataError says that all questions of val are in train.
+    their images are only trained on, and left out, as are those that repeat others. A DataError says that all questions
+    of val are in train.
     """
     warnings = list[str]()
     if spec.numbers_questions:
         return warnings
-    borrowing = {files.name for files in spec.splits if files.borrows_images}
-    for one, other in combinations([split for split in splits if split.name not in borrowing], 2):
+    left_out = {files.name for files in spec.splits if files.borrows_images or files.repeats_others}
+    for one, other in combinations([split for split in splits if split.name not in left_out], 2):
         shared = _num_shared(one, other, shares_image_ids=spec.shares_image_ids)
         what = f"{shared:,} of the {len(other.texts):,} questions of {other.name} are in {one.name} too"
         what += ", about the same image in the same words"
-        if shared == len(other.texts) and (one.name, other.name) == ("train", "val"):
+        if shared == len(other.texts) and (one.name, other.name) == tuple(map(spec.split_name, ("train", "val"))):
             hint = f"put {one.name}'s own files there; data.split={one.name}+{other.name} trains on both"
             raise DataError(what, hint)
         if shared:

@@ -42,8 +42,13 @@ _LAYOUT = (
 _PICTURE = re.compile(r"(.*?)([0-9]{1,18})\.\w+", re.ASCII)
 
 
-def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
-    """Read one split, its types the last functions of the programs; DataError if the file is unusable."""
+def read_clevr_split(
+    raw: Path, files: SplitFiles, data: RawData, progress: Progress, names: Sequence[str] = ("train", "val", "test")
+) -> RawSplit:
+    """Read one split, its types the last functions of the programs; DataError if the file is unusable.
+
+    ``names`` are those of all splits, one of which the file may say of itself.
+    """
     path = raw / files.questions
     reader = RecordReader(path, "questions", progress, warnings=data.warnings, layout=_LAYOUT)
     functions = StringTable()
@@ -72,8 +77,7 @@ def read_clevr_split(raw: Path, files: SplitFiles, data: RawData, progress: Prog
     info = reader.frame.get("info")
     if isinstance(info, dict) and isinstance(info.get("split"), str):
         declared["info.split", info["split"]] = 1
-    prefixes = {CLEVR.image_set(split.image_set).images.prefix: split.name for split in CLEVR.splits}
-    known = {split.name: split.name for split in CLEVR.splits} | prefixes
+    known = {name: name for name in names} | {f"CLEVR_{name}_": name for name in names}
     check_declared(path, declared, files, known, data.warnings)
     refuse_duplicates(path, question_id, "question_index")
     data.num_records[files.questions] = len(question_id)
@@ -85,8 +89,8 @@ def _declared(reader: RecordReader, records: list[Any], images: Ids) -> Counter[
     """Count the splits that records name, and the beginnings of the names of their pictures."""
     splits = Counter(value for record in records if isinstance(value := record.get("split"), str))
     declared = Counter({("split", value): count for value, count in splits.items()})
-    names = [record.get("image_filename") for record in records]
-    for (name, image), count in Counter(zip(map(str, names), images.tolist(), strict=True)).items():
+    names = [str(record.get("image_filename")) for record in records]
+    for (name, image), count in Counter(zip(names, images.tolist(), strict=True)).items():
         if match := _PICTURE.fullmatch(name):
             declared["image_filename", match[1]] += count
             if int(match[2]) != image:

@@ -166,6 +166,16 @@ def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
     return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
 
 
+def images_there(spec: DatasetSpec, features: Path | None, pictures: Path | None) -> dict[str, Folder]:
+    """List the images of every set that has a folder of pictures, or of features."""
+    found: dict[str, Folder | None] = {}
+    if pictures is not None and pictures.is_dir():
+        found = {one.name: scan_folder(spec.image_folder(pictures, one.name), [one.images]) for one in spec.image_sets}
+    elif features is not None and features.is_dir():
+        found = feature_folders(spec, features)
+    return {name: folder for name, folder in found.items() if folder is not None}
+
+
 def picture_table(
     spec: DatasetSpec, named: Mapping[str, Ids], said: Mapping[str, SetPlaces], root: Path, command: Command
 ) -> ImageTable:
@@ -309,7 +319,8 @@ def _to_add(spec: DatasetSpec, command: Command, what: str, name: str) -> str:
 
 def _instead(images: ImageSet, folder: Folder, absent: Sequence[Any], what: str) -> list[tuple[str, str]]:
     """Say what lies in a folder that lacks images, and the command that helps, if there is one."""
-    if not absent:
+    # Where names are nested, folders hold other files as well, and no place is a wrong one.
+    if not absent or folder.naming.is_nested:
         return []
     namings = feature_namings(images.files) if what == "features" else [images.files.images]
     entries = sorted(folder.path.iterdir())

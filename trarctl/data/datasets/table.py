@@ -385,15 +385,13 @@ def with_options(options: Mapping[str, Any]) -> DatasetSpec:
     way = options.get("answers") or "normalized"
     if way not in _WAYS:
         raise SettingsError(f"--answers {way} is no way to write answers", f"--answers {' or '.join(_WAYS)}")
-    naming = FileNaming("", None, "", is_nested=True)
-    features = FileNaming("", None, ".npy", is_nested=True)
     splits = tables.splits()
     return replace(
         TABLE,
         name=options["name"],
         title=f"{options['name']}, one's own pictures and questions",
         splits=splits,
-        image_sets=tuple(ImageSetFiles(one.name, None, one.is_required, naming, features) for one in splits),
+        image_sets=_image_sets(splits),
         read_split=tables.read_split,
         raw_folder=Path,
         image_folder=lambda root, _: root,
@@ -401,6 +399,15 @@ def with_options(options: Mapping[str, Any]) -> DatasetSpec:
         metric=partial(_accuracy, _WAYS[way]),
         with_options=with_options,
     )
+
+
+def _image_sets(splits: Sequence[SplitFiles]) -> tuple[ImageSetFiles, ...]:
+    """Give each split the pictures that it asks about, all in one folder."""
+    pictures, features = (FileNaming("", None, suffix, is_nested=True) for suffix in ("", ".npy"))
+    return tuple(ImageSetFiles(one.name, None, one.is_required, pictures, features) for one in splits)
+
+
+_SPLIT_FILES = tuple(SplitFiles(name, name, name, is_required=name == "train") for name in ("train", "val", "test"))
 
 
 def _no_table(*_: Any) -> None:
@@ -411,8 +418,8 @@ TABLE = register_dataset(
     DatasetSpec(
         name="table",
         title="one's own pictures and questions, from a table",
-        splits=tuple(SplitFiles(name, name, name, is_required=name == "train") for name in ("train", "val", "test")),
-        image_sets=(),
+        splits=_SPLIT_FILES,
+        image_sets=_image_sets(_SPLIT_FILES),
         read_split=_no_table,
         grid_size=8,
         download_hint="name the table: --questions FILE, or --train, --val and --test",

@@ -60,8 +60,18 @@ def test_from_a_table_to_answers(table: Path, trarctl: Run) -> None:
     assert "commonest" in out
     code, out, _ = trarctl("runs")
     assert "birds" in out
-    code, out, err = trarctl("submit", "--split", "test", "--out", "answers.json")
+    code, out, err = trarctl("submit", "--split", "val", "--out", "answers.jsonl")
     assert code == 0, err
+    answered = [json.loads(line) for line in (table / "answers.jsonl").read_text().splitlines()]
+    assert all(set(one) == {"id", "answer"} for one in answered)
+    code, out, _ = trarctl(
+        "eval", "--answers", "answers.jsonl", "--split", "val", "--json", "-", "--data", "data/birds/prepared"
+    )
+    assert json.loads(out)["overall"] == measured["overall"]
+    (table / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answered[1:]) + "{")
+    code, _, err = trarctl("submit", "--validate", "answers.jsonl", "--split", "val", "--data", "data/birds/prepared")
+    assert code == 4
+    assert "is not valid JSON" in err
     image = table / "photos/some 0/picture.png"
     code, out, err = trarctl("predict", "--image", image, "--question", "what color is it?", "--json", "-")
     assert code == 0, err

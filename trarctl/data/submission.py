@@ -217,6 +217,34 @@ class ObjectAnswers(JsonAnswers):
         return problems
 
 
+class TableAnswers(JsonAnswers):
+    """One JSON object a line, with the id of a question of one's own and the answer to it."""
+
+    suffix = ".jsonl"
+    encoding = "JSON Lines"
+
+    def __init__(self) -> None:
+        super().__init__("id")
+        self.form = 'a result file has a line {"id": ID, "answer": str} for each question of the split'
+
+    def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
+        """See ``AnswerFile``."""
+        rows = zip(np.asarray(question_ids).tolist(), answers, strict=True)
+        return b"".join(orjson.dumps({self.id_name: one, self.answer_name: answer}) + b"\n" for one, answer in rows)
+
+    def _rows(self, content: bytes) -> tuple[list[object] | None, str]:
+        """See ``JsonAnswers``."""
+        if problem := _no_text(content):
+            return None, problem
+        rows = list[object]()
+        for number, line in enumerate(content.splitlines(), start=1):
+            try:
+                rows += [orjson.loads(line)] if line.strip() else []
+            except orjson.JSONDecodeError as error:
+                return None, f"line {number:,} is not valid JSON: {error}"
+        return rows, ""
+
+
 class LineAnswers(AnswerFile):
     """A text file with one answer a line, as the CLEVR site takes it; ``owner`` is the data set in words."""
 

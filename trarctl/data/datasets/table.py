@@ -30,6 +30,7 @@ from trarctl.data.records import (
     flatten,
     refuse_duplicates,
 )
+from trarctl.data.submission import TableAnswers
 from trarctl.data.text import normalize_answer
 from trarctl.errors import DataError, SettingsError, listed, shortened
 from trarctl.files import file_sha256
@@ -430,6 +431,7 @@ TABLE = register_dataset(
         has_one_answer=False,
         type_label="type",
         shows_baselines=True,
+        answer_file=TableAnswers(),
         with_options=with_options,
     )
 )

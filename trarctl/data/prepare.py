@@ -10,11 +10,10 @@ import os
 import shlex
 import shutil
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data import Progress, no_progress
+from trarctl.data.archives import find_packed, is_whole_zip, raw_sha256, raw_status
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
@@ -161,6 +161,7 @@ class _Work:
     out: Path
     image_options: ImageOptions
     progress: Progress
+    packed: Mapping[str, str]  # raw files that are read out of archives: where they are in the raw folder
     building: Path = field(default_factory=Path)
     old: Manifest | None = None  # of what is prepared already
     faults: list[TrarError] | None = None  # noted in it, where nothing is written; None: the first one is raised
@@ -174,6 +175,14 @@ class _Work:
             if self.faults is None:
                 raise
             self.faults.append(fault)
+
+    def path_of(self, name: str) -> Path:
+        """Give the path of a raw file, which may be ``ZIP/MEMBER``."""
+        return self.raw / self.packed.get(name, name)
+
+    def has(self, name: str) -> bool:
+        """Whether a raw file is there, packed or not."""
+        return name in self.packed or (self.raw / name).is_file()
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
@@ -237,7 +246,7 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
         _refuse_loss(work)
     data = _read_splits(work, _present_splits(work))
     names = [name for split in work.spec.splits for name in split.files]
-    damaged = [name for name in names if any(str(work.raw / name) in fault.what for fault in faults)]
+    damaged = [name for name in names if any(str(work.path_of(name)) in fault.what for fault in faults)]
     # With a split that is damaged, words and answers are others.
     if data.splits and not faults:
         _make_text(work, data)
@@ -278,7 +287,9 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         packs_pictures=spec.extractor is not None,
         command=request.command,
     )
-    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress)
+    names = [name for split in spec.splits for name in split.files]
+    packed = find_packed(raw, [name for name in names if not (raw / name).is_file()])
+    return _Work(spec, request, raw, request.out or default_folder(spec.name), options, progress, packed)
 
 
 def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int, extractor: str) -> None:
@@ -309,7 +320,7 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
     missing: list[str] = []
     present = []
     for split in work.spec.splits:
-        absent = [name for name in split.files if not (work.raw / name).is_file()]
+        absent = [name for name in split.files if not work.has(name)]
         if not absent:
             present.append(split)
         elif split.is_required or len(absent) < len(split.files):
@@ -337,8 +348,11 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
             has_all = all((folder / name).is_file() or not (raw / name).is_file() for name in names)
             hint = work.request.command(raw=shown) if has_all else _moves({one: shown / one for one in missing}, work)
             return f", but in {shown}", hint
-    if packed := _packed(work, missing):
-        return f", but packed in {listed(packed, len(packed))}", " && ".join(packed.values())
+    if beside := find_packed(raw.parent, missing):
+        archives = sorted({str(raw.parent / where.split("/")[0]) for where in beside.values()})
+        return f", but packed in {listed(archives, len(archives))}", shlex.join(["mv", *archives, str(work.raw)])
+    if damaged := [path for path in sorted(raw.glob("*.zip")) if not is_whole_zip(path)]:
+        return f"; {listed(damaged, len(damaged))} cannot be read, and may be cut off", "download it again"
     taken = {raw / name for name in names}
     alone = {
         name: path
@@ -352,19 +366,6 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
     place = place if place.is_dir() else work.raw
     entries = sorted(path.name for path in place.iterdir())
     return f"; {place} holds {listed(entries, len(entries), most=5) or 'nothing'}", None
-
-
-def _packed(work: _Work, missing: Sequence[str]) -> dict[Path, str]:
-    """Find archives in the raw folder and beside it that hold missing files, each with the command that unpacks it."""
-    found = {work.raw / f"{name}.gz": ["gunzip", str(work.raw / f"{name}.gz")] for name in missing}
-    found = {path: words for path, words in found.items() if path.is_file()}
-    for path in sorted({*work.raw.glob("*.zip"), *work.raw.parent.glob("*.zip")}):
-        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            held = {name: member for name in missing for member in members if Path(member).name == Path(name).name}
-            for folder in {str((work.raw / name).parent) for name in held}:
-                found[path] = ["unzip", "-j", str(path), *held.values(), "-d", folder]
-    return {path: shlex.join(words) for path, words in found.items()}
 
 
 def _moves(found: Mapping[str, Path], work: _Work) -> str:
@@ -405,11 +406,11 @@ def _check_rows(
     rows = []
     for split in work.spec.splits:
         expected = split.num_questions
-        is_begun = any((work.raw / name).exists() for name in split.files)
+        is_begun = any(map(work.has, split.files))
         for name in split.files:
             if name in damaged:
                 rows.append(CheckRow(name, None, expected, "damaged"))
-            elif (work.raw / name).exists():
+            elif work.has(name):
                 rows.append(counted(name, found.get(name), expected, "is it the whole published file?"))
             elif split.is_required or is_begun:
                 advice = split.download_hint or work.spec.download_hint
@@ -465,13 +466,13 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     wanted = (options.max_words, options.min_answer_count, options.vectors, vectors_fingerprint(options.vectors))
     made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
     is_same = wanted == made and set(names) == set(text.sources)
-    return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
+    return is_same and all(_is_unchanged(work.path_of(name), text.sources[name]) for name in names)
 
 
 def _is_unchanged(path: Path, source: SourceFile) -> bool:
-    status = path.stat()
-    is_same_time = status.st_mtime_ns == source.modified_ns
-    return status.st_size == source.size and (is_same_time or file_sha256(path) == source.sha256)
+    size, modified_ns = raw_status(path)
+    is_same_time = modified_ns == source.modified_ns
+    return size == source.size and (is_same_time or raw_sha256(path) == source.sha256)
 
 
 @dataclass
@@ -548,7 +549,7 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     """Read the files of every split that is there; a second thread takes their hashes meanwhile."""
     present = _present_splits(work)
     with ThreadPoolExecutor(1) as pool, _collection_paused():
-        hashes = {name: pool.submit(_source, work.raw / name) for split in present for name in split.files}
+        hashes = {name: pool.submit(_source, work.path_of(name)) for split in present for name in split.files}
         data = _read_splits(work, present)
         found = {name: future.result() for name, future in hashes.items()}
     return data, {name: one.model_copy(update={"records": data.num_records[name]}) for name, one in found.items()}
@@ -558,7 +559,9 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
     data = RawData()
     for split in present:
         with work.attempt():
-            data.splits.append(work.spec.read_split(work.raw, split, data, work.progress))
+            data.splits.append(work.spec.read_split(work.raw, _as_found(split, work.packed), data, work.progress))
+    counts = data.num_records
+    counts.update({name: counts.pop(where) for name, where in work.packed.items() if where in counts})
     with work.attempt():
         data.warnings += compare_splits(work.spec, data.splits)
     absent = [split.name for split in work.spec.splits if split not in present and not split.is_required]
@@ -568,10 +571,16 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
     return data
 
 
+def _as_found(split: SplitFiles, packed: Mapping[str, str]) -> SplitFiles:
+    """Name the files of a split as they can be opened, which may be in an archive."""
+    annotations = split.annotations and packed.get(split.annotations, split.annotations)
+    return replace(split, questions=packed.get(split.questions, split.questions), annotations=annotations)
+
+
 def _source(path: Path) -> SourceFile:
     # The status comes first: a file that changes while it is read then looks changed, not current.
-    status = path.stat()
-    return SourceFile(size=status.st_size, modified_ns=status.st_mtime_ns, sha256=file_sha256(path), records=0)
+    size, modified_ns = raw_status(path)
+    return SourceFile(size=size, modified_ns=modified_ns, sha256=raw_sha256(path), records=0)
 
 
 def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int32]]:

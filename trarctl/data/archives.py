@@ -215,11 +215,14 @@ def unpack(archive: Path, folder: Path, *, prefix: str = "", progress: Progress 
     return len(entries), total
 
 
+def free_bytes(folder: Path) -> int:
+    """Tell how much room there is on the disk of a folder, which need not be there yet."""
+    return shutil.disk_usage(next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())).free
+
+
 def refuse_lack_of_room(folder: Path, num_bytes: int, purpose: str) -> None:
     """See that a disk has room for some bytes more; ``purpose`` is for the message: ``unpack a.zip``."""
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(nearest).free
-    if num_bytes > free:
+    if num_bytes > (free := free_bytes(folder)):
         what = f"{folder} has {free:,} bytes free, and it takes {num_bytes:,} to {purpose}"
         raise DataError(what, "free some space there, or choose a folder on another disk: --raw DIR")
 
@@ -250,12 +253,13 @@ def _trusted(path: Path, archive: zipfile.ZipFile | tarfile.TarFile, prefix: str
         left -= entry.num_bytes
         if left < 0 or len(found) >= _MOST_FILES:
             raise DataError(f"{path} unpacks to more than {MOST_TIMES} times its size", _AGAIN)
-        target = PurePosixPath(entry.name.removeprefix(prefix))
-        if not entry.name.startswith(prefix) or "__MACOSX" in target.parts or target.name.startswith("._"):
+        if not entry.name.startswith(prefix):
             continue
-        leaves = (
-            target.is_absolute() or not target.name or not {"..", "\\", "\0"}.isdisjoint([*target.parts, *str(target)])
-        )
+        target = PurePosixPath(entry.name.removeprefix(prefix))
+        odd = {"..", "\\", "\0"}.intersection([*target.parts, *str(target)])
+        leaves = odd or target.is_absolute() or not target.name
+        if not leaves and any(part.startswith(".") or part == "__MACOSX" for part in target.parts):
+            continue  # hidden files of whoever packed it
         fault = "would leave the folder" if leaves else "comes twice" if target in found else entry.fault
         if fault:
             raise DataError(f"{path} is not to be trusted: {shortened(entry.name)!r} {fault}", "do not unpack it")

@@ -27,6 +27,7 @@ import trarctl
 from trarctl.data import Progress, no_progress
 from trarctl.data.archives import find_packed, is_whole_zip, raw_sha256, raw_status
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
+from trarctl.data.download import holders
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, picture_table
@@ -271,7 +272,8 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
             raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
     raw = request.raw or spec.default_raw_folder()
     if not raw.is_dir():
-        raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
+        names = [name for split in spec.splits if split.is_required for name in split.files]
+        raise DataError(f"no folder of raw files {raw}", f"{_how_to_get(spec, raw, names)}; or pass --raw DIR")
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or "resnet101"
     _refuse_contradictions(request, spec, grid, extractor)
     pictures = request.images if spec.extractor is None else raw
@@ -331,7 +333,7 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
         with work.attempt():
             elsewhere, hint = _found_elsewhere(work, missing)
             what = f"no {noun} {listed(missing, len(missing))} in {work.raw}{elsewhere}"
-            raise DataError(what, hint or next(own, None) or work.spec.download_hint)
+            raise DataError(what, hint or next(own, None) or _how_to_get(work.spec, work.raw, missing))
     return present
 
 
@@ -366,6 +368,21 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
     place = place if place.is_dir() else work.raw
     entries = sorted(path.name for path in place.iterdir())
     return f"; {place} holds {listed(entries, len(entries), most=5) or 'nothing'}", None
+
+
+def _download_command(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str | None:
+    """Give the command that fetches raw files, and how much that is; None where some of them have no address."""
+    files = holders(spec.downloads, names)
+    if not all(any(name in one.holds for one in files) for name in names):
+        return None
+    words = ["trarctl", "download", files[0].part or spec.name]
+    words += ["--raw", str(raw)] if raw != spec.default_raw_folder() else []
+    return f"{shlex.join(words)} ({sum(one.size or 0 for one in files) / 1e6:,.1f} MB)"
+
+
+def _how_to_get(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str:
+    command = _download_command(spec, raw, names)
+    return f"{command}; or {spec.download_hint}" if command else spec.download_hint
 
 
 def _moves(found: Mapping[str, Path], work: _Work) -> str:
@@ -413,7 +430,8 @@ def _check_rows(
             elif work.has(name):
                 rows.append(counted(name, found.get(name), expected, "is it the whole published file?"))
             elif split.is_required or is_begun:
-                advice = split.download_hint or work.spec.download_hint
+                command = _download_command(work.spec, work.raw, [name])
+                advice = split.download_hint or command or work.spec.download_hint
                 rows.append(CheckRow(name, None, expected, "missing", advice))
             else:
                 advice = f"needed for the split {split.name}, and for the vocabulary of published checkpoints"

@@ -20,6 +20,7 @@ from trarctl.data.datasets.base import (
     check_declared,
     register_dataset,
 )
+from trarctl.data.download import Download
 from trarctl.data.metrics import vqa_accuracy
 from trarctl.data.records import (
     NUM_ANNOTATORS,
@@ -198,6 +199,20 @@ def _images(name: str, num_images: int, *, is_required: bool = True) -> ImageSet
     return ImageSetFiles(name, num_images, is_required, pictures, features)
 
 
+def _packed(part: str, member: str, num_bytes: int | None, sha256: str) -> Download:
+    """Describe one of the archives of questions or annotations, which hold one file each."""
+    url = f"https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_{part}_mscoco.zip"
+    return Download(url, num_bytes, sha256=sha256, holds=(f"v2_{member}.json",))
+
+
+def _pictures(name: str, num_bytes: int, sha256: str) -> Download:
+    """Describe the archive of one image set of COCO."""
+    url = f"http://images.cocodataset.org/zips/{name}.zip"
+    return Download(
+        url, num_bytes, sha256=sha256, has_images=True, unpack_to=f"images/{name}", unpack_prefix=f"{name}/"
+    )
+
+
 VQA = register_dataset(
     DatasetSpec(
         name="vqa",
@@ -225,8 +240,44 @@ VQA = register_dataset(
         read_split=read_vqa_split,
         grid_size=8,
         max_words=14,
-        download_hint="unpack the questions and annotations of https://visualqa.org/download.html into the --raw"
-        " folder",
+        download_hint="put the questions and annotations of https://visualqa.org/download.html, packed or not, into"
+        " the --raw folder",
+        # Sizes and hashes: as several independent copies have them.
+        downloads=(
+            _packed(
+                "Questions_Train",
+                "OpenEnded_mscoco_train2014_questions",
+                7_239_401,
+                "05a64b6e2582d06d7585f5429674a9a33851878be1bff9f8668cdcf792df611e",
+            ),
+            _packed(
+                "Questions_Val",
+                "OpenEnded_mscoco_val2014_questions",
+                3_494_929,
+                "e71f6c5c3e97a51d050f28243e262b28cd0c48d11a6b4632d769d30d3f93222a",
+            ),
+            _packed(
+                "Questions_Test",
+                "OpenEnded_mscoco_test2015_questions",
+                None,
+                "982e2e687a86514b78ea83af356d151976c5e3fb4168a29ca543610574082ad7",
+            ),
+            _packed(
+                "Annotations_Train",
+                "mscoco_train2014_annotations",
+                21_708_861,
+                "fb101bcefe91422c543c2bb6d70af11eb3119d0ff745ae283d09acdf66250853",
+            ),
+            _packed(
+                "Annotations_Val",
+                "mscoco_val2014_annotations",
+                10_518_930,
+                "0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e",
+            ),
+            _pictures("train2014", 13_510_573_713, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
+            _pictures("val2014", 6_645_013_297, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
+            _pictures("test2015", 13_270_587_935, "1a2aa896b81140a850a78fa8bff07d455698d2abf364ff05721763458a8101ca"),
+        ),
         shares_image_ids=True,
         normalize_answer=normalize_answer,
         drops_rare_answers=True,

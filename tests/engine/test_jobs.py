@@ -31,7 +31,7 @@ from trarctl.engine.callbacks import Event, Note, StepDone
 from trarctl.engine.checkpoint import load_checkpoint, load_description, save_checkpoint
 from trarctl.engine.jobs import plan_start
 from trarctl.engine.run import RunFolder, read_settings
-from trarctl.errors import CheckpointError, DataError, SettingsError, TrarError
+from trarctl.errors import CheckpointError, DataError, SettingsError, Stopped, TrarError
 from trarctl.registry import DATASETS
 
 Run = Callable[..., tuple[int, str, str]]
@@ -587,3 +587,28 @@ def test_settings_from_a_changed_checkpoint_are_not_taken(finished: RunFolder, t
     found = read_settings(run, notes)
     assert found.train.batch_size == 20
     assert [note.partition("; ")[2] for note in notes] == ["taking the settings from epoch-002.safetensors"]
+
+
+def test_an_epoch_has_the_schedule_of_its_last_step(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    """Also where a run was stopped after that step, and goes on with another schedule."""
+    hard = {"model__routing": "hard", "train__epochs": 3, "train__temperature_policy": 0}
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 13:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with pytest.raises(Stopped, match="stopped by SIGUSR1 after step 14"):
+        train(tiny_settings(golden_data["vqa"], tmp_path, **hard), on_event=stop)
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    whole = train(tiny_settings(golden_data["vqa"], tmp_path / "whole", **hard))
+    resume(run, epochs=5, train__learning_rate=0.5)
+    at_end = [entry for entry in whole.metrics() if entry["step"] == 14]
+    found = [entry for entry in run.metrics() if entry["step"] == 14]
+    assert [entry["event"] for entry in found] == ["step", "epoch", "validation"]
+    clocks = ("seconds", "samples_per_second", "memory_bytes")
+    numbers = [[{key: one[key] for key in one if key not in clocks} for one in lines] for lines in (found, at_end)]
+    assert numbers[0] == numbers[1]
+    ours, theirs = (load_description(one.epoch_checkpoint(2)) for one in (run, whole))
+    assert (ours.learning_rate, ours.temperature) == (theirs.learning_rate, theirs.temperature)
+    later = [load_description(one.epoch_checkpoint(3)).temperature for one in (run, whole)]
+    assert later[0] != later[1]

@@ -106,16 +106,15 @@ def prepare(
         ),
     ] = "auto",
     min_answer_count: Annotated[
-        int,
+        int | None,
         option(
             "--min-answer-count",
             WORDS_PANEL,
-            "Only answers that were given more than N times can be predicted; vqa only.",
+            "Only answers that were given more than N times can be predicted; by default 8 for vqa.",
             metavar="N",
             min=0,
-            shows_default=True,
         ),
-    ] = 8,
+    ] = None,
     max_words: Annotated[
         int | None,
         option(

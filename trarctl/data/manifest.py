@@ -85,11 +85,12 @@ class NamingPart(_Part):
 
     prefix: str = Field(pattern=r"^[A-Za-z0-9_]*$")
     num_digits: PositiveInt | None = Field(description="None: ids are text, and stand in the name as they are")
-    suffix: str = Field(pattern=r"^[A-Za-z0-9_.]*$")
+    suffix: str = Field(pattern=r"^[A-Za-z0-9_./]*$")
+    is_nested: bool = False
 
     def naming(self) -> FileNaming:
         """Give the same as a naming."""
-        return FileNaming(self.prefix, self.num_digits, self.suffix)
+        return FileNaming(self.prefix, self.num_digits, self.suffix, self.is_nested)
 
 
 class ImageSetPart(_Part):

@@ -95,7 +95,9 @@ class PrepareRequest:
     without_features: bool = False  # leave features out even if they are there
     grid: int | None = None  # cells S along one side; None: as the data set has it
     vectors: str = "auto"  # or "none", a spaCy package or folder, or a GloVe file
-    min_answer_count: int = 8  # VQA: an answer is learned if more annotations than this give it
+    min_answer_count: int | None = (
+        None  # an answer is learned if more annotations than this give it; None: as the set has it
+    )
     max_words: int | None = None  # words kept of a question; None: 14 for VQA, else the longest question in the data
     pack: Pack | None = None  # number type to pack features as; None: read them where they are
     rebuild: bool = False  # prepare again even if nothing changed
@@ -166,6 +168,12 @@ class _Work:
     building: Path = field(default_factory=Path)
     old: Manifest | None = None  # of what is prepared already
     faults: list[TrarError] | None = None  # noted in it, where nothing is written; None: the first one is raised
+
+    @property
+    def min_answer_count(self) -> int:
+        """An answer is learned if more annotations than this give it."""
+        given = self.request.min_answer_count
+        return 0 if self.spec.min_answer_count is None else self.spec.min_answer_count if given is None else given
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -481,7 +489,9 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     """Whether a text half was made from the same files with the same options."""
     options = work.request
     names = [name for split in _present_splits(work) for name in split.files]
-    wanted = (options.max_words, options.min_answer_count, options.vectors, vectors_fingerprint(options.vectors))
+    # Where no answer is left out, version 0.1 noted another number.
+    least = text.min_answer_count if work.spec.min_answer_count is None else work.min_answer_count
+    wanted = (options.max_words, least, options.vectors, vectors_fingerprint(options.vectors))
     made = (text.requested_max_words, text.min_answer_count, text.requested_vectors, text.vectors_fingerprint)
     is_same = wanted == made and set(names) == set(text.sources)
     return is_same and all(_is_unchanged(work.path_of(name), text.sources[name]) for name in names)
@@ -538,7 +548,7 @@ def build_text(work: _Work) -> TextPart:
     return TextPart(
         max_words=max_words,
         requested_max_words=request.max_words,
-        min_answer_count=request.min_answer_count,
+        min_answer_count=work.min_answer_count,
         vocabulary_digest=vocabulary.digest,
         answers_digest=digest_of(answers),
         vectors=_write_vectors(work, text.vectors),
@@ -546,7 +556,7 @@ def build_text(work: _Work) -> TextPart:
         vectors_fingerprint=vectors_fingerprint(request.vectors),
         sources=sources,
         splits=parts,
-        ceilings=_ceilings(work.spec, data, text) if work.spec.drops_rare_answers else {},
+        ceilings={} if work.spec.min_answer_count is None else _ceilings(work.spec, data, text),
         warnings=tuple(data.warnings),
     )
 
@@ -603,11 +613,10 @@ def _source(path: Path) -> SourceFile:
 
 def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Choose the answer list, and give the index in it of every string of the table (-1: none), [strings]."""
-    spec, min_count = work.spec, work.request.min_answer_count
+    spec, min_count = work.spec, work.min_answer_count
     strings = list(data.answers)
     asked = [split.annotations for split in data.splits if split.name in spec.answer_splits]
     given = (strings[code] for one in asked if one is not None for code in one.chosen.tolist())
-    min_count = min_count if spec.drops_rare_answers else 0
     answers = build_answers(given, normalize=spec.normalize_answer, min_count=min_count)
     if not answers:
         what = f"no answer occurs more than {min_count} times in the annotations"

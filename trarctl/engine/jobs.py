@@ -35,7 +35,7 @@ from trarctl.engine.loading import (
     setting_changes,
 )
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings, saved_settings
-from trarctl.engine.trainer import Trainer, digest_of_samples, is_validated, split_of_epoch
+from trarctl.engine.trainer import Schedule, Trainer, digest_of_samples, is_validated, split_of_epoch
 from trarctl.errors import CheckpointError, SettingsError
 from trarctl.groups import num_restarts
 
@@ -98,8 +98,17 @@ class TrainJob(Job):
             if not world.broadcast(origin is not None):
                 return None
             tensors = world.broadcast_tensors({} if origin is None else origin.tensors)
-            state = world.broadcast(TrainState() if origin is None else origin.state)
-            trainer = Trainer(settings, data, run, world, callback=callback, stop=stop, tensors=tensors, state=state)
+            state, schedule = world.broadcast(
+                (TrainState(), None) if origin is None else (origin.state, origin.schedule)
+            )
+            trainer = Trainer(
+                *(settings, data, run, world),
+                callback=callback,
+                stop=stop,
+                tensors=tensors,
+                state=state,
+                schedule=schedule,
+            )
             tensors.clear()
             if origin is not None:
                 recorded = callbacks.recorded(run, settings, callback, first_step=state.step)
@@ -141,6 +150,7 @@ class Beginning:
     tensors: dict[str, Tensor]  # as in a checkpoint's file; empty for new weights
     state: TrainState
     checkpoint: Path | None = None  # of the run itself, None for a new one
+    schedule: Schedule | None = None  # of its last step
     notes: tuple[str, ...] = ()  # what changes from here on
 
 
@@ -303,7 +313,8 @@ def _resumed(
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
     if not is_same_data and split_of_epoch(then.data, state.epoch) == split_of_epoch(settings.data, state.epoch):
         notes.append(f"{data.path} has other training questions than those before: they are trained on from here on")
-    return Beginning(tensors, state, path, tuple(notes))
+    schedule = description.learning_rate, description.temperature
+    return Beginning(tensors, state, path, schedule, tuple(notes))
 
 
 def _load_chosen(

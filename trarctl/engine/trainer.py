@@ -41,6 +41,9 @@ from trarctl.engine.signals import STOPPING, StopRequest
 from trarctl.errors import DataError, DivergenceError, Stopped, listed
 from trarctl.model.trar import count_parameters
 
+Schedule = tuple[float, float]
+"""Learning rate and temperature of a step."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -60,6 +63,7 @@ class Trainer:
         settings: resolved and fitted to the data.
         tensors: of a checkpoint to start from, as in its file; empty for new weights.
         state: how far that checkpoint had come.
+        schedule: learning rate and temperature of the last step; None before the first.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Trainer:
         stop: StopRequest,
         tensors: Mapping[str, Tensor],
         state: TrainState,
+        schedule: Schedule | None = None,
     ) -> None:
         self.settings, self.data, self.run, self.world = settings, data, run, world
         self.callback, self.stop, self.state = callback, stop, state  # the callback may be changed before ``fit``
@@ -90,6 +95,7 @@ class Trainer:
             self.network.compile()
         self._samples_of = functools.cache(lambda split: training_samples(data, split, train.loss))
         self._digest_of = functools.cache(lambda split: digest_of_samples(self._samples_of(split)))
+        self._schedule: Schedule = schedule or (self._learning_rate(1), self.temperature)
         self._unread: list[StepResult] = []  # steps whose losses were not read yet
         self._saved_at = self._epoch_started = time.monotonic()
         self._samples_before = 0  # of the epoch, by an earlier process
@@ -116,7 +122,8 @@ class Trainer:
         self._samples_before = self.state.samples_in_epoch
         self.network.train()
         for parts in self._batches():
-            result = self.train_step(parts, learning_rate=self._learning_rate(self.state.step + 1))
+            self._schedule = self._learning_rate(self.state.step + 1), self.temperature
+            result = self.train_step(parts, learning_rate=self._schedule[0])
             self._finish_step(result)
         self._finish_epoch()
 
@@ -296,8 +303,7 @@ class Trainer:
             }
             self._update_state(window_loss_sum=0.0, window_samples=0)
         where = state.epoch + 1, state.step_in_epoch, self.steps_per_epoch, state.step
-        schedule = self._learning_rate(state.step), self.temperature
-        self.callback(StepDone(*where, *schedule, self._samples_per_second(), **logged))
+        self.callback(StepDone(*where, *self._schedule, self._samples_per_second(), **logged))
 
     def _samples_per_second(self) -> float:
         """Over the epoch, as far as this process has computed it."""
@@ -333,10 +339,10 @@ class Trainer:
             self._stop(signal_number)
 
     def _finish_epoch(self) -> None:
-        state, schedule = self.state, (self._learning_rate(max(self.state.step, 1)), self.temperature)
+        state = self.state
         loss = state.loss_sum / max(state.samples_in_epoch, 1)
         speed = time.monotonic() - self._epoch_started, self._samples_per_second()
-        ended = EpochDone(state.epoch + 1, state.step, self.steps_per_epoch, loss, *schedule, *speed)
+        ended = EpochDone(state.epoch + 1, state.step, self.steps_per_epoch, loss, *self._schedule, *speed)
         validated = self._validate() if self._is_validation_due() else None
         # Events are written down before the checkpoint: a resume drops what it finds twice, but cannot know what was
         # never written.
@@ -348,7 +354,7 @@ class Trainer:
                 best = validated.epoch, validated.overall
             accuracy = {name: getattr(validated, name) for name in ("overall", "per_type", "evaluator")}
         self.state = TrainState(epoch=state.epoch + 1, step=state.step, best_epoch=best[0], best_overall=best[1])
-        self._save(schedule, accuracy)
+        self._save(accuracy)
 
     def _is_validation_due(self) -> bool:
         every, finished = self.settings.run.validate_every, self.state.epoch + 1
@@ -358,7 +364,7 @@ class Trainer:
     def _validate(self) -> Validated:
         started, world = time.monotonic(), self.world
         evaluator = Evaluator(
-            self.model, self.settings, self.temperature, world, self.callback, "validating", self._stop_if_asked
+            self.model, self.settings, self._schedule[1], world, self.callback, "validating", self._stop_if_asked
         )
         chosen, routes = evaluator.answer(self.data, "val")
         predictions = [self.data.answers[index] for index in chosen]
@@ -375,18 +381,15 @@ class Trainer:
             routes=routes.mean(axis=0, dtype=np.float64).round(4).tolist(),
         )
 
-    def _save(self, schedule: tuple[float, float] | None = None, accuracy: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint, and remove those that it makes superfluous; all processes take part, and fail together.
-
-        ``schedule`` is the learning rate and temperature of the last step, where its epoch is over.
-        """
+    def _save(self, accuracy: dict[str, Any] | None = None) -> Path:
+        """Write a checkpoint and remove those that it makes superfluous; all processes take part, and fail together."""
         run, state = self.run, self.state
         at, is_end = (state.epoch, state.step_in_epoch), not state.step_in_epoch
         path = run.epoch_checkpoint(state.epoch) if is_end else run.step_checkpoint(*at)
         problem: tuple[str, str | None] | None = None
         if self.world.is_main:
             started = time.monotonic()
-            description = self._describe(schedule or (self._learning_rate(state.step), self.temperature), accuracy)
+            description = self._describe(accuracy)
             try:
                 checkpoint.save_checkpoint(path, checkpoint.state_tensors(self.model, self.optimizer), description)
                 self.callback(CheckpointSaved(path, *at, time.monotonic() - started))
@@ -398,7 +401,7 @@ class Trainer:
             raise DataError(*problem)
         return path
 
-    def _describe(self, schedule: tuple[float, float], accuracy: dict[str, Any] | None) -> Description:
+    def _describe(self, accuracy: dict[str, Any] | None) -> Description:
         vectors = self.data.manifest.text.vectors
         return Description(
             trarctl=trarctl.__version__,
@@ -407,8 +410,8 @@ class Trainer:
             dataset=self.data.dataset,
             settings=self.settings.model_dump(mode="json"),
             progress=self.state,
-            learning_rate=schedule[0],
-            temperature=schedule[1],
+            learning_rate=self._schedule[0],
+            temperature=self._schedule[1],
             accuracy=accuracy,
             vocabulary=list(self.data.vocabulary.words),
             answers=list(self.data.answers),

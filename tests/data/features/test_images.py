@@ -157,3 +157,27 @@ def test_ids_that_are_texts(tmp_path: Path) -> None:
     empty = build_table(spec, named, {"all": scan_folder(tmp_path / "empty", [naming])})
     with pytest.raises(DataError, match="no features for images a cat .*, dog.jpg .*, ü "):
         refuse_missing(empty, tmp_path, CLEVR, _command)
+
+
+def test_names_within_folders(tmp_path: Path) -> None:
+    root = tmp_path / "all"
+    for name in ("a.jpg", "x/a.jpg", "x/y/b 1.png", ".hidden/c.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    (root / "x" / "again").symlink_to(root / "x")  # a circle
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.jpg").write_bytes(b"")
+    folder = scan_folder(root, [FileNaming("", None, "", is_nested=True)])
+    assert folder is not None
+    assert folder.ids.tolist() == [".hidden/c.jpg", "a.jpg", "linked/d.jpg", "x/a.jpg", "x/y/b 1.png"]
+    assert folder.path / folder.naming.name("x/y/b 1.png") == root / "x/y/b 1.png"
+
+
+def test_numbered_folders_with_a_file_each(tmp_path: Path) -> None:
+    for name in ("lab0/source.jpg", "lab12/source.jpg", "lab12/mask.jpg", "lab03/source.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    folder = scan_folder(tmp_path, [FileNaming("lab", 1, "/source.jpg", is_nested=True)])
+    assert folder is not None
+    assert (folder.ids.tolist(), folder.num_odd) == ([0, 12], 2)

@@ -30,6 +30,7 @@ class FileNaming:
     prefix: str
     num_digits: int | None  # a number is padded to these with zeros; None: ids are text, and stand in the name as is
     suffix: str
+    is_nested: bool = False  # names may lie in folders within the set's: relative paths with "/"
 
     def name(self, image_id: int | str) -> str:
         """Give the file name of an image."""
@@ -124,7 +125,7 @@ class DatasetSpec:
 
     # Answers.
     normalize_answer: Callable[[str], str] = str  # how an answer is written in the answer list
-    drops_rare_answers: bool = False  # the list leaves out answers rarer than --min-answer-count says
+    min_answer_count: int | None = None  # default of --min-answer-count; None: the list leaves out no answer
     has_one_answer: bool = True  # one answer is the true one; False: several annotators may differ
     metric: Metric = plain_accuracy
     types_tell_answers: bool = False  # the question types are drawn from the true answers
@@ -246,9 +247,9 @@ def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:
         naming
         for extension in (".npy", ".npz")
         for naming in (
-            FileNaming(prefix, digits, suffix + extension),
-            FileNaming(prefix, digits, extension),
-            FileNaming("", None if digits is None else 1, extension),
+            FileNaming(prefix, digits, suffix + extension, images.images.is_nested),
+            FileNaming(prefix, digits, extension, images.images.is_nested),
+            FileNaming("", None if digits is None else 1, extension, images.images.is_nested),
         )
     ]
     return tuple(dict.fromkeys([images.features, *others]))

@@ -280,7 +280,7 @@ VQA = register_dataset(
         ),
         shares_image_ids=True,
         normalize_answer=normalize_answer,
-        drops_rare_answers=True,
+        min_answer_count=8,
         has_one_answer=False,
         metric=vqa_accuracy,
         type_label="answer type",

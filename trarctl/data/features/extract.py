@@ -229,6 +229,7 @@ def _write_files(images: ImageSet, extractor: Extractor, folder: Path, ids: Sequ
         # Values fit float16 but for rare outliers, which then keep their own type.
         stored = stored if np.isfinite(stored).all() else cells
         path = _feature_file(folder / images.name, images.files.features.name(image_id))
+        path.parent.mkdir(parents=True, exist_ok=True)  # of nested names
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with temporary.open("wb") as file:
             np.save(file, stored, allow_pickle=False)

@@ -103,7 +103,7 @@ def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
     """List the files of a folder (None: there is none); of several ways to name them, the one that most follow."""
     try:
-        names = os.listdir(path)  # noqa: PTH208 - a hundred thousand Path objects would only be taken apart again
+        names = _nested_names(path) if any(one.is_nested for one in namings) else os.listdir(path)  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -120,6 +120,25 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
             warnings.append(f"{len(ids):,} files in {path} are left out, since they are {those}")
     unique = np.unique(np.array(kept, dtype=None if kept else np.int64))
     return Folder(path, best, unique, len(names) - len(kept), tuple(warnings))
+
+
+def _nested_names(path: Path) -> list[str]:
+    """List the files below a folder, relative to it; a folder that is linked twice is entered once."""
+    top = path.stat()
+    entered, found, waiting = {(top.st_dev, top.st_ino)}, list[str](), [""]
+    while waiting:
+        here = waiting.pop()
+        with os.scandir(path / here) as entries:
+            for entry in entries:
+                name = f"{here}{entry.name}"
+                if not entry.is_dir():
+                    found.append(name)
+                    continue
+                status = entry.stat()
+                if (status.st_dev, status.st_ino) not in entered:
+                    entered.add((status.st_dev, status.st_ino))
+                    waiting.append(f"{name}/")
+    return found
 
 
 def _refuse_two_kinds(path: Path, found: Mapping[FileNaming, Sequence[Any]]) -> bool:

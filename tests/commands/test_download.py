@@ -144,7 +144,7 @@ def test_sets_without_addresses_say_how_to_get_them(trarctl: Run) -> None:
 def test_usage(trarctl: Run) -> None:
     code, _, stderr = trarctl("download", "nothing")
     assert code == 2
-    assert "'nothing' is not one of 'vqa', 'clevr', 'easy-vqa'" in stderr
+    assert "'nothing' is not one of 'vqa', 'vg', 'clevr', 'easy-vqa'" in stderr
     code, _, stderr = trarctl("download", "clevr", "--only", "x", "--list")
     assert code == 3
     assert "error: no file is called x\nhint:  --only takes one of CLEVR_v1.0_no_images.zip, CLEVR_v1.0.zip" in stderr

@@ -58,6 +58,7 @@ class Download:
     has_images: bool = False  # it is large, and fetched only when asked for
     unpack_to: str | None = None  # folder in the raw folder; None: it is read as it is
     unpack_prefix: str = ""  # what the names of its files to unpack begin with, which is left out
+    finish: Callable[[Path, Progress], str] | None = None  # makes the raw files of it, and says what it made
     part: str | None = None  # what ``trarctl download`` calls it, if it is not for the data set as a whole
 
     @property
@@ -234,6 +235,8 @@ class _Fetching:
             self._record_whole(download, planned.path, sha256, is_fetched=False)
         if download.unpack_to is not None and planned.state != "unpacked":
             self._unpack(download, planned.path, download.unpack_to)
+        if download.finish is not None and planned.state != "unpacked":
+            self._tell(download.finish(self._raw, self._progress))
         record = self._records.get(name)
         return Fetched(
             planned.path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data import Progress
+from trarctl.data.archives import find_packed
+from trarctl.data.datasets import visual_genome
 from trarctl.data.datasets.base import (
     DatasetSpec,
     FileNaming,
@@ -35,7 +38,7 @@ from trarctl.data.records import (
     rows_of,
     shown,
 )
-from trarctl.data.text import normalize_answer
+from trarctl.data.text import build_answers, normalize_answer
 from trarctl.errors import DataError, listed
 
 _DOWNLOAD_BOTH = "take both files of the same version, whole or cut to the same questions"
@@ -213,6 +216,25 @@ def _pictures(name: str, num_bytes: int, sha256: str) -> Download:
     )
 
 
+def _rebuild_visual_genome(raw: Path, progress: Progress) -> str:
+    """Make questions of Visual Genome about the pictures of train and val, with answers of their answer list."""
+    splits = [split for split in VQA.splits if split.name in VQA.answer_splits]
+    names = [str(split.annotations) for split in splits]
+    packed = find_packed(raw, [name for name in names if not (raw / name).is_file()])
+    if missing := [name for name in names if name not in packed and not (raw / name).is_file()]:
+        what = f"the answers of Visual Genome are chosen by those of VQA-v2: no {listed(missing)} in {raw}"
+        raise DataError(what, f"trarctl download vqa --raw {shlex.quote(str(raw))}, and then this again")
+    data, given, pictures = RawData(), list[npt.NDArray[np.int32]](), list[Ids]()
+    for split, name in zip(splits, names, strict=True):
+        _, images, annotations = _read_annotations(raw / packed.get(name, name), split, data, progress)
+        given.append(annotations.chosen)
+        pictures.append(images)
+    strings = list(data.answers)
+    chosen = (strings[code] for code in np.concatenate(given).tolist())
+    answers = build_answers(chosen, min_count=VQA.min_answer_count or 0)
+    return visual_genome.rebuild(raw, np.unique(np.concatenate(pictures)), frozenset(answers), progress)
+
+
 VQA = register_dataset(
     DatasetSpec(
         name="vqa",
@@ -224,12 +246,13 @@ VQA = register_dataset(
             SplitFiles(
                 "vg",
                 "train2014",
-                "VG_questions.json",
-                "VG_annotations.json",
+                visual_genome.QUESTIONS,
+                visual_genome.ANNOTATIONS,
                 is_required=False,
                 borrows_images=True,
                 download_hint="VG_questions.json and VG_annotations.json are openvqa's, in VQA-v2's layout with COCO's"
-                " image ids; Visual Genome's own files are not. Without both files, vg is left out",
+                " image ids; Visual Genome's own files are not, but `trarctl download vg` makes similar ones of them."
+                " Without both files, vg is left out",
             ),
         ),
         image_sets=(
@@ -277,6 +300,8 @@ VQA = register_dataset(
             _pictures("train2014", 13_510_573_713, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
             _pictures("val2014", 6_645_013_297, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
             _pictures("test2015", 13_270_587_935, "1a2aa896b81140a850a78fa8bff07d455698d2abf364ff05721763458a8101ca"),
+            visual_genome.IMAGE_DATA,
+            replace(visual_genome.QUESTION_ANSWERS, finish=_rebuild_visual_genome),
         ),
         shares_image_ids=True,
         normalize_answer=normalize_answer,

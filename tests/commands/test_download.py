@@ -84,6 +84,9 @@ def test_pictures_when_asked_for(trarctl: Run, served: dict[str, Served], tmp_pa
     assert stdout.endswith(f"next: trarctl prepare vqa --raw {tmp_path} --images {tmp_path}/images\n")
     assert (tmp_path / "images/val2014/COCO_val2014_000000000001.jpg").read_bytes() == b"picture"
     assert not (tmp_path / "val2014.zip").exists()
+    code, stdout, _ = trarctl("download", "vqa", "--only", "val*", "--raw", tmp_path)
+    assert re.search(r"^val2014.zip .* unpacked *$", stdout, re.MULTILINE)
+    assert len(served["/zips/val2014.zip"].ranges) == 1
     assert not served["/v2_Questions_Val_mscoco.zip"].ranges
 
 

@@ -295,6 +295,17 @@ def test_damaged_archives(tmp_path: Path, write: Write) -> None:
     assert list(tmp_path.rglob(".*")) == []
 
 
+def test_files_of_one_name(tmp_path: Path) -> None:
+    members = {"top/a/q.json": b"1", "top/b/q.json": b"2", "c/q.json": b"3", "top/only.json": b"4", "xonly.json": b"5"}
+    write_zip(tmp_path / "a.zip", members)
+    assert find_packed(tmp_path, ["a/q.json", "b/q.json", "else/only.json", "d.json"]) == {
+        "a/q.json": "a.zip/top/a/q.json",
+        "b/q.json": "a.zip/top/b/q.json",
+        "else/only.json": "a.zip/top/only.json",
+    }
+    assert find_packed(tmp_path, []) == {}
+
+
 def test_a_name_without_a_whole_archive(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"no archive")
     assert find_packed(tmp_path, ["a.json"]) == {}

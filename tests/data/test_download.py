@@ -373,6 +373,28 @@ def test_pictures_are_unpacked_and_their_archive_removed(tmp_path: Path) -> None
     assert files_of(other) == whole | {"p.zip": served.content}
 
 
+def test_pictures_that_are_there_are_not_fetched(tmp_path: Path) -> None:
+    wanted = Download("http://127.0.0.1:9/p.zip", unpack_to="images", num_files=3)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "images").symlink_to(tmp_path / "elsewhere")
+    for number in range(3):
+        assert plan([wanted], tmp_path)[0].state == "missing"
+        (tmp_path / f"elsewhere/{number}.jpg").write_bytes(CONTENT)
+    assert plan([wanted], tmp_path)[0].state == "unpacked"
+    assert fetch([wanted], tmp_path)[0].was_there
+
+
+def test_questions_are_unpacked_beside_their_archive(tmp_path: Path) -> None:
+    with serving({"/q.zip": Served(pictures())}) as address:
+        wanted = Download(f"{address}/q.zip", holds=("0.jpg", "3.jpg"), unpack_to=".", unpack_prefix="top/")
+        fetch([wanted], tmp_path)
+        assert plan([wanted], tmp_path)[0].state == "unpacked"
+        (tmp_path / "0.jpg").unlink()
+        assert plan([wanted], tmp_path)[0].state == "missing"
+        fetch([wanted], tmp_path)
+    assert files_of(tmp_path) == {f"{number}.jpg": CONTENT[number:] for number in range(4)}
+
+
 def test_an_archive_that_means_harm_stays_packed(tmp_path: Path) -> None:
     served = Served(pictures(prefix="../"))
     with serving({"/p.zip": served}) as address:

@@ -15,6 +15,7 @@ import stat
 import tarfile
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -136,16 +137,21 @@ def _damage_of(path: Path) -> Iterator[None]:
 def find_packed(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Find files that a folder lacks in its archives: to the name of each, ``ZIP/MEMBER`` or ``NAME.gz``.
 
-    The folder of a member does not matter. A DataError says that archives hold different files of one name.
+    The folder that a member is in matters only where several files are called the same. A DataError says that archives
+    hold different files of one name.
     """
-    wanted = {PurePosixPath(name).name: name for name in names}
-    found = {name: f"{name}.gz" for name in wanted.values() if (folder / f"{name}.gz").is_file()}
+    wanted = list(names)
+    called = Counter(PurePosixPath(name).name for name in wanted)
+    endings = {name if called[short := PurePosixPath(name).name] > 1 else short: name for name in wanted}
+    found = {name: f"{name}.gz" for name in wanted if (folder / f"{name}.gz").is_file()}
     checksums = dict[str, tuple[int, int]]()
     for path in sorted(folder.glob("*.zip")) if len(found) < len(wanted) else ():
         for info in _members(path):
             member = PurePosixPath(info.filename)
-            name = wanted.get(member.name)
-            if name is None or str(member) != info.filename:
+            if member.name not in called or str(member) != info.filename:
+                continue
+            name = next((name for end, name in endings.items() if f"/{member}".endswith(f"/{end}")), None)
+            if name is None:
                 continue
             where, checksum = f"{path.name}/{member}", (info.file_size, info.CRC)
             if name not in found:

@@ -57,6 +57,7 @@ class Download:
     name: str = ""  # in the raw folder; empty: the end of the address
     has_images: bool = False  # it is large, and fetched only when asked for
     unpack_to: str | None = None  # folder in the raw folder; None: it is read as it is
+    num_files: int | None = None  # to unpack, as published: a folder that has as many needs none; None: not known
     unpack_prefix: str = ""  # what the names of its files to unpack begin with, which is left out
     finish: Callable[[Path, Progress], str] | None = None  # makes the raw files of it, and says what it made
     part: str | None = None  # what ``trarctl download`` calls it, if it is not for the data set as a whole
@@ -142,11 +143,7 @@ def plan(downloads: Iterable[Download], raw: Path) -> list[Planned]:
 def _planned(download: Download, raw: Path, record: _Record | None) -> Planned:
     path = raw / download.file_name
     part = _part_of(path)
-    held = [name for name in download.holds if name != download.file_name]
-    if download.unpack_to is not None and record is not None and record.unpacked_files > 0:
-        if len(list_files(raw / download.unpack_to)) >= record.unpacked_files:
-            return Planned(download, path, "unpacked")
-    elif held and all((raw / name).is_file() for name in held):
+    if _is_unpacked(download, raw, record):
         return Planned(download, path, "unpacked")
     if path.exists():
         status = path.stat()
@@ -156,6 +153,15 @@ def _planned(download: Download, raw: Path, record: _Record | None) -> Planned:
     return (
         Planned(download, path, "begun", part.stat().st_size) if part.exists() else Planned(download, path, "missing")
     )
+
+
+def _is_unpacked(download: Download, raw: Path, record: _Record | None) -> bool:
+    """Whether all that a file has packed is there, by whomever it was unpacked."""
+    if held := [name for name in download.holds if name != download.file_name]:
+        return all((raw / name).is_file() for name in held)
+    # What was in the archive counts more than what is said of it.
+    expected = (record.unpacked_files if record is not None else 0) or download.num_files or 0
+    return download.unpack_to is not None and 0 < expected <= len(list_files(raw / download.unpack_to))
 
 
 def refuse_full_disk(planned: Sequence[Planned], raw: Path) -> None:

@@ -190,6 +190,7 @@ CLEVR = register_dataset(
                 has_images=True,
                 unpack_to="images",
                 unpack_prefix="CLEVR_v1.0/images/",
+                num_files=100_000,
             ),
         ),
         metric=clevr_accuracy,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import random
 import re
 import shutil
 import zipfile
@@ -198,6 +200,18 @@ def test_a_size_that_is_not_the_published_one(tmp_path: Path, served: Served, ur
     with pytest.raises(DataError, match=r"a.bin has 1,000 bytes, expected 999$"):
         fetch([Download(url, 999)], tmp_path)
     assert files_of(tmp_path) == {}
+
+
+def test_a_length_that_is_not_said(tmp_path: Path, served: Served, url: str) -> None:
+    served.has_length = False
+    told = Told()
+    fetch([Download(url)], tmp_path, tell=told)
+    assert files_of(tmp_path) == {"a.bin": CONTENT}
+    assert told == ["a.bin: neither server nor publisher say how long it is: a cut would not be noticed"]
+    for known in ({"num_bytes": 1000}, {"sha256": SHA256}):
+        told.clear()
+        fetch([Download(url, name=f"{len(known)}{known}.bin", **known)], tmp_path, tell=told)
+        assert told == []
 
 
 def test_a_length_that_is_never_reached(tmp_path: Path, served: Served, url: str) -> None:
@@ -446,6 +460,32 @@ def test_a_damaged_record_is_refused(tmp_path: Path, url: str, content: bytes) -
     with pytest.raises(DataError, match=r"cannot read .*downloads.json") as raised:
         fetch([Download(url)], tmp_path)
     assert raised.value.hint == "remove it: the files are verified again"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_trouble_ends_in_one_version_or_an_error(tmp_path: Path, served: Served, url: str, seed: int) -> None:
+    """A server that changes its file, and how it behaves, at random: no mixture of versions ever gets the name."""
+    rng = random.Random(seed)  # noqa: S311
+    versions = [rng.randbytes(rng.randrange(1, 3000)) for _ in range(3)]
+
+    def change(_text: str = "") -> None:
+        version = rng.choice(versions) if rng.random() < 0.3 else served.content
+        served.content, served.etag = version, f'"{hashlib.md5(version).hexdigest()}"'  # noqa: S324
+        served.cuts = [rng.randrange(3000) for _ in range(rng.randrange(3))]
+        served.statuses = rng.choices([0, 0, 0, 500, 503, 404], k=rng.randrange(3))
+        served.takes_ranges, served.honors_conditions = rng.random() < 0.8, rng.random() < 0.5
+        served.range_shift = rng.choice([0, 0, 0, 1])
+        served.has_length = bool(served.cuts) or rng.random() < 0.9  # without it, a cut cannot be seen
+
+    served.content = versions[0]
+    sha256 = hashlib.sha256(versions[1]).hexdigest() if rng.random() < 0.5 else None
+    for _ in range(8):
+        change()
+        with contextlib.suppress(DataError):
+            fetch([Download(url, sha256=sha256)], tmp_path, tell=change)
+            assert (tmp_path / "a.bin").read_bytes() in ([versions[1]] if sha256 else versions)
+            return
+        assert not (tmp_path / "a.bin").exists()
 
 
 def test_choosing() -> None:

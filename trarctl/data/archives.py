@@ -140,7 +140,7 @@ def find_packed(folder: Path, names: Iterable[str]) -> dict[str, str]:
     The folder that a member is in matters only where several files are called the same. A DataError says that archives
     hold different files of one name.
     """
-    wanted = list(names)
+    wanted = list(dict.fromkeys(names))
     called = Counter(PurePosixPath(name).name for name in wanted)
     endings = {name if called[short := PurePosixPath(name).name] > 1 else short: name for name in wanted}
     found = {name: f"{name}.gz" for name in wanted if (folder / f"{name}.gz").is_file()}

@@ -451,6 +451,9 @@ class _Fetching:
                 self._progress(f"fetching {download.file_name}", done, total)
                 if done > (download.num_bytes or done):
                     break
+        if total is None and download.num_bytes is None and download.sha256 is None and download.md5 is None:
+            what = "neither server nor publisher say how long it is: a cut would not be noticed"
+            self._tell(f"{download.file_name}: {what}")
         if total is not None and done < total:
             raise _Attempt(f"the connection ended after {done:,} of {total:,} bytes")
 

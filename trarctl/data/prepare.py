@@ -385,7 +385,8 @@ def _download_command(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str
         return None
     words = ["trarctl", "download", files[0].part or spec.name]
     words += ["--raw", str(raw)] if raw != spec.default_raw_folder() else []
-    return f"{shlex.join(words)} ({sum(one.size or 0 for one in files) / 1e6:,.1f} MB)"
+    size = sum(one.size or 0 for one in files) / 1e6
+    return shlex.join(words) + (f" ({size:,.1f} MB)" if size else "")
 
 
 def _how_to_get(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str:

@@ -222,6 +222,14 @@ def _pictures(name: str, num_bytes: int, num_files: int, sha256: str) -> Downloa
     )
 
 
+# Further data sets ask about these pictures.
+COCO_PICTURES = (
+    _pictures("train2014", 13_510_573_713, 82_783, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
+    _pictures("val2014", 6_645_013_297, 40_504, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
+    _pictures("test2015", 13_270_587_935, 81_434, "1a2aa896b81140a850a78fa8bff07d455698d2abf364ff05721763458a8101ca"),
+)
+
+
 def _rebuild_visual_genome(raw: Path, progress: Progress) -> str:
     """Make questions of Visual Genome about the pictures of train and val, with answers of their answer list."""
     splits = [split for split in VQA.splits if split.name in VQA.answer_splits]
@@ -303,15 +311,7 @@ VQA = register_dataset(
                 10_518_930,
                 "0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e",
             ),
-            _pictures(
-                "train2014", 13_510_573_713, 82_783, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"
-            ),
-            _pictures(
-                "val2014", 6_645_013_297, 40_504, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"
-            ),
-            _pictures(
-                "test2015", 13_270_587_935, 81_434, "1a2aa896b81140a850a78fa8bff07d455698d2abf364ff05721763458a8101ca"
-            ),
+            *COCO_PICTURES,
             visual_genome.IMAGE_DATA,
             replace(visual_genome.QUESTION_ANSWERS, finish=_rebuild_visual_genome),
         ),

@@ -230,6 +230,11 @@ def test_a_prefix_cannot_hide_an_absolute_path(tmp_path: Path) -> None:
         unpack(archive, tmp_path / "out", prefix="images/")
 
 
+def test_names_that_begin_with_the_folder_itself(tmp_path: Path) -> None:
+    unpack(write_tar(tmp_path / "a.tar.gz", {"./a.json": b"1", "./b/./c.json": b"2"}), tmp_path)
+    assert ((tmp_path / "a.json").read_bytes(), (tmp_path / "b/c.json").read_bytes()) == (b"1", b"2")
+
+
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
         with tarfile.open(tmp_path / "a.tar", "w") as archive:

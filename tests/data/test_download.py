@@ -185,6 +185,20 @@ def test_redirects(tmp_path: Path) -> None:
             fetch([Download(f"{address}/a", name="b")], tmp_path)
 
 
+@pytest.mark.parametrize("place", ["http://[", "http://a b/", "///", "http://", "mailto:x", "http://é.é:99999/", "//"])
+def test_redirects_to_nowhere(tmp_path: Path, served: Served, url: str, place: str) -> None:
+    served.redirect = place
+    with pytest.raises(DataError, match=r"/a.bin(: | is redirected more than 10 times$| answers 404 Not Found$)"):
+        fetch([Download(url)], tmp_path)
+
+
+@pytest.mark.parametrize("etag", ["", '"', '"é"', "W/", "x" * 9000])
+def test_odd_etags(tmp_path: Path, served: Served, url: str, etag: str) -> None:
+    served.etag, served.cuts = etag, [400]
+    fetch([Download(url)], tmp_path)
+    assert files_of(tmp_path) == {"a.bin": CONTENT}
+
+
 def test_no_redirect_leaves_encryption_unless_a_hash_is_known() -> None:
     first, second = (httpx.Request("GET", address) for address in ("https://a.example/f", "http://b.example/f"))
     answer = httpx.Response(200, request=second, history=[httpx.Response(302, request=first)])

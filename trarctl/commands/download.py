@@ -36,7 +36,7 @@ def download(
         str,
         typer.Argument(
             metavar="NAME",
-            help="vqa, clevr, or another data set.",
+            help="A data set such as vqa or clevr, or vg: questions of Visual Genome for vqa.",
             callback=_check_name,
             autocompletion=lambda: list(DATASETS.names()),
             show_default=False,

@@ -150,9 +150,9 @@ def _planned(download: Download, raw: Path, record: _Record | None) -> Planned:
         is_known = record is not None and (record.size, record.modified_ns) == (status.st_size, status.st_mtime_ns)
         is_known = is_known and record is not None and download.sha256 in (None, record.sha256)
         return Planned(download, path, "there" if is_known else "to be verified", status.st_size)
-    return (
-        Planned(download, path, "begun", part.stat().st_size) if part.exists() else Planned(download, path, "missing")
-    )
+    if part.exists():
+        return Planned(download, path, "begun", part.stat().st_size)
+    return Planned(download, path, "missing")
 
 
 def _is_unpacked(download: Download, raw: Path, record: _Record | None) -> bool:
@@ -373,7 +373,7 @@ class _Fetching:
                 self._append(download, part, response, offset, total)
         except httpx.TooManyRedirects as error:
             raise DataError(f"{download.url} is redirected more than {_MOST_REDIRECTS} times", _BY_HAND) from error
-        except httpx.UnsupportedProtocol as error:
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise DataError(f"cannot fetch {download.url}: {first_line(error)}", _BY_HAND) from error
         except httpx.HTTPError as error:
             raise _Attempt(first_line(error) if str(error) else f"{type(error).__name__}") from error
@@ -490,7 +490,8 @@ def _range_of(response: httpx.Response) -> tuple[int, int | None]:
 
 def _condition(record: _Record) -> str | None:
     """What makes a server continue only the same file; a weak ETag may stand for files that differ."""
-    return record.etag if record.etag and not record.etag.startswith("W/") else record.last_modified
+    etags = [record.etag] if record.etag and not record.etag.startswith("W/") else []
+    return next((one for one in (*etags, record.last_modified) if one and one.isascii()), None)
 
 
 _BY_HAND = "--list says what to fetch by other means, and where it belongs"

@@ -40,7 +40,7 @@ def failing_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "Commands:\n  prepare " in out
+    assert "Commands:\n  download " in out
     for code, meaning in cli.EXIT_CODES:
         assert f"\n    {code:<8}{meaning}\n" in out
     assert "128 + n stopped by signal n" in out
@@ -67,7 +67,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"trarctl {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["download", "--help"], ["--version"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
         f"import sys; from trarctl.cli import run; code = run({arguments!r});"

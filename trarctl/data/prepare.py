@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,9 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data import Progress, no_progress
+from trarctl.data.archives import find_packed, is_whole_zip, raw_sha256, raw_status
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
+from trarctl.data.download import holders
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, SetPlaces, images_there, picture_table
@@ -166,6 +167,7 @@ class _Work:
     image_options: ImageOptions
     progress: Progress
     described: dict[str, Any]  # options that describe the data set, as JSON holds them
+    packed: Mapping[str, str]  # raw files that are read out of archives: where they are in the raw folder
     building: Path = field(default_factory=Path)
     old: Manifest | None = None  # of what is prepared already
     notes: list[str] = field(default_factory=list)
@@ -189,6 +191,14 @@ class _Work:
             # Two splits that are cut from one file have its faults in common.
             if fault.what not in [one.what for one in self.faults]:
                 self.faults.append(fault)
+
+    def path_of(self, name: str) -> Path:
+        """Give the path of a raw file, which may be ``ZIP/MEMBER``."""
+        return self.raw / self.packed.get(name, name)
+
+    def has(self, name: str) -> bool:
+        """Whether a raw file is there, packed or not."""
+        return name in self.packed or (self.raw / name).is_file()
 
 
 def prepare(request: PrepareRequest, progress: Progress = no_progress) -> PrepareReport:
@@ -261,7 +271,7 @@ def check(request: PrepareRequest, progress: Progress = no_progress) -> CheckRep
         _refuse_loss(work)
     data = _read_splits(work, _present_splits(work))
     names = [name for split in work.spec.splits for name in split.files]
-    damaged = [name for name in names if any(str(work.raw / name) in fault.what for fault in faults)]
+    damaged = [name for name in names if any(str(work.path_of(name)) in fault.what for fault in faults)]
     # With a split that is damaged, words and answers are others.
     if data.splits and not faults:
         _make_text(work, data)
@@ -292,7 +302,8 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
             raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
     raw = request.raw or spec.default_raw_folder()
     if not raw.is_dir():
-        raise DataError(f"no folder of raw files {raw}", f"{spec.download_hint}; or pass --raw DIR")
+        names = [name for split in spec.splits if split.is_required for name in split.files]
+        raise DataError(f"no folder of raw files {raw}", f"{_how_to_get(spec, raw, names)}; or pass --raw DIR")
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or spec.default_extractor
     _refuse_contradictions(request, spec, grid, extractor)
     pictures = request.images if spec.extractor is None else None if request.without_features else raw
@@ -310,9 +321,11 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         packs_pictures=spec.extractor is not None,
         command=request.command,
     )
-    work = _Work(
-        spec.found_in(raw), request, raw, request.out or default_folder(spec.name), options, progress, described
-    )
+    spec = spec.found_in(raw)
+    names = [name for split in spec.splits for name in split.files]
+    packed = find_packed(raw, [name for name in names if not (raw / name).is_file()])
+    out = request.out or default_folder(spec.name)
+    work = _Work(spec, request, raw, out, options, progress, described, packed)
     if spec.leaves_out_missing:
         work.there = images_there(spec, options.features, options.pictures)
     return work
@@ -355,7 +368,7 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
     missing: dict[str, None] = {}
     present = []
     for split in work.spec.splits:
-        absent = [name for name in split.files if not (work.raw / name).is_file()]
+        absent = [name for name in split.files if not work.has(name)]
         if not absent:
             present.append(split)
         elif split.is_required or len(absent) < len(split.files):
@@ -366,7 +379,7 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
         with work.attempt():
             elsewhere, hint = _found_elsewhere(work, list(missing))
             what = f"no {noun} {listed(missing, len(missing))} in {work.raw}{elsewhere}"
-            raise DataError(what, hint or next(own, None) or work.spec.download_hint)
+            raise DataError(what, hint or next(own, None) or _how_to_get(work.spec, work.raw, list(missing)))
     return present
 
 
@@ -383,8 +396,11 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
             has_all = all((folder / name).is_file() or not (raw / name).is_file() for name in names)
             hint = work.request.command(raw=shown) if has_all else _moves({one: shown / one for one in missing}, work)
             return f", but in {shown}", hint
-    if packed := _packed(work, missing):
-        return f", but packed in {listed(packed, len(packed))}", " && ".join(packed.values())
+    if beside := find_packed(raw.parent, missing):
+        archives = sorted({str(raw.parent / where.split("/")[0]) for where in beside.values()})
+        return f", but packed in {listed(archives, len(archives))}", shlex.join(["mv", *archives, str(work.raw)])
+    if damaged := [path for path in sorted(raw.glob("*.zip")) if not is_whole_zip(path)]:
+        return f"; {listed(damaged, len(damaged))} cannot be read, and may be cut off", "download it again"
     taken = {raw / name for name in names}
     alone = {
         name: path
@@ -400,17 +416,20 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
     return f"; {place} holds {listed(entries, len(entries), most=5) or 'nothing'}", None
 
 
-def _packed(work: _Work, missing: Sequence[str]) -> dict[Path, str]:
-    """Find archives in the raw folder and beside it that hold missing files, each with the command that unpacks it."""
-    found = {work.raw / f"{name}.gz": ["gunzip", str(work.raw / f"{name}.gz")] for name in missing}
-    found = {path: words for path, words in found.items() if path.is_file()}
-    for path in sorted({*work.raw.glob("*.zip"), *work.raw.parent.glob("*.zip")}):
-        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            held = {name: member for name in missing for member in members if Path(member).name == Path(name).name}
-            for folder in {str((work.raw / name).parent) for name in held}:
-                found[path] = ["unzip", "-j", str(path), *held.values(), "-d", folder]
-    return {path: shlex.join(words) for path, words in found.items()}
+def _download_command(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str | None:
+    """Give the command that fetches raw files, and how much that is; None where some of them have no address."""
+    files = holders(spec.downloads, names)
+    if not all(any(name in one.holds for one in files) for name in names):
+        return None
+    words = ["trarctl", "download", files[0].part or spec.name]
+    words += ["--raw", str(raw)] if raw != spec.default_raw_folder() else []
+    size = sum(one.size or 0 for one in files) / 1e6
+    return shlex.join(words) + (f" ({size:,.1f} MB)" if size else "")
+
+
+def _how_to_get(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str:
+    command = _download_command(spec, raw, names)
+    return f"{command}; or {spec.download_hint}" if command else spec.download_hint
 
 
 def _moves(found: Mapping[str, Path], work: _Work) -> str:
@@ -454,15 +473,16 @@ def _check_rows(
         # Several splits may be parts of one file.
         parts = [one.num_questions for one in work.spec.splits if one.files == split.files]
         expected = sum(filter(None, parts)) or None
-        is_begun = any((work.raw / name).exists() for name in split.files)
+        is_begun = any(map(work.has, split.files))
         for name in [name for name in split.files if name not in seen]:
             seen.add(name)
             if name in damaged:
                 rows.append(CheckRow(name, None, expected, "damaged"))
-            elif (work.raw / name).exists():
+            elif work.has(name):
                 rows.append(counted(name, found.get(name), expected, "is it the whole published file?"))
             elif split.is_required or is_begun:
-                advice = split.download_hint or work.spec.download_hint
+                command = _download_command(work.spec, work.raw, [name])
+                advice = split.download_hint or command or work.spec.download_hint
                 rows.append(CheckRow(name, None, expected, "missing", advice))
             else:
                 also = ", and for the vocabulary of published checkpoints" if work.spec.published else ""
@@ -521,7 +541,7 @@ def _is_current(text: TextPart, work: _Work) -> bool:
     is_same = wanted == made and set(names) == set(text.sources) and text.options == work.described
     is_same = is_same and text.images_there == _key_of_images(work)
     is_same = is_same and set(text.splits) <= {split.name for split in work.spec.splits}
-    return is_same and all(_is_unchanged(work.raw / name, text.sources[name]) for name in names)
+    return is_same and all(_is_unchanged(work.path_of(name), text.sources[name]) for name in names)
 
 
 def _key_of_images(work: _Work) -> str:
@@ -530,9 +550,9 @@ def _key_of_images(work: _Work) -> str:
 
 
 def _is_unchanged(path: Path, source: SourceFile) -> bool:
-    status = path.stat()
-    is_same_time = status.st_mtime_ns == source.modified_ns
-    return status.st_size == source.size and (is_same_time or file_sha256(path) == source.sha256)
+    size, modified_ns = raw_status(path)
+    is_same_time = modified_ns == source.modified_ns
+    return size == source.size and (is_same_time or raw_sha256(path) == source.sha256)
 
 
 @dataclass
@@ -612,7 +632,7 @@ def _read_raw(work: _Work) -> tuple[RawData, dict[str, SourceFile]]:
     present = _present_splits(work)
     with ThreadPoolExecutor(1) as pool, _collection_paused():
         names = dict.fromkeys(name for split in present for name in split.files)
-        hashes = {name: pool.submit(_source, work.raw / name) for name in names}
+        hashes = {name: pool.submit(_source, work.path_of(name)) for name in names}
         data = _read_splits(work, present)
         found = {name: future.result() for name, future in hashes.items()}
     return data, {name: one.model_copy(update={"records": data.num_records[name]}) for name, one in found.items()}
@@ -622,7 +642,7 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
     data = RawData()
     for split in present:
         with work.attempt():
-            read = work.spec.read_split(work.raw, split, data, work.progress)
+            read = work.spec.read_split(work.raw, _as_found(split, work.packed), data, work.progress)
             if read is None:
                 continue
             if not len(read.question_id):
@@ -632,6 +652,8 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
                 data.warnings.append(what)
                 continue
             data.splits.append(_without_missing(work, split, read, data.warnings))
+    counts = data.num_records
+    counts.update({name: counts.pop(where) for name, where in work.packed.items() if where in counts})
     with work.attempt():
         data.warnings += compare_splits(work.spec, data.splits)
     work.notes += data.notes
@@ -658,10 +680,16 @@ def _without_missing(work: _Work, files: SplitFiles, split: RawSplit, warnings: 
     return cut_split(split, split.name, is_there)
 
 
+def _as_found(split: SplitFiles, packed: Mapping[str, str]) -> SplitFiles:
+    """Name the files of a split as they can be opened, which may be in an archive."""
+    annotations = split.annotations and packed.get(split.annotations, split.annotations)
+    return replace(split, questions=packed.get(split.questions, split.questions), annotations=annotations)
+
+
 def _source(path: Path) -> SourceFile:
     # The status comes first: a file that changes while it is read then looks changed, not current.
-    status = path.stat()
-    return SourceFile(size=status.st_size, modified_ns=status.st_mtime_ns, sha256=file_sha256(path), records=0)
+    size, modified_ns = raw_status(path)
+    return SourceFile(size=size, modified_ns=modified_ns, sha256=raw_sha256(path), records=0)
 
 
 def _answers(work: _Work, data: RawData) -> tuple[list[str], npt.NDArray[np.int32]]:

@@ -6,11 +6,9 @@ Axes: Q questions in file order, A annotations in file order.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import mmap
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from trarctl.data import Progress, no_progress
+from trarctl.data.archives import open_raw, split_path
 from trarctl.errors import DataError, listed, shortened
 from trarctl.files import refusing
 
@@ -183,7 +182,7 @@ class RecordReader:
     """Takes fields out of the records of one JSON file and collects what is wrong with them.
 
     Args:
-        path: the file: UTF-8, UTF-16 or UTF-32, plain or compressed by gzip.
+        path: the file, or ``ZIP/MEMBER``: UTF-8, UTF-16 or UTF-32, plain or compressed by gzip.
         key: name of its list of records; None: the file is that list.
         progress: told the bytes read.
         warnings: what is odd about the file, but can be read, is added to them.
@@ -585,38 +584,33 @@ for _characters, _kind in ((b'"', _QUOTE), (b"{[", _OPEN), (b"}]", _CLOSE), (b",
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_Text]:
-    """Give the text of a file as UTF-8: memory-mapped where it is that, else unpacked and decoded."""
-    with refusing(f"cannot read {path}", _READABLE):
-        if not path.is_file():
-            raise DataError(f"no file {path}", _READABLE)
-        with path.open("rb") as file:
+    """Give the text of a file as UTF-8: memory-mapped where it is that, else decoded."""
+    with contextlib.ExitStack() as stack:
+        with refusing(f"cannot read {path}", _READABLE):
+            if not split_path(path)[0].is_file():
+                raise DataError(f"no file {path}", _READABLE)
+            file = stack.enter_context(open_raw(path))
             start = file.read(4)
             if not start:
                 raise DataError(f"{path} is empty", _AGAIN)
             if start == b"PK\x03\x04":
                 raise DataError(f"{path} is a zip archive", f"unpack it: unzip {path}")
             content: _Text
-            if start[:2] == b"\x1f\x8b" or json.detect_encoding(start) != "utf-8":
-                content = _decoded(path)
+            if json.detect_encoding(start) == "utf-8":
+                content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             else:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with content if isinstance(content, mmap.mmap) else contextlib.nullcontext():
+                file.seek(0)
+                content = _decoded(path, file.read())
         yield content
 
 
-def _decoded(path: Path) -> bytes:
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path} cannot be unpacked: {error}", _AGAIN) from None
+def _decoded(path: Path, content: bytes) -> bytes:
     encoding = json.detect_encoding(content)
     if encoding == "utf-8-sig":
         # Spaces in place of the byte order mark keep every position.
         return b"   " + content[3:]
     try:
-        return content if encoding == "utf-8" else content.decode(encoding).encode()
+        return content.decode(encoding).encode()
     except UnicodeDecodeError as error:
         what = f"{path} is not valid {encoding.upper()} near byte {error.start:,}: {error.reason}"
         raise DataError(what, _AGAIN) from None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from trarctl.data import Progress
+from trarctl.data.download import Download
 from trarctl.data.metrics import Metric, plain_accuracy
 from trarctl.data.records import RawData, RawSplit, rows_of
 from trarctl.data.submission import AnswerFile, JsonAnswers
@@ -119,6 +120,9 @@ class DatasetSpec:
     max_words: int | None = None  # default words kept of a question; None: the longest question in the data
     aliases: Mapping[str, str] = field(default_factory=dict)  # other names of splits
     split_notes: Mapping[str, str] = field(default_factory=dict)  # added to the name of a split in tables
+    downloads: tuple[
+        Download, ...
+    ] = ()  # published files that `trarctl download` fetches; none: download_hint says how
     raw_folder: Callable[[], Path] | None = None  # gives the raw folder if none is named; None: data/NAME/raw
 
     # Images.
@@ -251,6 +255,16 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
 
         register_recipe(spec.name, spec.recipe)
     return spec
+
+
+def downloads_by_name() -> dict[str, tuple[DatasetSpec, tuple[Download, ...]]]:
+    """List what can be downloaded: by the name of a data set or of a part of one, the data set and the files."""
+    found = dict[str, tuple[DatasetSpec, tuple[Download, ...]]]()
+    for name in DATASETS.names():
+        spec: DatasetSpec = DATASETS[name]
+        for part in dict.fromkeys([None, *(one.part for one in spec.downloads)]):
+            found[part or name] = spec, tuple(one for one in spec.downloads if one.part == part)
+    return found
 
 
 def feature_namings(images: ImageSetFiles) -> tuple[FileNaming, ...]:

@@ -21,6 +21,7 @@ from trarctl.data.datasets.base import (
     check_declared,
     register_dataset,
 )
+from trarctl.data.download import Download
 from trarctl.data.metrics import Accuracy, GroundTruth, count_right
 from trarctl.data.records import (
     Ids,
@@ -164,11 +165,13 @@ def _images(name: str, num_images: int, *, is_required: bool = True) -> ImageSet
     return ImageSetFiles(name, num_images, is_required, images, FileNaming("", 1, ".npz"))
 
 
+_SITE = "https://dl.fbaipublicfiles.com/clevr"
+_SPLITS = (_split("train", 699_989), _split("val", 149_991), _split("test", 149_988, has_answers=False))
 CLEVR = register_dataset(
     DatasetSpec(
         name="clevr",
         title="CLEVR: rendered scenes of cubes, spheres and cylinders",
-        splits=(_split("train", 699_989), _split("val", 149_991), _split("test", 149_988, has_answers=False)),
+        splits=_SPLITS,
         image_sets=(
             _images("train", 70_000),
             _images("val", 15_000),
@@ -178,6 +181,22 @@ CLEVR = register_dataset(
         grid_size=14,
         download_hint="unpack CLEVR_v1.0.zip (https://cs.stanford.edu/people/jcjohns/clevr/) and pass its folder as"
         " --raw",
+        downloads=(
+            Download(
+                f"{_SITE}/CLEVR_v1.0_no_images.zip",
+                about_bytes=86_000_000,
+                holds=tuple(split.questions for split in _SPLITS),
+            ),
+            Download(
+                f"{_SITE}/CLEVR_v1.0.zip",
+                19_021_600_724,
+                sha256="5cd61cf1096ed20944df93c9adb31e74d189b8459a94f54ba00090e5c59936d1",
+                has_images=True,
+                unpack_to="images",
+                unpack_prefix="CLEVR_v1.0/images/",
+                num_files=100_000,
+            ),
+        ),
         metric=clevr_accuracy,
         answer_file=LineAnswers("CLEVR"),
         # Model card of TRAR-VQA (2021): trained on train, by the original's evaluator.

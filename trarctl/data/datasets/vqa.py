@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trarctl.data import Progress
+from trarctl.data.archives import find_packed
+from trarctl.data.datasets import visual_genome
 from trarctl.data.datasets.base import (
     DatasetSpec,
     FileNaming,
@@ -21,6 +24,7 @@ from trarctl.data.datasets.base import (
     check_declared,
     register_dataset,
 )
+from trarctl.data.download import Download
 from trarctl.data.metrics import vqa_accuracy
 from trarctl.data.records import (
     NUM_ANNOTATORS,
@@ -37,7 +41,7 @@ from trarctl.data.records import (
     rows_of,
     shown,
 )
-from trarctl.data.text import normalize_answer
+from trarctl.data.text import build_answers, normalize_answer
 from trarctl.errors import DataError, listed
 
 _DOWNLOAD_BOTH = "take both files of the same version, whole or cut to the same questions"
@@ -243,6 +247,56 @@ def coco_images(name: str, num_images: int, *, is_required: bool = True) -> Imag
     return ImageSetFiles(name, num_images, is_required, pictures, features)
 
 
+def _packed(part: str, member: str, num_bytes: int | None, sha256: str) -> Download:
+    """Describe one of the archives of questions or annotations, which hold one file each."""
+    url = f"https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_{part}_mscoco.zip"
+    return Download(url, num_bytes, sha256=sha256, holds=(f"v2_{member}.json",))
+
+
+def _pictures(name: str, num_bytes: int, num_files: int, sha256: str) -> Download:
+    """Describe the archive of one image set of COCO."""
+    url = f"http://images.cocodataset.org/zips/{name}.zip"
+    return Download(
+        url,
+        num_bytes,
+        sha256=sha256,
+        has_images=True,
+        unpack_to=f"images/{name}",
+        unpack_prefix=f"{name}/",
+        num_files=num_files,
+    )
+
+
+# Further data sets ask about these pictures.
+COCO_PICTURES = (
+    _pictures("train2014", 13_510_573_713, 82_783, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
+    _pictures("val2014", 6_645_013_297, 40_504, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
+    _pictures("test2015", 13_270_587_935, 81_434, "1a2aa896b81140a850a78fa8bff07d455698d2abf364ff05721763458a8101ca"),
+)
+
+
+def _rebuild_visual_genome(raw: Path, progress: Progress) -> str:
+    """Make questions of Visual Genome about the pictures of train and val, with answers of their answer list."""
+    splits = [split for split in VQA.splits if split.name in VQA.answer_splits]
+    names = [str(split.annotations) for split in splits]
+    packed = find_packed(raw, [name for name in names if not (raw / name).is_file()])
+    if missing := [name for name in names if name not in packed and not (raw / name).is_file()]:
+        what = f"the answers of Visual Genome are chosen by those of VQA-v2: no {listed(missing)} in {raw}"
+        raise DataError(what, f"trarctl download vqa --raw {shlex.quote(str(raw))}, and then this again")
+    data, given, pictures = RawData(), list[npt.NDArray[np.int32]](), list[Ids]()
+    for split, name in zip(splits, names, strict=True):
+        layout = _layout(_ANNOTATIONS, split)
+        path = raw / packed.get(name, name)
+        reader = RecordReader(path, "annotations", progress, warnings=data.warnings, layout=layout)
+        _, images, annotations = _read_annotations(reader, split, data, lists_all_answers=False)
+        given.append(annotations.chosen)
+        pictures.append(images)
+    strings = list(data.answers)
+    chosen = (strings[code] for code in np.concatenate(given).tolist())
+    answers = build_answers(chosen, min_count=VQA.min_answer_count or 0)
+    return visual_genome.rebuild(raw, np.unique(np.concatenate(pictures)), frozenset(answers), progress)
+
+
 VQA = register_dataset(
     DatasetSpec(
         name="vqa",
@@ -254,12 +308,13 @@ VQA = register_dataset(
             SplitFiles(
                 "vg",
                 "train2014",
-                "VG_questions.json",
-                "VG_annotations.json",
+                visual_genome.QUESTIONS,
+                visual_genome.ANNOTATIONS,
                 is_required=False,
                 borrows_images=True,
                 download_hint="VG_questions.json and VG_annotations.json are openvqa's, in VQA-v2's layout with COCO's"
-                " image ids; Visual Genome's own files are not. Without both files, vg is left out",
+                " image ids; Visual Genome's own files are not, but `trarctl download vg` makes similar ones of them."
+                " Without both files, vg is left out",
             ),
         ),
         image_sets=(
@@ -270,8 +325,44 @@ VQA = register_dataset(
         read_split=read_vqa_split,
         grid_size=8,
         max_words=14,
-        download_hint="unpack the questions and annotations of https://visualqa.org/download.html into the --raw"
-        " folder",
+        download_hint="put the questions and annotations of https://visualqa.org/download.html, packed or not, into"
+        " the --raw folder",
+        # Sizes and hashes: as several independent copies have them.
+        downloads=(
+            _packed(
+                "Questions_Train",
+                "OpenEnded_mscoco_train2014_questions",
+                7_239_401,
+                "05a64b6e2582d06d7585f5429674a9a33851878be1bff9f8668cdcf792df611e",
+            ),
+            _packed(
+                "Questions_Val",
+                "OpenEnded_mscoco_val2014_questions",
+                3_494_929,
+                "e71f6c5c3e97a51d050f28243e262b28cd0c48d11a6b4632d769d30d3f93222a",
+            ),
+            _packed(
+                "Questions_Test",
+                "OpenEnded_mscoco_test2015_questions",
+                None,
+                "982e2e687a86514b78ea83af356d151976c5e3fb4168a29ca543610574082ad7",
+            ),
+            _packed(
+                "Annotations_Train",
+                "mscoco_train2014_annotations",
+                21_708_861,
+                "fb101bcefe91422c543c2bb6d70af11eb3119d0ff745ae283d09acdf66250853",
+            ),
+            _packed(
+                "Annotations_Val",
+                "mscoco_val2014_annotations",
+                10_518_930,
+                "0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e",
+            ),
+            *COCO_PICTURES,
+            visual_genome.IMAGE_DATA,
+            replace(visual_genome.QUESTION_ANSWERS, finish=_rebuild_visual_genome),
+        ),
         shares_image_ids=True,
         normalize_answer=normalize_answer,
         min_answer_count=8,

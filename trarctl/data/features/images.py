@@ -313,7 +313,9 @@ def _no_folder(images: ImageSet, root: Path, spec: DatasetSpec, command: Command
 
 def _to_add(spec: DatasetSpec, command: Command, what: str, name: str) -> str:
     if what == "images":
-        return spec.download_hint if spec.extractor is not None else f"add {name} to the folder of --images"
+        has_pictures = any(one.has_images for one in spec.downloads)
+        fetched = f", or fetch all: trarctl download {spec.name} --images" if has_pictures else ""
+        return spec.download_hint if spec.extractor is not None else f"add {name} to the folder of --images{fetched}"
     return f"add those of {name}; or leave features out: {command(features=None, pack=None, without_features=True)}"
 
 

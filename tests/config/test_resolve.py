@@ -16,6 +16,8 @@ from trarctl.config.settings import FIELDS, Settings, nested
 from trarctl.errors import SettingsError
 from trarctl.registry import DATASETS, SPAN_SHAPES
 
+DATASET_NAMES = f"{', '.join(map(repr, DATASETS.built_in[:-1]))} or {DATASETS.built_in[-1]!r}"
+
 
 @pytest.fixture(autouse=True)
 def cross(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,11 +196,7 @@ def test_values_are_validated_without_torch() -> None:
             {"sets": ["model.spans=cross:x"]},
             "--set model.spans=cross:x: model.spans[0] must be SHAPE:SIZE with a size of 1 or more",
         ),
-        (
-            {"sets": ["data.dataset=vqa2"]},
-            "--set data.dataset=vqa2: data.dataset must be"
-            f" {', '.join(map(repr, DATASETS.built_in[:-1]))} or {DATASETS.built_in[-1]!r}",
-        ),
+        ({"sets": ["data.dataset=vqa2"]}, f"--set data.dataset=vqa2: data.dataset must be {DATASET_NAMES}"),
         ({"sets": ["model.pooling=max"]}, "--set model.pooling=max: model.pooling must be 'avg', 'attention' or 'fc'"),
         (
             {"sets": ["run.attention=gpu"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -557,6 +560,31 @@ def test_the_changed_part_of_an_archive_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_upstream(path)
     assert f"(changed since it was written: {name})" in caught.value.what
+
+
+def test_the_same_state_makes_the_same_bytes(description: Description, tmp_path: Path) -> None:
+    contents = set()
+    for number in range(16):
+        save_checkpoint(tmp_path / f"{number}.safetensors", TENSORS, description)
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
+def test_a_checksum_beside_the_description_is_read_too(description: Description, tmp_path: Path) -> None:
+    """As version 0.3 wrote it."""
+    save_checkpoint(tmp_path / "new.safetensors", TENSORS, description)
+    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        content = json.loads(file.metadata()["trarctl"])
+    checksum = content["sha256"]
+    for sha256, is_whole in ((checksum, True), ("0" * 64, False)):
+        old = tmp_path / "old.safetensors"
+        text = orjson.dumps(description.model_dump(mode="json")).decode()
+        save_file(TENSORS, old, metadata={"trarctl": text, "sha256": sha256})
+        if is_whole:
+            assert load_checkpoint(old)[1] == description
+        else:
+            with pytest.raises(CheckpointError, match=r"old\.safetensors is damaged"):
+                load_checkpoint(old)
 
 
 @pytest.mark.parametrize(

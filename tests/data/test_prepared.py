@@ -42,6 +42,7 @@ def test_raw_files_are_no_prepared_data(tmp_path: Path) -> None:
 
 def test_another_version(folder: Path) -> None:
     content = json.loads((folder / MANIFEST).read_text())
+    del content["digest"]
     (folder / MANIFEST).write_text(json.dumps(content | {"version": 7}))
     with pytest.raises(DataError, match="was prepared in format 7, this program reads format 1"):
         open_prepared(folder)
@@ -57,16 +58,29 @@ def test_a_damaged_manifest(folder: Path, text: str) -> None:
 @pytest.mark.parametrize("names", ["answer_types", "question_types"])
 def test_a_manifest_that_lost_the_names_of_types(folder: Path, names: str) -> None:
     content = json.loads((folder / MANIFEST).read_text())
+    del content["digest"]
     content["text"]["splits"]["val"][names].pop()
     (folder / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(DataError, match="is damaged: manifest.json: types of val"):
         open_prepared(folder).split("val").truth()
 
 
+@pytest.mark.parametrize("change", ["swapped", "twice", "lost"])
+def test_a_manifest_whose_image_sets_were_changed(folder: Path, change: str) -> None:
+    """Their order says which rows are whose: features of other images would be read."""
+    content = json.loads((folder / MANIFEST).read_text())
+    sets = content["images"]["image_sets"]
+    sets[:] = {"swapped": sets[::-1], "twice": [sets[0], *sets], "lost": sets[1:]}[change]
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="is damaged: it is not what was written"):
+        open_prepared(folder)
+
+
 @pytest.mark.parametrize("count", [1, 10**12, 2**63])
 def test_a_manifest_that_counts_other_questions(folder: Path, count: int) -> None:
     """Nothing is made room for by what the manifest says alone."""
     content = json.loads((folder / MANIFEST).read_text())
+    del content["digest"]
     content["text"]["splits"]["val"]["questions"] = count
     (folder / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"is damaged: val/question_id\.npy"):
@@ -76,6 +90,7 @@ def test_a_manifest_that_counts_other_questions(folder: Path, count: int) -> Non
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", ""])
 def test_a_manifest_cannot_lead_out_of_the_features_folder(folder: Path, name: str) -> None:
     content = json.loads((folder / MANIFEST).read_text())
+    del content["digest"]
     content["images"]["image_sets"][0]["file"] = name
     (folder / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(DataError, match="is damaged: images.image_sets.0.file"):
@@ -303,6 +318,7 @@ def test_any_flipped_bit_in_the_header_of_an_array_is_damage(folder: Path, place
     content[place] ^= 4
     path.write_bytes(content)
     manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["digest"]
     for checksums in (manifest["checksums"], {}):  # version 0.1 had none
         (folder / MANIFEST).write_text(json.dumps(manifest | {"checksums": checksums}))
         try:

@@ -323,6 +323,8 @@ class Tables(Surface):
                               "semicolons",
                               "tabs", "Latin-1", "no header", "upper case header", "spaces in header", "blank lines",
                               "header twice"))  # fmt: skip
+        if not text.startswith("image,question\r\n") and not text.startswith("image,question\n"):
+            return Mutation("nothing", Effect.NONE)  # it has another form already
         rows = list(csv.reader(io.StringIO(text)))[1:]
         pairs = [(row[0], row[1]) for row in rows if len(row) == 2]
         effect = Effect.NONE

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from trarctl.data.datasets.base import FileNaming
 from trarctl.errors import DataError
+from trarctl.files import write_json
 from trarctl.registry import DATASETS, PLUGINS_VARIABLE
 
 FORMAT_VERSION = 1
@@ -200,6 +201,12 @@ def prepare_command(dataset: str) -> str:
     return f"trarctl prepare {dataset}"
 
 
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a prepared folder, with a digest of all that it says."""
+    content = manifest.model_dump(mode="json")
+    write_json(folder / MANIFEST, content | {"digest": key_of(content)})
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a prepared folder; DataError if it is missing, damaged, or of another version."""
     path, again = folder / MANIFEST, f"prepare again: {prepare_command('DATASET')} --out {folder}"
@@ -212,10 +219,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"no prepared data in {folder}", f"{prepare_command(dataset)} --out {folder}") from None
     except (OSError, orjson.JSONDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", again) from None
+    digest = content.pop("digest", None) if isinstance(content, dict) else None
     version = content.get("version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         what = f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}"
         raise DataError(what, again)
+    if digest is not None and digest != key_of(content):
+        raise DataError(f"{path} is damaged: it is not what was written", again)
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:

@@ -58,6 +58,7 @@ from trarctl.data.manifest import (
     digest_of,
     key_of,
     read_manifest,
+    write_manifest,
 )
 from trarctl.data.metrics import GroundTruth, ceiling
 from trarctl.data.prepared import default_folder, open_prepared, write_split
@@ -786,7 +787,7 @@ def _put_in_place(
         files=files,
         checksums={name: file_sha256(work.out / name) for name in files if name not in packed},
     )
-    write_json(work.out / MANIFEST, manifest.model_dump(mode="json"))
+    write_manifest(work.out, manifest)
     return manifest
 
 

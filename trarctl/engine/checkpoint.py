@@ -125,8 +125,10 @@ def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
     """Write a checkpoint so that it is either whole or not there; otherwise a DataError, and what was there stays."""
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    text = orjson.dumps(description.model_dump(mode="json")).decode()
-    metadata = {"trarctl": text, "sha256": _checksum(held, text)}
+    content = description.model_dump(mode="json")
+    checksum = _checksum(held, orjson.dumps(content).decode())
+    # One entry only: several are written in random order, and the same state would make other bytes.
+    metadata = {"trarctl": orjson.dumps({"sha256": checksum, **content}).decode()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
@@ -156,7 +158,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
     """Read a checkpoint and verify its checksum; CheckpointError if it is missing, damaged, or not one of ours."""
     tensors, metadata = _content(path)
     description = _describe(path, metadata)
-    if _checksum(tensors, metadata["trarctl"]) != metadata.get("sha256"):
+    text, checksum = metadata["trarctl"], metadata.get("sha256")
+    if checksum is None:  # it stood beside the description up to version 0.3
+        content = orjson.loads(text)
+        checksum = content.pop("sha256", None)
+        text = orjson.dumps(content).decode()
+    if _checksum(tensors, text) != checksum:
         raise _damaged(path, "its checksum does not match")
     refuse_nonfinite(path, tensors)
     return tensors, description
@@ -400,8 +407,9 @@ def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
     if text is None:
         raise _not_ours(path)
     try:
-        return Description.model_validate(orjson.loads(text))
-    except (orjson.JSONDecodeError, ValidationError) as error:
+        content = orjson.loads(text)
+        return Description.model_validate({name: value for name, value in content.items() if name != "sha256"})
+    except (orjson.JSONDecodeError, AttributeError, ValidationError) as error:
         raise CheckpointError(
             f"{path} has a description that this version cannot read: {first_line(error)}",
             "use the trarctl version that wrote it, or train again",

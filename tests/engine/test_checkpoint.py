@@ -28,6 +28,7 @@ from trarctl.engine.checkpoint import (
     load_checkpoint,
     load_description,
     load_upstream,
+    misnamed,
     restore_optimizer,
     save_checkpoint,
     state_tensors,
@@ -96,8 +97,9 @@ def test_every_flipped_bit_is_found(description: Description, tmp_path: Path) ->
 def test_somebody_elses_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"a": torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match=r"other\.safetensors was not written by trarctl"):
+    with pytest.raises(CheckpointError, match=r"other\.safetensors was not written by trarctl") as caught:
         load_checkpoint(path)
+    assert caught.value.hint == "give a run, a trarctl checkpoint or a .pkl file"
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "missing.safetensors")
 
@@ -204,6 +206,7 @@ def in_type(kind: torch.dtype) -> Change:
         (lambda saved: saved["state_dict"], None),
         (lambda saved: {"model": saved["state_dict"], "epoch": 2}, 2),
         (lambda saved: {"model_state_dict": saved["state_dict"]}, None),
+        (lambda saved: {**saved["state_dict"], "epoch": 6}, 6),
         (lambda saved: {"net": {"state_dict": saved["state_dict"]}, "epoch": np.int64(4)}, 4),
         (lambda saved: {**saved, "epoch": 13.0}, 13),
         (lambda saved: {**saved, "epoch": np.float64(13)}, 13),
@@ -554,3 +557,35 @@ def test_the_changed_part_of_an_archive_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_upstream(path)
     assert f"(changed since it was written: {name})" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "is_right"),
+    [
+        ("epoch-003.safetensors", False),
+        ("epoch-003-step-000004.safetensors", True),
+        ("epoch-003-step-000001.safetensors", False),
+        ("epoch-003-step-000003.safetensors", False),
+        ("epoch-004-step-000004.safetensors", False),
+        ("best.safetensors", True),  # it says nothing
+    ],
+)
+def test_a_name_that_says_another_point(name: str, is_right: bool, description: Description) -> None:
+    progress = TrainState(epoch=3, step_in_epoch=4, step=25)
+    said = misnamed(Path(name), description.model_copy(update={"progress": progress}))
+    assert said == (None if is_right else f"{name} was saved after 3 epochs and 4 steps, not when its name says")
+    whole = misnamed(Path(name), description)  # of the end of epoch 3
+    assert (whole is None) == (name in ("epoch-003.safetensors", "best.safetensors"))
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "epoch-001.safetensors"
+    path.write_bytes(b"x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=f"cannot read {path}: Permission denied") as caught:
+        load_upstream(path)
+    assert caught.value.hint == "make it readable: chmod u+r"

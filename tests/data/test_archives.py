@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -309,6 +310,19 @@ def test_files_of_one_name(tmp_path: Path) -> None:
         "else/only.json": "a.zip/top/only.json",
     }
     assert find_packed(tmp_path, []) == {}
+
+
+def test_any_byte_of_a_zip_archive_may_be_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sync", lambda: None)  # waits for the disk
+    content = write_zip(tmp_path / "a.zip", {"x/a.json": b"[1, 2, 3]" * 9}).read_bytes()
+    for position in range(len(content)):
+        for value in (0xFF, content[position] ^ 0x80):
+            (tmp_path / "a.zip").write_bytes(content[:position] + bytes([value]) + content[position + 1 :])
+            with contextlib.suppress(DataError), open_raw(tmp_path / "a.zip/x/a.json") as file:
+                assert file.read() == b"[1, 2, 3]" * 9
+            with contextlib.suppress(DataError):
+                unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert {path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == {b"[1, 2, 3]" * 9}
 
 
 def test_a_name_without_a_whole_archive(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def _damage_of(path: Path) -> Iterator[None]:
     except TrarError:
         raise
     except Exception as error:  # what they raise over a damaged archive is not documented
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
             raise
         raise DataError(f"{path} cannot be unpacked: {first_line(error)}", _AGAIN) from error
 

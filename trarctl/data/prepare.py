@@ -98,7 +98,7 @@ class PrepareRequest:
     without_features: bool = False  # leave features out even if they are there
     grid: int | None = None  # cells S along one side; None: as the data set has it
     vectors: str = "auto"  # or "none", a spaCy package or folder, or a GloVe file
-    min_answer_count: int | None = None  # an answer is learned if more annotations than this give it; None: as the set
+    min_answer_count: int | None = None  # an answer is learned if more annotations give it; None: as the set has it
     max_words: int | None = None  # words kept of a question; None: 14 for VQA, else the longest question in the data
     pack: Pack | None = None  # number type to pack features as; None: read them where they are
     rebuild: bool = False  # prepare again even if nothing changed
@@ -322,11 +322,10 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         packs_pictures=spec.extractor is not None,
         command=request.command,
     )
-    spec = spec.found_in(raw)
-    names = [name for split in spec.splits for name in split.files]
+    names = [name for split in spec.splits for name in (*split.files, *split.other_names)]
     packed = find_packed(raw, [name for name in names if not (raw / name).is_file()])
     out = request.out or default_folder(spec.name)
-    work = _Work(spec, request, raw, out, options, progress, described, packed)
+    work = _Work(spec.found_in(raw, packed), request, raw, out, options, progress, described, packed)
     if spec.leaves_out_missing:
         work.there = images_there(spec, options.features, options.pictures)
     return work
@@ -647,7 +646,7 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
             if read is None:
                 continue
             if not len(read.question_id):
-                what = f"{work.raw / split.questions} holds no questions of {split.name}"
+                what = f"{work.path_of(split.questions)} holds no questions of {split.name}"
                 if split.is_required:
                     raise DataError(what, work.spec.download_hint)
                 data.warnings.append(what)

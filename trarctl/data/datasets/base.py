@@ -7,7 +7,7 @@ sets are the modules beside this one; any other module can register its own, nam
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -153,12 +153,12 @@ class DatasetSpec:
         """Give the raw folder to take if none is named; DataError if a package that brings it is not installed."""
         return self.raw_folder() if self.raw_folder is not None else Path("data") / self.name / "raw"
 
-    def found_in(self, raw: Path) -> DatasetSpec:
-        """Give the spec with the names that its files have in a raw folder, where they may have several."""
+    def found_in(self, raw: Path, packed: Container[str] = ()) -> DatasetSpec:
+        """Give the spec with the names that its files have in a raw folder, or packed, where they may have several."""
 
         def name_of(split: SplitFiles) -> str:
             names = (split.questions, *split.other_names)
-            return next((name for name in names if (raw / name).is_file()), split.questions)
+            return next((name for name in names if (raw / name).is_file() or name in packed), split.questions)
 
         return replace(self, splits=tuple(replace(split, questions=name_of(split)) for split in self.splits))
 

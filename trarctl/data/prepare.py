@@ -91,7 +91,6 @@ class PrepareRequest:
     """What to prepare, from where, to where."""
 
     dataset: str  # name of a registered data set
-    options: Mapping[str, Any] = field(default_factory=dict)  # those that describe a data set such as a table's
     out: Path | None = None  # the prepared folder; None: data/DATASET/prepared
     raw: Path | None = None  # None: data/DATASET/raw, for easy-VQA the installed package's
     features: Path | None = None  # one folder of files an image set; None: "feats" beside raw, or only questions
@@ -106,6 +105,7 @@ class PrepareRequest:
     extractor: str | None = None  # what makes them; None: as the data set has it, else resnet101
     weights: Path | None = None  # of the extractor; None: torchvision's own download
     devices: tuple[str, ...] = ("cpu",)  # where it runs, such as "cpu" or "cuda:0", one copy each
+    options: Mapping[str, Any] = field(default_factory=dict)  # those that describe a data set such as a table's
 
     def command(self, **changes: Any) -> str:
         """Give the command line of this request, or of one with other values, as it can be pasted."""

@@ -64,7 +64,7 @@ def prepared(folder: Path, **options: Any) -> PrepareReport:
     grid = options.pop("grid", 2)
     options = {"name": "own", **options}
     request = PrepareRequest(
-        "table", options, out=folder / "out", images=options.pop("images", folder / "photos"), grid=grid, vectors="none"
+        "table", options=options, out=folder / "out", images=options.pop("images", folder / "photos"), grid=grid, vectors="none"
     )
     return prepare(request)
 
@@ -276,10 +276,10 @@ def test_a_table_needs_a_name_and_files(tmp_path: Path) -> None:
         with pytest.raises(
             SettingsError, match="a table needs a name, and one file of questions or one for each split"
         ):
-            prepare(PrepareRequest("table", options))
+            prepare(PrepareRequest("table", options=options))
     both = {"name": "own", "questions": tmp_path / "t.csv", "train": tmp_path / "u.csv"}
     with pytest.raises(SettingsError, match="a table needs a name"):
-        prepare(PrepareRequest("table", both))
+        prepare(PrepareRequest("table", options=both))
 
 
 def test_nothing_to_do_the_second_time(rows: list[dict[str, Any]], tmp_path: Path) -> None:

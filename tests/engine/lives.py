@@ -369,6 +369,13 @@ def temperature_of(settings: Settings, epoch: int) -> float:
     return max(train.temperature_max - drop, train.temperature_min)
 
 
+def validates(settings: Settings, epoch: int) -> bool:
+    """Whether an epoch is validated once it is over, by the settings in force then."""
+    every = settings.run.validate_every
+    is_due = bool(every) and ((epoch + 1) % every == 0 or epoch + 1 == settings.train.epochs)
+    return is_due and "val" not in settings.data.split.split("+")
+
+
 def planned(settings: Settings, data: Data, name: str, place: Place) -> Iterator[Step]:
     """The steps from a place to the end of the training, if nothing comes between."""
     train = settings.train
@@ -379,8 +386,6 @@ def planned(settings: Settings, data: Data, name: str, place: Place) -> Iterator
         order = np.arange(len(ids))
         if train.shuffle:
             order = np.random.Generator(np.random.PCG64([train.seed, now])).permutation(len(ids))
-        every = settings.run.validate_every
-        is_due = bool(every) and ((now + 1) % every == 0 or now + 1 == train.epochs)
         for index in range(done, steps_per_epoch):
             step += 1
             rows = order[index * train.batch_size : (index + 1) * train.batch_size]
@@ -396,7 +401,7 @@ def planned(settings: Settings, data: Data, name: str, place: Place) -> Iterator
                 name,
                 settings.data.split,
                 settings.run.log_every,
-                is_due and "val" not in settings.data.split.split("+"),
+                validates(settings, now),
             )
         done = 0
 

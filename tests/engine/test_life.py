@@ -35,6 +35,7 @@ from tests.engine.lives import (
     make_data,
     planned,
     quietly_forking,
+    validates,
 )
 from tests.engine.running import resume, train
 from trarctl.config.resolve import amend, resolve
@@ -443,7 +444,11 @@ class Life(RuleBasedStateMachine):
             assert found == (due.epoch, due.step, due.ids, due.rate)
             trained_with = dict(done["settings"])
             assert trained_with == json.loads(settings.model_dump_json()), "trained with other settings"
-        steps = (*target.steps, *plan[: len(outcome.steps)])
+        before = target.steps
+        if target.in_epoch and target.in_epoch == before[-1].steps_per_epoch:
+            # The end of its epoch is still to come.
+            before = (*before[:-1], before[-1]._replace(is_validated=validates(settings, before[-1].epoch)))
+        steps = (*before, *plan[: len(outcome.steps)])
         epoch = settings.train.epochs if outcome.end == "done" else max(target.epoch, steps[-1].epoch if steps else 0)
         check_epochs(steps, self.data)
         return Place(target.start, steps, epoch)

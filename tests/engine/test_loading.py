@@ -182,6 +182,15 @@ def test_data_of_another_shape(
         check_data(path, load_description(path), data)
 
 
+@pytest.mark.parametrize("grid", [1, 5, 8])
+def test_a_grid_that_the_data_has_not(grid: int, run: RunFolder, data: PreparedData) -> None:
+    """Whoever changed it: a user by ``--set``, or a file that has lost it."""
+    settings = settings_of(run)
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"grid_size": grid})})
+    with pytest.raises(CheckpointError, match=rf"is scored with model\.grid_size = {grid}, .* has a grid of size 4"):
+        load_model(run.epoch_checkpoint(1), data, settings, origin={}, world=ALONE)
+
+
 def test_features_of_another_extractor(run: RunFolder, data: PreparedData, tmp_path: Path) -> None:
     other = open_prepared(data.path)
     images = data.manifest.images.model_copy(update={"backbone": "patches"})

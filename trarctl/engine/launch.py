@@ -31,7 +31,7 @@ from trarctl import errors
 from trarctl.engine import distributed
 from trarctl.engine.callbacks import Callback, Note, Shielded, no_callback
 from trarctl.engine.distributed import GRACE_SECONDS, LostProcess, Placement, World, plan_placement
-from trarctl.engine.signals import asked_to_stop, ended_with_parent, forwarded_signals, stop_requests
+from trarctl.engine.signals import asked_to_stop, ended_with_parent, forwarded_signals, late_signals, stop_requests
 from trarctl.errors import DeviceError, Stopped, TrarError, first_line, told_warnings
 from trarctl.files import write_bytes
 from trarctl.processors import threads_of_each
@@ -185,7 +185,7 @@ def _worker(job: Job, watch: Watch, folder: Path) -> Any:
         return _stopped(job, number) if asked_to_stop(folder) else SystemExit(128 + number)
 
     # Signals are listened to from here on until the report is written.
-    with ended_with_parent(), stop_requests():
+    with ended_with_parent(), stop_requests(afterwards=late_signals(folder)):
         if number := asked_to_stop(folder):
             _write_report(folder, _stopped(job, number))
             return None

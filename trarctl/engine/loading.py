@@ -153,6 +153,11 @@ def load_model(
     else:
         last_temperature = description.temperature
         _refuse_other_features(path, description, data)
+    if (given := settings.model.grid_size) != (grid := data.manifest.images.grid_size):
+        raise CheckpointError(
+            f"{path} is scored with model.grid_size = {given}, {data.path} has a grid of size {grid}",
+            "leave model.grid_size out, or give other data: --data DIR",
+        )
     check_shape(settings.model)
     model = _new_model(settings, data)
     load_weights(model, state, path)

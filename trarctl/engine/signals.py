@@ -24,6 +24,8 @@ ORPHAN_SECONDS = 30.0  # for a process whose launcher has gone to finish its ste
 POLL_SECONDS = 0.5
 _STOP_FILE = "stop"
 
+Handler = Callable[[int, FrameType | None], None]
+
 
 class StopRequest:
     """Whether somebody asked this process to stop; ``signal_number`` is 0 until then.
@@ -55,11 +57,30 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests(explain: Callable[[int], BaseException] | None = None) -> Iterator[StopRequest]:
-    """Listen for the signals that end a process while the block runs; only the main thread can."""
+def stop_requests(
+    explain: Callable[[int], BaseException] | None = None, *, afterwards: Handler | None = None
+) -> Iterator[StopRequest]:
+    """Listen for the signals that end a process while the block runs; only the main thread can.
+
+    ``afterwards`` handles those that come later; None: what did before.
+    """
     request = StopRequest(explain)
-    with _handling(request.handle):
+    with _handling(request.handle, afterwards):
         yield request
+
+
+def late_signals(folder: Path) -> Handler:
+    """Make the handler of a process that has done its work, and waits for its launcher to take that.
+
+    What the launcher forwards comes too late: it waits for this process, and would for ever if it died meanwhile.
+    """
+
+    def handle(signal_number: int, _frame: FrameType | None) -> None:
+        if not asked_to_stop(folder):
+            signal.signal(signal_number, signal.SIG_DFL)
+            os.kill(os.getpid(), signal_number)
+
+    return handle
 
 
 @contextmanager
@@ -139,7 +160,7 @@ def _blocked_in_children() -> Iterator[None]:
 
 
 @contextmanager
-def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handling(handle: Handler, afterwards: Handler | None = None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -152,4 +173,4 @@ def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, afterwards or handler)

@@ -64,7 +64,12 @@ def prepared(folder: Path, **options: Any) -> PrepareReport:
     grid = options.pop("grid", 2)
     options = {"name": "own", **options}
     request = PrepareRequest(
-        "table", options=options, out=folder / "out", images=options.pop("images", folder / "photos"), grid=grid, vectors="none"
+        "table",
+        options=options,
+        out=folder / "out",
+        images=options.pop("images", folder / "photos"),
+        grid=grid,
+        vectors="none",
     )
     return prepare(request)
 

@@ -94,6 +94,7 @@ def samples_of(
     rows = np.sort(np.random.default_rng(seed).permutation(len(split))[:number])
     pictures, why = pictures_of(rows, data, split, images)
     truth = split.truth() if split.is_annotated else None
+    has_types = truth is not None and len(truth.question_types) > 1
     found = []
     for row, picture in zip(rows.tolist(), pictures, strict=True):
         codes = [] if truth is None else [code for code in truth.codes[row].tolist() if code >= 0]
@@ -101,7 +102,7 @@ def samples_of(
             Sample(
                 question=split.question_text(row),
                 answers=[] if truth is None else list(dict.fromkeys(truth.strings[code] for code in codes)),
-                type="" if truth is None else truth.question_types[truth.question_type[row]],
+                type=truth.question_types[truth.question_type[row]] if truth is not None and has_types else "",
                 picture=picture,
                 image_id=split.image_id[row].item(),
                 question_id=split.question_id[row].item(),

@@ -110,6 +110,21 @@ def test_every_form_of_a_table_is_the_same_data(form: str, rows: list[dict[str, 
     assert found == {split: questions for split, questions in expected.items() if questions}
 
 
+def test_a_parquet_table_is_read_like_the_others(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    columns = {"Image": [row["image"] for row in rows], "question": [row["question"] for row in rows]}
+    columns |= {"answers": [[str(row["answer"])] for row in rows], "id": [row["id"] for row in rows]}
+    parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
+    lines = [{**row, "answer": str(row["answer"])} for row in rows]
+    expected = content(prepared(tmp_path, questions=write(tmp_path / "t.jsonl", lines)))
+    assert content(prepared(tmp_path, questions=tmp_path / "t.parquet")) == expected
+    whole = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=r"t\.parquet cannot be read as Parquet"):
+        prepared(tmp_path, questions=tmp_path / "t.parquet")
+
+
 def test_features_are_those_of_each_picture(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     data = open_prepared(prepared(tmp_path, questions=write(tmp_path / "t.jsonl", rows)).out)
     assert data.name == "own"

@@ -37,6 +37,7 @@ from trarctl.commands.console import show_error
 from trarctl.config.settings import FIELDS
 from trarctl.engine.distributed import Placement, plan_placement
 from trarctl.errors import TrarError
+from trarctl.processors import prepare_environment
 
 OTHERWISE = "a plain reader understands something else"
 KEYS = sorted(FIELDS)
@@ -543,6 +544,7 @@ class Environment(Surface):
     def run(self, work: Path, random: Random) -> Ran:
         """Ask where to compute, and score where that is in one process; a group would wait for its others."""
         os.environ |= load_json(work / "in/env.json")
+        prepare_environment()  # as every command does first
         placements: list[Placement] = []
         ran = captured(lambda: self._place(placements))
         self.placed: object = placements and (placements[0].rank, placements[0].num_processes)

@@ -643,8 +643,6 @@ def _read_splits(work: _Work, present: Sequence[SplitFiles]) -> RawData:
     for split in present:
         with work.attempt():
             read = work.spec.read_split(work.raw, _as_found(split, work.packed), data, work.progress)
-            if read is None:
-                continue
             if not len(read.question_id):
                 what = f"{work.path_of(split.questions)} holds no questions of {split.name}"
                 if split.is_required:

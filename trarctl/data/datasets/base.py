@@ -92,11 +92,8 @@ class Published:
     per_type: Mapping[str, float]  # by the types that the data set's accuracy is reported by
 
 
-ReadSplit = Callable[[Path, SplitFiles, RawData, Progress], RawSplit | None]
-"""Reads one split: the raw folder, the split's files, what all splits share and warnings are added to, progress.
-
-None: its file holds nothing for the split.
-"""
+ReadSplit = Callable[[Path, SplitFiles, RawData, Progress], RawSplit]
+"""Reads one split: the raw folder, the split's files, what all splits share and warnings are added to, progress."""
 
 
 def _folder_of_set(root: Path, image_set: str) -> Path:
@@ -120,9 +117,7 @@ class DatasetSpec:
     max_words: int | None = None  # default words kept of a question; None: the longest question in the data
     aliases: Mapping[str, str] = field(default_factory=dict)  # other names of splits
     split_notes: Mapping[str, str] = field(default_factory=dict)  # added to the name of a split in tables
-    downloads: tuple[
-        Download, ...
-    ] = ()  # published files that `trarctl download` fetches; none: download_hint says how
+    downloads: tuple[Download, ...] = ()  # what `trarctl download` fetches; none: download_hint says how
     raw_folder: Callable[[], Path] | None = None  # gives the raw folder if none is named; None: data/NAME/raw
 
     # Images.

@@ -142,21 +142,15 @@ class Tables:
             if one is not None or name in self.files
         )
 
-    def read_split(self, raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit | None:
-        """Read one split, None if no row belongs to it; a DataError names all rows that are unusable."""
+    def read_split(self, raw: Path, files: SplitFiles, data: RawData, progress: Progress) -> RawSplit:
+        """Read one split, empty if no row belongs to it; a DataError names all rows that are unusable."""
         path = raw / files.questions
         is_whole = "questions" in self.files
         if str(path) not in self._read:
             records = self._records(path, data, progress)
             data.num_records[files.questions] = len(records)
             self._read[str(path)] = self._parted(path, records, data, progress) if is_whole else {files.name: records}
-        records = self._read[str(path)].get(files.name, [])
-        if not records:
-            if files.is_required:
-                raise DataError(f"{path} has no question for {files.name}", _HINT)
-            data.warnings.append(f"{path} has no question for {files.name}: there is no such split")
-            return None
-        return _raw_split(path, files.name, records, data)
+        return _raw_split(path, files.name, self._read[str(path)].get(files.name, []), data)
 
     def _records(self, path: Path, data: RawData, progress: Progress) -> list[_Record]:
         """Read a table; a DataError names the rows that are unusable, ten of them and a count."""
@@ -411,7 +405,7 @@ def _image_sets(splits: Sequence[SplitFiles]) -> tuple[ImageSetFiles, ...]:
 _SPLIT_FILES = tuple(SplitFiles(name, name, name, is_required=name == "train") for name in ("train", "val", "test"))
 
 
-def _no_table(*_: Any) -> None:
+def _no_table(*_: Any) -> RawSplit:
     raise AssertionError("the options describe the table")
 
 

@@ -1,28 +1,40 @@
-"""Is this machine's GPU right, and how fast is it: parity, step time and loader, one table and an exit code.
+"""Is this machine's GPU right, and how fast is it: one table, one JSON and an exit code.
 
-    python -m benchmarks.gpu_check [--device cpu|cuda:0] [--quick]
+    python -m benchmarks.gpu_check [--device cpu|cuda:0] [--quick] [--minutes N] [--json FILE]
 
-Without a GPU the same runs at small sizes on the CPU, so that the check itself is known to work.
+Right: the original's scores, gradients against float64, the original's training runs, a run that is stopped and
+resumed. Fast: a training step at each published size, eager and compiled, with the share of the device's peak and of
+the time in which it computes at all; batches from packed features. What the minutes do not suffice for is said to be
+left out. Without a GPU the same runs at small sizes on the CPU, so that the check itself is known to work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
+from tests.engine.programs import program, resume_command, train_command, wait_for_step
+from tests.engine.running import golden_run, weights
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
@@ -41,18 +53,28 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 GRIDS = {"vqa": 4, "clevr": 5}
 # Largest difference of a score from the original's, by precision; scores are of the size of 1.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
+# Largest relative difference of the gradient of all weights from float64's.
+GRADIENT_TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
+RESUME_TOLERANCE = 1e-4  # relative, of all weights; a CPU's are the same to the byte
 TEMPERATURE = 0.1  # at which the original's scores were taken
+# Matrix products, 10**12 operations a second without sparsity, by what a device's name contains (NVIDIA's data sheets).
+PEAKS: dict[str, dict[Precision, float]] = {
+    "H100": {"fp32": 67, "tf32": 495, "bf16": 989},
+    "H200": {"fp32": 67, "tf32": 495, "bf16": 989},
+    "A100": {"fp32": 19.5, "tf32": 156, "bf16": 312},
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``result`` is ``ok``, ``skipped`` or what is wrong."""
+    """One line of the table; ``result`` is ``ok``, ``left out`` or what is wrong, ``figures`` are for a program."""
 
     what: str
     precision: str
-    is_compiled: bool
-    figures: str
+    how: str
+    text: str
     result: str
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,9 +86,26 @@ class Size:
     batch: int
 
 
-def parity(device: torch.device, folder: Path) -> Iterator[Row]:
-    """The original's scores for each golden case."""
-    data = {}
+@dataclass(frozen=True)
+class Case:
+    """A case of the original: its settings and weights, the batch, and the scores that it gave."""
+
+    name: str
+    settings: Settings
+    data: PreparedData
+    batch: Batch
+    state: dict[str, Tensor]
+    scores: Tensor
+
+    def model(self) -> TRAR:
+        """The model with the case's weights, on the CPU."""
+        model = TRAR(self.settings.model, model_sizes(self.data))
+        model.load_state_dict(self.state)
+        return model
+
+
+def golden_data(folder: Path) -> dict[str, PreparedData]:
+    """Both golden sets, prepared."""
     for dataset, grid in GRIDS.items():
         raw = GOLDEN / f"mini_{dataset}"
         prepare(
@@ -74,41 +113,113 @@ def parity(device: torch.device, folder: Path) -> Iterator[Row]:
                 dataset, out=folder / dataset, raw=raw / "raw", features=raw / "feats", grid=grid, vectors="none"
             )
         )
-        data[dataset] = open_prepared(folder / dataset)
-    cases = sorted((GOLDEN / "cases").glob("*.json"))
-    for is_compiled in (False, True):
-        if is_compiled and not can_compile(device):
-            yield Row("parity", "all", True, "no C++ compiler", "skipped")
-            continue
-        # Compiling takes long, on the CPU a minute a case: one or two will do.
-        few = ("vqa_soft_avg", "clevr_hard_fc_binarize") if device.type == "cuda" else ("vqa_soft_avg",)
-        chosen = [case for case in cases if not is_compiled or case.stem in few]
-        for precision in precisions(device):
-            tolerance = TOLERANCES[precision]
-            worst = max(_difference(case, data, device, precision, is_compiled=is_compiled) for case in chosen)
-            result = "ok" if worst < tolerance else f"more than {tolerance:g}"
-            yield Row(
-                f"parity of {len(chosen)} cases", precision, is_compiled, f"largest difference {worst:.1e}", result
-            )
+    return {dataset: open_prepared(folder / dataset) for dataset in GRIDS}
 
 
-def _difference(
-    file: Path, data: dict[str, PreparedData], device: torch.device, precision: Precision, *, is_compiled: bool
-) -> float:
-    case = json.loads(file.read_text())
-    prepared = data[case["dataset"]]
-    settings = resolve(dataset=case["dataset"], config=file.with_suffix(".yml"), environ={}).settings
-    model = TRAR(settings.model, model_sizes(prepared))
-    model.load_state_dict(load_upstream(file.with_suffix(".pkl"))[0])
-    model.to(device).eval()
-    if is_compiled:
-        model.compile()
-    samples = scoring_samples(prepared, case["split"])
-    batch = samples.batch(np.arange(len(samples))).to(device)
-    with torch.inference_mode(), precision_of(device, precision):
-        scores, _ = model(batch.question_tokens, batch.cells(), temperature=TEMPERATURE)
-    with np.load(file.with_suffix(".npz")) as expected:
-        return float(np.abs(scores.float().cpu().numpy() - expected["scores"]).max())
+def read_cases(data: dict[str, PreparedData]) -> list[Case]:
+    """All golden cases."""
+    cases = []
+    for file in sorted((GOLDEN / "cases").glob("*.json")):
+        case = json.loads(file.read_text())
+        prepared, config = data[case["dataset"]], file.with_suffix(".yml")
+        settings = resolve(dataset=case["dataset"], config=config, environ={}).settings
+        samples = scoring_samples(prepared, case["split"])
+        with np.load(file.with_suffix(".npz")) as expected:
+            scores = torch.from_numpy(expected["scores"])
+        batch = samples.batch(np.arange(len(samples)))
+        cases.append(Case(file.stem, settings, prepared, batch, load_upstream(file.with_suffix(".pkl"))[0], scores))
+    return cases
+
+
+def parity(device: torch.device, cases: list[Case], *, is_compiled: bool = False) -> Iterator[Row]:
+    """The original's scores for golden cases."""
+    how = "compiled" if is_compiled else "eager"
+    for precision in precisions(device):
+        worst = 0.0
+        for case in cases:
+            model = case.model().to(device).eval()
+            if is_compiled:
+                model.compile()
+            batch = case.batch.to(device)
+            with torch.inference_mode(), precision_of(device, precision):
+                scores, _ = model(batch.question_tokens, batch.cells(), temperature=TEMPERATURE)
+            worst = max(worst, float((scores.float().cpu() - case.scores).abs().max()))
+        result = "ok" if worst < TOLERANCES[precision] else f"more than {TOLERANCES[precision]:g}"
+        text = f"largest difference from the original's scores {worst:.1e}"
+        yield Row(f"scores of {len(cases)} cases", precision, how, text, result, {"difference": worst})
+
+
+def gradients(device: torch.device, cases: list[Case]) -> Iterator[Row]:
+    """The gradient of all weights against float64 on the CPU; of soft routing, since hard routing draws noise."""
+    soft = [case for case in cases if case.settings.model.routing == "soft"]
+    expected = [_gradient(case, torch.device("cpu"), "fp32", torch.float64) for case in soft]
+    for precision in precisions(device):
+        worst = 0.0
+        for case, right in zip(soft, expected, strict=True):
+            ours = _gradient(case, device, precision, torch.float32)
+            worst = max(worst, float((ours - right).norm() / right.norm()))
+        result = "ok" if worst < GRADIENT_TOLERANCES[precision] else f"more than {GRADIENT_TOLERANCES[precision]:g}"
+        text = f"largest relative difference from float64 {worst:.1e}"
+        yield Row(f"gradients of {len(soft)} cases", precision, "eager", text, result, {"difference": worst})
+
+
+def _gradient(case: Case, device: torch.device, precision: Precision, dtype: torch.dtype) -> Tensor:
+    model = case.model().to(device, dtype).eval()  # without dropout, which the routing has whatever the settings say
+    model.reader.train()  # cuDNN has a backward pass of the LSTM in training only
+    batch = case.batch.to(device)
+    with precision_of(device, precision):
+        scores, _ = model(batch.question_tokens, batch.cells().to(dtype), temperature=TEMPERATURE)
+    with tf32_allowed(device, precision):
+        # Another direction for each score, the same everywhere.
+        (scores * torch.linspace(-1, 1, scores.numel(), device=device).reshape(scores.shape)).sum().backward()
+    found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
+    return torch.cat([gradient.reshape(-1).double().cpu() for gradient in found])
+
+
+def training(gpus: str, data: dict[str, PreparedData], folder: Path) -> Iterator[Row]:
+    """The original's training runs, loss by loss."""
+    for name in ("vqa_soft_avg", "vqa_soft_attention_accu2"):
+        _, steps, golden = golden_run(name, data["vqa"].path, folder / name, gpus=gpus)
+        sums = [step.loss * golden["batch_size"] for step in steps if step.loss is not None]
+        right = [step["loss_sum"] for step in golden["steps"]]
+        worst = max(abs(ours / theirs - 1) for ours, theirs in zip(sums, right, strict=True))
+        text = f"{len(sums)} steps, largest relative difference of a loss {worst:.1e}"
+        yield Row(
+            f"training {name}", "fp32", "eager", text, "ok" if worst < 1e-4 else "more than 1e-4", {"difference": worst}
+        )
+
+
+def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) -> Iterator[Row]:
+    """A run of the program that is stopped within an epoch and resumed, against one that nobody disturbed."""
+    changes = {"run__gpus": gpus, "run__save_every": 1, "run__log_every": 1, "train__epochs": 4}
+    command = train_command(data["vqa"].path, "vqa", **changes)
+    runs = {}
+    for name in ("whole", "stopped"):
+        there = folder / name
+        there.mkdir()
+        runs[name] = RunFolder(there / "runs" / "tiny")
+        with program(command, there) as started:
+            if name == "stopped":
+                wait_for_step(started, runs[name], 5)
+                started.process.terminate()
+            code = started.wait()
+            problem = "" if code in (0, 143) else f"exit code {code}: {started.errors()[-300:]}"
+    if not problem:
+        with program(resume_command("tiny"), folder / "stopped") as started:
+            code = started.wait()
+            problem = "" if code == 0 else f"exit code {code}: {started.errors()[-300:]}"
+    if problem:
+        yield Row("stopped and resumed", "fp32", "eager", problem, "failed")
+        return
+    whole, resumed = (weights(run) for run in runs.values())
+    ours, right = (
+        np.concatenate([np.frombuffer(found[name], np.float32) for name in sorted(found)]).astype(np.float64)
+        for found in (resumed, whole)
+    )
+    worst = float(np.linalg.norm(ours - right) / np.linalg.norm(right))
+    text = "the same to the byte" if whole == resumed else f"relative difference of weights and averages {worst:.1e}"
+    result = "ok" if worst < RESUME_TOLERANCE else f"more than {RESUME_TOLERANCE:g}"
+    yield Row("stopped and resumed", "fp32", "eager", text, result, {"difference": worst})
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
@@ -121,15 +232,8 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cuda" or any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
-def step_times(device: torch.device, sizes: list[Size], *, num_steps: int) -> Iterator[Row]:
-    """Time of a training step on the published sizes, and the most memory it takes."""
-    for size in sizes:
-        for precision in precisions(device):
-            for is_compiled in (False, True) if device.type == "cuda" else (False,):
-                yield _step_time(device, size, precision, num_steps=num_steps, is_compiled=is_compiled)
-
-
-def _step_time(device: torch.device, size: Size, precision: Precision, *, num_steps: int, is_compiled: bool) -> Row:
+def step_time(device: torch.device, size: Size, precision: Precision, *, num_steps: int, is_compiled: bool) -> Row:
+    """Time of a training step on a published size, what limits it, and the most memory that it takes."""
     spans = ",".join(map(str, size.spans))
     sets = [f"model.grid_size={size.grid}", f"model.spans={spans}", f"train.batch_size={size.batch}"]
     sets += [f"run.precision={precision}", f"run.compile={str(is_compiled).lower()}"]
@@ -137,39 +241,98 @@ def _step_time(device: torch.device, size: Size, precision: Precision, *, num_st
     # As much of prepared data as a step needs, at the size of VQA-v2.
     features = SimpleNamespace(width=2_048)
     data = SimpleNamespace(vocabulary=range(20_573), answers=range(3_129), features=features, vectors=None)
-    trainer = Trainer(
-        settings,
-        cast(PreparedData, data),
-        RunFolder(Path()),
-        World(0, 1, device),
-        callback=no_callback,
-        stop=StopRequest(),
-        tensors={},
-        state=TrainState(),
-    )
-    batch = Batch(
-        np.arange(size.batch),
-        torch.randint(3, 20_573, (size.batch, 14)),
-        torch.randn(size.batch, size.grid**2, 2_048),
-        torch.arange(size.batch),
-        torch.rand(size.batch, 3_129).round(),
-    ).to(device)
-    trainer.network.train()
-    with tf32_allowed(device, precision):
-        for _ in range(2):
-            trainer.train_step([batch], learning_rate=1e-4)
-        _wait(device)
+    what, how = f"step {size.grid}x{size.grid}", "compiled" if is_compiled else "eager"
+    try:
+        trainer = Trainer(
+            settings,
+            cast(PreparedData, data),
+            RunFolder(Path()),
+            World(0, 1, device),
+            callback=no_callback,
+            stop=StopRequest(),
+            tensors={},
+            state=TrainState(),
+            schedule=(1e-4, 1.0),
+        )
+        batch = Batch(
+            np.arange(size.batch),
+            torch.randint(3, 20_573, (size.batch, 14)),
+            torch.randn(size.batch, size.grid**2, 2_048),
+            torch.arange(size.batch),
+            torch.rand(size.batch, 3_129).round(),
+        ).to(device)
+        trainer.network.train()
+        with tf32_allowed(device, precision):
+            return _timed(trainer, batch, device, what, how, num_steps)
+    except torch.OutOfMemoryError as error:
+        return Row(what, precision, how, f"a step of {size.batch}: {str(error)[:80]}", "left out")
+    finally:
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+            torch.cuda.empty_cache()
+
+
+def _timed(trainer: Trainer, batch: Batch, device: torch.device, what: str, how: str, num_steps: int) -> Row:
+    precision, size = trainer.settings.run.precision, len(batch)
+
+    def step() -> None:
+        nonlocal result
+        result = trainer.train_step([batch], learning_rate=1e-4)
+
+    result = trainer.train_step([batch], learning_rate=1e-4)  # compiles
+    counter = FlopCounterMode(display=False)
+    with counter if how == "eager" else nullcontext():
+        step()
+    _wait(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = []
+    for _ in range(num_steps):
         started = time.perf_counter()
-        for _ in range(num_steps):
-            result = trainer.train_step([batch], learning_rate=1e-4)
+        step()
         _wait(device)
+        times.append(time.perf_counter() - started)
+    # All at once, as training calls it: the host may run ahead of the device.
+    started = time.perf_counter()
+    for _ in range(num_steps):
+        step()
+    _wait(device)
     seconds = (time.perf_counter() - started) / num_steps
+    figures: dict[str, Any] = {
+        "milliseconds": seconds * 1e3,
+        "milliseconds_alone": float(np.median(times)) * 1e3,
+        "samples_per_second": size / seconds,
+        "gibibytes": peak_memory_bytes(device) / 2**30,
+    }
+    text = f"{seconds * 1e3:7.1f} ms a step of {size}, {size / seconds:6.0f} samples/s, {figures['gibibytes']:5.1f} GiB"
+    if how == "eager":
+        figures["teraflops"] = counter.get_total_flops() / 1e12
+    if device.type == "cuda":
+        figures |= _kernels(step, device)
+        busy = figures["kernel_milliseconds"] / (seconds * 1e3)
+        text += f", {figures['kernels']} kernels, busy {busy:.0%}"
+    peak = next((peaks[precision] for name, peaks in PEAKS.items() if name in title_of(device)), None)
+    if peak is not None and "teraflops" in figures:
+        figures["share_of_peak"] = figures["teraflops"] / seconds / peak
+        text += f", {figures['share_of_peak']:.1%} of peak"
     is_fine = bool(result.loss.isfinite()) and bool(result.gradient_norm.isfinite())
-    memory = peak_memory_bytes(device) / 2**30
-    figures = f"{seconds * 1e3:8.1f} ms a step of {size.batch}, {size.batch / seconds:6.0f} samples/s, {memory:.1f} GiB"
-    return Row(f"step {size.grid}x{size.grid}", precision, is_compiled, figures, "ok" if is_fine else "not finite")
+    return Row(what, precision, how, text, "ok" if is_fine else "not finite", figures)
+
+
+def _kernels(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
+    """What a step runs on the device: how many kernels, for how long, and which take longest."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        step()
+        _wait(device)
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in recorded.events() or ():
+        if event.device_type == DeviceType.CUDA:
+            times[event.name].append(event.device_time / 1e3)
+    longest = sorted(times, key=lambda name: -sum(times[name]))[:25]
+    return {
+        "kernels": sum(map(len, times.values())),
+        "kernel_milliseconds": sum(map(sum, times.values())),
+        "longest": [[name[:120], len(times[name]), round(sum(times[name]), 3)] for name in longest],
+    }
 
 
 def loader_speed(device: torch.device, size: Size, folder: Path, *, num_batches: int) -> Row:
@@ -185,8 +348,9 @@ def loader_speed(device: torch.device, size: Size, folder: Path, *, num_batches:
     count = sum(len(batch.to(device)) for batch in islice(batches, num_batches - 1))
     _wait(device)
     rate = count / (time.perf_counter() - started)
-    figures = f"{rate:8.0f} samples/s to the device, {rate * size.grid**2 * width * 4 / 2**30:.2f} GiB/s"
-    return Row(f"loader {size.grid}x{size.grid}", "", False, figures, "ok")
+    speed = rate * size.grid**2 * width * data.features.dtype.itemsize / 2**30
+    text = f"{rate:8.0f} samples/s to the device, {speed:.2f} GiB/s"
+    return Row(f"loader {size.grid}x{size.grid}", "", "", text, "ok", {"samples_per_second": rate})
 
 
 def _generated(folder: Path, grid: int, num_images: int, width: int) -> PreparedData:
@@ -206,9 +370,48 @@ def _generated(folder: Path, grid: int, num_images: int, width: int) -> Prepared
     return open_prepared(folder / "data")
 
 
+def title_of(device: torch.device) -> str:
+    """What the device calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Row | Callable[[], Row]]:
+    """All rows for a device, the most telling first; those that cost minutes may be left out, and are functions."""
+    gpus = "cpu" if device.type == "cpu" else str(device.index or 0)
+    data = golden_data(folder)
+    cases = read_cases(data)
+    yield from parity(device, cases)
+    yield from gradients(device, cases)
+    yield from training(gpus, data, folder)
+    yield from stopped_and_resumed(gpus, data, folder)
+    batch = 2 if is_small else 64
+    sizes = [Size(8, (0, 1, 2, 3), batch), Size(14, (0, 1, 3), batch), Size(16, (0, 1, 2, 3), batch)]
+    large = [] if device.type == "cpu" else [Size(32, (0, 1, 2, 3), 8)]
+    num_steps = 2 if is_small else 20
+
+    def timed(size: Size, precision: Precision, *, is_compiled: bool) -> Callable[[], Row]:
+        return lambda: step_time(device, size, precision, num_steps=num_steps, is_compiled=is_compiled)
+
+    for size in sizes + large:
+        for precision in precisions(device):
+            yield timed(size, precision, is_compiled=False)
+    for size in sizes:
+        yield loader_speed(device, size, folder, num_batches=10 if is_small else 100)
+    if not can_compile(device):
+        yield Row("compiled", "", "compiled", "no C++ compiler", "left out")
+        return
+    # Compiling takes long, on the CPU a minute a case.
+    few = ("vqa_soft_avg", "clevr_hard_fc_binarize") if device.type == "cuda" else ("vqa_soft_avg",)
+    if device.type == "cuda":
+        for size in sizes:
+            for precision in ("bf16", "tf32"):
+                yield timed(size, precision, is_compiled=True)
+    yield from parity(device, [case for case in cases if case.name in few], is_compiled=True)
 
 
 def main() -> None:
@@ -216,34 +419,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", help="one device; by default every GPU, or the CPU")
     parser.add_argument("--quick", action="store_true", help="small batches and few steps, as on the CPU")
+    parser.add_argument("--minutes", type=float, default=8, help="after which steps are no longer timed")
+    parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = [options.device] if options.device else [f"cuda:{index}" for index in range(num_gpus)] or ["cpu"]
-    is_right = True
+    give_up = time.monotonic() + 60 * options.minutes
+    is_right, results = True, []
     for name in names:
         device = torch.device(name)
-        is_small = options.quick or device.type == "cpu"
-        title = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        print(f"{name}: {title}, torch {torch.__version__}")
-        sizes = [Size(8, (0, 1, 2, 3), 64), Size(14, (0, 1, 3), 64), Size(16, (0, 1, 2, 3), 64)]
-        if is_small:
-            sizes = [Size(size.grid, size.spans, 2) for size in sizes]
+        title = title_of(device)
+        print(f"{name}: {title}, torch {torch.__version__}, Python {platform.python_version()}")
+        rows: list[Row] = []
         with tempfile.TemporaryDirectory(prefix="trarctl-gpu-check-") as folder:
-            is_right &= _print(parity(device, Path(folder)))
-            is_right &= _print(step_times(device, sizes, num_steps=2 if is_small else 20))
-            speeds = (loader_speed(device, size, Path(folder), num_batches=10 if is_small else 100) for size in sizes)
-            is_right &= _print(speeds)
+            for entry in check(device, Path(folder), is_small=options.quick or device.type == "cpu"):
+                started = time.monotonic()
+                if isinstance(entry, Row):
+                    row = entry
+                elif started > give_up:
+                    row = Row("step", "", "", "no time left", "left out")
+                else:
+                    row = entry()
+                print(f"  {row.what:<28} {row.precision:<5} {row.how:<9} {row.text:<92} {row.result}", flush=True)
+                rows.append(row)
+                is_right &= row.result in ("ok", "left out")
+                if options.json is not None:
+                    about = {"device": title, "torch": str(torch.__version__), "python": platform.python_version()}
+                    found = [*results, about | {"rows": [asdict(row) for row in rows]}]
+                    options.json.write_text(json.dumps(found, indent=1) + "\n")
+        results.append({"device": title, "rows": [asdict(row) for row in rows]})
     print("all as it should be" if is_right else "something is wrong, see above")
     sys.exit(not is_right)
-
-
-def _print(rows: Iterator[Row]) -> bool:
-    is_right = True
-    for row in rows:
-        compiled = "compiled" if row.is_compiled else ""
-        print(f"  {row.what:<20} {row.precision:<5} {compiled:<9} {row.figures:<58} {row.result}", flush=True)
-        is_right &= row.result in ("ok", "skipped")
-    return is_right
 
 
 if __name__ == "__main__":

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trarctl.config.resolve import amend, resolve
 from trarctl.config.settings import Settings
-from trarctl.engine.callbacks import Callback, Event, no_callback
+from trarctl.engine.callbacks import Callback, Event, StepDone, no_callback
 from trarctl.engine.checkpoint import load_checkpoint
 from trarctl.engine.jobs import TrainJob, plan_resume, plan_start
 from trarctl.engine.launch import run_job
 from trarctl.engine.run import RunFolder, read_settings
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = {
     "model.num_layers": 1,
     "model.hidden_size": 16,
@@ -60,6 +63,38 @@ def train(settings: Settings, *, on_event: OnEvent = no_callback, init: Path | N
     """Train from the beginning."""
     job, _ = plan_start(settings, {}, init=None if init is None else str(init))
     return _run(job, on_event)
+
+
+def golden_run(name: str, data: Path, folder: Path, *, gpus: str) -> tuple[RunFolder, list[StepDone], dict[str, Any]]:
+    """Train as the original did: the run, its steps, and the original's figures."""
+    golden = json.loads((GOLDEN / "training" / f"{name}.json").read_text())
+    steps: list[StepDone] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepDone):
+            steps.append(event)
+
+    settings = resolve(
+        dataset="vqa",
+        config=GOLDEN / "cases" / f"{name.removesuffix('_accu2')}.yml",
+        environ={},
+        sets=[
+            f"data.path={data}",
+            f"run.folder={folder}",
+            f"run.gpus={gpus}",
+            "run.log_every=1",
+            "model.dropout=0",
+            "train.shuffle=false",
+            f"train.epochs={golden['steps'][-1]['epoch'] + 1}",
+            f"train.batch_size={golden['batch_size']}",
+            f"train.accumulation={golden['accumulation']}",
+            f"train.learning_rate={golden['lr_base']}",
+            f"train.warmup_epochs={golden['warmup_epoch']}",
+            f"train.decay_epochs={','.join(map(str, golden['decay_epochs']))}",
+            f"train.decay_factor={golden['decay_rate']}",
+        ],
+    ).settings
+    return train(settings, on_event=on_event, init=GOLDEN / "training" / f"{name}_initial.pkl"), steps, golden
 
 
 def resume(

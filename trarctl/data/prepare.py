@@ -27,7 +27,7 @@ import trarctl
 from trarctl.data import Progress, no_progress
 from trarctl.data.archives import find_packed, is_whole_zip, raw_sha256, raw_status
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
-from trarctl.data.download import holders
+from trarctl.data.download import Download, holders
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, SetPlaces, images_there, picture_table
@@ -421,10 +421,20 @@ def _download_command(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str
     files = holders(spec.downloads, names)
     if not all(any(name in one.holds for one in files) for name in names):
         return None
+    return _command_for(spec, raw, files) + _size(files)
+
+
+def _command_for(spec: DatasetSpec, raw: Path, files: Sequence[Download]) -> str:
     words = ["trarctl", "download", files[0].part or spec.name]
     words += ["--raw", str(raw)] if raw != spec.default_raw_folder() else []
+    return shlex.join(words)
+
+
+def _size(files: Sequence[Download]) -> str:
+    """Say how much there is to fetch, as far as it is known."""
     size = sum(one.size or 0 for one in files) / 1e6
-    return shlex.join(words) + (f" ({size:,.1f} MB)" if size else "")
+    more = ", and more whose size is not published" if size and any(one.size is None for one in files) else ""
+    return f" ({size:,.1f} MB{more})" if size else ""
 
 
 def _how_to_get(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str:
@@ -488,17 +498,20 @@ def _check_rows(
                 also = ", and for the vocabulary of published checkpoints" if work.spec.published else ""
                 advice = f"needed for the split {split.name}{also}"
                 rows.append(CheckRow(name, None, expected, "not there, not needed", advice))
-    for files in work.spec.image_sets if any(folders.values()) else ():
+    pictures = [one for one in work.spec.downloads if one.has_images]
+    fetch = f"{_command_for(work.spec, work.raw, pictures)} --images{_size(pictures)}" if pictures else ""
+    for files in work.spec.image_sets:
         folder = folders.get(files.name)
         if folder is not None:
             row = counted(str(folder.path), len(folder.ids), files.num_images, "are all images there?")
             odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
             rows.append(replace(row, advice="; ".join(filter(None, (row.advice, odd)))))
-        else:
-            is_needed = files.is_required and not any(folders.get(name) for name in files.instead)
-            verdict: Verdict = "missing" if is_needed else "not there, not needed"
-            advice = "needed for training" if is_needed else ""
-            rows.append(CheckRow(files.name, None, files.num_images, verdict, advice))
+            continue
+        is_needed = files.is_required and not any(folders.get(name) for name in files.instead)
+        verdict: Verdict = "missing" if is_needed else "not there, not needed"
+        how = "" if any(folders.values()) else fetch or work.spec.download_hint
+        advice = "needed for training" + (f": {how}, or --features DIR" if how else "") if is_needed else ""
+        rows.append(CheckRow(f"images of {files.name}", None, files.num_images, verdict, advice))
     return tuple(rows)
 
 

@@ -306,10 +306,10 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         names = [name for split in spec.splits if split.is_required for name in split.files]
         raise DataError(f"no folder of raw files {raw}", f"{_how_to_get(spec, raw, names)}; or pass --raw DIR")
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or spec.default_extractor
-    _refuse_contradictions(request, spec, grid, extractor)
-    pictures = request.images if spec.extractor is None else None if request.without_features else raw
+    _refuse_contradictions(request, spec, extractor)
+    pictures = request.images
     if pictures is None and request.features is None and not request.without_features:
-        pictures = spec.pictures
+        pictures = spec.pictures if spec.extractor is None else raw
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():
         features = beside
@@ -319,7 +319,7 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         extractor_options=ExtractorOptions(grid, request.weights, request.devices),
         pictures=pictures,
         extractor=extractor,
-        packs_pictures=spec.extractor is not None,
+        packs_pictures=spec.extractor is not None and pictures is not None,
         command=request.command,
     )
     names = [name for split in spec.splits for name in (*split.files, *split.other_names)]
@@ -339,25 +339,23 @@ def _described(request: PrepareRequest) -> dict[str, Any]:
     return values
 
 
-def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int, extractor: str) -> None:
-    """Refuse options that exclude each other, or that the data set leaves no choice of."""
-    has_own = spec.extractor is not None
-    is_other = has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None)
+def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, extractor: str) -> None:
+    """Refuse options that exclude each other, or would have no effect."""
     flags = {name: f"--{name.replace('_', '-')}" for name in ("features", "images", "without_features")}
     given = [flag for name, flag in flags.items() if getattr(request, name)]
-    has_pictures = request.images is not None or (spec.pictures is not None and request.features is None)
+    has_own = spec.extractor is not None and request.features is None
+    has_pictures = has_own or request.images is not None or (spec.pictures is not None and request.features is None)
     unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and not has_pictures]
-    own = f"{spec.name} makes its features of the images in its raw folder, on a grid of {spec.grid_size}"
+    packs = f"{spec.name} packs what it makes of its images anyway"
     for is_wrong, what, hint in (
-        (is_other, own, "leave out --features, --grid, --pack"),
+        (has_own and request.pack is not None, packs, "leave out --pack, or pass --features DIR"),
         (
             extractor not in EXTRACTORS,
             f"unknown extractor {extractor!r}",
             f"--extractor {' or '.join(EXTRACTORS.names())}",
         ),
-        (has_own and request.images is not None, own, request.command(images=None)),
         (len(given) > 1, f"{' and '.join(given)} exclude each other", f"leave out {' or '.join(given)}"),
-        (unused and not has_own, f"{' and '.join(unused)} without --images would have no effect", "add --images DIR"),
+        (bool(unused), f"{' and '.join(unused)} without --images would have no effect", "add --images DIR"),
     ):
         if is_wrong:
             raise SettingsError(what, hint)

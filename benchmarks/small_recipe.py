@@ -13,19 +13,22 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import easy_vqa
 import orjson
 from PIL import Image, ImageDraw
+
+from trarctl.data.datasets.easy_vqa import package_data
 
 COLORS = {
     "red": 0xFF0000,
@@ -37,24 +40,27 @@ COLORS = {
 }
 SHAPES = ("square", "circle", "triangle")
 SIZES = {"small": 9, "large": 16}  # half the side, in pixels
-SIDE, NUM_DRAWINGS, QUESTIONS_EACH = 128, 2_500, 8
+SIDE, NUM_DRAWINGS, QUESTIONS_EACH = 128, 1_500, 8
+WIDE = {"model.hidden_size": 256, "model.feed_forward_size": 1024, "model.flat_out_size": 512}
 
-# Changes to the recipe as it is; ``now`` has none.
-VARIANTS: dict[str, dict[str, object]] = {
-    "now": {},
-    "ce": {"train.loss": "ce"},
-    "slower": {"train.learning_rate": 5e-4},
-    "faster": {"train.learning_rate": 2e-3},
-    "wide": {"model.hidden_size": 256, "model.feed_forward_size": 1024, "model.flat_out_size": 512},
-    "one layer": {"model.num_layers": 1},
-    "no dropout": {"model.dropout": 0},
-    "longer": {"train.epochs": 30, "train.decay_epochs": "20,26"},
+# Side of the grid, and changes to the recipe as it is.
+VARIANTS: dict[str, tuple[int, dict[str, object]]] = {
+    "now": (4, {}),
+    "bce": (4, {"train.loss": "bce"}),
+    "ce": (4, {"train.loss": "ce"}),
+    "ce, one layer": (4, {"train.loss": "ce", "model.num_layers": 1}),
+    "ce, 1 x 256": (4, {"train.loss": "ce", "model.num_layers": 1} | WIDE),
+    "ce, no dropout": (4, {"train.loss": "ce", "model.dropout": 0}),
+    "ce, 2e-3": (4, {"train.loss": "ce", "train.learning_rate": 2e-3}),
+    "ce, 5e-4": (4, {"train.loss": "ce", "train.learning_rate": 5e-4}),
+    "ce, 8x8": (8, {"train.loss": "ce"}),
+    "ce, 8x8, one layer": (8, {"train.loss": "ce", "model.num_layers": 1}),
 }
 
 
 def easy_table(folder: Path) -> list[dict[str, Any]]:
     """easy-VQA's training questions; pictures have names that say nothing, in folders."""
-    source = Path(easy_vqa.__file__).parent / "data" / "train"
+    source = package_data() / "train"
     rows = []
     for question, answer, image in orjson.loads((source / "questions.json").read_bytes()):
         digest = hashlib.sha256(f"{image}".encode()).hexdigest()[:12]
@@ -126,20 +132,20 @@ def _ask(chance: random.Random, objects: list[dict[str, Any]]) -> tuple[str, str
     return f"how many objects are left of the {one['color']} {one['shape']}?", str(left)
 
 
-def prepared(name: str, work: Path, rad: Path | None) -> Path:
+def prepared(name: str, grid: int, work: Path, rad: Path | None) -> Path:
     """Prepare a table once."""
-    out, source = work / name, work / f"{name}-source"
+    out, source = work / f"{name}-{grid}", work / f"{name}-source"
     if not (out / "manifest.json").is_file():
-        pictures = source / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
+        pictures, questions = source / "pictures", source / "questions.jsonl"
         if name == "rad":
             command = ["prepare", "vqa-rad", "--raw", str(rad)]
         else:
-            rows = easy_table(pictures) if name == "easy" else drawn_table(pictures)
-            (source / "questions.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-            command = ["prepare", "table", "--name", name, "--questions", f"{source}/questions.jsonl"]
-            command += ["--images", str(pictures)]
-        _trarctl(*command, "--out", str(out), "--vectors", "none")
+            if not questions.is_file():
+                pictures.mkdir(parents=True, exist_ok=True)
+                rows = easy_table(pictures) if name == "easy" else drawn_table(pictures)
+                questions.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+            command = ["prepare", "table", "--name", name, "--questions", str(questions), "--images", str(pictures)]
+        _trarctl(*command, "--grid", str(grid), "--out", str(out), "--vectors", "none")
     return out
 
 
@@ -150,13 +156,15 @@ def _trarctl(*arguments: str) -> None:
         raise SystemExit(done.stderr)
 
 
-def train(name: str, data: Path, work: Path, variant: str, seed: int) -> tuple[float, float]:
+def train(name: str, data: Path, work: Path, variant: str, seed: int, epochs: int | None) -> tuple[float, float]:
     """Accuracy on val after the last epoch, and seconds of training."""
-    run = f"{name}-{variant.replace(' ', '-')}-{seed}"
+    run = f"{name}-{re.sub('[^a-z0-9]+', '-', variant)}-{seed}"
     metrics = work / "runs" / run / "metrics.jsonl"
     if not metrics.is_file():
-        changes = {"run.folder": work / "runs", "run.gpus": "cpu", "run.num_threads": 1}
-        changes |= VARIANTS[variant] | {"train.seed": seed, "run.keep": 1}
+        changes = {"run.folder": work / "runs", "run.gpus": "cpu", "run.num_threads": 1, "run.keep": 1}
+        changes |= VARIANTS[variant][1] | {"train.seed": seed}
+        if epochs is not None:
+            changes |= {"train.epochs": epochs, "train.decay_epochs": f"{epochs * 2 // 3},{epochs * 5 // 6}"}
         sets = [argument for key, value in changes.items() for argument in ("--set", f"{key}={value}")]
         known = "vqa-rad" if name == "rad" else name
         _trarctl("train", known, "--data", str(data), "--recipe", "small", "--name", run, *sets)
@@ -171,24 +179,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for tables and runs, which are not made twice")
     parser.add_argument("--rad", type=Path, help="raw folder of VQA-RAD")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's; the rate falls after 2/3 and 5/6 of them")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--sets", nargs="+", choices=("easy", "drawn", "rad"), default=["easy", "drawn"])
     options = parser.parse_args()
     results: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for name in options.sets:
-        data = prepared(name, options.work, options.rad)
-        for seed in range(options.seeds):
-            for variant in options.only:
-                started = time.monotonic()
-                accuracy, seconds = train(name, data, options.work, variant, seed)
-                results[name, variant].append((accuracy, seconds))
-                took = time.monotonic() - started
-                print(f"{name:6} {variant:12} seed {seed}: {accuracy:6.2f} % in {took:4.0f} s", flush=True)
-    print(f"\n{'table':6} {'variant':12} {'val':>8} {'least':>8} {'most':>8} {'seconds':>8}")
-    for (name, variant), found in results.items():
+    with ThreadPoolExecutor(options.jobs) as pool:
+        asked = {}
+        for name, seed, variant in product(options.sets, range(options.seeds), options.only):
+            data = prepared(name, VARIANTS[variant][0], options.work, options.rad)
+            asked[pool.submit(train, name, data, options.work, variant, seed, options.epochs)] = name, variant, seed
+        for future in as_completed(asked):
+            (name, variant, seed), (accuracy, seconds) = asked[future], future.result()
+            results[name, variant].append((accuracy, seconds))
+            print(f"{name:6} {variant:18} seed {seed}: {accuracy:6.2f} % in {seconds:4.0f} s", flush=True)
+    print(f"\n{'table':6} {'variant':18} {'val':>8} {'least':>8} {'most':>8} {'seconds':>8}")
+    for (name, variant), found in sorted(results.items()):
         values, times = zip(*found, strict=True)
         mean, middle = statistics.mean(values), statistics.median(times)
-        print(f"{name:6} {variant:12} {mean:7.2f}% {min(values):7.2f}% {max(values):7.2f}% {middle:8.0f}")
+        print(f"{name:6} {variant:18} {mean:7.2f}% {min(values):7.2f}% {max(values):7.2f}% {middle:8.0f}")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def triton_attention(
     seed = torch.randint(2**62, (1,), device=query.device) if dropout > 0.0 else None
     # The kernels take [B, N, H, d], which is how the linear layers lay the heads out: nothing is copied.
     heads = [states.transpose(1, 2).contiguous() for states in (query, key, value)]
-    out, _ = _attention(*heads, span_weights.contiguous(), pair_class, contains, is_padding, seed, dropout)
+    out, _, _ = _attention(*heads, span_weights.contiguous(), pair_class, contains, is_padding, seed, dropout)
     return out.transpose(1, 2)
 
 
@@ -100,24 +100,25 @@ def _attention(
     is_padding: Tensor | None,
     seed: Tensor | None,
     dropout: float,
-) -> tuple[Tensor, Tensor]:
-    """The result, [B, T, H, d], and the log-sum-exp of each class, [B, H, C, T], for heads [B, N, H, d]."""
-    out, lse = torch.empty_like(query), _empty_statistics(query, contains)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, [B, T, H, d], then lse_c and w_c of each class, [B, H, T, C], for heads [B, N, H, d]."""
+    out, lse, log_factor = _empty_results(query, contains)
     arguments = _arguments(query, key, contains, dropout)
     with torch.cuda.device_of(query):
         _device().forward[_grid(query, arguments["BLOCK_QUERIES"])](
-            *(query, key, value, span_weights, pair_class, contains, is_padding, seed, out, lse),
+            *(query, key, value, span_weights, pair_class, contains, is_padding, seed, out, lse, log_factor),
             NUM_SPANS=len(contains),
             BLOCK_CLASSES=_power_of_2(contains.shape[1]),
             **arguments,
         )
-    return out, lse
+    return out, lse, log_factor
 
 
 @torch.library.custom_op("trarctl::routed_attention_backward", mutates_args=())
 def _attention_backward(
     gradient: Tensor,
     lse: Tensor,
+    log_factor: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -130,20 +131,20 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and, float32, of the span weights; that of the result is [B, T, H, d]."""
     of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
-    share, pull, uniform = torch.empty_like(lse), torch.empty_like(lse), torch.empty_like(lse[:, :, 0])
+    pull, uniform = torch.empty_like(lse), torch.empty_like(lse[..., 0])
     arguments = _arguments(query, key, contains, dropout)
     grid = _grid(query, arguments["BLOCK_QUERIES"])
     of_weights = lse.new_empty(len(query), grid[0] // len(query), len(contains))
     with torch.cuda.device_of(query):
         _device().backward_queries[grid](
             *(query, key, value, span_weights, pair_class, contains, is_padding, seed, gradient, lse),
-            *(share, pull, uniform, of_query, of_weights),
+            *(log_factor, pull, uniform, of_query, of_weights),
             NUM_SPANS=len(contains),
             BLOCK_CLASSES=_power_of_2(contains.shape[1]),
             **arguments,
         )
         _device().backward_keys[_grid(key, arguments["BLOCK_KEYS"])](
-            *(query, key, value, pair_class, is_padding, seed, gradient, lse, share, pull, uniform, of_key, of_value),
+            *(query, key, value, pair_class, is_padding, seed, gradient, log_factor, pull, uniform, of_key, of_value),
             **arguments,
         )
     return of_query, of_key, of_value, of_weights.sum(dim=1)
@@ -151,34 +152,35 @@ def _attention_backward(
 
 @_attention.register_fake
 def _(query: Tensor, _key: Tensor, _value: Tensor, _weights: Tensor, _class: Any, contains: Tensor, *_: Any) -> Any:
-    return torch.empty_like(query), _empty_statistics(query, contains)
+    return _empty_results(query, contains)
 
 
 @_attention_backward.register_fake
-def _(_gradient: Tensor, _lse: Tensor, *inputs: Any) -> Any:
+def _(_gradient: Tensor, _lse: Tensor, _log_factor: Tensor, *inputs: Any) -> Any:
     query, key, value, span_weights, *_ = inputs
     return *map(torch.empty_like, (query, key, value)), torch.empty_like(span_weights, dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.dropout = inputs
-    ctx.save_for_backward(output[1], *tensors)
+    ctx.save_for_backward(*output[1:], *tensors)
     ctx.set_materialize_grads(False)  # no zeros for the statistics, whose gradient nobody asks for
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return (None,) * 9
     found = _attention_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.dropout)
-    return *(one.to(like.dtype) for one, like in zip(found, ctx.saved_tensors[1:5], strict=True)), *(None,) * 5
+    return *(one.to(like.dtype) for one, like in zip(found, ctx.saved_tensors[2:6], strict=True)), *(None,) * 5
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
 
 
-def _empty_statistics(query: Tensor, contains: Tensor) -> Tensor:
+def _empty_results(query: Tensor, contains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, num_queries, num_heads, _ = query.shape
-    return query.new_empty(batch, num_heads, contains.shape[1], num_queries, dtype=torch.float32)
+    lse = query.new_empty(batch, num_heads, num_queries, contains.shape[1], dtype=torch.float32)
+    return torch.empty_like(query), lse, torch.empty_like(lse)
 
 
 def _arguments(query: Tensor, key: Tensor, contains: Tensor, dropout: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 HIDDEN = tl.constexpr(-1e9)  # as in trarctl.model.attention: the log-sum-exp of a class without a key to look at
+FAR = tl.constexpr(1e30)  # the exponential of any score less this is 0
 
 
 @triton.jit
@@ -74,18 +75,17 @@ def _dropout_factor(seed, matrix, queries, keys, num_keys, dropout, kept_scale):
 
 
 @triton.jit
-def _column(table, columns, number):
-    """One column of a tile [T, C], as [T, 1]."""
-    return tl.sum(tl.where(columns[None, :] == number, table, 0.0), axis=1)[:, None]
+def _of_pairs(table, matrix, queries, num_queries, classes, hidden, NUM_CLASSES: tl.constexpr):
+    """Give each pair [T, M] what [B, H, T, C] holds for its query and class, or ``hidden`` for class -1.
 
-
-@triton.jit
-def _per_key(table, columns, classes, NUM_CLASSES: tl.constexpr):
-    """Give each pair [T, M] the number of its class in [T, C]; what class -1 gets means nothing."""
-    result = _column(table, columns, 0)
-    for number in tl.static_range(1, NUM_CLASSES):
-        result = tl.where(classes == number, _column(table, columns, number), result)
-    return result
+    Read from memory, where a query's numbers lie side by side: in registers they would not fit beside the scores.
+    """
+    rows = table + matrix * num_queries * NUM_CLASSES
+    if NUM_CLASSES == 1:
+        found = tl.where(classes == 0, tl.load(rows + queries, mask=queries < num_queries, other=hidden), hidden)
+    else:
+        found = tl.load(rows + (queries * NUM_CLASSES + classes), mask=classes >= 0, other=hidden)
+    return found
 
 
 @triton.jit
@@ -99,13 +99,15 @@ def _class_sums(tile, columns, classes, NUM_CLASSES: tl.constexpr):
 
 
 @triton.jit
-def _class_maxima(tile, columns, classes, NUM_CLASSES: tl.constexpr):
-    """The largest of each class in a tile [T, M]: [T, C]; ``HIDDEN`` for a class without keys."""
-    maxima = tl.full([tile.shape[0], columns.shape[0]], HIDDEN, tl.float32)
+def _class_lse(scores, columns, classes, NUM_CLASSES: tl.constexpr):
+    """The log-sum-exp of each class in a tile [T, M]: [T, C]; ``HIDDEN``, give or take, for a class without keys."""
+    lse = tl.full([scores.shape[0], columns.shape[0]], HIDDEN, tl.float32)
     for number in tl.static_range(NUM_CLASSES):
-        of_class = tl.max(tl.where(classes == number, tile, HIDDEN), axis=1)
-        maxima = tl.where(columns[None, :] == number, of_class[:, None], maxima)
-    return maxima
+        of_class = tl.where(classes == number, scores, HIDDEN)
+        largest = tl.max(of_class, axis=1)
+        found = largest + tl.log(tl.sum(tl.exp(of_class - largest[:, None]), axis=1))
+        lse = tl.where(columns[None, :] == number, found[:, None], lse)
+    return lse
 
 
 @triton.jit
@@ -118,6 +120,14 @@ def _within_span(lse, contains, span, columns, NUM_CLASSES: tl.constexpr):
     total = tl.sum(exponentials, axis=1)
     is_empty = total == 0.0
     return exponentials / tl.where(is_empty, 1.0, total)[:, None], is_empty
+
+
+@triton.jit
+def _statistics(matrix, queries, columns, num_queries, NUM_CLASSES: tl.constexpr):
+    """Where a tile [T, C] of [B, H, T, C] is, and which elements there are."""
+    first = matrix * num_queries * NUM_CLASSES
+    is_there = (columns[None, :] < NUM_CLASSES) & (queries[:, None] < num_queries)
+    return first + (queries[:, None] * NUM_CLASSES + columns[None, :]), is_there
 
 
 @triton.jit
@@ -137,6 +147,7 @@ def forward(
     seed,
     out,
     lse_out,
+    log_factor_out,
     score_scale,
     dropout,
     kept_scale,
@@ -157,8 +168,7 @@ def forward(
     columns = tl.arange(0, BLOCK_CLASSES)
     query_tile = _load(query, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
 
-    largest = tl.full([BLOCK_QUERIES, BLOCK_CLASSES], HIDDEN, tl.float32)
-    sums = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
+    lse = tl.full([BLOCK_QUERIES, BLOCK_CLASSES], HIDDEN, tl.float32)
     for start in range(0, num_keys, BLOCK_KEYS):
         keys = start + tl.arange(0, BLOCK_KEYS)
         key_tile = _load(key, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
@@ -166,11 +176,9 @@ def forward(
         classes = _pair_classes(
             pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
         )
-        larger = tl.maximum(largest, _class_maxima(scores, columns, classes, NUM_CLASSES))
-        exponentials = tl.exp(scores - _per_key(larger, columns, classes, NUM_CLASSES))
-        sums = sums * tl.exp(largest - larger) + _class_sums(exponentials, columns, classes, NUM_CLASSES)
-        largest = larger
-    lse = largest + tl.log(tl.where(sums > 0.0, sums, 1.0))  # HIDDEN for a class without keys
+        of_tile = _class_lse(scores, columns, classes, NUM_CLASSES)
+        larger = tl.maximum(lse, of_tile)
+        lse = larger + tl.log(tl.exp(lse - larger) + tl.exp(of_tile - larger))
 
     share = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
     uniform = tl.zeros([BLOCK_QUERIES], tl.float32)
@@ -179,6 +187,11 @@ def forward(
         weight = _weight(span_weights, example, span, NUM_SPANS)
         share += weight * within
         uniform += tl.where(is_empty, weight / num_keys, 0.0)
+    statistics, is_there = _statistics(matrix, queries, columns, num_queries, NUM_CLASSES)
+    log_factor = tl.where(share > 0.0, tl.log(share) - lse, -FAR)
+    tl.store(lse_out + statistics, lse, mask=is_there)
+    tl.store(log_factor_out + statistics, log_factor, mask=is_there)
+    tl.debug_barrier()  # what is read below was written by other threads of this program
 
     result = tl.zeros([BLOCK_QUERIES, BLOCK_WIDTH], tl.float32)
     for start in range(0, num_keys, BLOCK_KEYS):
@@ -189,16 +202,12 @@ def forward(
         classes = _pair_classes(
             pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
         )
-        in_class = tl.exp(scores - _per_key(lse, columns, classes, NUM_CLASSES))
-        blended = tl.where(classes >= 0, in_class * _per_key(share, columns, classes, NUM_CLASSES), 0.0)
-        blended += uniform[:, None]
+        scores += _of_pairs(log_factor_out, matrix, queries[:, None], num_queries, classes, -FAR, NUM_CLASSES)
+        blended = tl.exp(scores) + uniform[:, None]
         blended *= _dropout_factor(seed, matrix, queries[:, None], keys[None, :], num_keys, dropout, kept_scale)
         result = tl.dot(blended.to(value_tile.dtype), value_tile, result, input_precision=PRECISION)
 
     _store(out, result, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
-    statistics = (matrix * NUM_CLASSES + columns[None, :]) * num_queries + queries[:, None]
-    is_there = (columns[None, :] < NUM_CLASSES) & (queries[:, None] < num_queries)
-    tl.store(lse_out + statistics, lse, mask=is_there)
 
 
 @triton.jit
@@ -213,7 +222,7 @@ def backward_queries(
     seed,
     gradient,
     lse_in,
-    share_out,
+    log_factor,
     pull_out,
     uniform_out,
     of_query,
@@ -238,8 +247,7 @@ def backward_queries(
     columns = tl.arange(0, BLOCK_CLASSES)
     query_tile = _load(query, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
     gradient_tile = _load(gradient, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
-    statistics = (matrix * NUM_CLASSES + columns[None, :]) * num_queries + queries[:, None]
-    is_there = (columns[None, :] < NUM_CLASSES) & (queries[:, None] < num_queries)
+    statistics, is_there = _statistics(matrix, queries, columns, num_queries, NUM_CLASSES)
     lse = tl.load(lse_in + statistics, mask=is_there, other=HIDDEN)
 
     averages = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
@@ -254,8 +262,9 @@ def backward_queries(
         classes = _pair_classes(
             pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
         )
-        in_class = tl.exp(scores - _per_key(lse, columns, classes, NUM_CLASSES))
-        in_class = tl.where(classes >= 0, in_class, 0.0)
+        in_class = tl.exp(
+            scores - _of_pairs(lse_in, matrix, queries[:, None], num_queries, classes, FAR, NUM_CLASSES)
+        )
         averages += _class_sums(in_class * of_map, columns, classes, NUM_CLASSES)
         total += tl.sum(of_map, axis=1)  # 0 beyond the last key, where the value is
 
@@ -272,9 +281,9 @@ def backward_queries(
         # One number a program, added up later in a fixed order: atomics would make no two runs the same.
         of_weight = tl.sum(tl.where(queries < num_queries, average, 0.0), axis=0)
         tl.store(of_weights + tl.program_id(0).to(tl.int64) * NUM_SPANS + span, of_weight)
-    tl.store(share_out + statistics, share, mask=is_there)
-    tl.store(pull_out + statistics, pull, mask=is_there)
+    tl.store(pull_out + statistics, pull / tl.where(share > 0.0, share, 1.0), mask=is_there)
     tl.store(uniform_out + matrix * num_queries + queries, uniform, mask=queries < num_queries)
+    tl.debug_barrier()  # what is read below was written by other threads of this program
 
     result = tl.zeros([BLOCK_QUERIES, BLOCK_WIDTH], tl.float32)
     for start in range(0, num_keys, BLOCK_KEYS):
@@ -287,23 +296,11 @@ def backward_queries(
         classes = _pair_classes(
             pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
         )
-        in_class = tl.exp(scores - _per_key(lse, columns, classes, NUM_CLASSES))
-        of_scores = of_map * _per_key(share, columns, classes, NUM_CLASSES)
-        of_scores = in_class * (of_scores - _per_key(pull, columns, classes, NUM_CLASSES))
-        of_scores = tl.where(classes >= 0, of_scores, 0.0)
+        scores += _of_pairs(log_factor, matrix, queries[:, None], num_queries, classes, -FAR, NUM_CLASSES)
+        of_map -= _of_pairs(pull_out, matrix, queries[:, None], num_queries, classes, 0.0, NUM_CLASSES)
+        of_scores = tl.exp(scores) * of_map
         result = tl.dot(of_scores.to(key_tile.dtype), key_tile, result, input_precision=PRECISION)
     _store(of_query, result * score_scale, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
-
-
-@triton.jit
-def _load_per_key(table, matrix, queries, num_queries, classes, NUM_CLASSES: tl.constexpr):
-    """As ``_per_key``, for classes [M, T] and a table in memory: here the queries are what is looped over."""
-    first = table + matrix * NUM_CLASSES * num_queries + queries
-    result = tl.load(first, mask=queries < num_queries, other=0.0)[None, :]
-    for number in tl.static_range(1, NUM_CLASSES):
-        of_class = tl.load(first + number * num_queries, mask=queries < num_queries, other=0.0)
-        result = tl.where(classes == number, of_class[None, :], result)
-    return result
 
 
 @triton.jit
@@ -315,8 +312,7 @@ def backward_keys(
     is_padding,
     seed,
     gradient,
-    lse,
-    share,
+    log_factor,
     pull,
     uniform,
     of_key,
@@ -334,7 +330,7 @@ def backward_keys(
     BLOCK_KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of a block of keys and their values; all tiles are [M, T], so that none is turned for a product."""
+    """Gradients of a block of keys and their values; tiles are [T, M] here, too."""
     matrix, example, head, keys = _locate(num_keys, num_heads, BLOCK_KEYS)
     key_tile = _load(key, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
     value_tile = _load(value, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
@@ -344,20 +340,20 @@ def backward_keys(
         queries = start + tl.arange(0, BLOCK_QUERIES)
         query_tile = _load(query, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
         gradient_tile = _load(gradient, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
-        scores = tl.dot(key_tile, tl.trans(query_tile), input_precision=PRECISION) * score_scale
-        of_map = tl.dot(value_tile, tl.trans(gradient_tile), input_precision=PRECISION)
-        factor = _dropout_factor(seed, matrix, queries[None, :], keys[:, None], num_keys, dropout, kept_scale)
+        scores = tl.dot(query_tile, tl.trans(key_tile), input_precision=PRECISION) * score_scale
+        of_map = tl.dot(gradient_tile, tl.trans(value_tile), input_precision=PRECISION)
+        factor = _dropout_factor(seed, matrix, queries[:, None], keys[None, :], num_keys, dropout, kept_scale)
         classes = _pair_classes(
-            pair_class, is_padding, example, queries[None, :], keys[:, None], num_queries, num_keys
+            pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
         )
-        in_class = tl.exp(scores - _load_per_key(lse, matrix, queries, num_queries, classes, NUM_CLASSES))
-        in_class = tl.where(classes >= 0, in_class, 0.0)
-        shares = _load_per_key(share, matrix, queries, num_queries, classes, NUM_CLASSES)
-        pulls = _load_per_key(pull, matrix, queries, num_queries, classes, NUM_CLASSES)
-        of_scores = in_class * (shares * of_map * factor - pulls)
+        scores += _of_pairs(log_factor, matrix, queries[:, None], num_queries, classes, -FAR, NUM_CLASSES)
+        of_map = of_map * factor - _of_pairs(pull, matrix, queries[:, None], num_queries, classes, 0.0, NUM_CLASSES)
+        blended = tl.exp(scores)
+        of_scores = blended * of_map
         everywhere = tl.load(uniform + matrix * num_queries + queries, mask=queries < num_queries, other=0.0)
-        blended = (in_class * shares + everywhere[None, :]) * factor
-        value_sum = tl.dot(blended.to(gradient_tile.dtype), gradient_tile, value_sum, input_precision=PRECISION)
-        key_sum = tl.dot(of_scores.to(query_tile.dtype), query_tile, key_sum, input_precision=PRECISION)
+        blended = (blended + everywhere[:, None]) * factor
+        blended, of_scores = blended.to(query_tile.dtype), of_scores.to(query_tile.dtype)
+        value_sum = tl.dot(tl.trans(blended), gradient_tile, value_sum, input_precision=PRECISION)
+        key_sum = tl.dot(tl.trans(of_scores), query_tile, key_sum, input_precision=PRECISION)
     _store(of_key, key_sum * score_scale, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
     _store(of_value, value_sum, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)

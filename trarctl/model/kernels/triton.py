@@ -85,7 +85,7 @@ def triton_attention(
     seed = torch.randint(2**62, (1,), device=query.device) if dropout > 0.0 else None
     # The kernels take [B, N, H, d], which is how the linear layers lay the heads out: nothing is copied.
     heads = [states.transpose(1, 2).contiguous() for states in (query, key, value)]
-    out, _, _ = _attention(*heads, span_weights.contiguous(), pair_class, contains, is_padding, seed, dropout)
+    out, *_ = _attention(*heads, span_weights.contiguous(), pair_class, contains, is_padding, seed, dropout)
     return out.transpose(1, 2)
 
 
@@ -100,25 +100,26 @@ def _attention(
     is_padding: Tensor | None,
     seed: Tensor | None,
     dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, [B, T, H, d], then lse_c and w_c of each class, [B, H, T, C], for heads [B, N, H, d]."""
-    out, lse, log_factor = _empty_results(query, contains)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The result, [B, T, H, d], and largest_c, sum_c and factor_c, [B, H, T, C] each, for heads [B, N, H, d]."""
+    out, *statistics = _empty_results(query, contains)
     arguments = _arguments(query, key, contains, dropout)
     with torch.cuda.device_of(query):
         _device().forward[_grid(query, arguments["BLOCK_QUERIES"])](
-            *(query, key, value, span_weights, pair_class, contains, is_padding, seed, out, lse, log_factor),
+            *(query, key, value, span_weights, pair_class, contains, is_padding, seed, out, *statistics),
             NUM_SPANS=len(contains),
             BLOCK_CLASSES=_power_of_2(contains.shape[1]),
             **arguments,
         )
-    return out, lse, log_factor
+    return out, *statistics
 
 
 @torch.library.custom_op("trarctl::routed_attention_backward", mutates_args=())
 def _attention_backward(
     gradient: Tensor,
-    lse: Tensor,
-    log_factor: Tensor,
+    largest: Tensor,
+    sums: Tensor,
+    factor: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -131,20 +132,20 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and, float32, of the span weights; that of the result is [B, T, H, d]."""
     of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
-    pull, uniform = torch.empty_like(lse), torch.empty_like(lse[..., 0])
+    mean, uniform = torch.empty_like(largest), torch.empty_like(largest[..., 0])
     arguments = _arguments(query, key, contains, dropout)
     grid = _grid(query, arguments["BLOCK_QUERIES"])
-    of_weights = lse.new_empty(len(query), grid[0] // len(query), len(contains))
+    of_weights = largest.new_empty(len(query), grid[0] // len(query), len(contains))
     with torch.cuda.device_of(query):
         _device().backward_queries[grid](
-            *(query, key, value, span_weights, pair_class, contains, is_padding, seed, gradient, lse),
-            *(log_factor, pull, uniform, of_query, of_weights),
+            *(query, key, value, span_weights, pair_class, contains, is_padding, seed, gradient),
+            *(largest, sums, factor, mean, uniform, of_query, of_weights),
             NUM_SPANS=len(contains),
             BLOCK_CLASSES=_power_of_2(contains.shape[1]),
             **arguments,
         )
         _device().backward_keys[_grid(key, arguments["BLOCK_KEYS"])](
-            *(query, key, value, pair_class, is_padding, seed, gradient, log_factor, pull, uniform, of_key, of_value),
+            *(query, key, value, pair_class, is_padding, seed, gradient, largest, factor, mean, uniform, of_key, of_value),
             **arguments,
         )
     return of_query, of_key, of_value, of_weights.sum(dim=1)
@@ -156,12 +157,12 @@ def _(query: Tensor, _key: Tensor, _value: Tensor, _weights: Tensor, _class: Any
 
 
 @_attention_backward.register_fake
-def _(_gradient: Tensor, _lse: Tensor, _log_factor: Tensor, *inputs: Any) -> Any:
+def _(_gradient: Tensor, _largest: Tensor, _sums: Tensor, _factor: Tensor, *inputs: Any) -> Any:
     query, key, value, span_weights, *_ = inputs
     return *map(torch.empty_like, (query, key, value)), torch.empty_like(span_weights, dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.dropout = inputs
     ctx.save_for_backward(*output[1:], *tensors)
     ctx.set_materialize_grads(False)  # no zeros for the statistics, whose gradient nobody asks for
@@ -171,16 +172,16 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor 
     if gradient is None:
         return (None,) * 9
     found = _attention_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.dropout)
-    return *(one.to(like.dtype) for one, like in zip(found, ctx.saved_tensors[2:6], strict=True)), *(None,) * 5
+    return *(one.to(like.dtype) for one, like in zip(found, ctx.saved_tensors[3:7], strict=True)), *(None,) * 5
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
 
 
-def _empty_results(query: Tensor, contains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_results(query: Tensor, contains: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, num_queries, num_heads, _ = query.shape
-    lse = query.new_empty(batch, num_heads, num_queries, contains.shape[1], dtype=torch.float32)
-    return torch.empty_like(query), lse, torch.empty_like(lse)
+    largest = query.new_empty(batch, num_heads, num_queries, contains.shape[1], dtype=torch.float32)
+    return torch.empty_like(query), largest, torch.empty_like(largest), torch.empty_like(largest)
 
 
 def _arguments(query: Tensor, key: Tensor, contains: Tensor, dropout: float) -> dict[str, Any]:

@@ -50,28 +50,17 @@ def _store(states, tile, example, head, rows, num_rows, num_heads, WIDTH: tl.con
 
 @triton.jit
 def _pair_classes(pair_class, is_padding, example, queries, keys, num_queries, num_keys):
-    """The classes of pairs; ``queries`` is a column and ``keys`` a row, or the other way round."""
-    is_pair = (queries < num_queries) & (keys < num_keys)
+    """The classes of pairs [T, M]: -1 for a hidden key, and beyond the last query or key."""
+    is_pair = (queries[:, None] < num_queries) & (keys[None, :] < num_keys)
     if pair_class is None:
         classes = tl.where(is_pair, 0, -1)
     else:
-        classes = tl.load(pair_class + (queries * num_keys + keys), mask=is_pair, other=-1).to(tl.int32)
+        pairs = queries[:, None] * num_keys + keys[None, :]
+        classes = tl.load(pair_class + pairs, mask=is_pair, other=-1).to(tl.int32)
     if is_padding is not None:
         hidden = tl.load(is_padding + example.to(tl.int64) * num_keys + keys, mask=keys < num_keys, other=1)
-        classes = tl.where(hidden != 0, -1, classes)
+        classes = tl.where(hidden[None, :] != 0, -1, classes)
     return classes
-
-
-@triton.jit
-def _dropout_factor(seed, matrix, queries, keys, num_keys, dropout, kept_scale):
-    """What dropout multiplies the map by; an element's own index is the counter, so every kernel finds the same."""
-    factor = 1.0
-    if seed is not None:
-        element = queries * num_keys + keys
-        zero = element * 0
-        bits, _, _, _ = tl.philox(tl.load(seed), element, zero + matrix.to(tl.int32), zero, zero)
-        factor = tl.where(tl.uint_to_uniform_float(bits) >= dropout, kept_scale, 0.0)
-    return factor
 
 
 @triton.jit
@@ -82,10 +71,23 @@ def _of_pairs(table, matrix, queries, num_queries, classes, hidden, NUM_CLASSES:
     """
     rows = table + matrix * num_queries * NUM_CLASSES
     if NUM_CLASSES == 1:
-        found = tl.where(classes == 0, tl.load(rows + queries, mask=queries < num_queries, other=hidden), hidden)
+        of_query = tl.load(rows + queries, mask=queries < num_queries, other=hidden)
+        found = tl.where(classes == 0, of_query[:, None], hidden)
     else:
-        found = tl.load(rows + (queries * NUM_CLASSES + classes), mask=classes >= 0, other=hidden)
+        found = tl.load(rows + (queries[:, None] * NUM_CLASSES + classes), mask=classes >= 0, other=hidden)
     return found
+
+
+@triton.jit
+def _keep_factor(seed, matrix, queries, keys, num_keys, dropout, kept_scale):
+    """What dropout multiplies the map by; an element's own index is the counter, so every kernel finds the same."""
+    factor = 1.0
+    if seed is not None:
+        element = queries[:, None] * num_keys + keys[None, :]
+        zero = element * 0
+        bits, _, _, _ = tl.philox(tl.load(seed), element, zero + matrix.to(tl.int32), zero, zero)
+        factor = tl.where(tl.uint_to_uniform_float(bits) >= dropout, kept_scale, 0.0)
+    return factor
 
 
 @triton.jit
@@ -99,15 +101,20 @@ def _class_sums(tile, columns, classes, NUM_CLASSES: tl.constexpr):
 
 
 @triton.jit
-def _class_lse(scores, columns, classes, NUM_CLASSES: tl.constexpr):
-    """The log-sum-exp of each class in a tile [T, M]: [T, C]; ``HIDDEN``, give or take, for a class without keys."""
-    lse = tl.full([scores.shape[0], columns.shape[0]], HIDDEN, tl.float32)
+def _exponential_sums(scores, columns, classes, NUM_CLASSES: tl.constexpr):
+    """For each class in a tile [T, M]: its largest score, and its sum of exponentials of scores less that. Each [T, C].
+
+    A class without keys has ``HIDDEN`` and some number > 0.
+    """
+    largest = tl.full([scores.shape[0], columns.shape[0]], HIDDEN, tl.float32)
+    sums = tl.full([scores.shape[0], columns.shape[0]], 1.0, tl.float32)
     for number in tl.static_range(NUM_CLASSES):
         of_class = tl.where(classes == number, scores, HIDDEN)
-        largest = tl.max(of_class, axis=1)
-        found = largest + tl.log(tl.sum(tl.exp(of_class - largest[:, None]), axis=1))
-        lse = tl.where(columns[None, :] == number, found[:, None], lse)
-    return lse
+        top = tl.max(of_class, axis=1)
+        total = tl.sum(tl.exp(of_class - top[:, None]), axis=1)
+        largest = tl.where(columns[None, :] == number, top[:, None], largest)
+        sums = tl.where(columns[None, :] == number, total[:, None], sums)
+    return largest, sums
 
 
 @triton.jit
@@ -146,8 +153,9 @@ def forward(
     is_padding,
     seed,
     out,
-    lse_out,
-    log_factor_out,
+    largest_out,
+    sums_out,
+    factor_out,
     score_scale,
     dropout,
     kept_scale,
@@ -168,17 +176,18 @@ def forward(
     columns = tl.arange(0, BLOCK_CLASSES)
     query_tile = _load(query, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
 
-    lse = tl.full([BLOCK_QUERIES, BLOCK_CLASSES], HIDDEN, tl.float32)
+    largest = tl.full([BLOCK_QUERIES, BLOCK_CLASSES], HIDDEN, tl.float32)
+    sums = tl.full([BLOCK_QUERIES, BLOCK_CLASSES], 1.0, tl.float32)
     for start in range(0, num_keys, BLOCK_KEYS):
         keys = start + tl.arange(0, BLOCK_KEYS)
         key_tile = _load(key, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
         scores = tl.dot(query_tile, tl.trans(key_tile), input_precision=PRECISION) * score_scale
-        classes = _pair_classes(
-            pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
-        )
-        of_tile = _class_lse(scores, columns, classes, NUM_CLASSES)
-        larger = tl.maximum(lse, of_tile)
-        lse = larger + tl.log(tl.exp(lse - larger) + tl.exp(of_tile - larger))
+        classes = _pair_classes(pair_class, is_padding, example, queries, keys, num_queries, num_keys)
+        top, total = _exponential_sums(scores, columns, classes, NUM_CLASSES)
+        larger = tl.maximum(largest, top)
+        sums = sums * tl.exp(largest - larger) + total * tl.exp(top - larger)
+        largest = larger
+    lse = largest + tl.log(sums)
 
     share = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
     uniform = tl.zeros([BLOCK_QUERIES], tl.float32)
@@ -188,9 +197,9 @@ def forward(
         share += weight * within
         uniform += tl.where(is_empty, weight / num_keys, 0.0)
     statistics, is_there = _statistics(matrix, queries, columns, num_queries, NUM_CLASSES)
-    log_factor = tl.where(share > 0.0, tl.log(share) - lse, -FAR)
-    tl.store(lse_out + statistics, lse, mask=is_there)
-    tl.store(log_factor_out + statistics, log_factor, mask=is_there)
+    tl.store(largest_out + statistics, largest, mask=is_there)
+    tl.store(sums_out + statistics, sums, mask=is_there)
+    tl.store(factor_out + statistics, share / sums, mask=is_there)
     tl.debug_barrier()  # what is read below was written by other threads of this program
 
     result = tl.zeros([BLOCK_QUERIES, BLOCK_WIDTH], tl.float32)
@@ -199,12 +208,11 @@ def forward(
         key_tile = _load(key, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
         value_tile = _load(value, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
         scores = tl.dot(query_tile, tl.trans(key_tile), input_precision=PRECISION) * score_scale
-        classes = _pair_classes(
-            pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
-        )
-        scores += _of_pairs(log_factor_out, matrix, queries[:, None], num_queries, classes, -FAR, NUM_CLASSES)
-        blended = tl.exp(scores) + uniform[:, None]
-        blended *= _dropout_factor(seed, matrix, queries[:, None], keys[None, :], num_keys, dropout, kept_scale)
+        classes = _pair_classes(pair_class, is_padding, example, queries, keys, num_queries, num_keys)
+        scores -= _of_pairs(largest_out, matrix, queries, num_queries, classes, FAR, NUM_CLASSES)
+        factor = _of_pairs(factor_out, matrix, queries, num_queries, classes, 0.0, NUM_CLASSES)
+        blended = tl.exp(scores) * factor + uniform[:, None]
+        blended *= _keep_factor(seed, matrix, queries, keys, num_keys, dropout, kept_scale)
         result = tl.dot(blended.to(value_tile.dtype), value_tile, result, input_precision=PRECISION)
 
     _store(out, result, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
@@ -221,9 +229,10 @@ def backward_queries(
     is_padding,
     seed,
     gradient,
-    lse_in,
-    log_factor,
-    pull_out,
+    largest,
+    sums,
+    factor,
+    mean_out,
     uniform_out,
     of_query,
     of_weights,
@@ -248,7 +257,8 @@ def backward_queries(
     query_tile = _load(query, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
     gradient_tile = _load(gradient, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
     statistics, is_there = _statistics(matrix, queries, columns, num_queries, NUM_CLASSES)
-    lse = tl.load(lse_in + statistics, mask=is_there, other=HIDDEN)
+    sum_tile = tl.load(sums + statistics, mask=is_there, other=1.0)
+    lse = tl.load(largest + statistics, mask=is_there, other=HIDDEN) + tl.log(sum_tile)
 
     averages = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
     total = tl.zeros([BLOCK_QUERIES], tl.float32)
@@ -258,15 +268,12 @@ def backward_queries(
         value_tile = _load(value, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
         scores = tl.dot(query_tile, tl.trans(key_tile), input_precision=PRECISION) * score_scale
         of_map = tl.dot(gradient_tile, tl.trans(value_tile), input_precision=PRECISION)
-        of_map *= _dropout_factor(seed, matrix, queries[:, None], keys[None, :], num_keys, dropout, kept_scale)
-        classes = _pair_classes(
-            pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
-        )
-        in_class = tl.exp(
-            scores - _of_pairs(lse_in, matrix, queries[:, None], num_queries, classes, FAR, NUM_CLASSES)
-        )
-        averages += _class_sums(in_class * of_map, columns, classes, NUM_CLASSES)
+        of_map *= _keep_factor(seed, matrix, queries, keys, num_keys, dropout, kept_scale)
+        classes = _pair_classes(pair_class, is_padding, example, queries, keys, num_queries, num_keys)
+        scores -= _of_pairs(largest, matrix, queries, num_queries, classes, FAR, NUM_CLASSES)
+        averages += _class_sums(tl.exp(scores) * of_map, columns, classes, NUM_CLASSES)
         total += tl.sum(of_map, axis=1)  # 0 beyond the last key, where the value is
+    averages /= sum_tile
 
     share = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
     pull = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
@@ -281,7 +288,7 @@ def backward_queries(
         # One number a program, added up later in a fixed order: atomics would make no two runs the same.
         of_weight = tl.sum(tl.where(queries < num_queries, average, 0.0), axis=0)
         tl.store(of_weights + tl.program_id(0).to(tl.int64) * NUM_SPANS + span, of_weight)
-    tl.store(pull_out + statistics, pull / tl.where(share > 0.0, share, 1.0), mask=is_there)
+    tl.store(mean_out + statistics, pull / tl.where(share > 0.0, share, 1.0), mask=is_there)
     tl.store(uniform_out + matrix * num_queries + queries, uniform, mask=queries < num_queries)
     tl.debug_barrier()  # what is read below was written by other threads of this program
 
@@ -292,13 +299,11 @@ def backward_queries(
         value_tile = _load(value, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
         scores = tl.dot(query_tile, tl.trans(key_tile), input_precision=PRECISION) * score_scale
         of_map = tl.dot(gradient_tile, tl.trans(value_tile), input_precision=PRECISION)
-        of_map *= _dropout_factor(seed, matrix, queries[:, None], keys[None, :], num_keys, dropout, kept_scale)
-        classes = _pair_classes(
-            pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
-        )
-        scores += _of_pairs(log_factor, matrix, queries[:, None], num_queries, classes, -FAR, NUM_CLASSES)
-        of_map -= _of_pairs(pull_out, matrix, queries[:, None], num_queries, classes, 0.0, NUM_CLASSES)
-        of_scores = tl.exp(scores) * of_map
+        of_map *= _keep_factor(seed, matrix, queries, keys, num_keys, dropout, kept_scale)
+        classes = _pair_classes(pair_class, is_padding, example, queries, keys, num_queries, num_keys)
+        scores -= _of_pairs(largest, matrix, queries, num_queries, classes, FAR, NUM_CLASSES)
+        of_map -= _of_pairs(mean_out, matrix, queries, num_queries, classes, 0.0, NUM_CLASSES)
+        of_scores = tl.exp(scores) * of_map * _of_pairs(factor, matrix, queries, num_queries, classes, 0.0, NUM_CLASSES)
         result = tl.dot(of_scores.to(key_tile.dtype), key_tile, result, input_precision=PRECISION)
     _store(of_query, result * score_scale, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
 
@@ -312,8 +317,9 @@ def backward_keys(
     is_padding,
     seed,
     gradient,
-    log_factor,
-    pull,
+    largest,
+    factor,
+    mean,
     uniform,
     of_key,
     of_value,
@@ -341,19 +347,16 @@ def backward_keys(
         query_tile = _load(query, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
         gradient_tile = _load(gradient, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
         scores = tl.dot(query_tile, tl.trans(key_tile), input_precision=PRECISION) * score_scale
-        of_map = tl.dot(gradient_tile, tl.trans(value_tile), input_precision=PRECISION)
-        factor = _dropout_factor(seed, matrix, queries[:, None], keys[None, :], num_keys, dropout, kept_scale)
-        classes = _pair_classes(
-            pair_class, is_padding, example, queries[:, None], keys[None, :], num_queries, num_keys
-        )
-        scores += _of_pairs(log_factor, matrix, queries[:, None], num_queries, classes, -FAR, NUM_CLASSES)
-        of_map = of_map * factor - _of_pairs(pull, matrix, queries[:, None], num_queries, classes, 0.0, NUM_CLASSES)
-        blended = tl.exp(scores)
-        of_scores = blended * of_map
+        classes = _pair_classes(pair_class, is_padding, example, queries, keys, num_queries, num_keys)
+        scores -= _of_pairs(largest, matrix, queries, num_queries, classes, FAR, NUM_CLASSES)
+        blended = tl.exp(scores) * _of_pairs(factor, matrix, queries, num_queries, classes, 0.0, NUM_CLASSES)
         everywhere = tl.load(uniform + matrix * num_queries + queries, mask=queries < num_queries, other=0.0)
-        blended = (blended + everywhere[:, None]) * factor
-        blended, of_scores = blended.to(query_tile.dtype), of_scores.to(query_tile.dtype)
-        value_sum = tl.dot(tl.trans(blended), gradient_tile, value_sum, input_precision=PRECISION)
+        keep = _keep_factor(seed, matrix, queries, keys, num_keys, dropout, kept_scale)
+        kept = ((blended + everywhere[:, None]) * keep).to(gradient_tile.dtype)
+        value_sum = tl.dot(tl.trans(kept), gradient_tile, value_sum, input_precision=PRECISION)
+        of_map = tl.dot(gradient_tile, tl.trans(value_tile), input_precision=PRECISION) * keep
+        of_map -= _of_pairs(mean, matrix, queries, num_queries, classes, 0.0, NUM_CLASSES)
+        of_scores = (blended * of_map).to(query_tile.dtype)
         key_sum = tl.dot(tl.trans(of_scores), query_tile, key_sum, input_precision=PRECISION)
     _store(of_key, key_sum * score_scale, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
     _store(of_value, value_sum, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)

@@ -2,27 +2,28 @@
 
 The words are those of ``trarctl.model.attention``; ``kept`` is the factor of dropout, 0 or 1 / (1 - p).
 
-Forward, a block of queries at a time. A first pass over the keys finds lse_c of each class, with a running maximum and
-sum a class. The spans then need no key: with within_kc = exp(lse_c - lse_k), the softmax of the classes in span k,
+Forward, a block of queries at a time. A first pass over the keys finds, for each class, its largest score and sum_c, the
+sum of exp(s - largest_c). The two stay apart: their lse_c = largest_c + log(sum_c) would lose digits where it is far
+from 0. The spans then need no key. With within_kc = exp(lse_c - lse_k), the softmax of the classes in span k,
 
-    share_c = sum over the spans k that hold c of  alpha_k * within_kc,
-    map[m]  = exp(s[m] - lse_c) * share_c + uniform,
+    factor_c = sum over the spans k that hold c of  alpha_k * within_kc / sum_c,
+    map[m]   = exp(s[m] - largest_c) * factor_c + uniform,
 
 where uniform is the sum of alpha_k / M over the spans that show the query nothing. A second pass computes
-kept[m] * map[m] times the values. All that is kept for the backward pass is lse_c, [B, H, C, T] float32.
+kept[m] * map[m] times the values. For the backward pass, largest_c, sum_c and factor_c are kept: [B, H, T, C] float32.
 
 Backward, with g[m] = kept[m] * (gradient of the result) . value[m], the gradient of the map before dropout. For a block
 of queries, a first pass finds its average within each class, and from that its average under the softmax of each span:
 
-    average_c = sum over the keys m of class c of  exp(s[m] - lse_c) * g[m],
+    average_c = sum over the keys m of class c of  exp(s[m] - largest_c) * g[m] / sum_c,
     average_k = sum over the classes c of span k of  within_kc * average_c,   or the mean of g if the span is empty.
 
 The latter, summed over queries and heads, is the gradient of alpha_k. With
 
-    pull_c = sum over the spans k that hold c of  alpha_k * within_kc * average_k,
+    mean_c = sum over the spans k that hold c of  alpha_k * within_kc * average_k,   over the same of alpha_k * within_kc,
 
-the gradient of the score is exp(s[m] - lse_c) * (share_c * g[m] - pull_c). A second pass gives that of the query; a
-kernel of its own, a block of keys at a time, those of key and value.
+the gradient of the score is exp(s[m] - largest_c) * factor_c * (g[m] - mean_c). A second pass gives that of the query;
+a kernel of its own, a block of keys at a time, those of key and value.
 
 The class of a pair is read from ``pair_class``: 2 bytes a pair of cells, but one table for all examples and heads, so
 that it stays in the cache (8 kB for 8x8 cells, 2 MB for 32x32). It holds for any set of spans.
@@ -51,7 +52,9 @@ from trarctl.registry import KERNELS
 IS_INSTALLED = importlib.util.find_spec("triton") is not None
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run as Python, on any device
 LARGEST_WIDTH = 128  # of a head, for which the kernels are built
-LARGEST_BLOCK = 64  # of queries or keys
+# Queries and keys of a block by the precision of products, so that no kernel spills a register (and 4 warps have 16
+# queries each). Products that are exact to float32 go without tensor cores, and take more registers.
+BLOCKS = {"ieee": (16, 32), "tf32": (64, 16)}
 SMALLEST_BLOCK = 16  # of a matrix product in Triton
 
 
@@ -188,6 +191,8 @@ def _arguments(query: Tensor, key: Tensor, contains: Tensor, dropout: float) -> 
     """What all kernels are given beside tensors, for heads [B, N, H, d]."""
     width = query.shape[-1]
     is_exact = query.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    precision = "ieee" if is_exact else "tf32"  # which products of 16 bits do not depend on
+    most_queries, most_keys = BLOCKS[precision]
     return {
         "score_scale": width**-0.5,
         "dropout": dropout,
@@ -198,11 +203,11 @@ def _arguments(query: Tensor, key: Tensor, contains: Tensor, dropout: float) -> 
         "NUM_CLASSES": contains.shape[1],
         "WIDTH": width,
         "BLOCK_WIDTH": max(SMALLEST_BLOCK, _power_of_2(width)),
-        "BLOCK_QUERIES": min(LARGEST_BLOCK, max(SMALLEST_BLOCK, _power_of_2(query.shape[1]))),
-        "BLOCK_KEYS": min(LARGEST_BLOCK, max(SMALLEST_BLOCK, _power_of_2(key.shape[1]))),
-        "PRECISION": "ieee" if is_exact else "tf32",
+        "BLOCK_QUERIES": min(most_queries, max(SMALLEST_BLOCK, _power_of_2(query.shape[1]))),
+        "BLOCK_KEYS": min(most_keys, max(SMALLEST_BLOCK, _power_of_2(key.shape[1]))),
+        "PRECISION": precision,
         "num_warps": 4,
-        "num_stages": 2,
+        "num_stages": 1,
     }
 
 

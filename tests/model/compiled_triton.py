@@ -48,7 +48,9 @@ def compile_kernel(kernel: Any, capability: int, dtype: torch.dtype, *, allow_tf
             command = [CUOBJDUMP, "--dump-resource-usage", file.name]
             lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         words = next(line for line in lines if "REG:" in line).split()
-        use |= {name: int(number) for name, _, number in (word.partition(":") for word in words) if name in ("REG", "STACK")}
+        use |= {
+            name: int(number) for name, _, number in (word.partition(":") for word in words) if name in ("REG", "STACK")
+        }
     return use
 
 
@@ -59,7 +61,7 @@ def main() -> None:
         for dtype, allow_tf32 in ((torch.bfloat16, False), (torch.float32, True), (torch.float32, False)):
             name = f"{kernel.__name__} {dtype} tf32={allow_tf32}"
             found[name] = compile_kernel(kernel, int(sys.argv[1]), dtype, allow_tf32=allow_tf32)
-    print(json.dumps(found, indent=1))
+    sys.stdout.write(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def mask_of(query: Tensor, num_keys: int, dropout: float) -> Tensor:
-    """What dropout multiplies the map by, [B, H, T, M]: read off a uniform map, some columns of an identity at a time."""
+    """What dropout multiplies the map by, [B, H, T, M]: read off a uniform map, with an identity as values."""
     batch, heads, _, _ = query.shape
     parts = []
     for columns in torch.eye(num_keys).split(triton.LARGEST_WIDTH, dim=1):
@@ -66,7 +66,11 @@ def mask_of(query: Tensor, num_keys: int, dropout: float) -> Tensor:
 
 
 def assert_as_defined(
-    inputs: list[Tensor], setting: test_attention.Setting, *, tolerances: tuple[float, float] = (1e-5, 1e-4), **arguments: object
+    inputs: list[Tensor],
+    setting: test_attention.Setting,
+    *,
+    tolerances: tuple[float, float] = (1e-5, 1e-4),
+    **arguments: object,
 ) -> None:
     """Compare result and gradients with the definition in float64, under the mask that dropout draws."""
     spans, is_padding, dropout = Spans(*setting), arguments["is_padding"], arguments["dropout"]

@@ -51,6 +51,7 @@ def test_nothing_needs_triton_until_it_runs(monkeypatch: pytest.MonkeyPatch) -> 
     arguments = {"span_weights": torch.rand(1, 2), "spans": Spans([0, 1], 2), "is_padding": None}
     ours, exact = (kernels.attend(*heads, kernel=name, **arguments) for name in ("triton", "reference"))
     assert torch.equal(ours, exact)
+    assert kernels._fastest(*(head.to("meta") for head in heads)) == "reference"
 
 
 @pytest.mark.parametrize(

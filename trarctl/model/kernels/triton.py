@@ -2,9 +2,9 @@
 
 The words are those of ``trarctl.model.attention``; ``kept`` is the factor of dropout, 0 or 1 / (1 - p).
 
-Forward, a block of queries at a time. A first pass over the keys finds, for each class, its largest score and sum_c, the
-sum of exp(s - largest_c). The two stay apart: their lse_c = largest_c + log(sum_c) would lose digits where it is far
-from 0. The spans then need no key. With within_kc = exp(lse_c - lse_k), the softmax of the classes in span k,
+Forward, a block of queries at a time. A first pass over the keys finds, for each class, its largest score and sum_c,
+the sum of exp(s - largest_c). The two stay apart: lse_c = largest_c + log(sum_c) alone would lose digits where it is
+far from 0. The spans then need no key. With within_kc = exp(lse_c - lse_k), the softmax of the classes in span k,
 
     factor_c = sum over the spans k that hold c of  alpha_k * within_kc / sum_c,
     map[m]   = exp(s[m] - largest_c) * factor_c + uniform,
@@ -20,7 +20,7 @@ of queries, a first pass finds its average within each class, and from that its 
 
 The latter, summed over queries and heads, is the gradient of alpha_k. With
 
-    mean_c = sum over the spans k that hold c of  alpha_k * within_kc * average_k,   over the same of alpha_k * within_kc,
+    mean_c = the average of average_k over the spans k that hold c, each with the weight alpha_k * within_kc,
 
 the gradient of the score is exp(s[m] - largest_c) * factor_c * (g[m] - mean_c). A second pass gives that of the query;
 a kernel of its own, a block of keys at a time, those of key and value.
@@ -135,7 +135,7 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and, float32, of the span weights; that of the result is [B, T, H, d]."""
     of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
-    mean, uniform = torch.empty_like(largest), torch.empty_like(largest[..., 0])
+    mean, uniform = torch.empty_like(largest), largest.new_empty(largest.shape[:3])
     arguments = _arguments(query, key, contains, dropout)
     grid = _grid(query, arguments["BLOCK_QUERIES"])
     of_weights = largest.new_empty(len(query), grid[0] // len(query), len(contains))
@@ -148,7 +148,21 @@ def _attention_backward(
             **arguments,
         )
         _device().backward_keys[_grid(key, arguments["BLOCK_KEYS"])](
-            *(query, key, value, pair_class, is_padding, seed, gradient, largest, factor, mean, uniform, of_key, of_value),
+            *(
+                query,
+                key,
+                value,
+                pair_class,
+                is_padding,
+                seed,
+                gradient,
+                largest,
+                factor,
+                mean,
+                uniform,
+                of_key,
+                of_value,
+            ),
             **arguments,
         )
     return of_query, of_key, of_value, of_weights.sum(dim=1)

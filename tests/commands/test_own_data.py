@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -63,11 +64,17 @@ def test_from_a_table_to_answers(table: Path, trarctl: Run) -> None:
     code, out, err = trarctl("submit", "--split", "val", "--out", "answers.jsonl")
     assert code == 0, err
     answered = [json.loads(line) for line in (table / "answers.jsonl").read_text().splitlines()]
-    assert all(set(one) == {"id", "answer"} for one in answered)
-    code, out, _ = trarctl(
-        "eval", "--answers", "answers.jsonl", "--split", "val", "--json", "-", "--data", "data/birds/prepared"
-    )
-    assert json.loads(out)["overall"] == measured["overall"]
+    assert all(set(one) == {"id", "answer", "probability"} for one in answered)
+    assert all(0.2 < one["probability"] <= 1 for one in answered)
+    assert trarctl("submit", "--split", "val", "--out", "answers.csv")[0] == 0
+    with (table / "answers.csv").open(newline="") as file:
+        columns = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in one.items()} for one in answered] == columns
+    for file_name in ("answers.jsonl", "answers.csv"):
+        code, out, _ = trarctl(
+            "eval", "--answers", file_name, "--split", "val", "--json", "-", "--data", "data/birds/prepared"
+        )
+        assert json.loads(out)["overall"] == measured["overall"]
     (table / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answered[1:]) + "{")
     code, _, err = trarctl("submit", "--validate", "answers.jsonl", "--split", "val", "--data", "data/birds/prepared")
     assert code == 4
@@ -80,6 +87,19 @@ def test_from_a_table_to_answers(table: Path, trarctl: Run) -> None:
     assert "data:image/" in (table / "report" / "index.html").read_text()
     code, out, _ = trarctl(*prepare, "--vectors", "none")
     assert "birds was up to date" in out
+
+
+def test_data_of_ones_own_in_another_place(table: Path, trarctl: Run) -> None:
+    prepare = ("prepare", "table", "--name", "birds", "--questions", "birds.jsonl", "--images", "photos", "--grid", 2)
+    assert trarctl(*prepare, "--vectors", "none", "--out", "elsewhere")[0] == 0
+    assert trarctl("train", "birds")[0] == 2
+    assert trarctl("train", "crows", "--data", "elsewhere")[0] == 2
+    code, out, err = trarctl("train", "birds", "--data", "elsewhere", *SMALL, "--dry-run")
+    assert (code, 'data.name = "birds"' in out) == (0, True), err
+    assert trarctl("show", "birds", "--data", "elsewhere")[0] == 0
+    code, _, err = trarctl("show", "vqa", "--data", "elsewhere")
+    assert code == 3
+    assert "error: elsewhere holds birds data, not vqa\nhint:  leave out vqa, or --data\n" in err
 
 
 def test_every_command_of_the_tour(table: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:

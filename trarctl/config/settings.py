@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import reprlib
 import tomllib
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
@@ -97,11 +98,12 @@ def _read_recipe(path: Path) -> Recipe:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"cannot read the recipe {path}: {reason}", "a recipe is a TOML file") from None
-    published, losses, splits = (document.pop(name, None) for name in ("published", "losses", "splits"))
+    like, published, losses, splits = (document.pop(name, None) for name in ("like", "published", "losses", "splits"))
     for names in (losses, splits):
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
-    return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits), published)
+    values = {} if like is None else _read_recipe(_RECIPES[like]).values
+    return Recipe(path, {**values, **values_of_tables(document, str(path))}, tuple(losses), tuple(splits), published)
 
 
 def _read_values(path: Path) -> Mapping[str, object]:
@@ -179,8 +181,8 @@ class Frozen(BaseModel):
             raise PydanticCustomError("switch", "must not be true or false")
         if isinstance(value, str) and not value.strip():
             raise PydanticCustomError("empty", "must not be empty")
-        if any("\0" in one for one in values if isinstance(one, str)):
-            raise PydanticCustomError("zero", "must not hold a zero character")
+        if any(re.search(r"[\x00-\x1f\x7f]", str(one)) for one in values if isinstance(one, str | Path)):
+            raise PydanticCustomError("control", "must not hold a line break or another control character")
         if isinstance(value, str) and value.strip().isdecimal() and int in map(type, get_args(annotation)):
             return int(value)
         return value

@@ -47,6 +47,8 @@ from trarctl.engine.loading import model_sizes
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
+from trarctl.model.kernels import attend, triton
+from trarctl.model.spans import Spans
 from trarctl.model.trar import TRAR
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -55,6 +57,8 @@ GRIDS = {"vqa": 4, "clevr": 5}
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
 # Largest relative difference of the gradient of all weights from float64's.
 GRADIENT_TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
+# The same of an attention and its gradients.
+KERNEL_TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2}
 RESUME_TOLERANCE = 1e-4  # relative, of all weights; a CPU's are the same to the byte
 TEMPERATURE = 0.1  # at which the original's scores were taken
 # Matrix products, 10**12 operations a second without sparsity, by what a device's name contains (NVIDIA's data sheets).
@@ -174,6 +178,88 @@ def _gradient(case: Case, device: torch.device, precision: Precision, dtype: tor
         (scores * torch.linspace(-1, 1, scores.numel(), device=device).reshape(scores.shape)).sum().backward()
     found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
     return torch.cat([gradient.reshape(-1).double().cpu() for gradient in found])
+
+
+def triton_kernels(device: torch.device, *, num_repeats: int = 20) -> Iterator[Row]:
+    """The Triton kernels against the reference in float64, and their time against that of the reference."""
+    sizes: list[tuple[int, int, tuple[int, ...]]] = [
+        *((grid**2, grid**2, (0, 1, 2, 3)) for grid in (8, 14, 16, 32)),
+        *((num_queries, 14, ()) for num_queries in (14, 64, 256)),
+    ]
+    if not attends_by_triton(device):
+        yield Row("triton", "", "", "no GPU, or no triton", "left out")
+        return
+    for num_queries, num_keys, spans in sizes:
+        for precision in precisions(device):
+            with tf32_allowed(device, precision):
+                yield _triton_row(device, num_queries, num_keys, spans, precision, num_repeats)
+    probability, num_cells = 0.1, 64
+    heads = [torch.zeros(16, 8, num_cells, 64, device=device) for _ in range(2)]
+    identity = torch.eye(num_cells, device=device).expand_as(heads[0])
+    kept = attend(*heads, identity, is_padding=None, dropout=probability, kernel="triton") != 0
+    difference = abs(float(kept.double().mean()) - (1 - probability))
+    error = (probability * (1 - probability) / kept.numel()) ** 0.5
+    result = "ok" if difference < 4 * error else "more than 4 standard errors"
+    yield Row("triton dropout", "fp32", "", f"{difference / error:.1f} standard errors from its rate", result)
+
+
+def attends_by_triton(device: torch.device) -> bool:
+    """Whether attention goes through the Triton kernels."""
+    state = torch.empty(1, 1, 16, 64, device=device)
+    return device.type == "cuda" and triton.supports(state, state, state)
+
+
+def _triton_row(
+    device: torch.device,
+    num_queries: int,
+    num_keys: int,
+    spans: tuple[int, ...],
+    precision: Precision,
+    num_repeats: int,
+) -> Row:
+    batch, dtype = 4, torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.manual_seed(0)
+    lengths = (num_queries, num_keys, num_keys, num_queries)
+    *heads, signs = (torch.randn(batch, length, 8, 64).transpose(1, 2).to(device, dtype) for length in lengths)
+    weights = torch.rand(batch, len(spans), device=device).softmax(dim=-1) if spans else None
+    windows = Spans(spans, int(num_queries**0.5)).to(device) if spans else None
+    is_padding = torch.rand(batch, num_keys, device=device) < 0.2
+    is_padding[0] = True
+
+    def both(kernel: str, dtype: torch.dtype | None = None, dropout: float = 0.0) -> list[Tensor]:
+        given = [*heads] if weights is None else [*heads, weights]
+        leaves = [tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in given]
+        torch.manual_seed(1)
+        result = attend(
+            *leaves[:3],
+            span_weights=leaves[3] if spans else None,
+            spans=windows,
+            is_padding=is_padding,
+            dropout=dropout,
+            kernel=kernel,
+        )
+        return [result.detach(), *torch.autograd.grad(result, leaves, signs.to(result.dtype))]
+
+    pairs = zip(both("triton"), both("reference", torch.float64), strict=True)
+    worst = max(float((ours - right).norm() / right.norm()) for ours, right in pairs)
+    is_repeatable = all(map(torch.equal, both("triton", dropout=0.1), both("triton", dropout=0.1)))
+    times = {}
+    for kernel in ("triton", "reference"):
+        taken = []
+        for _ in range(num_repeats):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            both(kernel, dropout=0.1)
+            end.record()
+            torch.cuda.synchronize(device)
+            taken.append(begin.elapsed_time(end))
+        times[kernel] = float(np.median(taken))
+    result = "ok" if worst < KERNEL_TOLERANCES[precision] else f"more than {KERNEL_TOLERANCES[precision]:g}"
+    if not is_repeatable:
+        result = "not repeatable"
+    text = f"difference {worst:.1e}, {times['triton']:.2f} ms, reference {times['reference']:.2f} ms"
+    figures = {"difference": worst} | {f"{kernel}_milliseconds": time for kernel, time in times.items()}
+    return Row(f"triton {num_queries}x{num_keys}, {len(spans)} spans", precision, "", text, result, figures)
 
 
 def training(gpus: str, data: dict[str, PreparedData], folder: Path) -> Iterator[Row]:
@@ -387,6 +473,7 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Row
     cases = read_cases(data)
     yield from parity(device, cases)
     yield from gradients(device, cases)
+    yield from triton_kernels(device)
     yield from training(gpus, data, folder)
     yield from stopped_and_resumed(gpus, data, folder)
     batch = 2 if is_small else 64

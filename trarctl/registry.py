@@ -116,5 +116,10 @@ EXTRACTORS: Registry[Any] = Registry(
 POOLINGS: Registry[Any] = Registry("pooling", dict.fromkeys(("avg", "attention", "fc"), "trarctl.model.routing"))
 SPAN_SHAPES: Registry[Any] = Registry("span shape", {"window": "trarctl.model.spans"})
 KERNELS: Registry[Any] = Registry(
-    "attention kernel", {"reference": "trarctl.model.attention", "cpu": "trarctl.model.kernels.cpu"}
+    "attention kernel",
+    {
+        "reference": "trarctl.model.attention",
+        "cpu": "trarctl.model.kernels.cpu",
+        "triton": "trarctl.model.kernels.triton",
+    },
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trarctl.model.kernels import cpu
+from trarctl.model.kernels import cpu, triton
 from trarctl.model.spans import Spans
 from trarctl.registry import KERNELS
 
@@ -49,7 +49,7 @@ def attend(
         [B, H, T, d].
     """
     if kernel == "auto":
-        kernel = "cpu" if runs_on_cpu(query) else "reference"
+        kernel = _fastest(query, key, value)
     if span_weights is None or spans is None:
         span_weights = query.new_ones(query.shape[0], 1)
         pair_class, contains = None, torch.ones(1, 1, dtype=torch.bool, device=query.device)
@@ -57,6 +57,12 @@ def attend(
         pair_class, contains = spans.pair_class, spans.contains
     attended: Tensor = KERNELS[kernel](query, key, value, span_weights, pair_class, contains, is_padding, dropout)
     return attended
+
+
+def _fastest(query: Tensor, key: Tensor, value: Tensor) -> str:
+    if runs_on_cpu(query):
+        return "cpu"
+    return "triton" if query.device.type == "cuda" and triton.supports(query, key, value) else "reference"
 
 
 def dropout(states: Tensor, probability: float) -> Tensor:

@@ -203,6 +203,19 @@ def test_processes_and_threads_are_counted() -> None:
     assert printed([two]).startswith("run demo in runs/demo, on cpu, 2 processes, 3 threads each\n")
 
 
+@pytest.mark.parametrize(
+    ("ways", "text"),
+    [
+        ({}, ""),
+        ({"is_recorded": True}, "steps are replayed as CUDA graphs\n"),
+        ({"is_compiled": True}, "steps are compiled\n"),
+        ({"is_recorded": True, "is_compiled": True}, "steps are compiled and replayed as CUDA graphs\n"),
+    ],
+)
+def test_it_says_how_steps_are_computed(ways: dict[str, bool], text: str) -> None:
+    assert printed([replace(STARTED, **ways)]).endswith(f"10 steps per epoch, 3 epochs\n{text}")
+
+
 def test_a_log_gets_a_line_now_and_then_and_fewer_in_a_long_run() -> None:
     clock = Clock()
     steps, stream = in_a_log(clock)

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+Compile = Literal["auto", "on", "off"]
 EvaluatorName = Literal["official", "upstream"]
 Loss = Literal["bce", "kld", "ce"]
 Precision = Literal["fp32", "tf32", "bf16"]

@@ -39,6 +39,14 @@ class RunStarted:
     num_threads: int  # of each process
     spans: tuple[int | str, ...]  # of the model
     is_hard: bool  # whether the temperature matters
+    is_recorded: bool = False  # whether the device replays the recorded step
+    is_compiled: bool = False  # whether torch.compile compiles the model
+
+    @property
+    def steps_run(self) -> str:
+        """How steps are computed, in words; empty where their operations are called one by one."""
+        ways = [(self.is_compiled, "compiled"), (self.is_recorded, "replayed as CUDA graphs")]
+        return " and ".join(text for holds, text in ways if holds)
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,7 @@ def _line(event: Event) -> str | None:
         return (
             f"training on {event.device}, {event.num_processes} process(es) of {event.num_threads} thread(s): "
             f"{event.num_parameters:,} parameters, {event.num_samples:,} samples, "
-            f"{event.steps_per_epoch:,} steps an epoch"
+            f"{event.steps_per_epoch:,} steps an epoch{event.steps_run and f', {event.steps_run}'}"
         )
     if isinstance(event, EpochDone):
         return (

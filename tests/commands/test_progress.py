@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -209,10 +210,11 @@ def test_processes_and_threads_are_counted() -> None:
         ({}, ""),
         ({"is_recorded": True}, "steps are replayed as CUDA graphs\n"),
         ({"is_compiled": True}, "steps are compiled\n"),
-        ({"is_recorded": True, "is_compiled": True}, "steps are compiled and replayed as CUDA graphs\n"),
+        ({"is_recorded": True, "is_compiled": True}, "steps are compiled, replayed as CUDA graphs\n"),
+        ({"precision": "bf16", "is_recorded": True}, "steps are computed in bf16, replayed as CUDA graphs\n"),
     ],
 )
-def test_it_says_how_steps_are_computed(ways: dict[str, bool], text: str) -> None:
+def test_it_says_how_steps_are_computed(ways: dict[str, Any], text: str) -> None:
     assert printed([replace(STARTED, **ways)]).endswith(f"10 steps per epoch, 3 epochs\n{text}")
 
 

@@ -35,7 +35,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from trarctl.config import Compile, Loss, Precision
+from trarctl.config import Compile, Loss, WantedPrecision
 from trarctl.errors import SettingsError
 from trarctl.registry import DATASETS, KERNELS, PLUGINS_VARIABLE, POOLINGS, SPAN_SHAPES, load_plugins
 
@@ -288,8 +288,10 @@ class RunSettings(Frozen):
     num_threads: PositiveInt | None = setting(
         None, "CPU threads of a process; none: its share of the cores. Small models want 1", le=1024
     )
-    precision: Precision = setting(
-        "fp32", "precision of matrix products; weights, optimizer, softmax and loss stay float32"
+    precision: WantedPrecision = setting(
+        "auto",
+        "precision of matrix products; weights, optimizer, softmax and loss stay float32. auto: train in bf16 on a GPU "
+        "that has it, otherwise in fp32, and score in fp32",
     )
     attention: Attention = setting("auto", "attention backend: auto, reference or cpu")
     compile: Compile = setting(

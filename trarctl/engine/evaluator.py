@@ -142,8 +142,9 @@ class Evaluator:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Compute without gradients, in the run's precision."""
-        with torch.inference_mode(), precision_of(self.world.device, self.settings.run.precision):
+        """Compute without gradients, in the run's precision; where the run left that open, in float32."""
+        wanted = self.settings.run.precision
+        with torch.inference_mode(), precision_of(self.world.device, "fp32" if wanted == "auto" else wanted):
             yield
 
     def forward(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,7 @@ class Trainer:
         if tensors:
             load_weights(self.model, checkpoint.model_tensors(tensors), run.path)
         self.model.to(world.device)
+        self.precision = distributed.training_precision(world.device, settings.run.precision)
         train = settings.train
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
@@ -126,7 +127,7 @@ class Trainer:
         """
         run, started = self.run, time.monotonic()
         self.callback(self._run_started())
-        with distributed.tf32_allowed(self.world.device, self.settings.run.precision):
+        with distributed.tf32_allowed(self.world.device, self.precision):
             while self.state.epoch < self.settings.train.epochs:
                 self.train_epoch()
         best = self.state.best_epoch, self.state.best_overall
@@ -177,7 +178,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         is_local = isinstance(self.network, DistributedDataParallel) and not is_last
         with self.network.no_sync() if is_local else nullcontext():  # type: ignore[operator]
-            with distributed.precision_of(self.world.device, self.settings.run.precision):
+            with distributed.precision_of(self.world.device, self.precision):
                 scores, routes = self.network(part.question_tokens, part.cells(), temperature=self._temperature)
             loss = answer_loss(scores, part.target, loss=train.loss).sum()
             with distributed.collective():
@@ -249,6 +250,7 @@ class Trainer:
             num_threads=torch.get_num_threads(),
             spans=self.settings.model.spans,
             is_hard=self.settings.model.routing == "hard",
+            precision=self.precision,
             is_recorded=self._recorded is not None,
             is_compiled=self.settings.run.compile == "on",
         )

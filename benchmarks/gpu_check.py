@@ -3,9 +3,10 @@
     python -m benchmarks.gpu_check [--device cpu|cuda:0] [--quick] [--minutes N] [--json FILE]
 
 Right: the original's scores, gradients against float64, the original's training runs, a run that is stopped and
-resumed. Fast: a training step at each published size, eager and compiled, with the share of the device's peak and of
-the time in which it computes at all; batches from packed features. What the minutes do not suffice for is said to be
-left out. Without a GPU the same runs at small sizes on the CPU, so that the check itself is known to work.
+resumed. Fast: a training step at each published size, eager, replayed as CUDA graphs, and compiled too, with the share
+of the device's peak and of the time in which it computes at all; batches from packed features. What the minutes do not
+suffice for is said to be left out. Without a GPU the same runs at small sizes on the CPU, so that the check itself is
+known to work.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,14 +36,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.programs import program, resume_command, train_command, wait_for_step
 from tests.engine.running import golden_run, weights
+from trarctl.config import Compile
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.callbacks import no_callback
+from trarctl.engine.callbacks import StepDone, no_callback
 from trarctl.engine.checkpoint import TrainState, load_upstream
 from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of, tf32_allowed
+from trarctl.engine.graph import NUM_UNRECORDED_STEPS
 from trarctl.engine.loading import model_sizes
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
@@ -56,6 +59,7 @@ TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
 # Largest relative difference of the gradient of all weights from float64's.
 GRADIENT_TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
 RESUME_TOLERANCE = 1e-4  # relative, of all weights; a CPU's are the same to the byte
+WAYS: dict[Compile, str] = {"off": "eager", "auto": "graph", "on": "compiled graph"}  # as the rows call them
 TEMPERATURE = 0.1  # at which the original's scores were taken
 # Matrix products, 10**12 operations a second without sparsity, by what a device's name contains (NVIDIA's data sheets).
 PEAKS: dict[str, dict[Precision, float]] = {
@@ -176,22 +180,37 @@ def _gradient(case: Case, device: torch.device, precision: Precision, dtype: tor
     return torch.cat([gradient.reshape(-1).double().cpu() for gradient in found])
 
 
-def training(gpus: str, data: dict[str, PreparedData], folder: Path) -> Iterator[Row]:
+def training(gpus: str, data: dict[str, PreparedData], folder: Path, ways: Iterable[Compile]) -> Iterator[Row]:
     """The original's training runs, loss by loss."""
     for name in ("vqa_soft_avg", "vqa_soft_attention_accu2"):
-        _, steps, golden = golden_run(name, data["vqa"].path, folder / name, gpus=gpus)
-        sums = [step.loss * golden["batch_size"] for step in steps if step.loss is not None]
-        right = [step["loss_sum"] for step in golden["steps"]]
-        worst = max(abs(ours / theirs - 1) for ours, theirs in zip(sums, right, strict=True))
-        text = f"{len(sums)} steps, largest relative difference of a loss {worst:.1e}"
-        yield Row(
-            f"training {name}", "fp32", "eager", text, "ok" if worst < 1e-4 else "more than 1e-4", {"difference": worst}
-        )
+        for way in ways:
+            run = folder / f"{name}-{way}"
+            yield _trained(name, WAYS[way], *golden_run(name, data["vqa"].path, run, gpus=gpus, run__compile=way)[1:])
+
+
+def _trained(name: str, how: str, steps: list[StepDone], golden: dict[str, Any]) -> Row:
+    sums = [step.loss * golden["batch_size"] for step in steps if step.loss is not None]
+    right = [step["loss_sum"] for step in golden["steps"]]
+    worst = max(abs(ours / theirs - 1) for ours, theirs in zip(sums, right, strict=True))
+    text = f"{len(sums)} steps, largest relative difference of a loss {worst:.1e}"
+    result = "ok" if worst < 1e-4 else "more than 1e-4"
+    return Row(f"training {name}", "fp32", how, text, result, {"difference": worst})
+
+
+def not_recorded(gpus: str, data: dict[str, PreparedData], folder: Path) -> Row:
+    """The original's training run where a step cannot be recorded, since a debugger reads each gradient."""
+    with torch.autograd.set_detect_anomaly(True):
+        run, *trained = golden_run("vqa_soft_avg", data["vqa"].path, folder / "debugged", gpus=gpus)
+    row = _trained("vqa_soft_avg", "debugged", *trained)
+    is_told = "cannot be recorded" in (run.path / "log.txt").read_text()
+    return row if is_told else replace(row, result="a recording of what waits for the device")
 
 
 def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) -> Iterator[Row]:
     """A run of the program that is stopped within an epoch and resumed, against one that nobody disturbed."""
+    how = "eager" if gpus == "cpu" else "graph"
     changes = {"run__gpus": gpus, "run__save_every": 1, "run__log_every": 1, "train__epochs": 4}
+    changes["run__precision"] = "fp32"
     command = train_command(data["vqa"].path, "vqa", **changes)
     runs = {}
     for name in ("whole", "stopped"):
@@ -209,7 +228,7 @@ def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) 
             code = started.wait()
             problem = "" if code == 0 else f"exit code {code}: {started.errors()[-300:]}"
     if problem:
-        yield Row("stopped and resumed", "fp32", "eager", problem, "failed")
+        yield Row("stopped and resumed", "fp32", how, problem, "failed")
         return
     whole, resumed = (weights(run) for run in runs.values())
     ours, right = (
@@ -219,7 +238,7 @@ def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) 
     worst = float(np.linalg.norm(ours - right) / np.linalg.norm(right))
     text = "the same to the byte" if whole == resumed else f"relative difference of weights and averages {worst:.1e}"
     result = "ok" if worst < RESUME_TOLERANCE else f"more than {RESUME_TOLERANCE:g}"
-    yield Row("stopped and resumed", "fp32", "eager", text, result, {"difference": worst})
+    yield Row("stopped and resumed", "fp32", how, text, result, {"difference": worst})
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
@@ -232,16 +251,18 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cuda" or any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
-def step_time(device: torch.device, size: Size, precision: Precision, *, num_steps: int, is_compiled: bool) -> Row:
+def step_time(device: torch.device, size: Size, precision: Precision, way: Compile, *, num_steps: int) -> Row:
     """Time of a training step on a published size, what limits it, and the most memory that it takes."""
     spans = ",".join(map(str, size.spans))
     sets = [f"model.grid_size={size.grid}", f"model.spans={spans}", f"train.batch_size={size.batch}"]
-    sets += [f"run.precision={precision}", f"run.compile={str(is_compiled).lower()}"]
+    sets += [f"run.precision={precision}", f"run.compile={way}"]
     settings: Settings = resolve(dataset="vqa", environ={}, sets=sets).settings
     # As much of prepared data as a step needs, at the size of VQA-v2.
     features = SimpleNamespace(width=2_048)
     data = SimpleNamespace(vocabulary=range(20_573), answers=range(3_129), features=features, vectors=None)
-    what, how = f"step {size.grid}x{size.grid}", "compiled" if is_compiled else "eager"
+    what, how = f"step {size.grid}x{size.grid}", WAYS[way]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         trainer = Trainer(
             settings,
@@ -272,7 +293,7 @@ def step_time(device: torch.device, size: Size, precision: Precision, *, num_ste
 
 
 def _timed(trainer: Trainer, batch: Batch, device: torch.device, what: str, how: str, num_steps: int) -> Row:
-    precision, size = trainer.settings.run.precision, len(batch)
+    precision, size = trainer.precision, len(batch)
 
     def step() -> None:
         nonlocal result
@@ -282,9 +303,9 @@ def _timed(trainer: Trainer, batch: Batch, device: torch.device, what: str, how:
     counter = FlopCounterMode(display=False)
     with counter if how == "eager" else nullcontext():
         step()
+    for _ in range(0 if how == "eager" else NUM_UNRECORDED_STEPS):
+        step()  # the last one is recorded, and replayed from then on
     _wait(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     times = []
     for _ in range(num_steps):
         started = time.perf_counter()
@@ -387,19 +408,21 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Row
     cases = read_cases(data)
     yield from parity(device, cases)
     yield from gradients(device, cases)
-    yield from training(gpus, data, folder)
+    ways: tuple[Compile, ...] = ("off",) if device.type == "cpu" else ("off", "auto")
+    yield from training(gpus, data, folder, ways)
     yield from stopped_and_resumed(gpus, data, folder)
     batch = 2 if is_small else 64
     sizes = [Size(8, (0, 1, 2, 3), batch), Size(14, (0, 1, 3), batch), Size(16, (0, 1, 2, 3), batch)]
     large = [] if device.type == "cpu" else [Size(32, (0, 1, 2, 3), 8)]
     num_steps = 2 if is_small else 20
 
-    def timed(size: Size, precision: Precision, *, is_compiled: bool) -> Callable[[], Row]:
-        return lambda: step_time(device, size, precision, num_steps=num_steps, is_compiled=is_compiled)
+    def timed(size: Size, precision: Precision, way: Compile) -> Callable[[], Row]:
+        return lambda: step_time(device, size, precision, way, num_steps=num_steps)
 
     for size in sizes + large:
         for precision in precisions(device):
-            yield timed(size, precision, is_compiled=False)
+            for way in ways:
+                yield timed(size, precision, way)
     for size in sizes:
         yield loader_speed(device, size, folder, num_batches=10 if is_small else 100)
     if not can_compile(device):
@@ -408,10 +431,12 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Row
     # Compiling takes long, on the CPU a minute a case.
     few = ("vqa_soft_avg", "clevr_hard_fc_binarize") if device.type == "cuda" else ("vqa_soft_avg",)
     if device.type == "cuda":
-        for size in sizes:
-            for precision in ("bf16", "tf32"):
-                yield timed(size, precision, is_compiled=True)
+        for precision in reversed(precisions(device)):
+            for size in sizes:
+                yield timed(size, precision, "on")
     yield from parity(device, [case for case in cases if case.name in few], is_compiled=True)
+    if device.type == "cuda":
+        yield lambda: not_recorded(gpus, data, folder)
 
 
 def main() -> None:
@@ -440,7 +465,7 @@ def main() -> None:
                     row = Row("step", "", "", "no time left", "left out")
                 else:
                     row = entry()
-                print(f"  {row.what:<28} {row.precision:<5} {row.how:<9} {row.text:<92} {row.result}", flush=True)
+                print(f"  {row.what:<28} {row.precision:<5} {row.how:<14} {row.text:<92} {row.result}", flush=True)
                 rows.append(row)
                 is_right &= row.result in ("ok", "left out")
                 if options.json is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from trarctl.engine import graph
 from trarctl.engine.callbacks import Note, StepDone, no_callback
 from trarctl.engine.checkpoint import TrainState, state_tensors
 from trarctl.engine.distributed import World
-from trarctl.engine.graph import NUM_UNRECORDED_STEPS, Outputs, Work
+from trarctl.engine.graph import NUM_UNRECORDED_STEPS, CudaRecorder, Outputs, Work
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
@@ -224,3 +225,54 @@ def test_nothing_of_a_step_leaves_the_device(golden_data: dict[str, Path], tmp_p
     loss, routes = trainer.forward_backward(part.to(torch.device("meta")), is_first=True, is_last=True)
     assert (loss.is_meta, routes.is_meta) == (True, True)
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in trainer.model.parameters())
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> mock.MagicMock:
+    """Stands for ``torch.cuda``, its names and arguments, where there is no GPU."""
+    cuda = mock.create_autospec(torch.cuda)
+    cuda.default_generators = (mock.create_autospec(torch.Generator, instance=True),)
+    cuda.Stream.return_value.device = torch.device("cuda:0")
+    monkeypatch.setattr(torch, "cuda", cuda)
+    return cuda  # type: ignore[no-any-return]
+
+
+def test_work_to_be_recorded_runs_on_the_stream_of_the_recording(cuda: mock.MagicMock) -> None:
+    work, main, side = mock.Mock(), cuda.current_stream.return_value, cuda.Stream.return_value
+    order = mock.Mock()
+    for name, part in {"work": work, "main": main.wait_stream, "side": side.wait_stream}.items():
+        order.attach_mock(part, name)
+    assert CudaRecorder(torch.device("cuda:0")).run(work) is work.return_value
+    assert order.mock_calls == [mock.call.side(main), mock.call.work(), mock.call.main(side)]
+    cuda.stream.assert_called_once_with(side)
+
+
+def test_a_recording_is_replayed_at_once(cuda: mock.MagicMock) -> None:
+    recorder, graphs = CudaRecorder(torch.device("cuda:0")), cuda.CUDAGraph.return_value
+    outputs, replay = recorder.record(lambda: (torch.ones(1),))
+    replay()
+    assert (outputs, graphs.replay.call_count) == ((torch.ones(1),), 2)
+    pool, stream = cuda.graph_pool_handle.return_value, cuda.Stream.return_value
+    cuda.graph.assert_called_once_with(graphs, pool=pool, stream=stream, capture_error_mode="thread_local")
+    cuda.set_stream.assert_not_called()
+
+
+def test_a_recording_that_breaks_off_leaves_no_trace(cuda: mock.MagicMock) -> None:
+    recorder, (generator,) = CudaRecorder(torch.device("cuda:0")), cuda.default_generators
+    works: list[Work] = [lambda: (torch.rand(1),), mock.Mock(side_effect=RuntimeError("cannot be captured"))]
+    for work, why in zip(works, ("a random number on the host", "cannot be captured"), strict=True):
+        cuda.graph.return_value.__exit__.return_value = None
+        with pytest.raises(RuntimeError, match=why):
+            recorder.record(work)
+        cuda.set_stream.assert_called_with(cuda.current_stream.return_value)
+        generator.graphsafe_set_state.assert_called_with(generator.clone_state.return_value)
+    cuda.CUDAGraph.return_value.replay.assert_not_called()
+
+
+def test_only_one_process_on_a_gpu_records(cuda: mock.MagicMock) -> None:
+    alone, one_of_two = World(0, 1, torch.device("cuda:0")), World(0, 2, torch.device("cuda:0"))
+    assert graph.recorder_for(alone, "auto") is not None
+    assert graph.recorder_for(alone, "on") is not None
+    assert graph.recorder_for(alone, "off") is None
+    assert graph.recorder_for(one_of_two, "auto") is None
+    assert graph.recorder_for(World(0, 1, torch.device("cpu")), "on") is None

@@ -218,6 +218,35 @@ def test_no_operation_of_a_step_waits_for_the_device(
     assert 1_000 < counted.counts.total() < 3_600
 
 
+def test_nothing_is_computed_between_steps_that_are_not_logged(
+    golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(None, monkeypatch)
+    settings = tiny_settings(golden_data["vqa"], tmp_path, model__grid_size=4, run__log_every=50)
+    trainer = trainer_of(settings, golden_data["vqa"])
+    (part,) = parts_of(golden_data["vqa"], 1)
+    result = trainer.train_step([part], learning_rate=1e-3)
+    trainer.world = World(0, 1, torch.device("cuda"))  # on a CPU every loss is read, which costs nothing there
+    with Counted() as counted:
+        trainer._finish_step(result)
+    assert not counted.counts
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo")
+def test_a_compiled_step_is_compiled_once(golden_data: dict[str, Path], tmp_path: Path, recorder: OpRecorder) -> None:
+    settings = tiny_settings(golden_data["vqa"], tmp_path, model__grid_size=4, model__routing="hard")
+    trainer = trainer_of(settings, golden_data["vqa"])
+    trainer.network.compile(backend="aot_eager")
+    (part,) = parts_of(golden_data["vqa"], 1)
+    num_graphs = []
+    for epoch in range(NUM_UNRECORDED_STEPS):  # each with a temperature and a rate of its own
+        trainer.state = TrainState(epoch=epoch)
+        trainer.train_step([part], learning_rate=1e-3 * (1 + epoch))
+        num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert num_graphs == num_graphs[:1] * NUM_UNRECORDED_STEPS
+    assert num_graphs[0] > 0
+
+
 def test_nothing_of_a_step_leaves_the_device(golden_data: dict[str, Path], tmp_path: Path) -> None:
     """Tensors without content: an operation that wants to know a value, or to copy it, has none."""
     trainer = trainer_of(tiny_settings(golden_data["vqa"], tmp_path, model__grid_size=4), golden_data["vqa"], "meta")

@@ -17,6 +17,7 @@ steps of the run like all others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -78,9 +79,11 @@ class CudaRecorder:
             if not torch.equal(torch.get_rng_state(), on_host):
                 raise RuntimeError("it draws a random number on the host, which each replay would repeat")
         except RuntimeError:
-            # A recording that breaks off leaves its stream and its generator as if it still went on.
+            # A recording that breaks off may leave stream, random numbers and memory as if it still went on.
             torch.cuda.set_stream(before)
             self._generator.graphsafe_set_state(random_state)
+            with suppress(RuntimeError):  # of versions that end it themselves; torch 2.11 does not
+                torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
             raise
         graph.replay()
         return outputs, graph.replay

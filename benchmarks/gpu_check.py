@@ -12,6 +12,7 @@ known to work.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import shutil
@@ -42,7 +43,7 @@ from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.callbacks import StepDone, no_callback
+from trarctl.engine.callbacks import Event, Note, StepDone
 from trarctl.engine.checkpoint import TrainState, load_upstream
 from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of, tf32_allowed
 from trarctl.engine.graph import NUM_UNRECORDED_STEPS
@@ -184,8 +185,16 @@ def training(gpus: str, data: dict[str, PreparedData], folder: Path, ways: Itera
     """The original's training runs, loss by loss."""
     for name in ("vqa_soft_avg", "vqa_soft_attention_accu2"):
         for way in ways:
-            run = folder / f"{name}-{way}"
-            yield _trained(name, WAYS[way], *golden_run(name, data["vqa"].path, run, gpus=gpus, run__compile=way)[1:])
+            there = folder / f"{name}-{way}"
+            run, *trained = golden_run(name, data["vqa"].path, there, gpus=gpus, run__compile=way)
+            row = _trained(name, WAYS[way], *trained)
+            yield replace(row, result=_failed_recording(run) or row.result)
+
+
+def _failed_recording(run: RunFolder) -> str:
+    """What a run's log says of a step that could not be recorded; empty if it could, or was not to be."""
+    lines = run.log_file.read_text(encoding="utf-8").splitlines()
+    return next((line for line in lines if "cannot be recorded" in line), "")
 
 
 def _trained(name: str, how: str, steps: list[StepDone], golden: dict[str, Any]) -> Row:
@@ -202,8 +211,7 @@ def not_recorded(gpus: str, data: dict[str, PreparedData], folder: Path) -> Row:
     with torch.autograd.set_detect_anomaly(True):
         run, *trained = golden_run("vqa_soft_avg", data["vqa"].path, folder / "debugged", gpus=gpus)
     row = _trained("vqa_soft_avg", "debugged", *trained)
-    is_told = "cannot be recorded" in (run.path / "log.txt").read_text()
-    return row if is_told else replace(row, result="a recording of what waits for the device")
+    return row if _failed_recording(run) else replace(row, result="recorded what waits for the device")
 
 
 def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) -> Iterator[Row]:
@@ -238,6 +246,7 @@ def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) 
     worst = float(np.linalg.norm(ours - right) / np.linalg.norm(right))
     text = "the same to the byte" if whole == resumed else f"relative difference of weights and averages {worst:.1e}"
     result = "ok" if worst < RESUME_TOLERANCE else f"more than {RESUME_TOLERANCE:g}"
+    result = next(filter(None, map(_failed_recording, runs.values())), result)
     yield Row("stopped and resumed", "fp32", how, text, result, {"difference": worst})
 
 
@@ -261,7 +270,15 @@ def step_time(device: torch.device, size: Size, precision: Precision, way: Compi
     features = SimpleNamespace(width=2_048)
     data = SimpleNamespace(vocabulary=range(20_573), answers=range(3_129), features=features, vectors=None)
     what, how = f"step {size.grid}x{size.grid}", WAYS[way]
+    notes: list[str] = []
+
+    def callback(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    gc.collect()  # the trainer of the row before, which has cycles
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     try:
         trainer = Trainer(
@@ -269,7 +286,7 @@ def step_time(device: torch.device, size: Size, precision: Precision, way: Compi
             cast(PreparedData, data),
             RunFolder(Path()),
             World(0, 1, device),
-            callback=no_callback,
+            callback=callback,
             stop=StopRequest(),
             tensors={},
             state=TrainState(),
@@ -284,12 +301,10 @@ def step_time(device: torch.device, size: Size, precision: Precision, way: Compi
         ).to(device)
         trainer.network.train()
         with tf32_allowed(device, precision):
-            return _timed(trainer, batch, device, what, how, num_steps)
+            row = _timed(trainer, batch, device, what, how, num_steps)
+        return replace(row, result=notes[0]) if notes else row
     except torch.OutOfMemoryError as error:
         return Row(what, precision, how, f"a step of {size.batch}: {str(error)[:80]}", "left out")
-    finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _timed(trainer: Trainer, batch: Batch, device: torch.device, what: str, how: str, num_steps: int) -> Row:

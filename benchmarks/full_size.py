@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.make_full_size import write_clevr, write_vqa
+from benchmarks.make_full_size import write_clevr, write_table, write_vqa
 from benchmarks.score_speed import Measured, measure_scoring, measure_submission, show
 
 MOST_PREPARE_SECONDS, MOST_PREPARE_BYTES = 60, 3 << 30
 MOST_READY_SECONDS, MOST_READY_BYTES = 3, 300 << 20
 NUM_FEATURE_FILES = 20_000
+NUM_TABLE_QUESTIONS = 100_000
 FEATURE_SHAPE = (64, 2048)
 MIB = 1 << 20
 
@@ -38,13 +39,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/full-size"))  # noqa: S108 - large, and the user's to move
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the real number of questions")
     parser.add_argument("--files", type=int, default=NUM_FEATURE_FILES, help="feature files to pack")
-    parser.add_argument("--skip", nargs="*", default=[], choices=("vqa", "clevr", "packing", "scoring"))
+    parser.add_argument("--skip", nargs="*", default=[], choices=("vqa", "clevr", "table", "packing", "scoring"))
     options = parser.parse_args()
     lines: list[Measured] = []
     for dataset, write in (("vqa", write_vqa), ("clevr", write_clevr)):
         if dataset not in options.skip:
             raw = _generated(options.folder / dataset / "raw", write, options.scale)
             lines += _measure_text(dataset, raw, options.folder / dataset / "prepared")
+    if "table" not in options.skip:
+        lines += _measure_table(options.folder / "table", options.scale)
     if "packing" not in options.skip:
         lines += _measure_packing(options.folder / "packing", options.files)
     if "scoring" not in options.skip:
@@ -126,6 +129,34 @@ def _first_batch(out: Path) -> tuple[float, int, Any]:
             array.max()
     parts = "+".join(split.name for split in splits)
     return seconds, _resident_bytes() - before, (parts, len(order))
+
+
+def _measure_table(folder: Path, scale: float) -> list[Measured]:
+    """A table of one's own, split by the content of its pictures: its time, and memory that does not grow with it."""
+    lines, peaks = [], []
+    for share in (0.1, 1.0):
+        num_questions = int(NUM_TABLE_QUESTIONS * scale * share)
+        raw = folder / f"raw-{num_questions}"
+        if not (raw / "questions.jsonl").exists():
+            write_table(raw, num_questions, num_questions // 5)
+        out = folder / "prepared"
+        shutil.rmtree(out, ignore_errors=True)
+        seconds, peak, _ = _in_own_process(_prepare_table, raw, out)
+        peaks.append(peak)
+        what = f"table: prepare {num_questions:,} questions on {num_questions // 5:,} pictures"
+        lines.append(_line(f"{what}, features included", "s", seconds, MOST_PREPARE_SECONDS))
+    lines.append(_line("table: memory that ten times the questions add", "MiB", (peaks[1] - peaks[0]) / MIB, 100))
+    return lines
+
+
+def _prepare_table(raw: Path, out: Path) -> tuple[float, int, Any]:
+    from trarctl.data.prepare import PrepareRequest, prepare
+
+    started = time.perf_counter()
+    options = {"name": "own", "questions": raw / "questions.jsonl"}
+    request = PrepareRequest("table", out=out, vectors="none", images=raw / "pictures", grid=4, options=options)
+    prepare(request)
+    return time.perf_counter() - started, _peak_bytes(), None
 
 
 def _measure_packing(folder: Path, num_files: int) -> list[Measured]:

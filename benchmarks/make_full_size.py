@@ -61,6 +61,25 @@ def main() -> None:
     write(options.folder, scale=options.scale, seed=options.seed)
 
 
+def write_table(raw: Path, num_questions: int, num_pictures: int) -> None:
+    """Write a table of questions about pictures of noise, 32 x 32 pixels, in folders of a hundred."""
+    from PIL import Image
+
+    chance = np.random.default_rng(0)
+    names = [f"{number // 100:03d}/picture {number}.png" for number in range(num_pictures)]
+    for name in names:
+        path = raw / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(chance.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    words = _zipf_words(chance, 20_000)
+    asked = chance.choice(words, size=(num_questions, 5), p=_zipf(len(words), 1.0)).tolist()
+    answers = chance.choice(words, size=num_questions, p=_zipf(len(words), 1.3)).tolist()
+    with (raw / "questions.jsonl").open("w") as file:
+        for number, (question, answer) in enumerate(zip(asked, answers, strict=True)):
+            row = {"image": names[number % num_pictures], "question": f"what {' '.join(question)}?", "answer": answer}
+            file.write(json.dumps(row) + "\n")
+
+
 def write_vqa(folder: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     """Write questions and annotations of every split, Visual Genome included."""
     folder.mkdir(parents=True, exist_ok=True)

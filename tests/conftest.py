@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from trarctl import cli
 
+# The tests are of the CPU, and say the same on every machine; a GPU is checked by ``make gpu-check``.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 GOLDEN = Path(__file__).parent / "golden"
 GRIDS = {"vqa": 4, "clevr": 5}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -63,11 +64,17 @@ def test_from_a_table_to_answers(table: Path, trarctl: Run) -> None:
     code, out, err = trarctl("submit", "--split", "val", "--out", "answers.jsonl")
     assert code == 0, err
     answered = [json.loads(line) for line in (table / "answers.jsonl").read_text().splitlines()]
-    assert all(set(one) == {"id", "answer"} for one in answered)
-    code, out, _ = trarctl(
-        "eval", "--answers", "answers.jsonl", "--split", "val", "--json", "-", "--data", "data/birds/prepared"
-    )
-    assert json.loads(out)["overall"] == measured["overall"]
+    assert all(set(one) == {"id", "answer", "probability"} for one in answered)
+    assert all(0.2 < one["probability"] <= 1 for one in answered)
+    assert trarctl("submit", "--split", "val", "--out", "answers.csv")[0] == 0
+    with (table / "answers.csv").open(newline="") as file:
+        columns = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in one.items()} for one in answered] == columns
+    for file_name in ("answers.jsonl", "answers.csv"):
+        code, out, _ = trarctl(
+            "eval", "--answers", file_name, "--split", "val", "--json", "-", "--data", "data/birds/prepared"
+        )
+        assert json.loads(out)["overall"] == measured["overall"]
     (table / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answered[1:]) + "{")
     code, _, err = trarctl("submit", "--validate", "answers.jsonl", "--split", "val", "--data", "data/birds/prepared")
     assert code == 4

@@ -17,7 +17,15 @@ from tests.engine.running import tiny_settings
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine.callbacks import Note
 from trarctl.engine.distributed import World
-from trarctl.engine.evaluator import Evaluator, Scores, combine, load_scores, nonblank_answers, probabilities
+from trarctl.engine.evaluator import (
+    Evaluator,
+    Scores,
+    answers_to_submit,
+    combine,
+    likeliest,
+    load_scores,
+    probabilities,
+)
 from trarctl.engine.loading import build_model
 from trarctl.errors import DataError
 
@@ -88,8 +96,26 @@ def test_probabilities_of_scores_of_any_size() -> None:
     assert probabilities(large, is_exclusive=False).tolist() == [[1.0, 0.0, 0.5]]
 
 
-def test_a_blank_answer_is_never_given() -> None:
-    assert nonblank_answers(np.array([[0.9, 0.8], [0.1, 0.2]]), ("", "yes")) == ["yes", "yes"]
+@pytest.mark.parametrize(
+    ("is_exclusive", "expected"),
+    [(True, [0.09003057, 0.66524096]), (False, [0.73105858, 0.88079708]), (None, [1.0, 2.0])],
+)
+def test_a_blank_answer_is_never_given(is_exclusive: bool | None, expected: list[float]) -> None:
+    scores = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]], dtype=np.float32)
+    if is_exclusive:
+        expected[0] = np.exp(1) / (np.exp(3) + np.exp(1) + np.exp(0))
+    chosen, share = likeliest(scores, is_exclusive=is_exclusive, but=[0])
+    assert chosen.tolist() == [1, 1]
+    assert share.tolist() == pytest.approx(expected)
+    assert likeliest(scores, is_exclusive=is_exclusive)[0].tolist() == [0, 1]
+
+
+def test_several_models_answer_together() -> None:
+    one = scores_of([[0.0, 2.0]], ("", "yes"), [8], is_exclusive=False)
+    two = scores_of([[0.0, -2.0]], ("no", "yes"), [8], is_exclusive=False)
+    answers, share = answers_to_submit([one, two])
+    assert (answers, share.tolist()) == (["yes"], [pytest.approx(0.5)])
+    assert answers_to_submit([one])[1].tolist() == [pytest.approx(1 / (1 + np.exp(-2)))]
 
 
 def test_several_models_are_averaged_by_the_ids_of_their_questions() -> None:

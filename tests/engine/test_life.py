@@ -235,7 +235,7 @@ class Life(RuleBasedStateMachine):
         if how == "torn":
             lines[-1] = lines[-1][: max(1, len(lines[-1]) // 2)]
         elif how == "garbled":
-            lines[index] = b"\xff\x00{" + lines[index][4:]
+            lines[index] = b"\xff\x00{" + lines[index].removesuffix(b"\n")[4:] + b"\n"  # a short line keeps its end
         elif how == "half a line more":
             lines.append(b'{"event":"step","epoch":1,"st')
         else:

@@ -36,6 +36,8 @@ from tests.fuzz.mutators import (
     replace_file,
     rewrite_json,
 )
+from trarctl.engine.checkpoint import load_checkpoint
+from trarctl.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
 REJECTED = "a server would reject this"
@@ -160,6 +162,10 @@ class Checkpoints(Evaluated):
 
         def mutate(random: Random, folder: Path) -> Mutation:
             path = folder / self.file
+            try:
+                load_checkpoint(path)
+            except CheckpointError:
+                return Mutation("nothing")  # a right checksum would hide the damage of before
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
                 metadata = file.metadata()

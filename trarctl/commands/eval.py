@@ -139,7 +139,7 @@ def _evaluate_answers(file: Path, data: Path, split: str, evaluator: EvaluatorNa
 
     opened = open_prepared(data)
     part = opened.split(split)
-    answer_file = opened.spec.answer_file
+    answer_file = opened.spec.answer_file.for_file(file)
     measured = measure(answer_file.read(file, opened, part), opened, part, evaluator)
     for problem in answer_file.problems(file, opened, part):
         warn(f"{file}: {problem}")

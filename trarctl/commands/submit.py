@@ -45,7 +45,12 @@ def submit(
     gpus: GpusOption = None,
     out: Annotated[
         Path | None,
-        option("--out", OUTPUT_PANEL, "File to write; by default RUN-SPLIT.json, .txt for CLEVR.", metavar="FILE"),
+        option(
+            "--out",
+            OUTPUT_PANEL,
+            "File to write; by default RUN-SPLIT.json; .txt for CLEVR, .jsonl or .csv for a table.",
+            metavar="FILE",
+        ),
     ] = None,
     save_scores: SaveScoresOption = None,
     validate: Annotated[
@@ -56,7 +61,7 @@ def submit(
 ) -> None:
     """Answer every question of the test split, in the format that the data set's server takes."""
     from trarctl.commands.progress import watch
-    from trarctl.engine.evaluator import Request, combine, is_saved_scores, nonblank_answers
+    from trarctl.engine.evaluator import Request, answers_to_submit, is_saved_scores
     from trarctl.errors import SettingsError
 
     wanted = split or "test"
@@ -85,11 +90,11 @@ def submit(
     if save_scores is not None:
         parts[0].save(save_scores)
         note(f"scores written to {save_scores}")
-    answer_file = opened.spec.answer_file
-    target = out or Path(f"{name}-{wanted}{answer_file.suffix}")
-    scores, vocabulary = (parts[0].scores, parts[0].answers) if len(parts) == 1 else combine(parts)
-    answers = nonblank_answers(scores, vocabulary)
-    size = answer_file.write(target, parts[0].question_id, answers, opened, opened.split(wanted))
+    target = out or Path(f"{name}-{wanted}{opened.spec.answer_file.suffix}")
+    answers, shares = answers_to_submit(parts)
+    size = opened.spec.answer_file.for_file(target, shares).write(
+        target, parts[0].question_id, answers, opened, opened.split(wanted)
+    )
     say(f"{len(answers):,} answers to {opened.name} {wanted}, checked, {size:,} bytes: {target}")
 
 
@@ -126,7 +131,7 @@ def _validate(file: Path, folder: Path, split: str) -> None:
 
     data = open_prepared(folder)
     part = data.split(split)
-    if problems := data.spec.answer_file.problems(file, data, part):
+    if problems := data.spec.answer_file.for_file(file).problems(file, data, part):
         listed = "\n".join(problems)
         raise DataError(f"{file} would be rejected:\n{listed}", "trarctl submit writes a file that is accepted")
     say(f"{file}: {len(part):,} answers to {data.name} {split}, no problems found")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import reprlib
 import tomllib
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
@@ -179,8 +180,8 @@ class Frozen(BaseModel):
             raise PydanticCustomError("switch", "must not be true or false")
         if isinstance(value, str) and not value.strip():
             raise PydanticCustomError("empty", "must not be empty")
-        if any("\0" in one for one in values if isinstance(one, str)):
-            raise PydanticCustomError("zero", "must not hold a zero character")
+        if any(re.search(r"[\x00-\x1f\x7f]", str(one)) for one in values if isinstance(one, str | Path)):
+            raise PydanticCustomError("control", "must not hold a line break or another control character")
         if isinstance(value, str) and value.strip().isdecimal() and int in map(type, get_args(annotation)):
             return int(value)
         return value

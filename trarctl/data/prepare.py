@@ -27,7 +27,7 @@ import trarctl
 from trarctl.data import Progress, no_progress
 from trarctl.data.archives import find_packed, is_whole_zip, raw_sha256, raw_status
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
-from trarctl.data.download import holders
+from trarctl.data.download import Download, holders
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, SetPlaces, images_there, picture_table
@@ -306,10 +306,10 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         names = [name for split in spec.splits if split.is_required for name in split.files]
         raise DataError(f"no folder of raw files {raw}", f"{_how_to_get(spec, raw, names)}; or pass --raw DIR")
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or spec.default_extractor
-    _refuse_contradictions(request, spec, grid, extractor)
-    pictures = request.images if spec.extractor is None else None if request.without_features else raw
+    _refuse_contradictions(request, spec, extractor)
+    pictures = request.images
     if pictures is None and request.features is None and not request.without_features:
-        pictures = spec.pictures
+        pictures = spec.pictures if spec.extractor is None else raw
     features, beside = request.features, raw.resolve().parent / "feats"
     if features is None and pictures is None and beside.is_dir():
         features = beside
@@ -319,7 +319,7 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         extractor_options=ExtractorOptions(grid, request.weights, request.devices),
         pictures=pictures,
         extractor=extractor,
-        packs_pictures=spec.extractor is not None,
+        packs_pictures=spec.extractor is not None and pictures is not None,
         command=request.command,
     )
     names = [name for split in spec.splits for name in (*split.files, *split.other_names)]
@@ -339,25 +339,23 @@ def _described(request: PrepareRequest) -> dict[str, Any]:
     return values
 
 
-def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, grid: int, extractor: str) -> None:
-    """Refuse options that exclude each other, or that the data set leaves no choice of."""
-    has_own = spec.extractor is not None
-    is_other = has_own and (request.features is not None or grid != spec.grid_size or request.pack is not None)
+def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, extractor: str) -> None:
+    """Refuse options that exclude each other, or would have no effect."""
     flags = {name: f"--{name.replace('_', '-')}" for name in ("features", "images", "without_features")}
     given = [flag for name, flag in flags.items() if getattr(request, name)]
-    has_pictures = request.images is not None or (spec.pictures is not None and request.features is None)
+    has_own = spec.extractor is not None and request.features is None
+    has_pictures = has_own or request.images is not None or (spec.pictures is not None and request.features is None)
     unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and not has_pictures]
-    own = f"{spec.name} makes its features of the images in its raw folder, on a grid of {spec.grid_size}"
+    packs = f"{spec.name} packs what it makes of its images anyway"
     for is_wrong, what, hint in (
-        (is_other, own, "leave out --features, --grid, --pack"),
+        (has_own and request.pack is not None, packs, "leave out --pack, or pass --features DIR"),
         (
             extractor not in EXTRACTORS,
             f"unknown extractor {extractor!r}",
             f"--extractor {' or '.join(EXTRACTORS.names())}",
         ),
-        (has_own and request.images is not None, own, request.command(images=None)),
         (len(given) > 1, f"{' and '.join(given)} exclude each other", f"leave out {' or '.join(given)}"),
-        (unused and not has_own, f"{' and '.join(unused)} without --images would have no effect", "add --images DIR"),
+        (bool(unused), f"{' and '.join(unused)} without --images would have no effect", "add --images DIR"),
     ):
         if is_wrong:
             raise SettingsError(what, hint)
@@ -421,10 +419,20 @@ def _download_command(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str
     files = holders(spec.downloads, names)
     if not all(any(name in one.holds for one in files) for name in names):
         return None
+    return _command_for(spec, raw, files) + _size(files)
+
+
+def _command_for(spec: DatasetSpec, raw: Path, files: Sequence[Download]) -> str:
     words = ["trarctl", "download", files[0].part or spec.name]
     words += ["--raw", str(raw)] if raw != spec.default_raw_folder() else []
+    return shlex.join(words)
+
+
+def _size(files: Sequence[Download]) -> str:
+    """Say how much there is to fetch, as far as it is known."""
     size = sum(one.size or 0 for one in files) / 1e6
-    return shlex.join(words) + (f" ({size:,.1f} MB)" if size else "")
+    more = ", and more whose size is not published" if size and any(one.size is None for one in files) else ""
+    return f" ({size:,.1f} MB{more})" if size else ""
 
 
 def _how_to_get(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str:
@@ -488,17 +496,20 @@ def _check_rows(
                 also = ", and for the vocabulary of published checkpoints" if work.spec.published else ""
                 advice = f"needed for the split {split.name}{also}"
                 rows.append(CheckRow(name, None, expected, "not there, not needed", advice))
-    for files in work.spec.image_sets if any(folders.values()) else ():
+    pictures = [one for one in work.spec.downloads if one.has_images]
+    fetch = f"{_command_for(work.spec, work.raw, pictures)} --images{_size(pictures)}" if pictures else ""
+    for files in work.spec.image_sets:
         folder = folders.get(files.name)
         if folder is not None:
             row = counted(str(folder.path), len(folder.ids), files.num_images, "are all images there?")
             odd = f"{folder.num_odd:,} files with other names are left out" if folder.num_odd else ""
             rows.append(replace(row, advice="; ".join(filter(None, (row.advice, odd)))))
-        else:
-            is_needed = files.is_required and not any(folders.get(name) for name in files.instead)
-            verdict: Verdict = "missing" if is_needed else "not there, not needed"
-            advice = "needed for training" if is_needed else ""
-            rows.append(CheckRow(files.name, None, files.num_images, verdict, advice))
+            continue
+        is_needed = files.is_required and not any(folders.get(name) for name in files.instead)
+        verdict: Verdict = "missing" if is_needed else "not there, not needed"
+        how = "" if any(folders.values()) else fetch or work.spec.download_hint
+        advice = "needed for training" + (f": {how}, or --features DIR" if how else "") if is_needed else ""
+        rows.append(CheckRow(f"images of {files.name}", None, files.num_images, verdict, advice))
     return tuple(rows)
 
 

@@ -5,15 +5,19 @@ A data set chooses one of the formats here, or brings an ``AnswerFile`` of its o
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from trarctl.data.records import Ids, shown
 from trarctl.errors import DataError, listed
@@ -45,6 +49,10 @@ class AnswerFile(ABC):
     @abstractmethod
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
         """Give the answers to the questions of a split in file order, a blank one counting as one; and problems."""
+
+    def for_file(self, path: Path, probabilities: NDArray[np.float32] | None = None) -> AnswerFile:  # noqa: ARG002
+        """Give the format of a file by its ending; with probabilities of the answers [Q], if it has room for them."""
+        return self
 
     def write(
         self, path: Path, question_ids: Ids, answers: Sequence[str], data: PreparedData, split: PreparedSplit
@@ -123,19 +131,19 @@ class JsonAnswers(AnswerFile):
         answer_of = dict(answered or [])
         return [answer_of.get(one) or "" for one in np.asarray(split.question_id).tolist()], problems
 
-    def _rows(self, content: bytes) -> tuple[list[object] | None, str]:
-        """List the answers as objects with both fields, or say why there are none."""
+    def _rows(self, content: bytes, kind: type) -> tuple[list[object] | None, str]:  # noqa: ARG002
+        """List the answers as objects with both fields, or say why there are none; ``kind`` is the type of an id."""
         return _parsed(content)
 
     def _answered(
         self, content: bytes, split: PreparedSplit
     ) -> tuple[list[tuple[int | str, str | None]] | None, list[str]]:
         """Take question and answer from each row that names a question (None: an answer that is not text); problems."""
-        rows, problem = self._rows(content)
-        if rows is None:
-            return None, [problem]
         expected = np.asarray(split.question_id).tolist()
         kind = str if expected and isinstance(expected[0], str) else int
+        rows, problem = self._rows(content, kind)
+        if rows is None:
+            return None, [problem]
         answered: list[tuple[int | str, str | None]] = []
         no_object, no_question, no_answer = list[str](), list[str](), list[str]()
         no_id = f"with {_article(self.id_name)} that is not {'an integer' if kind is int else 'text'}"
@@ -185,7 +193,7 @@ class ObjectAnswers(JsonAnswers):
         ids = np.asarray(question_ids).tolist()
         return orjson.dumps({one: {self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)})
 
-    def _rows(self, content: bytes) -> tuple[list[object] | None, str]:
+    def _rows(self, content: bytes, kind: type) -> tuple[list[object] | None, str]:  # noqa: ARG002
         """See ``JsonAnswers``."""
         document, problem = _json(content)
         if problem or not isinstance(document, dict):
@@ -218,21 +226,36 @@ class ObjectAnswers(JsonAnswers):
 
 
 class TableAnswers(JsonAnswers):
-    """One JSON object a line, with the id of a question of one's own and the answer to it."""
+    """One JSON object a line, with the id of a question of one's own, the answer to it, and its probability.
+
+    A file that ends in ``.csv`` has the same as columns. Probabilities are not read again.
+    """
 
     suffix = ".jsonl"
     encoding = "JSON Lines"
 
-    def __init__(self) -> None:
+    def __init__(self, probabilities: NDArray[np.float32] | None = None) -> None:
         super().__init__("id")
+        self.probabilities = probabilities
         self.form = 'a result file has a line {"id": ID, "answer": str} for each question of the split'
+
+    def for_file(self, path: Path, probabilities: NDArray[np.float32] | None = None) -> AnswerFile:
+        """See ``AnswerFile``."""
+        return (CsvAnswers if path.suffix.lower() == ".csv" else TableAnswers)(probabilities)
+
+    def records(self, question_ids: Ids, answers: Sequence[str]) -> list[dict[str, Any]]:
+        """Give each question's row."""
+        ids = np.asarray(question_ids).tolist()
+        rows = [{self.id_name: one, self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)]
+        for row, share in zip(rows, [] if self.probabilities is None else self.probabilities.tolist(), strict=False):
+            row["probability"] = round(share, 4)
+        return rows
 
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
         """See ``AnswerFile``."""
-        rows = zip(np.asarray(question_ids).tolist(), answers, strict=True)
-        return b"".join(orjson.dumps({self.id_name: one, self.answer_name: answer}) + b"\n" for one, answer in rows)
+        return b"".join(orjson.dumps(row) + b"\n" for row in self.records(question_ids, answers))
 
-    def _rows(self, content: bytes) -> tuple[list[object] | None, str]:
+    def _rows(self, content: bytes, kind: type) -> tuple[list[object] | None, str]:  # noqa: ARG002
         """See ``JsonAnswers``."""
         if problem := _no_text(content):
             return None, problem
@@ -242,6 +265,39 @@ class TableAnswers(JsonAnswers):
                 rows += [orjson.loads(line)] if line.strip() else []
             except orjson.JSONDecodeError as error:
                 return None, f"line {number:,} is not valid JSON: {error}"
+        return rows, ""
+
+
+class CsvAnswers(TableAnswers):
+    """``TableAnswers`` as comma-separated columns under the names of its fields."""
+
+    suffix = ".csv"
+    encoding = "CSV"
+
+    def __init__(self, probabilities: NDArray[np.float32] | None = None) -> None:
+        super().__init__(probabilities)
+        self.form = "a result file has the header id,answer and a line for each question of the split"
+
+    def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
+        """See ``AnswerFile``."""
+        rows, text = self.records(question_ids, answers), io.StringIO()
+        writer = csv.DictWriter(text, rows[0] if rows else (self.id_name, self.answer_name), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+
+    def _rows(self, content: bytes, kind: type) -> tuple[list[object] | None, str]:
+        """See ``JsonAnswers``."""
+        if problem := _no_text(content):
+            return None, problem
+        try:
+            rows: list[Any] = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
+        except csv.Error as error:
+            return None, f"it is not valid CSV: {error}"
+        for row in rows:
+            text = row.get(self.id_name)
+            if kind is int and text is not None and re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII):
+                row[self.id_name] = int(text)
         return rows, ""
 
 

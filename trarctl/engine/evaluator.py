@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -371,13 +371,53 @@ def combine(parts: Sequence[Scores]) -> tuple[NDArray[np.float32], tuple[str, ..
     return total, answers
 
 
-def nonblank_answers(scores: NDArray[np.float32], answers: Sequence[str]) -> list[str]:
-    """The likeliest answer to each question that is not blank, since a test server rejects blank ones."""
+def likeliest(
+    scores: NDArray[np.float32], *, is_exclusive: bool | None, but: Sequence[int] = ()
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The likeliest answer to each question and its probability, a few thousand rows at a time.
+
+    Args:
+        scores: logits [Q, A], or probabilities.
+        is_exclusive: as for ``probabilities``; None: the scores are probabilities.
+        but: answers that are not to be chosen; their probability counts all the same.
+
+    Returns:
+        Indices of answers [Q], and probabilities [Q].
+    """
+    chosen = np.empty(len(scores), dtype=np.int64)
+    share = np.empty(len(scores), dtype=np.float32)
+    for start in range(0, len(chosen), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = np.asarray(scores[rows])
+        open_to = part
+        if len(but):
+            open_to = part.copy()
+            open_to[:, list(but)] = -np.inf
+        best = open_to.argmax(axis=1)
+        top = np.take_along_axis(part, best[:, None], axis=1)
+        chosen[rows] = best
+        if is_exclusive is None:
+            share[rows] = top[:, 0]
+        elif is_exclusive:
+            # The largest of all, lest the exponentials overflow where it is not to be chosen.
+            most = part.max(axis=1, keepdims=True)
+            share[rows] = np.exp(top - most)[:, 0] / np.exp(part - most).sum(axis=1)
+        else:
+            share[rows] = probabilities(top, is_exclusive=False)[:, 0]
+    return chosen, share
+
+
+def answers_to_submit(parts: Sequence[Scores]) -> tuple[list[str], NDArray[np.float32]]:
+    """The likeliest answer to each question [Q] that is not blank, since a test server rejects those; probabilities.
+
+    Several models answer together, as ``combine`` has it.
+    """
+    scores, answers, is_exclusive = parts[0].scores, parts[0].answers, cast(bool | None, parts[0].is_exclusive)
+    if len(parts) > 1:
+        (scores, answers), is_exclusive = combine(parts), None
     blank = [index for index, answer in enumerate(answers) if not answer.strip()]
-    if blank:
-        scores = scores.copy()
-        scores[:, blank] = -np.inf
-    return [answers[index] for index in scores.argmax(axis=1)]
+    chosen, share = likeliest(scores, is_exclusive=is_exclusive, but=blank)
+    return [answers[index] for index in chosen.tolist()], share
 
 
 def is_saved_scores(path: Path) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trarctl.data.metrics import Accuracy, commonest
 from trarctl.data.prepared import PreparedSplit
-from trarctl.engine.evaluator import ROWS_AT_ONCE, Scores, probabilities
+from trarctl.engine.evaluator import Scores, likeliest
 
 NUM_BINS = 10
 
@@ -66,7 +66,7 @@ class TypeRow:
 def outcome_of(scores: Scores, split: PreparedSplit, accuracy: Accuracy) -> Outcome:
     """Compare scores with the answers of a split, question by question; ``accuracy`` is what they were measured at."""
     truth = split.truth()
-    chosen, confidence = _likeliest(scores)
+    chosen, confidence = likeliest(scores.scores, is_exclusive=scores.is_exclusive)
     return Outcome(
         right=accuracy.right,
         chosen=chosen,
@@ -129,23 +129,6 @@ def type_rows(outcome: Outcome, routes: NDArray[np.float32]) -> list[TypeRow]:
         for index in order.tolist()
         if counts[index]
     ]
-
-
-def _likeliest(scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The likeliest answer and its probability, a few thousand rows at a time."""
-    chosen = np.empty(len(scores.scores), dtype=np.int64)
-    confidence = np.empty(len(scores.scores), dtype=np.float32)
-    for start in range(0, len(chosen), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        part = scores.scores[rows]
-        best = part.argmax(axis=1)
-        top = np.take_along_axis(part, best[:, None], axis=1)
-        chosen[rows] = best
-        if scores.is_exclusive:
-            confidence[rows] = 1 / np.exp(part - top).sum(axis=1)
-        else:
-            confidence[rows] = probabilities(top, is_exclusive=False)[:, 0]
-    return chosen, confidence
 
 
 def _means(type_of: NDArray[np.int64], num_types: int, values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -83,10 +83,26 @@ def test_bad_rows(tmp_path: Path) -> None:
 
 
 def test_options_that_do_not_apply(tmp_path: Path) -> None:
-    with pytest.raises(
-        SettingsError, match="easy-vqa makes its features of the images in its raw folder, on a grid of 4"
-    ):
-        prepare(PrepareRequest("easy-vqa", raw=_write(tmp_path / "raw"), out=tmp_path / "out", grid=8))
+    raw = _write(tmp_path / "raw")
+    with pytest.raises(SettingsError, match="easy-vqa packs what it makes of its images anyway"):
+        prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", pack="float32"))
+
+
+def test_another_grid_and_other_features(tmp_path: Path) -> None:
+    raw = _write(tmp_path / "raw")
+    prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "fine", grid=8, vectors="none"))
+    made = open_prepared(tmp_path / "fine")
+    assert (made.features.num_cells, made.manifest.images.backbone) == (64, "patches")
+    own, chance = tmp_path / "own", np.random.default_rng(0)
+    for name in ("train", "val"):
+        (own / name).mkdir(parents=True)
+        for picture in easy_vqa.image_folder(raw, name).iterdir():
+            np.save(own / name / f"{picture.stem}.npy", chance.standard_normal((4, 3), dtype=np.float32))
+    out = tmp_path / "given"
+    prepare(PrepareRequest("easy-vqa", raw=raw, features=own, out=out, grid=2, pack="float32", vectors="none"))
+    given = open_prepared(out)
+    assert (given.features.num_cells, given.features.width, given.manifest.images.backbone) == (4, 3, None)
+    assert np.array_equal(given.features.read(given.split("train").image[:1])[0], np.load(own / "train" / "0.npy"))
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

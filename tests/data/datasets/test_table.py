@@ -271,6 +271,18 @@ def test_two_encodings_and_endless_lines(tmp_path: Path) -> None:
         prepared(tmp_path, questions=table)
 
 
+def test_pictures_that_cannot_be_read(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    names = sorted({row["image"] for row in rows})[:2]
+    for name, damage in zip(names, (b"no picture", b"\x89PNG\r\n\x1a\n"), strict=True):
+        (tmp_path / "photos" / name).write_bytes(damage)
+    with pytest.raises(DataError) as error:
+        prepared(tmp_path, questions=write(tmp_path / "t.jsonl", rows))
+    assert error.value.what.startswith("2 image files are unusable")
+    assert all(Path(name).name in error.value.what for name in names), error.value.what
+    assert error.value.exit_code == 4
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_missing_pictures_can_be_left_out(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     rows += [{"image": "gone.png", "question": "is it?", "answer": "no", "id": "x"}]
     table = write(tmp_path / "t.jsonl", rows)

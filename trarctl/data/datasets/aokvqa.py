@@ -19,7 +19,8 @@ from trarctl.data.datasets.base import (
     check_declared,
     register_dataset,
 )
-from trarctl.data.datasets.vqa import coco_images
+from trarctl.data.datasets.vqa import COCO_PICTURES, coco_images
+from trarctl.data.download import Download
 from trarctl.data.metrics import Accuracy, GroundTruth, matched_thirds
 from trarctl.data.records import (
     NUM_ANNOTATORS,
@@ -131,11 +132,12 @@ def _split(name: str, num_questions: int, *, has_answers: bool = True) -> SplitF
     return SplitFiles(name, f"{name}2017", file, None, has_answers, num_questions, has_answers)
 
 
+_SPLITS = (_split("train", 17_056), _split("val", 1_145), _split("test", 6_702, has_answers=False))
 AOKVQA = register_dataset(
     DatasetSpec(
         name="aokvqa",
         title="A-OKVQA v1.0, direct answers: photographs from COCO, and questions that need common sense",
-        splits=(_split("train", 17_056), _split("val", 1_145), _split("test", 6_702, has_answers=False)),
+        splits=_SPLITS,
         # COCO's sets of 2017 hold the images of 2014 and 2015 under the same ids, divided in another way.
         image_sets=(
             _images("train2017", 118_287, "train2014", "val2014"),
@@ -150,6 +152,14 @@ AOKVQA = register_dataset(
         download_hint="unpack https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz into the"
         " --raw folder. The images are COCO's train2017, val2017 and test2017; features of train2014, val2014 and"
         " test2015 serve too",
+        downloads=(
+            Download(
+                "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz",
+                holds=tuple(split.questions for split in _SPLITS),
+                unpack_to=".",
+            ),
+            *COCO_PICTURES,
+        ),
         answer_splits=("train",),
         shares_image_ids=True,
         has_one_answer=False,

@@ -9,6 +9,7 @@ import numpy as np
 
 from trarctl.data import Progress
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, SplitFiles, register_dataset
+from trarctl.data.download import Download
 from trarctl.data.metrics import exact_match
 from trarctl.data.records import (
     RawData,
@@ -103,23 +104,39 @@ def _split(name: str, num_questions: int, *, is_required: bool = False, has_answ
     )
 
 
+_SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa"
+_SPLITS = (
+    _split("train", 943_000, is_required=True),
+    _split("val", 132_062, is_required=True),
+    _split("testdev", 12_578),
+    _split("test", 95_336, has_answers=False),
+    _split("challenge", 50_726, has_answers=False),
+    _split(_ALL, 4_237_524, has_answers=False),
+)
 GQA = register_dataset(
     DatasetSpec(
         name="gqa",
         title="GQA: photographs of Visual Genome and COCO",
-        splits=(
-            _split("train", 943_000, is_required=True),
-            _split("val", 132_062, is_required=True),
-            _split("testdev", 12_578),
-            _split("test", 95_336, has_answers=False),
-            _split("challenge", 50_726, has_answers=False),
-            _split(_ALL, 4_237_524, has_answers=False),
-        ),
+        splits=_SPLITS,
         image_sets=(ImageSetFiles("images", None, True, FileNaming("", None, ".jpg"), FileNaming("", None, ".npy")),),
         read_split=read_gqa_split,
         grid_size=8,
         download_hint="unpack questions1.2.zip, and images.zip beside it, of"
         " https://cs.stanford.edu/people/dorarad/gqa/download.html into the --raw folder",
+        downloads=(
+            Download(
+                f"{_SITE}/questions1.2.zip",
+                about_bytes=1_400_000_000,
+                holds=tuple(split.questions for split in _SPLITS),
+            ),
+            Download(
+                f"{_SITE}/images.zip",
+                about_bytes=20_000_000_000,
+                has_images=True,
+                unpack_to="images",
+                unpack_prefix="images/",
+            ),
+        ),
         shares_image_ids=True,
         min_answer_count=0,
         metric=exact_match(str),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from trarctl.data import Progress
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, register_dataset
-from trarctl.data.datasets.vqa import coco_images, read_pair
+from trarctl.data.datasets.vqa import COCO_PICTURES, coco_images, read_pair
+from trarctl.data.download import Download
 from trarctl.data.metrics import vqa_accuracy
 from trarctl.data.records import RawData, RawSplit
 from trarctl.data.text import normalize_answer
@@ -44,11 +45,12 @@ def _split(name: str, num_questions: int) -> SplitFiles:
     return SplitFiles(name, f"{name}2014", questions, annotations, num_questions=num_questions)
 
 
+_SPLITS = (_split("train", 9_009), _split("val", 5_046))
 OKVQA = register_dataset(
     DatasetSpec(
         name="okvqa",
         title="OK-VQA v1.1: photographs from COCO, and questions that need outside knowledge",
-        splits=(_split("train", 9_009), _split("val", 5_046)),
+        splits=_SPLITS,
         image_sets=(coco_images("train2014", 82_783), coco_images("val2014", 40_504)),
         read_split=read_okvqa_split,
         grid_size=8,
@@ -56,6 +58,14 @@ OKVQA = register_dataset(
         download_hint="unpack OpenEnded_mscoco_{train,val}2014_questions.json.zip and"
         " mscoco_{train,val}2014_annotations.json.zip of https://okvqa.allenai.org/static/data/ into the --raw folder,"
         " a folder of their own: VQA v1's files have the same names. The images are COCO's train2014 and val2014",
+        downloads=(
+            *(
+                Download(f"https://okvqa.allenai.org/static/data/{file}.zip", holds=(file,))
+                for split in _SPLITS
+                for file in split.files
+            ),
+            *COCO_PICTURES[:2],
+        ),
         answer_splits=("train",),
         # The published test questions are those about val2014, and there are no others to choose an epoch by.
         aliases={"test": "val"},

@@ -15,6 +15,7 @@ import numpy as np
 from trarctl.data import Progress
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, SplitFiles, register_dataset
 from trarctl.data.datasets.vqa_rad import read_kinds
+from trarctl.data.download import Download
 from trarctl.data.metrics import exact_match
 from trarctl.data.records import (
     RawData,
@@ -86,6 +87,7 @@ def read_slake_split(raw: Path, files: SplitFiles, data: RawData, progress: Prog
     return RawSplit(files.name, question_id, image_id, texts, single_answers(answers, kinds, types))
 
 
+_SITE = "https://huggingface.co/datasets/BoKelvin/SLAKE/resolve/main"
 SLAKE = register_dataset(
     DatasetSpec(
         name="slake",
@@ -105,6 +107,21 @@ SLAKE = register_dataset(
         grid_size=8,
         download_hint="put train.json, validate.json and test.json of SLAKE 1.0 (https://www.med-vqa.com/slake/) into"
         " the --raw folder, and unpack imgs.zip there",
+        # Sizes and hashes are those of a copy; the sizes of the hub's own files agree.
+        downloads=(
+            Download(f"{_SITE}/train.json", 2_964_571, md5="245d07f0584b9df52c5cc37d9eb55511", holds=("train.json",)),
+            Download(
+                f"{_SITE}/validate.json", 639_139, md5="1445336a1413f3d741cfebbb6fdc9157", holds=("validate.json",)
+            ),
+            Download(f"{_SITE}/test.json", 635_829, md5="b3603fc2ba45a9511714f8991b2711d9", holds=("test.json",)),
+            Download(
+                f"{_SITE}/imgs.zip",
+                about_bytes=212_000_000,
+                has_images=True,
+                unpack_to="imgs",
+                unpack_prefix="imgs/",
+            ),
+        ),
         shares_image_ids=True,
         extractor="patches",
         normalize_answer=str.lower,

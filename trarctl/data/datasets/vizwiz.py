@@ -21,6 +21,7 @@ from trarctl.data.datasets.base import (
     register_dataset,
 )
 from trarctl.data.datasets.vqa import answer_codes
+from trarctl.data.download import Download
 from trarctl.data.metrics import Accuracy, ComparisonRules, GroundTruth, clean_and_normalize, vqa_accuracy
 from trarctl.data.records import (
     RawAnnotations,
@@ -111,16 +112,33 @@ def _images(name: str, num_images: int, *, is_required: bool = True) -> ImageSet
     return ImageSetFiles(name, num_images, is_required, pictures, features)
 
 
+_SITE = "https://vizwiz.cs.colorado.edu/VizWiz_final"
+_SPLITS = (_split("train", 20_523), _split("val", 4_319), _split("test", 8_000, has_answers=False))
+_IMAGE_SETS = (_images("train", 20_523), _images("val", 4_319), _images("test", 8_000, is_required=False))
 VIZWIZ = register_dataset(
     DatasetSpec(
         name="vizwiz",
         title="VizWiz-VQA: photographs and spoken questions of blind people",
-        splits=(_split("train", 20_523), _split("val", 4_319), _split("test", 8_000, has_answers=False)),
-        image_sets=(_images("train", 20_523), _images("val", 4_319), _images("test", 8_000, is_required=False)),
+        splits=_SPLITS,
+        image_sets=_IMAGE_SETS,
         read_split=read_vizwiz_split,
         grid_size=8,
         download_hint="unpack https://vizwiz.cs.colorado.edu/VizWiz_final/vqa_data/Annotations.zip into the --raw"
         " folder; the images are train.zip, val.zip and test.zip of https://vizwiz.cs.colorado.edu/VizWiz_final/images/",
+        downloads=(
+            Download(f"{_SITE}/vqa_data/Annotations.zip", holds=tuple(split.questions for split in _SPLITS)),
+            *(
+                Download(
+                    f"{_SITE}/images/{images.name}.zip",
+                    name=f"{images.name}_images.zip",
+                    has_images=True,
+                    unpack_to=f"images/{images.name}",
+                    unpack_prefix=f"{images.name}/",
+                    num_files=images.num_images,
+                )
+                for images in _IMAGE_SETS
+            ),
+        ),
         answer_splits=("train",),
         normalize_answer=normalize_answer,
         max_answers=3_000,

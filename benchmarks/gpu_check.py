@@ -43,11 +43,12 @@ from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.callbacks import Event, Note, StepDone
+from trarctl.engine.callbacks import Callback, Event, Note, StepDone
 from trarctl.engine.checkpoint import TrainState, load_upstream
 from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of, tf32_allowed
-from trarctl.engine.graph import NUM_UNRECORDED_STEPS
-from trarctl.engine.loading import model_sizes
+from trarctl.engine.evaluator import Evaluator
+from trarctl.engine.graph import NUM_UNRECORDED, RecordedForward, recorder_for
+from trarctl.engine.loading import build_model, model_sizes
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
@@ -260,51 +261,94 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cuda" or any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
-def step_time(device: torch.device, size: Size, precision: Precision, way: Compile, *, num_steps: int) -> Row:
-    """Time of a training step on a published size, what limits it, and the most memory that it takes."""
+def published(size: Size, precision: Precision, way: Compile) -> tuple[Settings, PreparedData]:
+    """The settings of a published size, and as much of prepared data as a step needs, at the size of VQA-v2."""
     spans = ",".join(map(str, size.spans))
     sets = [f"model.grid_size={size.grid}", f"model.spans={spans}", f"train.batch_size={size.batch}"]
     sets += [f"run.precision={precision}", f"run.compile={way}"]
-    settings: Settings = resolve(dataset="vqa", environ={}, sets=sets).settings
-    # As much of prepared data as a step needs, at the size of VQA-v2.
     features = SimpleNamespace(width=2_048)
     data = SimpleNamespace(vocabulary=range(20_573), answers=range(3_129), features=features, vectors=None)
+    return resolve(dataset="vqa", environ={}, sets=sets).settings, cast(PreparedData, data)
+
+
+def random_batch(size: Size, device: torch.device) -> Batch:
+    """A batch of random numbers on the device, its questions as long as the longest."""
+    return Batch(
+        np.arange(size.batch),
+        torch.randint(3, 20_573, (size.batch, 14)),
+        torch.randn(size.batch, size.grid**2, 2_048),
+        torch.arange(size.batch),
+        torch.rand(size.batch, 3_129).round(),
+    ).to(device)
+
+
+def step_time(device: torch.device, size: Size, precision: Precision, way: Compile, *, num_steps: int) -> Row:
+    """Time of a training step on a published size, what limits it, and the most memory that it takes."""
+    settings, data = published(size, precision, way)
     what, how = f"step {size.grid}x{size.grid}", WAYS[way]
     notes: list[str] = []
-
-    def callback(event: Event) -> None:
-        if isinstance(event, Note):
-            notes.append(event.text)
-
-    gc.collect()  # the trainer of the row before, which has cycles
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+    _free_memory(device)
     try:
         trainer = Trainer(
             settings,
-            cast(PreparedData, data),
+            data,
             RunFolder(Path()),
             World(0, 1, device),
-            callback=callback,
+            callback=_keep_notes(notes),
             stop=StopRequest(),
             tensors={},
             state=TrainState(),
             schedule=(1e-4, 1.0),
         )
-        batch = Batch(
-            np.arange(size.batch),
-            torch.randint(3, 20_573, (size.batch, 14)),
-            torch.randn(size.batch, size.grid**2, 2_048),
-            torch.arange(size.batch),
-            torch.rand(size.batch, 3_129).round(),
-        ).to(device)
+        batch = random_batch(size, device)
         trainer.network.train()
         with tf32_allowed(device, precision):
             row = _timed(trainer, batch, device, what, how, num_steps)
         return replace(row, result=notes[0]) if notes else row
     except torch.OutOfMemoryError as error:
         return Row(what, precision, how, f"a step of {size.batch}: {str(error)[:80]}", "left out")
+
+
+def scoring_time(device: torch.device, size: Size, precision: Precision, way: Compile, *, num_batches: int) -> Row:
+    """Time of scoring a batch, as validation does after each epoch."""
+    settings, data = published(size, precision, way)
+    notes: list[str] = []
+    _free_memory(device)
+    world, batch = World(0, 1, device), random_batch(size, device)
+    evaluator = Evaluator(build_model(settings, data).to(device).eval(), settings, 1.0, world)
+    recorder = recorder_for(device, way)
+    forward = evaluator.forward
+    if recorder is not None:
+        forward = RecordedForward(forward, recorder, notes.append)
+    for _ in range(NUM_UNRECORDED + 2):
+        forward(batch.question_tokens, batch.cells())
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(num_batches):
+        scores, _ = forward(batch.question_tokens, batch.cells())
+    _wait(device)
+    seconds = (time.perf_counter() - started) / num_batches
+    rate = size.batch / seconds
+    text = f"{seconds * 1e3:7.1f} ms a batch of {size.batch}, {rate:6.0f} samples/s"
+    result = notes[0] if notes else "ok" if bool(scores.isfinite().all()) else "not finite"
+    figures = {"milliseconds": seconds * 1e3, "samples_per_second": rate}
+    return Row(f"scoring {size.grid}x{size.grid}", precision, WAYS[way], text, result, figures)
+
+
+def _keep_notes(notes: list[str]) -> Callback:
+    def callback(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    return callback
+
+
+def _free_memory(device: torch.device) -> None:
+    """Give back what the row before took, whose trainer has cycles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _timed(trainer: Trainer, batch: Batch, device: torch.device, what: str, how: str, num_steps: int) -> Row:
@@ -318,7 +362,7 @@ def _timed(trainer: Trainer, batch: Batch, device: torch.device, what: str, how:
     counter = FlopCounterMode(display=False)
     with counter if how == "eager" else nullcontext():
         step()
-    for _ in range(0 if how == "eager" else NUM_UNRECORDED_STEPS):
+    for _ in range(0 if how == "eager" else NUM_UNRECORDED):
         step()  # the last one is recorded, and replayed from then on
     _wait(device)
     times = []
@@ -438,6 +482,8 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Row
         for precision in precisions(device):
             for way in ways:
                 yield timed(size, precision, way)
+    for way in ways:
+        yield scoring_time(device, sizes[0], "fp32", way, num_batches=num_steps)
     for size in sizes:
         yield loader_speed(device, size, folder, num_batches=10 if is_small else 100)
     if not can_compile(device):

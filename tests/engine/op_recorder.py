@@ -72,14 +72,15 @@ class OpRecorder:
         operations = Operations()
         with operations:
             outputs = work()
+        is_inference = outputs[0].is_inference()
         self.num_recorded += 1
 
         def replay() -> None:
             self.num_replays += 1
-            with torch._C._AutoDispatchBelowAutograd():
+            with torch.inference_mode(is_inference), torch._C._AutoDispatchBelowAutograd():
                 for func, args, kwargs, results in operations.calls:
                     # oneDNN's LSTM keeps what its backward pass needs where gradients are on, as in the recording.
-                    with torch.set_grad_enabled("backward" not in str(func)):
+                    with torch.set_grad_enabled(not is_inference and "backward" not in str(func)):
                         again = func(*args, **kwargs)
                     if is_view(args, results):
                         continue

@@ -17,16 +17,19 @@ from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, training_samples, trimmed_length
 from trarctl.data.prepared import open_prepared
 from trarctl.engine import graph
-from trarctl.engine.callbacks import Note, StepDone, no_callback
+from trarctl.engine.callbacks import Event, Note, StepDone, no_callback
 from trarctl.engine.checkpoint import TrainState, state_tensors
 from trarctl.engine.distributed import World
-from trarctl.engine.graph import NUM_UNRECORDED_STEPS, CudaRecorder, Outputs, Work
+from trarctl.engine.evaluator import Evaluator
+from trarctl.engine.graph import NUM_UNRECORDED, CudaRecorder, Outputs, Work
+from trarctl.engine.loading import build_model
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
 from trarctl.model import kernels
 
 HARD = {"model__routing": "hard", "train__accumulation": 2, "train__gradient_clip": 0.5, "train__epochs": 2}
+HARD |= {"run__validate_every": 0}  # scoring is recorded too, and would be counted
 
 
 class Unrecorded(OpRecorder):
@@ -98,14 +101,14 @@ def test_a_replayed_run_is_the_run(
     recorders = {"replayed": OpRecorder(), "unrecorded": OpRecorder(), "eager": None}
     for name, recorder in recorders.items():
         use(recorder, monkeypatch)
-        monkeypatch.setattr(graph, "NUM_UNRECORDED_STEPS", 10_000 if name == "unrecorded" else NUM_UNRECORDED_STEPS)
+        monkeypatch.setattr(graph, "NUM_UNRECORDED", 10_000 if name == "unrecorded" else NUM_UNRECORDED)
         settings = tiny_settings(golden_data["vqa"], tmp_path, **HARD, model__dropout=dropout, run__name=name)
         found[name] = train(settings)
     replayed = recorders["replayed"]
     assert replayed is not None
     num_steps = 2 * (len(open_prepared(golden_data["vqa"]).split("train").training_order) // 20)
-    assert (replayed.num_runs, replayed.num_recorded) == (3 * NUM_UNRECORDED_STEPS, 3)
-    assert replayed.num_replays == 3 * (num_steps - NUM_UNRECORDED_STEPS - 1)
+    assert (replayed.num_runs, replayed.num_recorded) == (3 * NUM_UNRECORDED, 3)
+    assert replayed.num_replays == 3 * (num_steps - NUM_UNRECORDED - 1)
     assert weights(found["replayed"]) == weights(found["unrecorded"])
     assert losses(found["replayed"]) == losses(found["unrecorded"])
     if not dropout:  # otherwise questions of another length draw another mask
@@ -154,7 +157,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     trainer = trainer_of(tiny_settings(golden_data["vqa"], tmp_path, model__grid_size=4), golden_data["vqa"])
     good, bad = parts_of(golden_data["vqa"], 2)
     bad.features.fill_(torch.inf)
-    for _ in range(NUM_UNRECORDED_STEPS + 1):
+    for _ in range(NUM_UNRECORDED + 1):
         trainer.train_step([good], learning_rate=1e-3)
     before = {name: tensor.clone() for name, tensor in state_tensors(trainer.model, trainer.optimizer).items()}
     assert not trainer.train_step([bad], learning_rate=1e-3).gradient_norm.isfinite()
@@ -164,7 +167,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     norm = kept.gradient_norm.clone()
     trainer.train_step([bad], learning_rate=1e-3)
     assert torch.equal(kept.gradient_norm, norm)  # a result stays what it was when the next step is replayed
-    assert state_tensors(trainer.model, trainer.optimizer)["adam.step"] == NUM_UNRECORDED_STEPS + 2
+    assert state_tensors(trainer.model, trainer.optimizer)["adam.step"] == NUM_UNRECORDED + 2
     assert recorder.num_replays == 2 * 3
 
 
@@ -173,9 +176,9 @@ def test_a_step_of_another_shape_runs_as_it_is(
 ) -> None:
     data, states = golden_data["vqa"], []
     usual, other = parts_of(data, 6), parts_of(data, 1, size=7)
-    for unrecorded in (NUM_UNRECORDED_STEPS, 100):
+    for unrecorded in (NUM_UNRECORDED, 100):
         recorder = use(OpRecorder(), monkeypatch)
-        monkeypatch.setattr(graph, "NUM_UNRECORDED_STEPS", unrecorded)
+        monkeypatch.setattr(graph, "NUM_UNRECORDED", unrecorded)
         trainer = trainer_of(tiny_settings(data, tmp_path, model__grid_size=4), data)
         for part in (*usual[:5], *other, usual[5]):
             trainer.train_step([part], learning_rate=1e-3)
@@ -218,6 +221,29 @@ def test_no_operation_of_a_step_waits_for_the_device(
     assert 1_000 < counted.counts.total() < 3_600
 
 
+@pytest.mark.parametrize("kind", [OpRecorder, Unrecorded])
+def test_a_replayed_model_gives_the_scores(
+    kind: type[OpRecorder], golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(golden_data["vqa"], tmp_path, model__grid_size=4)
+    data, events = open_prepared(golden_data["vqa"]), list[Event]()
+    recorder, found = kind(), []
+    for one in (None, recorder):
+        use(one, monkeypatch)
+        world = World(0, 1, torch.device("cpu"))
+        evaluator = Evaluator(build_model(settings, data), settings, 1.0, world, events.append, batch_size=12)
+        found.append((evaluator.score(data, "val"), evaluator.answer(data, "val")))
+    (eager, eager_answers), (replayed, answers) = found
+    assert np.abs(replayed.scores - eager.scores).max() < 1e-5
+    assert np.abs(replayed.routes - eager.routes).max() < 1e-5
+    assert np.array_equal(answers[0], eager_answers[0])
+    texts = {event.text for event in events if isinstance(event, Note)}
+    if kind is OpRecorder:  # 100 questions: 8 batches and one of another size
+        assert (recorder.num_recorded, recorder.num_replays, texts) == (2, 2 * (8 - NUM_UNRECORDED - 1), set())
+    else:
+        assert [text.startswith("the forward pass cannot be recorded, ") for text in texts] == [True]
+
+
 def test_nothing_is_computed_between_steps_that_are_not_logged(
     golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,11 +265,11 @@ def test_a_compiled_step_is_compiled_once(golden_data: dict[str, Path], tmp_path
     trainer.network.compile(backend="aot_eager")
     (part,) = parts_of(golden_data["vqa"], 1)
     num_graphs = []
-    for epoch in range(NUM_UNRECORDED_STEPS):  # each with a temperature and a rate of its own
+    for epoch in range(NUM_UNRECORDED):  # each with a temperature and a rate of its own
         trainer.state = TrainState(epoch=epoch)
         trainer.train_step([part], learning_rate=1e-3 * (1 + epoch))
         num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert num_graphs == num_graphs[:1] * NUM_UNRECORDED_STEPS
+    assert num_graphs == num_graphs[:1] * NUM_UNRECORDED
     assert num_graphs[0] > 0
 
 
@@ -298,10 +324,10 @@ def test_a_recording_that_breaks_off_leaves_no_trace(cuda: mock.MagicMock) -> No
     cuda.CUDAGraph.return_value.replay.assert_not_called()
 
 
-def test_only_one_process_on_a_gpu_records(cuda: mock.MagicMock) -> None:
-    alone, one_of_two = World(0, 1, torch.device("cuda:0")), World(0, 2, torch.device("cuda:0"))
-    assert graph.recorder_for(alone, "auto") is not None
-    assert graph.recorder_for(alone, "on") is not None
-    assert graph.recorder_for(alone, "off") is None
-    assert graph.recorder_for(one_of_two, "auto") is None
-    assert graph.recorder_for(World(0, 1, torch.device("cpu")), "on") is None
+def test_a_gpu_records_unless_that_is_off(cuda: mock.MagicMock) -> None:
+    device = torch.device("cuda:0")
+    assert graph.recorder_for(device, "auto") is not None
+    assert graph.recorder_for(device, "on") is not None
+    assert graph.recorder_for(device, "off") is None
+    assert graph.recorder_for(torch.device("cpu"), "on") is None
+    assert cuda.Stream.call_count == 2

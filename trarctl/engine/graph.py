@@ -25,10 +25,9 @@ from torch import Tensor
 
 from trarctl.config import Compile
 from trarctl.data.loader import Batch
-from trarctl.engine.distributed import World
 from trarctl.errors import first_line
 
-NUM_UNRECORDED_STEPS = 3  # at the start of a process
+NUM_UNRECORDED = 3  # steps at the start of a process, or batches that are scored
 
 Outputs = tuple[Tensor, ...]
 Work = Callable[[], Outputs]
@@ -89,11 +88,9 @@ class CudaRecorder:
         return outputs, graph.replay
 
 
-def recorder_for(world: World, wanted: Compile) -> Recorder | None:
-    """What records the steps of a run: on one GPU, unless ``run.compile`` is off; None where steps run as they are."""
-    # Several processes exchange gradients within the backward pass, which is not recorded.
-    is_possible = world.device.type == "cuda" and world.size == 1
-    return CudaRecorder(world.device) if is_possible and wanted != "off" else None
+def recorder_for(device: torch.device, wanted: Compile) -> Recorder | None:
+    """What records work on a device: on a GPU, unless ``run.compile`` is off; None where it runs as it is."""
+    return CudaRecorder(device) if device.type == "cuda" and wanted != "off" else None
 
 
 def is_recording() -> bool:
@@ -123,12 +120,10 @@ class RecordedStep:
     """
 
     def __init__(self, step: Step, recorder: Recorder, warn: Callable[[str], None]) -> None:
-        self._step, self._recorder, self._warn = step, recorder, warn
+        self._step, self._recordings = step, _Recordings(recorder, "the training step", warn)
         self._inputs: Batch | None = None  # what the recorded kernels read
         self._num_parts = 0
         self._num_steps = 0
-        self._can_record = True
-        self._recorded: dict[str, tuple[Outputs, Callable[[], None]]] = {}
 
     def begin(self, parts: Sequence[Batch]) -> bool:
         """Get ready for a step with these parts; False if it is another shape than the first, and not for this."""
@@ -156,7 +151,55 @@ class RecordedStep:
         return self._run("update", lambda: (self._step.update(),))[0]
 
     def _run(self, name: str, work: Work) -> Outputs:
-        if not self._can_record or self._num_steps <= NUM_UNRECORDED_STEPS:
+        return self._recordings.run(name, work, is_ready=self._num_steps > NUM_UNRECORDED)
+
+
+class RecordedForward:
+    """A forward pass of a model in evaluation, recorded when it has run a few times, and replayed from then on.
+
+    Args:
+        forward: scores a batch: question tokens [B, T] and cells [B, N, W] to scores [B, A] and routes [B, L, K].
+        recorder: what records it.
+        warn: called once, with a sentence, if it cannot be recorded; it then runs unrecorded.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        recorder: Recorder,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._forward, self._recordings = forward, _Recordings(recorder, "the forward pass", warn)
+        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._num_batches = 0
+
+    def __call__(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Score a batch; one of another shape than the first as it is."""
+        if self._inputs is None:
+            self._inputs = question_tokens.clone(), cells.clone()
+        held_tokens, held_cells = inputs = self._inputs
+        if (question_tokens.shape, cells.shape) != (held_tokens.shape, held_cells.shape):
+            return self._forward(question_tokens, cells)
+        held_tokens.copy_(question_tokens)
+        held_cells.copy_(cells)
+        self._num_batches += 1
+        scores, routes = self._recordings.run(
+            "forward", lambda: self._forward(*inputs), is_ready=self._num_batches > NUM_UNRECORDED
+        )
+        return scores, routes
+
+
+class _Recordings:
+    """Pieces of work by name: run, then recorded, then replayed."""
+
+    def __init__(self, recorder: Recorder, what: str, warn: Callable[[str], None]) -> None:
+        self._recorder, self._what, self._warn = recorder, what, warn
+        self._can_record = True
+        self._recorded: dict[str, tuple[Outputs, Callable[[], None]]] = {}
+
+    def run(self, name: str, work: Work, *, is_ready: bool) -> Outputs:
+        """Do the work; what it returns stays as it is when it is done again. ``is_ready``: it may be recorded."""
+        if not self._can_record or not is_ready:
             outputs = self._recorder.run(work)
         elif name in self._recorded:
             outputs, replay = self._recorded[name]
@@ -168,7 +211,7 @@ class RecordedStep:
             except RuntimeError as error:
                 # None of it is replayed then: the update reads gradients that only the recorded first part fills.
                 self._can_record = False
-                self._warn(f"the training step cannot be recorded, its kernels are launched one by one: {_said(error)}")
+                self._warn(f"{self._what} cannot be recorded, its kernels are launched one by one: {_said(error)}")
                 outputs = self._recorder.run(work)
         return tuple(output.clone() for output in outputs)
 

@@ -102,7 +102,8 @@ class Trainer:
         )
         checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
         self.network = distributed.share_gradients(self.model, world)
-        recorder = graph.recorder_for(world, settings.run.compile)
+        # Several processes exchange gradients within the backward pass, which is not recorded.
+        recorder = graph.recorder_for(world.device, settings.run.compile) if world.size == 1 else None
         self._recorded = None if recorder is None else RecordedStep(self, recorder, self._note)
         self._temperature: float | Tensor = self.temperature
         if self._recorded is not None:

@@ -41,20 +41,24 @@ COLORS = {
 SHAPES = ("square", "circle", "triangle")
 SIZES = {"small": 9, "large": 16}  # half the side, in pixels
 SIDE, NUM_DRAWINGS, QUESTIONS_EACH = 128, 1_500, 8
-WIDE = {"model.hidden_size": 256, "model.feed_forward_size": 1024, "model.flat_out_size": 512}
+ONE: dict[str, object] = {"model.num_layers": 1}
+WIDE: dict[str, object] = {"model.hidden_size": 256, "model.feed_forward_size": 1024, "model.flat_out_size": 512}
 
 # Side of the grid, and changes to the recipe as it is.
 VARIANTS: dict[str, tuple[int, dict[str, object]]] = {
     "now": (4, {}),
     "bce": (4, {"train.loss": "bce"}),
     "ce": (4, {"train.loss": "ce"}),
-    "ce, one layer": (4, {"train.loss": "ce", "model.num_layers": 1}),
-    "ce, 1 x 256": (4, {"train.loss": "ce", "model.num_layers": 1} | WIDE),
-    "ce, no dropout": (4, {"train.loss": "ce", "model.dropout": 0}),
-    "ce, 2e-3": (4, {"train.loss": "ce", "train.learning_rate": 2e-3}),
-    "ce, 5e-4": (4, {"train.loss": "ce", "train.learning_rate": 5e-4}),
-    "ce, 8x8": (8, {"train.loss": "ce"}),
-    "ce, 8x8, one layer": (8, {"train.loss": "ce", "model.num_layers": 1}),
+    "2e-3": (4, {"train.loss": "ce", "train.learning_rate": 2e-3}),
+    "no dropout": (4, {"train.loss": "ce", "model.dropout": 0}),
+    "no dropout, 2e-3": (4, {"train.loss": "ce", "model.dropout": 0, "train.learning_rate": 2e-3}),
+    "one": (4, {"train.loss": "ce"} | ONE),
+    "one, 2e-3": (4, {"train.loss": "ce", "train.learning_rate": 2e-3} | ONE),
+    "one, no dropout": (4, {"train.loss": "ce", "model.dropout": 0} | ONE),
+    "one, no dropout, 2e-3": (4, {"train.loss": "ce", "model.dropout": 0, "train.learning_rate": 2e-3} | ONE),
+    "one, wide": (4, {"train.loss": "ce"} | ONE | WIDE),
+    "8x8": (8, {"train.loss": "ce"}),
+    "8x8, one": (8, {"train.loss": "ce"} | ONE),
 }
 
 
@@ -193,12 +197,12 @@ def main() -> None:
         for future in as_completed(asked):
             (name, variant, seed), (accuracy, seconds) = asked[future], future.result()
             results[name, variant].append((accuracy, seconds))
-            print(f"{name:6} {variant:18} seed {seed}: {accuracy:6.2f} % in {seconds:4.0f} s", flush=True)
-    print(f"\n{'table':6} {'variant':18} {'val':>8} {'least':>8} {'most':>8} {'seconds':>8}")
+            print(f"{name:6} {variant:22} seed {seed}: {accuracy:6.2f} % in {seconds:4.0f} s", flush=True)
+    print(f"\n{'table':6} {'variant':22} {'val':>8} {'least':>8} {'most':>8} {'seconds':>8}")
     for (name, variant), found in sorted(results.items()):
         values, times = zip(*found, strict=True)
         mean, middle = statistics.mean(values), statistics.median(times)
-        print(f"{name:6} {variant:18} {mean:7.2f}% {min(values):7.2f}% {max(values):7.2f}% {middle:8.0f}")
+        print(f"{name:6} {variant:22} {mean:7.2f}% {min(values):7.2f}% {max(values):7.2f}% {middle:8.0f}")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,19 @@ def test_from_a_table_to_answers(table: Path, trarctl: Run) -> None:
     assert "birds was up to date" in out
 
 
+def test_data_of_ones_own_in_another_place(table: Path, trarctl: Run) -> None:
+    prepare = ("prepare", "table", "--name", "birds", "--questions", "birds.jsonl", "--images", "photos", "--grid", 2)
+    assert trarctl(*prepare, "--vectors", "none", "--out", "elsewhere")[0] == 0
+    assert trarctl("train", "birds")[0] == 2
+    assert trarctl("train", "crows", "--data", "elsewhere")[0] == 2
+    code, out, err = trarctl("train", "birds", "--data", "elsewhere", *SMALL, "--dry-run")
+    assert (code, 'data.name = "birds"' in out) == (0, True), err
+    assert trarctl("show", "birds", "--data", "elsewhere")[0] == 0
+    code, _, err = trarctl("show", "vqa", "--data", "elsewhere")
+    assert code == 3
+    assert "error: elsewhere holds birds data, not vqa\nhint:  leave out vqa, or --data\n" in err
+
+
 def test_every_command_of_the_tour(table: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of ``docs/own-data.md``, with a model of a moment's training."""
     lines = [json.loads(line) for line in (table / "birds.jsonl").read_text().splitlines()]

@@ -35,6 +35,8 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run them, as a plugin in a folder with a recipe would."""
     for name in REGISTRIES:
         one = getattr(registry, name)
+        for built_in in one.built_in:
+            one[built_in]  # imported now: what is imported later would be forgotten with the snippets
         monkeypatch.setattr(one, "_items", dict(one._items))
     monkeypatch.setattr(settings, "_RECIPES", dict(settings._RECIPES))
     from tests.extending.toy_signs import read_signs  # here, since the module registers its data set

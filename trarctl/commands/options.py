@@ -44,6 +44,19 @@ def own_data(name: str) -> bool:
     return (Path("data") / name / "prepared" / "manifest.json").is_file()
 
 
+def refuse_unknown(dataset: str | None, data: Path | None = None, *, takes_own: bool = False) -> None:
+    """Refuse a name of no data set: neither registered, nor that of one's own data in its place or in ``data``."""
+    from trarctl.data.manifest import read_manifest
+
+    if dataset is None or dataset in DATASETS.names():
+        return
+    if takes_own and (read_manifest(data).name == dataset if data is not None else own_data(dataset)):
+        return
+    own = [path.parent.parent.name for path in Path("data").glob("*/prepared/manifest.json")] if takes_own else []
+    known = ", ".join(map(repr, dict.fromkeys([*DATASETS.names(), *sorted(own)])))
+    raise typer.BadParameter(f"{dataset!r} is not one of {known}.", param_hint="'DATASET'")
+
+
 def dataset_argument(more: str = "", *, takes_own: bool = False) -> Any:
     """Describe the argument that names a data set, a plugin's included.
 
@@ -51,12 +64,8 @@ def dataset_argument(more: str = "", *, takes_own: bool = False) -> Any:
     """
 
     def check(name: str | None) -> str | None:
-        if name is not None and name not in DATASETS.names() and not (takes_own and own_data(name)):
-            own = (
-                [path.parent.parent.name for path in Path("data").glob("*/prepared/manifest.json")] if takes_own else []
-            )
-            known = ", ".join(map(repr, dict.fromkeys([*DATASETS.names(), *sorted(own)])))
-            raise typer.BadParameter(f"{name!r} is not one of {known}.")
+        if not takes_own:  # else ``refuse_unknown`` is to be called, which needs --data
+            refuse_unknown(name)
         return name
 
     known = ", ".join(DATASETS.built_in)

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from trarctl.commands.console import add_row, make_table, note, say, show_table, warn, write_json
-from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, JsonOption, check_targets, dataset_argument, option
+from trarctl.commands.options import (
+    DATA_PANEL,
+    OUTPUT_PANEL,
+    JsonOption,
+    check_targets,
+    dataset_argument,
+    option,
+    refuse_unknown,
+)
 
 if TYPE_CHECKING:
     from trarctl.report.contents import Contents, Sample
@@ -45,8 +53,11 @@ def show(
 
     if dataset is None and data is None:
         raise SettingsError("nothing says which data to show", "trarctl show DATASET, or --data DIR")
+    refuse_unknown(dataset, data, takes_own=True)
     check_targets({"--json": None if json in (None, "-") else Path(str(json))}, [])
     opened = open_prepared(data or default_folder(str(dataset)))
+    if dataset is not None and opened.name != dataset:
+        raise SettingsError(f"{opened.path} holds {opened.name} data, not {dataset}", f"leave out {dataset}, or --data")
     part = opened.split(split)
     if report is not None:
         prepare_folder(report, "show.html")

@@ -24,6 +24,7 @@ from trarctl.commands.options import (
     SettingOption,
     dataset_argument,
     option,
+    refuse_unknown,
     takes_settings,
 )
 
@@ -90,6 +91,7 @@ def train(
 
     options = context.obj
     data, _ = options["data.path"]
+    refuse_unknown(dataset, data, takes_own=True)
     wanted = dataset or (read_manifest(data).name if data is not None else None)
     resolved = resolve(dataset=wanted, config=config, options=options, sets=sets or [], recipe=recipe)
     note(*resolved.notes)

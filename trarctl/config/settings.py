@@ -98,11 +98,12 @@ def _read_recipe(path: Path) -> Recipe:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"cannot read the recipe {path}: {reason}", "a recipe is a TOML file") from None
-    published, losses, splits = (document.pop(name, None) for name in ("published", "losses", "splits"))
+    like, published, losses, splits = (document.pop(name, None) for name in ("like", "published", "losses", "splits"))
     for names in (losses, splits):
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
-    return Recipe(path, values_of_tables(document, str(path)), tuple(losses), tuple(splits), published)
+    values = {} if like is None else _read_recipe(_RECIPES[like]).values
+    return Recipe(path, {**values, **values_of_tables(document, str(path))}, tuple(losses), tuple(splits), published)
 
 
 def _read_values(path: Path) -> Mapping[str, object]:

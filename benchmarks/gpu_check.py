@@ -3,24 +3,27 @@
     python -m benchmarks.gpu_check [--device cpu|cuda:0] [--quick] [--minutes N] [--json FILE]
 
 Right: the original's scores, gradients against float64, the original's training runs, a run that is stopped and
-resumed. Fast: a training step at each published size, eager and compiled, with the share of the device's peak and of
-the time in which it computes at all; batches from packed features. What the minutes do not suffice for is said to be
-left out. Without a GPU the same runs at small sizes on the CPU, so that the check itself is known to work.
+resumed. Fast: a training step at each published size, eager, replayed as CUDA graphs, and compiled too, with the share
+of the device's peak and of the time in which it computes at all; batches from packed features. What the minutes do not
+suffice for is said to be left out. Without a GPU the same runs at small sizes on the CPU, so that the check itself is
+known to work.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,18 +38,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.programs import program, resume_command, train_command, wait_for_step
 from tests.engine.running import golden_run, weights
+from trarctl.config import Compile
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.callbacks import no_callback
+from trarctl.engine.callbacks import Callback, Event, Note, StepDone
 from trarctl.engine.checkpoint import TrainState, load_upstream
 from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of, tf32_allowed
-from trarctl.engine.loading import model_sizes
+from trarctl.engine.evaluator import Evaluator
+from trarctl.engine.graph import NUM_UNRECORDED, RecordedForward, recorder_for
+from trarctl.engine.loading import build_model, model_sizes
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
+from trarctl.errors import first_line, shortened
 from trarctl.model.kernels import attend, triton
 from trarctl.model.spans import Spans
 from trarctl.model.trar import TRAR
@@ -60,6 +67,7 @@ GRADIENT_TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "bf16
 # The same of an attention and its gradients.
 KERNEL_TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2}
 RESUME_TOLERANCE = 1e-4  # relative, of all weights; a CPU's are the same to the byte
+WAYS: dict[Compile, str] = {"off": "eager", "auto": "graph", "on": "compiled graph"}  # as the rows call them
 TEMPERATURE = 0.1  # at which the original's scores were taken
 # Matrix products, 10**12 operations a second without sparsity, by what a device's name contains (NVIDIA's data sheets).
 PEAKS: dict[str, dict[Precision, float]] = {
@@ -262,22 +270,44 @@ def _triton_row(
     return Row(f"triton {num_queries}x{num_keys}, {len(spans)} spans", precision, "", text, result, figures)
 
 
-def training(gpus: str, data: dict[str, PreparedData], folder: Path) -> Iterator[Row]:
+def training(gpus: str, data: dict[str, PreparedData], folder: Path, ways: Iterable[Compile]) -> Iterator[Row]:
     """The original's training runs, loss by loss."""
     for name in ("vqa_soft_avg", "vqa_soft_attention_accu2"):
-        _, steps, golden = golden_run(name, data["vqa"].path, folder / name, gpus=gpus)
-        sums = [step.loss * golden["batch_size"] for step in steps if step.loss is not None]
-        right = [step["loss_sum"] for step in golden["steps"]]
-        worst = max(abs(ours / theirs - 1) for ours, theirs in zip(sums, right, strict=True))
-        text = f"{len(sums)} steps, largest relative difference of a loss {worst:.1e}"
-        yield Row(
-            f"training {name}", "fp32", "eager", text, "ok" if worst < 1e-4 else "more than 1e-4", {"difference": worst}
-        )
+        for way in ways:
+            there = folder / f"{name}-{way}"
+            run, *trained = golden_run(name, data["vqa"].path, there, gpus=gpus, run__compile=way)
+            row = _trained(name, WAYS[way], *trained)
+            yield replace(row, result=_failed_recording(run) or row.result)
+
+
+def _failed_recording(run: RunFolder) -> str:
+    """What a run's log says of a step that could not be recorded; empty if it could, or was not to be."""
+    lines = run.log_file.read_text(encoding="utf-8").splitlines()
+    return next((line for line in lines if "cannot be recorded" in line), "")
+
+
+def _trained(name: str, how: str, steps: list[StepDone], golden: dict[str, Any]) -> Row:
+    sums = [step.loss * golden["batch_size"] for step in steps if step.loss is not None]
+    right = [step["loss_sum"] for step in golden["steps"]]
+    worst = max(abs(ours / theirs - 1) for ours, theirs in zip(sums, right, strict=True))
+    text = f"{len(sums)} steps, largest relative difference of a loss {worst:.1e}"
+    result = "ok" if worst < 1e-4 else "more than 1e-4"
+    return Row(f"training {name}", "fp32", how, text, result, {"difference": worst})
+
+
+def not_recorded(gpus: str, data: dict[str, PreparedData], folder: Path) -> Row:
+    """The original's training run where a step cannot be recorded, since a debugger reads each gradient."""
+    with torch.autograd.set_detect_anomaly(True):
+        run, *trained = golden_run("vqa_soft_avg", data["vqa"].path, folder / "debugged", gpus=gpus)
+    row = _trained("vqa_soft_avg", "debugged", *trained)
+    return row if _failed_recording(run) else replace(row, result="recorded what waits for the device")
 
 
 def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) -> Iterator[Row]:
     """A run of the program that is stopped within an epoch and resumed, against one that nobody disturbed."""
+    how = "eager" if gpus == "cpu" else "graph"
     changes = {"run__gpus": gpus, "run__save_every": 1, "run__log_every": 1, "train__epochs": 4}
+    changes["run__precision"] = "fp32"
     command = train_command(data["vqa"].path, "vqa", **changes)
     runs = {}
     for name in ("whole", "stopped"):
@@ -295,7 +325,7 @@ def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) 
             code = started.wait()
             problem = "" if code == 0 else f"exit code {code}: {started.errors()[-300:]}"
     if problem:
-        yield Row("stopped and resumed", "fp32", "eager", problem, "failed")
+        yield Row("stopped and resumed", "fp32", how, problem, "failed")
         return
     whole, resumed = (weights(run) for run in runs.values())
     ours, right = (
@@ -305,7 +335,8 @@ def stopped_and_resumed(gpus: str, data: dict[str, PreparedData], folder: Path) 
     worst = float(np.linalg.norm(ours - right) / np.linalg.norm(right))
     text = "the same to the byte" if whole == resumed else f"relative difference of weights and averages {worst:.1e}"
     result = "ok" if worst < RESUME_TOLERANCE else f"more than {RESUME_TOLERANCE:g}"
-    yield Row("stopped and resumed", "fp32", "eager", text, result, {"difference": worst})
+    result = next(filter(None, map(_failed_recording, runs.values())), result)
+    yield Row("stopped and resumed", "fp32", how, text, result, {"difference": worst})
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
@@ -318,47 +349,106 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cuda" or any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
-def step_time(device: torch.device, size: Size, precision: Precision, *, num_steps: int, is_compiled: bool) -> Row:
-    """Time of a training step on a published size, what limits it, and the most memory that it takes."""
+def published(size: Size, precision: Precision, way: Compile, attention: str = "auto") -> tuple[Settings, PreparedData]:
+    """The settings of a published size, and as much of prepared data as a step needs, at the size of VQA-v2."""
     spans = ",".join(map(str, size.spans))
     sets = [f"model.grid_size={size.grid}", f"model.spans={spans}", f"train.batch_size={size.batch}"]
-    sets += [f"run.precision={precision}", f"run.compile={str(is_compiled).lower()}"]
-    settings: Settings = resolve(dataset="vqa", environ={}, sets=sets).settings
-    # As much of prepared data as a step needs, at the size of VQA-v2.
+    sets += [f"run.precision={precision}", f"run.compile={way}", f"run.attention={attention}"]
     features = SimpleNamespace(width=2_048)
     data = SimpleNamespace(vocabulary=range(20_573), answers=range(3_129), features=features, vectors=None)
-    what, how = f"step {size.grid}x{size.grid}", "compiled" if is_compiled else "eager"
+    return resolve(dataset="vqa", environ={}, sets=sets).settings, cast(PreparedData, data)
+
+
+def random_batch(size: Size, device: torch.device) -> Batch:
+    """A batch of random numbers on the device, its questions as long as the longest."""
+    return Batch(
+        np.arange(size.batch),
+        torch.randint(3, 20_573, (size.batch, 14)),
+        torch.randn(size.batch, size.grid**2, 2_048),
+        torch.arange(size.batch),
+        torch.rand(size.batch, 3_129).round(),
+    ).to(device)
+
+
+def step_time(
+    device: torch.device,
+    size: Size,
+    precision: Precision,
+    way: Compile,
+    attention: str = "auto",
+    *,
+    num_steps: int,
+) -> Row:
+    """Time of a training step on a published size, what limits it, and the most memory that it takes."""
+    settings, data = published(size, precision, way, attention)
+    what, how = f"step {size.grid}x{size.grid}{'' if attention == 'auto' else f' {attention}'}", WAYS[way]
+    notes: list[str] = []
+    _free_memory(device)
     try:
         trainer = Trainer(
             settings,
-            cast(PreparedData, data),
+            data,
             RunFolder(Path()),
             World(0, 1, device),
-            callback=no_callback,
+            callback=_keep_notes(notes),
             stop=StopRequest(),
             tensors={},
             state=TrainState(),
             schedule=(1e-4, 1.0),
         )
-        batch = Batch(
-            np.arange(size.batch),
-            torch.randint(3, 20_573, (size.batch, 14)),
-            torch.randn(size.batch, size.grid**2, 2_048),
-            torch.arange(size.batch),
-            torch.rand(size.batch, 3_129).round(),
-        ).to(device)
+        batch = random_batch(size, device)
         trainer.network.train()
         with tf32_allowed(device, precision):
-            return _timed(trainer, batch, device, what, how, num_steps)
+            row = _timed(trainer, batch, device, what, how, num_steps)
+        return replace(row, result=notes[0]) if notes else row
     except torch.OutOfMemoryError as error:
         return Row(what, precision, how, f"a step of {size.batch}: {str(error)[:80]}", "left out")
-    finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+
+
+def scoring_time(device: torch.device, size: Size, precision: Precision, way: Compile, *, num_batches: int) -> Row:
+    """Time of scoring a batch, as validation does after each epoch."""
+    settings, data = published(size, precision, way)
+    notes: list[str] = []
+    _free_memory(device)
+    world, batch = World(0, 1, device), random_batch(size, device)
+    evaluator = Evaluator(build_model(settings, data).to(device).eval(), settings, 1.0, world)
+    recorder = recorder_for(device, way)
+    forward = evaluator.forward
+    if recorder is not None:
+        forward = RecordedForward(forward, recorder, notes.append)
+    for _ in range(NUM_UNRECORDED + 2):
+        forward(batch.question_tokens, batch.cells())
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(num_batches):
+        scores, _ = forward(batch.question_tokens, batch.cells())
+    _wait(device)
+    seconds = (time.perf_counter() - started) / num_batches
+    rate = size.batch / seconds
+    text = f"{seconds * 1e3:7.1f} ms a batch of {size.batch}, {rate:6.0f} samples/s"
+    result = notes[0] if notes else "ok" if bool(scores.isfinite().all()) else "not finite"
+    figures = {"milliseconds": seconds * 1e3, "samples_per_second": rate}
+    return Row(f"scoring {size.grid}x{size.grid}", precision, WAYS[way], text, result, figures)
+
+
+def _keep_notes(notes: list[str]) -> Callback:
+    def callback(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    return callback
+
+
+def _free_memory(device: torch.device) -> None:
+    """Give back what the row before took, whose trainer has cycles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _timed(trainer: Trainer, batch: Batch, device: torch.device, what: str, how: str, num_steps: int) -> Row:
-    precision, size = trainer.settings.run.precision, len(batch)
+    precision, size = trainer.precision, len(batch)
 
     def step() -> None:
         nonlocal result
@@ -368,9 +458,9 @@ def _timed(trainer: Trainer, batch: Batch, device: torch.device, what: str, how:
     counter = FlopCounterMode(display=False)
     with counter if how == "eager" else nullcontext():
         step()
+    for _ in range(0 if how == "eager" else NUM_UNRECORDED):
+        step()  # the last one is recorded, and replayed from then on
     _wait(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     times = []
     for _ in range(num_steps):
         started = time.perf_counter()
@@ -466,39 +556,63 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Row | Callable[[], Row]]:
-    """All rows for a device, the most telling first; those that cost minutes may be left out, and are functions."""
+Section = Callable[[], Iterable[Row]]
+
+
+def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Section]:
+    """All that is checked on a device, the most telling first: each part by itself, so that the others go on without."""
     gpus = "cpu" if device.type == "cpu" else str(device.index or 0)
     data = golden_data(folder)
     cases = read_cases(data)
-    yield from parity(device, cases)
-    yield from gradients(device, cases)
-    yield from triton_kernels(device)
-    yield from training(gpus, data, folder)
-    yield from stopped_and_resumed(gpus, data, folder)
+    is_cuda = device.type == "cuda"
+    ways: tuple[Compile, ...] = ("off", "auto") if is_cuda else ("off",)
     batch = 2 if is_small else 64
     sizes = [Size(8, (0, 1, 2, 3), batch), Size(14, (0, 1, 3), batch), Size(16, (0, 1, 2, 3), batch)]
-    large = [] if device.type == "cpu" else [Size(32, (0, 1, 2, 3), 8)]
+    sizes += [Size(32, (0, 1, 2, 3), 8)] if is_cuda else []
     num_steps = 2 if is_small else 20
 
-    def timed(size: Size, precision: Precision, *, is_compiled: bool) -> Callable[[], Row]:
-        return lambda: step_time(device, size, precision, num_steps=num_steps, is_compiled=is_compiled)
+    def timed(*arguments: Any) -> Section:
+        return lambda: [step_time(device, *arguments, num_steps=num_steps)]
 
-    for size in sizes + large:
-        for precision in precisions(device):
-            yield timed(size, precision, is_compiled=False)
-    for size in sizes:
-        yield loader_speed(device, size, folder, num_batches=10 if is_small else 100)
+    yield lambda: parity(device, cases)
+    yield lambda: gradients(device, cases)
+    yield lambda: triton_kernels(device)
+    yield lambda: training(gpus, data, folder, ways)
+    yield lambda: stopped_and_resumed(gpus, data, folder)
+    for precision in reversed(precisions(device)):
+        for size in sizes:
+            yield timed(size, precision, ways[-1])
+    if is_cuda:
+        yield lambda: not_recorded(gpus, data, folder)
+        yield timed(sizes[0], "bf16", "auto", "reference")
+        yield timed(sizes[0], "bf16", "on")
+        for size in sizes:
+            yield timed(size, "bf16", "off")
+    for way in ways:
+        yield lambda way=way: [scoring_time(device, sizes[0], "fp32", way, num_batches=num_steps)]
+    for size in sizes[:3]:
+        yield lambda size=size: [loader_speed(device, size, folder, num_batches=10 if is_small else 100)]
     if not can_compile(device):
-        yield Row("compiled", "", "compiled", "no C++ compiler", "left out")
+        yield lambda: [Row("compiled", "", "compiled", "no C++ compiler", "left out")]
         return
     # Compiling takes long, on the CPU a minute a case.
-    few = ("vqa_soft_avg", "clevr_hard_fc_binarize") if device.type == "cuda" else ("vqa_soft_avg",)
-    if device.type == "cuda":
-        for size in sizes:
-            for precision in ("bf16", "tf32"):
-                yield timed(size, precision, is_compiled=True)
-    yield from parity(device, [case for case in cases if case.name in few], is_compiled=True)
+    few = ("vqa_soft_avg", "clevr_hard_fc_binarize") if is_cuda else ("vqa_soft_avg",)
+    yield lambda: parity(device, [case for case in cases if case.name in few], is_compiled=True)
+    if is_cuda:
+        for size in sizes[1:3]:
+            yield timed(size, "bf16", "on")
+
+
+def _rows(section: Section, *, is_late: bool) -> Iterator[Row]:
+    """The rows of a part of the check; one of its own says what ended it early."""
+    if is_late:
+        yield Row("", "", "", "no time left", "left out")
+        return
+    try:
+        yield from section()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rest is to be checked as well
+        traceback.print_exc()
+        yield Row("", "", "", shortened(first_line(error), most=90), "failed")
 
 
 def main() -> None:
@@ -506,7 +620,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", help="one device; by default every GPU, or the CPU")
     parser.add_argument("--quick", action="store_true", help="small batches and few steps, as on the CPU")
-    parser.add_argument("--minutes", type=float, default=8, help="after which steps are no longer timed")
+    parser.add_argument("--minutes", type=float, default=8, help="after which no part is begun")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -519,21 +633,15 @@ def main() -> None:
         print(f"{name}: {title}, torch {torch.__version__}, Python {platform.python_version()}")
         rows: list[Row] = []
         with tempfile.TemporaryDirectory(prefix="trarctl-gpu-check-") as folder:
-            for entry in check(device, Path(folder), is_small=options.quick or device.type == "cpu"):
-                started = time.monotonic()
-                if isinstance(entry, Row):
-                    row = entry
-                elif started > give_up:
-                    row = Row("step", "", "", "no time left", "left out")
-                else:
-                    row = entry()
-                print(f"  {row.what:<28} {row.precision:<5} {row.how:<9} {row.text:<92} {row.result}", flush=True)
-                rows.append(row)
-                is_right &= row.result in ("ok", "left out")
-                if options.json is not None:
-                    about = {"device": title, "torch": str(torch.__version__), "python": platform.python_version()}
-                    found = [*results, about | {"rows": [asdict(row) for row in rows]}]
-                    options.json.write_text(json.dumps(found, indent=1) + "\n")
+            for section in check(device, Path(folder), is_small=options.quick or device.type == "cpu"):
+                for row in _rows(section, is_late=time.monotonic() > give_up):
+                    print(f"  {row.what:<28} {row.precision:<5} {row.how:<14} {row.text:<92} {row.result}", flush=True)
+                    rows.append(row)
+                    is_right &= row.result in ("ok", "left out")
+                    if options.json is not None:
+                        about = {"device": title, "torch": str(torch.__version__), "python": platform.python_version()}
+                        found = [*results, about | {"rows": [asdict(row) for row in rows]}]
+                        options.json.write_text(json.dumps(found, indent=1) + "\n")
         results.append({"device": title, "rows": [asdict(row) for row in rows]})
     print("all as it should be" if is_right else "something is wrong, see above")
     sys.exit(not is_right)

@@ -44,7 +44,7 @@ def test_help_has_metavar_choices_and_limits(trarctl: Run) -> None:
     text = " ".join(trarctl("train", "--help")[1].split())
     assert "--data DIR " in text
     assert "--gpus 0,1|cpu " in text
-    assert "--precision fp32|tf32|bf16 " in text
+    assert "--precision auto|fp32|tf32|bf16 " in text
     assert "--compile Compile the model" in text
     assert "--epochs N Passes over the training split. [N > 0]" in text
     assert "[N >= 0, N <= 100]" in text

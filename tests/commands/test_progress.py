@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -201,6 +202,20 @@ def test_what_stays_of_a_run() -> None:
 def test_processes_and_threads_are_counted() -> None:
     two = replace(STARTED, num_processes=2, num_threads=3)
     assert printed([two]).startswith("run demo in runs/demo, on cpu, 2 processes, 3 threads each\n")
+
+
+@pytest.mark.parametrize(
+    ("ways", "text"),
+    [
+        ({}, ""),
+        ({"is_recorded": True}, "steps are replayed as CUDA graphs\n"),
+        ({"is_compiled": True}, "steps are compiled\n"),
+        ({"is_recorded": True, "is_compiled": True}, "steps are compiled, replayed as CUDA graphs\n"),
+        ({"precision": "bf16", "is_recorded": True}, "steps are computed in bf16, replayed as CUDA graphs\n"),
+    ],
+)
+def test_it_says_how_steps_are_computed(ways: dict[str, Any], text: str) -> None:
+    assert printed([replace(STARTED, **ways)]).endswith(f"10 steps per epoch, 3 epochs\n{text}")
 
 
 def test_a_log_gets_a_line_now_and_then_and_fewer_in_a_long_run() -> None:

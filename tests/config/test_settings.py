@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from trarctl.config.settings import FIELDS, from_file, from_text, nearest_key, to_text, to_toml_value
+from trarctl.config.settings import FIELDS, RunSettings, from_file, from_text, nearest_key, to_text, to_toml_value
 
 
 def test_every_setting_says_what_it_is() -> None:
@@ -70,3 +70,10 @@ def test_values_for_people_and_for_toml() -> None:
     assert to_text(False) == "false"
     assert to_toml_value(None) == '"none"'
     assert to_toml_value('a "b"\x7f\\') == '"a \\"b\\"\\u007f\\\\"'
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, "on"), (False, "off"), ("auto", "auto"), ("off", "off")])
+def test_a_switch_reads_the_true_and_false_of_older_runs(given: object, meant: str) -> None:
+    assert RunSettings.model_validate({"compile": given}).compile == meant
+    text = to_text(given)
+    assert RunSettings.model_validate({"compile": from_text("run.compile", text)}).compile == meant

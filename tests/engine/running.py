@@ -65,7 +65,9 @@ def train(settings: Settings, *, on_event: OnEvent = no_callback, init: Path | N
     return _run(job, on_event)
 
 
-def golden_run(name: str, data: Path, folder: Path, *, gpus: str) -> tuple[RunFolder, list[StepDone], dict[str, Any]]:
+def golden_run(
+    name: str, data: Path, folder: Path, *, gpus: str, **changes: object
+) -> tuple[RunFolder, list[StepDone], dict[str, Any]]:
     """Train as the original did: the run, its steps, and the original's figures."""
     golden = json.loads((GOLDEN / "training" / f"{name}.json").read_text())
     steps: list[StepDone] = []
@@ -83,6 +85,7 @@ def golden_run(name: str, data: Path, folder: Path, *, gpus: str) -> tuple[RunFo
             f"run.folder={folder}",
             f"run.gpus={gpus}",
             "run.log_every=1",
+            "run.precision=fp32",
             "model.dropout=0",
             "train.shuffle=false",
             f"train.epochs={golden['steps'][-1]['epoch'] + 1}",
@@ -92,6 +95,7 @@ def golden_run(name: str, data: Path, folder: Path, *, gpus: str) -> tuple[RunFo
             f"train.warmup_epochs={golden['warmup_epoch']}",
             f"train.decay_epochs={','.join(map(str, golden['decay_epochs']))}",
             f"train.decay_factor={golden['decay_rate']}",
+            *(f"{key.replace('__', '.')}={value}" for key, value in changes.items()),
         ],
     ).settings
     return train(settings, on_event=on_event, init=GOLDEN / "training" / f"{name}_initial.pkl"), steps, golden

@@ -19,7 +19,7 @@ import torch
 from torch.distributed import TCPStore
 
 from tests.engine.programs import free_port, program, train_command
-from trarctl.engine.distributed import Placement, joined, plan_placement, precision_of, use_threads
+from trarctl.engine.distributed import Placement, joined, plan_placement, precision_of, training_precision, use_threads
 from trarctl.errors import DeviceError, SettingsError
 from trarctl.groups import Group, read_group
 
@@ -87,6 +87,19 @@ def test_what_cannot_be_read(gpus: str) -> None:
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(DeviceError, match=r"there is no GPU 97; this machine has"):
         plan_placement("97", {})
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "precision"),
+    [("cpu", "auto", "fp32"), ("cpu", "bf16", "bf16"), ("cuda", "auto", "bf16"), ("cuda", "tf32", "tf32")],
+)
+def test_a_precision_is_chosen_by_the_device(
+    device: str, wanted: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert training_precision(torch.device(device), wanted) == precision  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert training_precision(torch.device("cuda"), "auto") == "fp32"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])

@@ -174,12 +174,17 @@ class SettingOption:
         return self.flag.lstrip("-").replace("-", "_")
 
     def parameter(self) -> inspect.Parameter:
-        """Describe the option to Typer; limits are shown here and checked with the rest of the settings."""
+        """Describe the option to Typer; limits are shown here and checked with the rest of the settings.
+
+        A setting that may be ``on`` gets a flag; its other values come from files and ``--set``.
+        """
         from trarctl.config.settings import FIELDS, kinds_of
 
         field, kinds = FIELDS[self.key], kinds_of(self.key)
-        kind = next((kind for kind in (bool, int, float, Path) if kind in kinds), str)
         choices = field.examples or (get_args(field.annotation) if Literal in kinds else ())
+        kind = next((kind for kind in (bool, int, float, Path) if kind in kinds), str)
+        if "on" in choices:
+            kind = bool
         metavar = "|".join(map(str, choices)) or {int: "N", float: "X", Path: "DIR"}.get(kind, "NAME")
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
         limits = [(sign, getattr(limit, name, None)) for limit in field.metadata for name, sign in signs.items()]

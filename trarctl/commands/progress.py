@@ -195,6 +195,8 @@ class ProgressPrinter:
             f"{event.num_parameters:,} parameters, {event.num_samples:,} samples, "
             f"{event.steps_per_epoch:,} steps per epoch, {event.epochs} epochs"
         )
+        if event.steps_run:
+            self._print(f"steps are {event.steps_run}")
         if event.start_epoch or event.start_step:
             step = f" and step {event.start_step} of the next" if event.start_step else ""
             self._print(f"continuing after epoch {event.start_epoch}{step}")

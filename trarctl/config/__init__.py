@@ -2,9 +2,11 @@
 
 from typing import Literal
 
+Compile = Literal["auto", "on", "off"]
 EvaluatorName = Literal["official", "upstream"]
 Loss = Literal["bce", "kld", "ce"]
 Precision = Literal["fp32", "tf32", "bf16"]
+WantedPrecision = Literal["auto", "fp32", "tf32", "bf16"]
 
 # Environment variables that are no settings of a run: nothing of a checkpoint depends on them.
 MOST_PIXELS_VARIABLE = "TRARCTL_MAX_PIXELS"

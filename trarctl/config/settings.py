@@ -36,7 +36,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from trarctl.config import Loss, Precision
+from trarctl.config import Compile, Loss, WantedPrecision
 from trarctl.errors import SettingsError
 from trarctl.registry import DATASETS, KERNELS, PLUGINS_VARIABLE, POOLINGS, SPAN_SHAPES, load_plugins
 
@@ -290,12 +290,16 @@ class RunSettings(Frozen):
     num_threads: PositiveInt | None = setting(
         None, "CPU threads of a process; none: its share of the cores. Small models want 1", le=1024
     )
-    precision: Precision = setting(
-        "fp32", "precision of matrix products; weights, optimizer, softmax and loss stay float32"
+    precision: WantedPrecision = setting(
+        "auto",
+        "precision of matrix products; weights, optimizer, softmax and loss stay float32. auto: train in bf16 on a GPU "
+        "that has it, otherwise in fp32, and score in fp32",
     )
     attention: Attention = setting("auto", "attention backend: auto, reference or cpu")
-    compile: bool = setting(
-        False, "compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps slower"
+    compile: Compile = setting(
+        "auto",
+        "compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps slower. "
+        "auto: one GPU replays the recorded step, as it does with on, but nothing is compiled; off: neither",
     )
     max_restarts: int = setting(0, "times that lost processes are restarted, from the latest checkpoint", ge=0, le=100)
     timeout_seconds: PositiveFloat = setting(600.0, "seconds to wait for a process before it counts as lost")
@@ -309,6 +313,12 @@ class RunSettings(Frozen):
     log_every: PositiveInt = setting(50, "optimizer steps between two lines of metrics.jsonl")
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = setting((), "where else to send curves; each is an extra")
     keep: int = setting(0, "keep the checkpoints of the latest N epochs and of the best; 0: of all", ge=0)
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        """Read true and false, as older runs have it and as the option ``--compile`` gives it."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Settings(Frozen):

@@ -6,13 +6,14 @@ Axes: B batch, T tokens of the batch's longest question, N cells, W feature widt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from trarctl.config import Loss
 from trarctl.data import in_threads
@@ -53,6 +54,11 @@ class Batch:
             change(self.image),
             None if self.target is None else change(self.target),
         )
+
+    def padded(self, num_tokens: int) -> Batch:
+        """The same questions with ``num_tokens`` T words, those at the end being padding, which changes no score."""
+        missing = num_tokens - self.question_tokens.shape[1]
+        return replace(self, question_tokens=functional.pad(self.question_tokens, (0, missing)))
 
     def cells(self) -> Tensor:
         """Give the features of each question's image, [B, N, W]."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trarctl.config import EvaluatorName
+from trarctl.config import EvaluatorName, Precision
 from trarctl.errors import DataError, SettingsError, TrarError, first_line
 
 if TYPE_CHECKING:
@@ -39,6 +39,16 @@ class RunStarted:
     num_threads: int  # of each process
     spans: tuple[int | str, ...]  # of the model
     is_hard: bool  # whether the temperature matters
+    precision: Precision = "fp32"  # of matrix products in training
+    is_recorded: bool = False  # whether the device replays the recorded step
+    is_compiled: bool = False  # whether torch.compile compiles the model
+
+    @property
+    def steps_run(self) -> str:
+        """How steps are computed, in words; empty for float32 without further ado."""
+        ways = [(self.is_compiled, "compiled"), (self.is_recorded, "replayed as CUDA graphs")]
+        ways.insert(0, (self.precision != "fp32", f"computed in {self.precision}"))
+        return ", ".join(text for holds, text in ways if holds)
 
 
 @dataclass(frozen=True)
@@ -193,7 +203,7 @@ def _line(event: Event) -> str | None:
         return (
             f"training on {event.device}, {event.num_processes} process(es) of {event.num_threads} thread(s): "
             f"{event.num_parameters:,} parameters, {event.num_samples:,} samples, "
-            f"{event.steps_per_epoch:,} steps an epoch"
+            f"{event.steps_per_epoch:,} steps an epoch{event.steps_run and f', {event.steps_run}'}"
         )
     if isinstance(event, EpochDone):
         return (

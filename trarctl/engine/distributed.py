@@ -28,7 +28,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
-from trarctl.config import Precision
+from trarctl.config import Precision, WantedPrecision
 from trarctl.engine.signals import StopRequest
 from trarctl.errors import DeviceError, SettingsError, first_line, listed, shortened
 from trarctl.groups import LEFT_BEHIND, Group, num_restarts, read_group
@@ -362,6 +362,14 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
     """Seed dropout and noise for one step, so that a resumed run draws what the undisturbed one would have drawn."""
     mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed) % 2**63)
+
+
+def training_precision(device: torch.device, wanted: WantedPrecision) -> Precision:
+    """The precision that a run trains in: ``auto`` is bf16 on a GPU that has it, fp32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 @contextmanager

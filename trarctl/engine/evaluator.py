@@ -27,9 +27,11 @@ from trarctl.data.loader import Rows, load_batches, scoring_plan, scoring_sample
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.records import Ids, rows_of
 from trarctl.data.submission import id_problems
+from trarctl.engine import graph
 from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
 from trarctl.engine.checkpoint import SAVED_SCORES, Description, is_ours, load_description, misnamed
 from trarctl.engine.distributed import World, enough_memory, precision_of, use_threads
+from trarctl.engine.graph import RecordedForward
 from trarctl.engine.launch import Job, Watch, run_job
 from trarctl.engine.loading import (
     Loaded,
@@ -142,8 +144,9 @@ class Evaluator:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Compute without gradients, in the run's precision."""
-        with torch.inference_mode(), precision_of(self.world.device, self.settings.run.precision):
+        """Compute without gradients, in the run's precision; where the run left that open, in float32."""
+        wanted = self.settings.run.precision
+        with torch.inference_mode(), precision_of(self.world.device, "fp32" if wanted == "auto" else wanted):
             yield
 
     def forward(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,6 +195,9 @@ class Evaluator:
             self.callback(Note(f"the scores of {num_odd:,} of {num_questions:,} questions of {split} are not finite"))
         return self.world.all_reduce(chosen), self.world.all_reduce(routes)
 
+    def _note(self, text: str) -> None:
+        self.callback(Note(text))
+
     def _empty_routes(self, num_questions: int) -> NDArray[np.float32]:
         model = self.model.settings
         return np.zeros((num_questions, model.num_layers, len(model.spans)), dtype=np.float32)
@@ -203,6 +209,8 @@ class Evaluator:
         plan = scoring_plan(total, batch_size=self.batch_size, rank=world.rank, num_processes=world.size)
         num_workers = self.settings.data.num_workers
         batches = load_batches(samples, plan, num_workers=num_workers, pin=world.device.type == "cuda")
+        recorder = graph.recorder_for(world.device, self.settings.run.compile)
+        forward = self.forward if recorder is None else RecordedForward(self.forward, recorder, self._note)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -210,7 +218,9 @@ class Evaluator:
                 for turn in range(-(-total // (self.batch_size * world.size))):
                     if turn < len(plan):
                         batch = next(batches).to(world.device)
-                        yield plan[turn], *self.forward(batch.question_tokens, batch.cells())
+                        if recorder is not None:  # which needs one shape
+                            batch = batch.padded(data.manifest.text.max_words)
+                        yield plan[turn], *forward(batch.question_tokens, batch.cells())
                     else:
                         yield None
                     self.callback(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))

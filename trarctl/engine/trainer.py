@@ -29,11 +29,21 @@ from trarctl.data.loader import Batch, Rows, Samples, load_batches, training_pla
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
 from trarctl.data.records import bytes_of
-from trarctl.engine import checkpoint, distributed
-from trarctl.engine.callbacks import Callback, CheckpointSaved, EpochDone, RunFinished, RunStarted, StepDone, Validated
+from trarctl.engine import checkpoint, distributed, graph
+from trarctl.engine.callbacks import (
+    Callback,
+    CheckpointSaved,
+    EpochDone,
+    Note,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    Validated,
+)
 from trarctl.engine.checkpoint import Description, TrainState
 from trarctl.engine.distributed import World
 from trarctl.engine.evaluator import Evaluator
+from trarctl.engine.graph import RecordedStep, Step
 from trarctl.engine.loading import build_model, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature
@@ -85,13 +95,22 @@ class Trainer:
         if tensors:
             load_weights(self.model, checkpoint.model_tensors(tensors), run.path)
         self.model.to(world.device)
+        self.precision = distributed.training_precision(world.device, settings.run.precision)
         train = settings.train
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
         )
         checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
         self.network = distributed.share_gradients(self.model, world)
-        if settings.run.compile:
+        # Several processes exchange gradients within the backward pass, which is not recorded.
+        recorder = graph.recorder_for(world.device, settings.run.compile) if world.size == 1 else None
+        self._recorded = None if recorder is None else RecordedStep(self, recorder, self._note)
+        self._temperature: float | Tensor = self.temperature
+        if self._recorded is not None:
+            # A recorded step reads them from their place in memory.
+            self._temperature = torch.tensor(self.temperature, device=world.device)
+            self.optimizer.param_groups[0]["lr"] = torch.tensor(train.learning_rate, device=world.device)
+        if settings.run.compile == "on":
             self.network.compile()
         self._samples_of = functools.cache(lambda split: training_samples(data, split, train.loss))
         self._digest_of = functools.cache(lambda split: digest_of_samples(self._samples_of(split)))
@@ -109,7 +128,7 @@ class Trainer:
         """
         run, started = self.run, time.monotonic()
         self.callback(self._run_started())
-        with distributed.tf32_allowed(self.world.device, self.settings.run.precision):
+        with distributed.tf32_allowed(self.world.device, self.precision):
             while self.state.epoch < self.settings.train.epochs:
                 self.train_epoch()
         best = self.state.best_epoch, self.state.best_overall
@@ -129,27 +148,22 @@ class Trainer:
 
     def train_step(self, parts: Sequence[Batch], *, learning_rate: float) -> StepResult:
         """Learn from one batch, of which this process computes ``parts``."""
-        train, step = self.settings.train, self.state.step + 1
-        distributed.seed_step(train.seed, step=step, rank=self.world.rank)
-        self.optimizer.param_groups[0]["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
+        step = self.state.step + 1
+        distributed.seed_step(self.settings.train.seed, step=step, rank=self.world.rank)
+        self._set_rates(learning_rate, self.temperature)
+        halves: Step = self
+        if self._recorded is not None and self._recorded.begin(parts):
+            halves = self._recorded
         losses = []
-        for part in parts:
-            loss, routes = self.forward_backward(part, is_last=part is parts[-1])
+        for number, part in enumerate(parts, start=1):
+            loss, routes = halves.forward_backward(part, is_first=number == 1, is_last=number == len(parts))
             losses.append(loss)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        gradient_norm = nn.utils.get_total_norm(gradients)
-        if train.gradient_clip is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), train.gradient_clip, gradient_norm)
-        # Decided on the device, without waiting for it; processes share their gradients, so all decide alike. The fused
-        # optimizer leaves weights, averages and its count of steps alone where found_inf is 1.
-        self.optimizer.found_inf = (~gradient_norm.isfinite()).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        gradient_norm = halves.update()
         question_id = np.concatenate([part.question_id for part in parts])
         return StepResult(step, question_id, torch.stack(losses).sum(), gradient_norm, routes)
 
-    def forward_backward(self, part: Batch, *, is_last: bool) -> tuple[Tensor, Tensor]:
-        """Add one part's gradient; only with the last part of a batch do processes exchange gradients.
+    def forward_backward(self, part: Batch, *, is_first: bool, is_last: bool) -> tuple[Tensor, Tensor]:
+        """Add one part's gradient, the first to none; only with the last do processes exchange gradients.
 
         Returns:
             The loss, summed over the part, and the mean span weights, [L, K].
@@ -161,14 +175,46 @@ class Trainer:
         scale = float(self.world.size)
         if train.loss_reduction == "mean":
             scale /= train.batch_size * (1 if train.loss == "ce" else len(self.data.answers))
+        if is_first:
+            self.optimizer.zero_grad(set_to_none=True)
         is_local = isinstance(self.network, DistributedDataParallel) and not is_last
         with self.network.no_sync() if is_local else nullcontext():  # type: ignore[operator]
-            with distributed.precision_of(self.world.device, self.settings.run.precision):
-                scores, routes = self.network(part.question_tokens, part.cells(), temperature=self.temperature)
+            with distributed.precision_of(self.world.device, self.precision):
+                scores, routes = self.network(part.question_tokens, part.cells(), temperature=self._temperature)
             loss = answer_loss(scores, part.target, loss=train.loss).sum()
             with distributed.collective():
                 (loss * scale).backward()
         return loss.detach(), routes.detach().mean(dim=0)
+
+    def update(self) -> Tensor:
+        """Clip the gradient and change the weights.
+
+        Returns:
+            The gradient's norm before clipping; where it is not finite, nothing was changed.
+        """
+        clip, optimizer = self.settings.train.gradient_clip, self.optimizer
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        gradient_norm = nn.utils.get_total_norm(gradients)
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, gradient_norm)
+        # Decided on the device, without waiting for it; processes share their gradients, so all decide alike. The fused
+        # optimizer leaves weights, averages and its count of steps alone where found_inf is 1.
+        optimizer.found_inf = (~gradient_norm.isfinite()).float()  # type: ignore[attr-defined]
+        # torch asks for the mark while it records, and warns of it at any other time.
+        optimizer.param_groups[0]["capturable"] = graph.is_recording()
+        optimizer.step()
+        return gradient_norm
+
+    def _note(self, text: str) -> None:
+        self.callback(Note(text))
+
+    def _set_rates(self, learning_rate: float, temperature: float) -> None:
+        group = self.optimizer.param_groups[0]
+        if isinstance(self._temperature, Tensor):
+            group["lr"].fill_(learning_rate)
+            self._temperature.fill_(temperature)
+        else:
+            group["lr"], self._temperature = learning_rate, temperature
 
     @property
     def split(self) -> str:
@@ -205,6 +251,9 @@ class Trainer:
             num_threads=torch.get_num_threads(),
             spans=self.settings.model.spans,
             is_hard=self.settings.model.routing == "hard",
+            precision=self.precision,
+            is_recorded=self._recorded is not None,
+            is_compiled=self.settings.run.compile == "on",
         )
 
     def _learning_rate(self, step: int) -> float:
@@ -229,7 +278,8 @@ class Trainer:
         batches = load_batches(self.samples, plan, num_workers=self.settings.data.num_workers, pin=pin)
         parts: list[Batch] = []
         for batch in batches:
-            parts.append(batch.to(self.world.device))
+            part = batch.to(self.world.device)
+            parts.append(part if self._recorded is None else part.padded(self.data.manifest.text.max_words))
             if len(parts) == train.accumulation:
                 yield parts
                 parts = []

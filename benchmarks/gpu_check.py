@@ -560,7 +560,7 @@ Section = Callable[[], Iterable[Row]]
 
 
 def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Section]:
-    """All that is checked on a device, the most telling first: each part by itself, so that the others go on without."""
+    """All that is checked on a device, the most telling first, in parts that may fail one by one."""
     gpus = "cpu" if device.type == "cpu" else str(device.index or 0)
     data = golden_data(folder)
     cases = read_cases(data)

@@ -105,16 +105,16 @@ def _attention(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result, [B, T, H, d], and largest_c, sum_c and factor_c, [B, H, T, C] each, for heads [B, N, H, d]."""
-    out, *statistics = _empty_results(query, contains)
+    results = _empty_results(query, contains)
     arguments = _arguments(query, key, contains, dropout)
     with torch.cuda.device_of(query):
         _device().forward[_grid(query, arguments["BLOCK_QUERIES"])](
-            *(query, key, value, span_weights, pair_class, contains, is_padding, seed, out, *statistics),
+            *(query, key, value, span_weights, pair_class, contains, is_padding, seed, *results),
             NUM_SPANS=len(contains),
             BLOCK_CLASSES=_power_of_2(contains.shape[1]),
             **arguments,
         )
-    return out, *statistics
+    return results
 
 
 @torch.library.custom_op("trarctl::routed_attention_backward", mutates_args=())

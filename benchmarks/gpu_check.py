@@ -576,16 +576,19 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Sec
 
     yield lambda: parity(device, cases)
     yield lambda: gradients(device, cases)
-    yield lambda: triton_kernels(device)
+    for size in sizes:
+        yield timed(size, "bf16", ways[-1])
+    if is_cuda:
+        yield timed(sizes[0], "bf16", "auto", "reference")
     yield lambda: training(gpus, data, folder, ways)
     yield lambda: stopped_and_resumed(gpus, data, folder)
-    for precision in reversed(precisions(device)):
+    yield lambda: triton_kernels(device)
+    for precision in ("fp32", "tf32") if is_cuda else ("fp32",):
         for size in sizes:
             yield timed(size, precision, ways[-1])
     if is_cuda:
-        yield lambda: not_recorded(gpus, data, folder)
-        yield timed(sizes[0], "bf16", "auto", "reference")
         yield timed(sizes[0], "bf16", "on")
+        yield lambda: not_recorded(gpus, data, folder)
         for size in sizes:
             yield timed(size, "bf16", "off")
     for way in ways:

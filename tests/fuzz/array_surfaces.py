@@ -121,7 +121,7 @@ class Features(Surface):
             elif kind == "no array":
                 archive.writestr("x.npy", b"text")
         path.write_bytes(stream.getvalue())
-        return Mutation(f"archive with {kind}", Effect.NONE if kind == "twice" else Effect.DAMAGE)
+        return Mutation(f"archive with {kind}", Effect.NONE if kind in ("twice", "other name") else Effect.DAMAGE)
 
     def _all(self, random: Random, folder: Path) -> Mutation:
         """Do the same to every file, as a wrong extraction does."""
@@ -239,7 +239,9 @@ class NpzFeatures(Features):
 def load(path: Path) -> np.ndarray[Any, Any]:
     """Load the features of a file, without pickles."""
     loaded = np.load(path, allow_pickle=False)
-    array = loaded if path.suffix == ".npy" else loaded["x"]
+    names = [] if path.suffix == ".npy" else list(loaded)
+    # As documented: the array x, or the only one.
+    array = loaded if path.suffix == ".npy" else loaded["x" if "x" in names or len(names) != 1 else names[0]]
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{array.dtype} are no features")
     return array
@@ -476,7 +478,11 @@ class WordVectors(Surface):
         ways: dict[str, Callable[[list[str]], list[str]]] = {
             "CR LF": lambda lines: [line.rstrip("\n") + "\r\n" for line in lines],
             "blanks at the end of lines": lambda lines: [line.rstrip("\n") + " \n" for line in lines],
-            "a first line": lambda lines: [f"{len(lines)} {self.width}\n", *lines],
+            "a first line": lambda lines: [
+                *["\ufeff"][: lines[0].startswith("\ufeff")],  # which has no other place
+                f"{len(lines)} {self.width}\n",
+                *(line.removeprefix("\ufeff") for line in lines),
+            ],
             "a byte order mark": lambda lines: ["\ufeff", *lines],
             "no last line end": lambda lines: [*lines[:-1], lines[-1].rstrip("\n")],
             "exponents": lambda lines: [line.replace(".", ".0e0 ", 0) for line in lines],

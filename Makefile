@@ -56,7 +56,7 @@ fuzz: $(INSTALLED) ## Damaged, odd and hostile input to every command that reads
 soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, threads must stay level (30 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
-gpu-check: $(INSTALLED) ## Parity, step time and loader speed on the available GPUs; a small version on the CPU
+gpu-check: $(INSTALLED) ## Parity, a resumed run, kernels, times on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
 FEATURES_VENV := .venv-features

@@ -200,7 +200,7 @@ def test_values_are_validated_without_torch() -> None:
         ({"sets": ["model.pooling=max"]}, "--set model.pooling=max: model.pooling must be 'avg', 'attention' or 'fc'"),
         (
             {"sets": ["run.attention=gpu"]},
-            "--set run.attention=gpu: run.attention must be 'auto', 'reference' or 'cpu'",
+            "--set run.attention=gpu: run.attention must be 'auto', 'reference', 'cpu' or 'triton'",
         ),
         (
             {"sets": ["run.save_every=0"]},

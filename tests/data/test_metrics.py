@@ -19,6 +19,8 @@ from trarctl.data.metrics import (
     GroundTruth,
     ceiling,
     commonest_answer,
+    exact_match,
+    matched_thirds,
     measure,
     plain_accuracy,
     question_prior,
@@ -42,9 +44,15 @@ def _percents(shares: np.ndarray) -> list[float]:
 
 def _one_answer_each(answers: list[str], types: list[str]) -> GroundTruth:
     """Questions with one true answer; types are numbered as they appear."""
-    strings, names = list(dict.fromkeys(answers)), list(dict.fromkeys(types))
+    return _answers_each([[answer] for answer in answers], types)
+
+
+def _answers_each(answers: list[list[str]], types: list[str]) -> GroundTruth:
+    strings = list(dict.fromkeys(answer for given in answers for answer in given))
+    names = list(dict.fromkeys(types))
     codes = np.full((len(answers), 10), -1)
-    codes[:, 0] = [strings.index(answer) for answer in answers]
+    for row, given in enumerate(answers):
+        codes[row, : len(given)] = [strings.index(answer) for answer in given]
     type_of = np.array([names.index(name) for name in types])
     return GroundTruth(strings, codes, type_of, names, type_of, names)
 
@@ -321,3 +329,33 @@ def test_the_best_choice_out_of_an_answer_list() -> None:
     # Of the strings 0 to 2 the last is in no list: its two votes count for nothing.
     assert ceiling(metric, truth, ("a", "b"), np.array([0, 1, -1], dtype=np.int32)) == 50.0
     assert asked == [(["a", "a", "b"], truth, "official")]
+
+
+# Metrics of further sets
+
+
+def test_thirds_are_counted_to_the_letter_over_the_questions_that_count() -> None:
+    given = [["cab"] * 3 + ["taxi"] * 7, ["cab"] * 2 + ["Cab"] * 8, ["dog"] + ["cat"] * 9, ["a"] * 10, ["b"] * 10]
+    counted = np.array([True, True, True, False, True])
+    truth = _answers_each(given, ["easy", "easy", "easy", "hard", "easy"])
+    found = matched_thirds(["cab", "cab", "dog", "a", "nothing"], truth, counted, note="by thirds")
+    assert found.right.tolist() == pytest.approx([1, 2 / 3, 1 / 3, 1, 0])
+    assert (found.overall, found.questions, found.note) == (50.0, 4, "by thirds")
+    assert found.per_type == {"easy": 50.0, "hard": 100.0}
+    assert (found.evaluator, found.counts, found.per_question_type) == ("official", {}, {})
+    assert [found.types[index] for index in found.type_of] == ["easy", "easy", "easy", "hard", "easy"]
+    assert matched_thirds(["x"] * 5, truth, counted, "upstream").evaluator == "upstream"
+    with pytest.raises(DataError, match="none of the 5 questions is one that is counted"):
+        matched_thirds(["x"] * 5, truth, ~counted & ~np.array([False, False, False, True, False]))
+    with pytest.raises(DataError):
+        matched_thirds(["x"], truth, counted)
+
+
+def test_an_exact_match_is_one_after_normalizing_both() -> None:
+    truth = _one_answer_each(["Yes", "LEFT lung", "2", "no"], ["CLOSED", "OPEN", "OPEN", "CLOSED"])
+    found = exact_match(str.lower)(["yes", "left Lung", "3", "yes"], truth)
+    assert (found.overall, found.per_type, found.questions) == (50.0, {"CLOSED": 50.0, "OPEN": 50.0}, 4)
+    assert found.counts == {"CLOSED": (1, 2), "OPEN": (1, 2), "overall": (2, 4)}
+    assert found.right.tolist() == [1, 1, 0, 0]
+    assert found.evaluator == "official"
+    assert exact_match(str)(["yes", "left Lung", "2", "no"], truth, "upstream").overall == 50.0

@@ -5,6 +5,7 @@ A data set chooses one of the formats here, or brings an ``AnswerFile`` of its o
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -288,10 +289,11 @@ class CsvAnswers(TableAnswers):
 
     def _rows(self, content: bytes, kind: type) -> tuple[list[object] | None, str]:
         """See ``JsonAnswers``."""
+        content = content.removeprefix(codecs.BOM_UTF8)  # which spreadsheets write
         if problem := _no_text(content):
             return None, problem
         try:
-            rows: list[Any] = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
+            rows: list[Any] = list(csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True))
         except csv.Error as error:
             return None, f"it is not valid CSV: {error}"
         for row in rows:

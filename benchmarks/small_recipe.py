@@ -41,24 +41,20 @@ COLORS = {
 SHAPES = ("square", "circle", "triangle")
 SIZES = {"small": 9, "large": 16}  # half the side, in pixels
 SIDE, NUM_DRAWINGS, QUESTIONS_EACH = 128, 1_500, 8
-ONE: dict[str, object] = {"model.num_layers": 1}
+TWO: dict[str, object] = {"model.num_layers": 2}
+DROPOUT: dict[str, object] = {"model.dropout": 0.1}
 WIDE: dict[str, object] = {"model.hidden_size": 256, "model.feed_forward_size": 1024, "model.flat_out_size": 512}
 
 # Side of the grid, and changes to the recipe as it is.
 VARIANTS: dict[str, tuple[int, dict[str, object]]] = {
     "now": (4, {}),
     "bce": (4, {"train.loss": "bce"}),
-    "ce": (4, {"train.loss": "ce"}),
-    "2e-3": (4, {"train.loss": "ce", "train.learning_rate": 2e-3}),
-    "no dropout": (4, {"train.loss": "ce", "model.dropout": 0}),
-    "no dropout, 2e-3": (4, {"train.loss": "ce", "model.dropout": 0, "train.learning_rate": 2e-3}),
-    "one": (4, {"train.loss": "ce"} | ONE),
-    "one, 2e-3": (4, {"train.loss": "ce", "train.learning_rate": 2e-3} | ONE),
-    "one, no dropout": (4, {"train.loss": "ce", "model.dropout": 0} | ONE),
-    "one, no dropout, 2e-3": (4, {"train.loss": "ce", "model.dropout": 0, "train.learning_rate": 2e-3} | ONE),
-    "one, wide": (4, {"train.loss": "ce"} | ONE | WIDE),
-    "8x8": (8, {"train.loss": "ce"}),
-    "8x8, one": (8, {"train.loss": "ce"} | ONE),
+    "2e-3": (4, {"train.learning_rate": 2e-3}),
+    "dropout": (4, DROPOUT),
+    "two layers": (4, TWO),
+    "two layers, dropout": (4, TWO | DROPOUT),
+    "wide": (4, WIDE),
+    "8x8": (8, {}),
 }
 
 

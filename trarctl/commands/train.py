@@ -66,7 +66,7 @@ def train(
         option(
             "--recipe",
             SETTINGS_PANEL,
-            "Begin with other settings: small (2 million weights, for a CPU), published (the paper's), or a file.",
+            "Begin with other settings: small (one layer, for a CPU), published (the paper's), or a file.",
             metavar="small|published|FILE",
         ),
     ] = None,

@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,10 @@ from tests.engine.programs import program, train_command, wait_for_step
 from tests.engine.running import Killed, kill_after, resume, tiny_settings, train, weights
 from trarctl.data.loader import training_plan
 from trarctl.data.prepare import PrepareRequest, prepare
+from trarctl.data.prepared import open_prepared
 from trarctl.engine.callbacks import Event, Note, StepDone
 from trarctl.engine.checkpoint import load_checkpoint, load_description, save_checkpoint
-from trarctl.engine.jobs import plan_start
+from trarctl.engine.jobs import _training_notes, plan_start
 from trarctl.engine.run import RunFolder, read_settings
 from trarctl.errors import CheckpointError, DataError, SettingsError, Stopped, TrarError
 from trarctl.registry import DATASETS
@@ -612,3 +614,76 @@ def test_an_epoch_has_the_schedule_of_its_last_step(golden_data: dict[str, Path]
     assert (ours.learning_rate, ours.temperature) == (theirs.learning_rate, theirs.temperature)
     later = [load_description(one.epoch_checkpoint(3)).temperature for one in (run, whole)]
     assert later[0] != later[1]
+
+
+# What processes compare, and what a run says of its beginning
+
+
+@pytest.fixture
+def vqa(golden_data: dict[str, Path]) -> Path:
+    return golden_data["vqa"]
+
+
+def test_what_the_processes_of_a_group_compare(vqa: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(vqa, tmp_path)
+    data = open_prepared(vqa)
+    job, _ = plan_start(settings, {}, init=None)
+    values = job._shared_values(data)
+    assert values["train.seed"] == "0"
+    assert values["run.name"] == "tiny"
+    assert {"run.gpus", "run.num_threads", "run.folder", "data.path", "data.num_workers"}.isdisjoint(values)
+    assert data.digests.items() <= values.items()
+    assert (values["checkpoint"], values["init"]) == (None, None)
+    named = replace(job, is_named=False, checkpoint=tmp_path / "a" / "epoch-1.safetensors", init=tmp_path / "x.pkl")
+    other = named._shared_values(data)
+    assert "run.name" not in other  # each process would have made up its own
+    assert (other["checkpoint"], other["init"]) == ("epoch-1.safetensors", "x.pkl")
+
+
+def test_the_log_says_what_a_run_began_with(vqa: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(vqa, tmp_path, train__epochs=1)
+    run = train(settings)
+    lines = run.log_file.read_text().splitlines()
+    assert lines[0].startswith(f"run tiny: vqa, {vqa}, 20")
+    assert orjson.loads(lines[1]) == read_settings(run).model_dump(mode="json")
+    with run.metrics_file.open("ab") as file:
+        file.write(b"[]\n{\n")
+    notes: list[str] = []
+    resume(run, epochs=2, on_event=notes_of(notes))
+    assert "unreadable lines of metrics.jsonl, which are left out: 2" in notes
+    assert any(
+        line.startswith("resumed from epoch-001.safetensors, 20") for line in run.log_file.read_text().splitlines()
+    )
+
+
+def test_a_restarted_process_goes_on_and_ends_where_nothing_is_left(
+    vqa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(vqa, tmp_path, train__epochs=2)
+    whole = train(tiny_settings(vqa, tmp_path / "whole", train__epochs=2))
+    with pytest.raises(Killed):
+        train(settings, on_event=kill_after(lambda event: isinstance(event, StepDone) and event.step == 9))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    notes: list[str] = []
+    run = train(settings, on_event=notes_of(notes))
+    assert weights(run) == weights(whole)
+    before = content_of(run.path)
+    train(settings, on_event=notes_of(notes))
+    assert content_of(run.path) == before
+    assert notes == ["a process was lost: run tiny goes on from its latest checkpoint"]
+
+
+def test_notes_on_the_splits_that_are_trained_on(vqa: Path, tmp_path: Path) -> None:
+    split = SimpleNamespace
+    spec = split(
+        splits=[
+            split(name="train", training_note="leaks"),
+            split(name="val", training_note=None),
+            split(name="more", training_note="is dirty"),
+            split(name="test", training_note="is the test"),
+        ]
+    )
+    settings = tiny_settings(vqa, tmp_path, data__split="train+val")
+    assert _training_notes(settings, split(spec=spec)) == ["leaks"]
+    data = settings.data.model_copy(update={"later_split": "val+more"})
+    assert _training_notes(settings.model_copy(update={"data": data}), split(spec=spec)) == ["leaks", "is dirty"]

@@ -73,6 +73,15 @@ def _json_file(folder: Path, value: object) -> Path:
     return path
 
 
+def test_a_format_says_what_it_is() -> None:
+    row = '{"question_id": int, "answer": str}'
+    assert JsonAnswers().form == f"a result file is a JSON list with one {row} for each question of the split"
+    row = '{"image": str, "text": str}'
+    assert JsonAnswers("image", "text", "str").form == (
+        f"a result file is a JSON list with one {row} for each question of the split"
+    )
+
+
 def test_a_written_submission_is_valid_and_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "answers.json"
     size = write_vqa(path, np.array(IDS[::-1]), ["caf\u00e9", "2", "no"], np.array(IDS))
@@ -395,23 +404,22 @@ def test_what_is_no_text_cannot_be_scored(tmp_path: Path) -> None:
 # Answers as objects by id, and as tables
 
 
-KEYED = ObjectAnswers("direct_answer")
 TEXT_IDS = ["22jbM6gDxdaMaunuzgrsBB", "2Cq1Qsp6CbRv3dXkbrxzpa", "2QB2K9PWVQEUkUXtBsGWdy"]
 
 
 def _keyed(value: object, tmp_path: Path) -> list[str]:
-    return KEYED.problems(_json_file(tmp_path, value), CLEVR, _split(TEXT_IDS))
+    return ObjectAnswers("direct_answer").problems(_json_file(tmp_path, value), CLEVR, _split(TEXT_IDS))
 
 
 def test_answers_by_id_are_written_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "answers.json"
-    KEYED.write(path, np.array(TEXT_IDS), ["cab", "1", "a dog"], CLEVR, _split(TEXT_IDS))
+    ObjectAnswers("direct_answer").write(path, np.array(TEXT_IDS), ["cab", "1", "a dog"], CLEVR, _split(TEXT_IDS))
     assert json.loads(path.read_text()) == {
         one: {"direct_answer": answer} for one, answer in zip(TEXT_IDS, ["cab", "1", "a dog"], strict=True)
     }
-    assert KEYED.problems(path, CLEVR, _split(TEXT_IDS)) == []
-    assert KEYED.read(path, CLEVR, _split(TEXT_IDS[::-1])) == ["a dog", "1", "cab"]
-    assert KEYED.form == (
+    assert ObjectAnswers("direct_answer").problems(path, CLEVR, _split(TEXT_IDS)) == []
+    assert ObjectAnswers("direct_answer").read(path, CLEVR, _split(TEXT_IDS[::-1])) == ["a dog", "1", "cab"]
+    assert ObjectAnswers("direct_answer").form == (
         'a result file is a JSON object {"QUESTION_ID": {"direct_answer": str}} with one entry for each question of the'
         " split"
     )
@@ -419,8 +427,8 @@ def test_answers_by_id_are_written_and_read_back(tmp_path: Path) -> None:
 
 def test_answers_that_are_texts_alone_are_read_but_not_taken(tmp_path: Path) -> None:
     path = _json_file(tmp_path, dict.fromkeys(TEXT_IDS, "cab"))
-    assert KEYED.read(path, CLEVR, _split(TEXT_IDS)) == ["cab"] * 3
-    assert KEYED.problems(path, CLEVR, _split(TEXT_IDS)) == [
+    assert ObjectAnswers("direct_answer").read(path, CLEVR, _split(TEXT_IDS)) == ["cab"] * 3
+    assert ObjectAnswers("direct_answer").problems(path, CLEVR, _split(TEXT_IDS)) == [
         f"3 answers are texts alone, not an object with direct_answer: question {', '.join(TEXT_IDS)}"
     ]
     one = {TEXT_IDS[0]: "cab"} | {name: {"direct_answer": "yes", "multiple_choice": "no"} for name in TEXT_IDS[1:]}
@@ -445,46 +453,45 @@ def test_answers_that_are_texts_alone_are_read_but_not_taken(tmp_path: Path) -> 
 def test_what_is_no_answer_by_id(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "answers.json"
     path.write_bytes(content)
-    assert problem in "; ".join(KEYED.problems(path, CLEVR, _split(TEXT_IDS)))
+    assert problem in "; ".join(ObjectAnswers("direct_answer").problems(path, CLEVR, _split(TEXT_IDS)))
 
 
 def test_an_id_that_stands_twice_is_two_answers(tmp_path: Path) -> None:
     path = tmp_path / "answers.json"
     rows = [f'"{name}": {{"direct_answer": "yes"}}' for name in [*TEXT_IDS, TEXT_IDS[1]]]
     path.write_text("{" + ",".join(rows) + "}")
-    (problem,) = KEYED.problems(path, CLEVR, _split(TEXT_IDS))
+    (problem,) = ObjectAnswers("direct_answer").problems(path, CLEVR, _split(TEXT_IDS))
     assert problem.endswith(f"more than once: {TEXT_IDS[1]}")
 
 
-TABLE = TableAnswers()
 SHARES = np.array([0.25, 0.123456, 1.0], dtype=np.float32)
 
 
 def test_a_line_for_each_question_of_a_table(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    TABLE.for_file(path, SHARES).write(path, np.array(IDS), ["yes", "no", "a, b"], CLEVR, _split(IDS))
+    TableAnswers().for_file(path, SHARES).write(path, np.array(IDS), ["yes", "no", "a, b"], CLEVR, _split(IDS))
     assert path.read_text() == "".join(
         f'{{"id":{one},"answer":"{answer}","probability":{share}}}\n'
         for one, answer, share in zip(IDS, ["yes", "no", "a, b"], ["0.25", "0.1235", "1.0"], strict=True)
     )
-    assert TABLE.read(path, CLEVR, _split(IDS)) == ["yes", "no", "a, b"]
-    assert TABLE.form == 'a result file has a line {"id": ID, "answer": str} for each question of the split'
-    TABLE.write(path, np.array(IDS), ["yes", "no", "3"], CLEVR, _split(IDS))
+    assert TableAnswers().read(path, CLEVR, _split(IDS)) == ["yes", "no", "a, b"]
+    assert TableAnswers().form == 'a result file has a line {"id": ID, "answer": str} for each question of the split'
+    TableAnswers().write(path, np.array(IDS), ["yes", "no", "3"], CLEVR, _split(IDS))
     assert json.loads(path.read_text().splitlines()[0]) == {"id": IDS[0], "answer": "yes"}
     path.write_text("\n\n".join(json.dumps(row) for row in [{"id": one, "answer": "no"} for one in IDS]))
-    assert TABLE.problems(path, CLEVR, _split(IDS)) == []
+    assert TableAnswers().problems(path, CLEVR, _split(IDS)) == []
     path.write_text(f'{{"id": {IDS[0]}, "answer": "no"}}\n{{"id": 5,\n')
-    (problem,) = TABLE.problems(path, CLEVR, _split(IDS))
+    (problem,) = TableAnswers().problems(path, CLEVR, _split(IDS))
     assert problem.startswith("line 2 is not valid JSON: ")
     path.write_bytes(b"\xff\xfe")
-    assert "UTF-8" in TABLE.problems(path, CLEVR, _split(IDS))[0]
+    assert "UTF-8" in TableAnswers().problems(path, CLEVR, _split(IDS))[0]
 
 
 @pytest.mark.parametrize("ids", [IDS, ["7", "a,b", 'say "x"']], ids=["numbers", "texts"])
 def test_columns_for_the_questions_of_a_table(tmp_path: Path, ids: list[Any]) -> None:
     path = tmp_path / "answers.CSV"
     answers = ["yes", 'a, "b"', "two\nlines"]
-    TABLE.for_file(path, SHARES).write(path, np.array(ids), answers, CLEVR, _split(ids))
+    TableAnswers().for_file(path, SHARES).write(path, np.array(ids), answers, CLEVR, _split(ids))
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [
@@ -494,13 +501,14 @@ def test_columns_for_the_questions_of_a_table(tmp_path: Path, ids: list[Any]) ->
             for one, answer, share in zip(ids, answers, ["0.25", "0.1235", "1.0"], strict=True)
         ),
     ]
-    columns = TABLE.for_file(path)
+    columns = TableAnswers().for_file(path)
     assert columns.form == "a result file has the header id,answer and a line for each question of the split"
     assert columns.read(path, CLEVR, _split(ids[::-1])) == answers[::-1]
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert columns.problems(path, CLEVR, _split(ids)) == []
     path.write_text('id,answer\n1,"open\n')
     assert columns.problems(path, CLEVR, _split(ids)) == ["it is not valid CSV: unexpected end of data"]
+    assert columns.encode(np.array([]), []) == b"id,answer\n"
     path.write_text("id,answer\n1.0,yes\n")
     problems = "; ".join(columns.problems(path, CLEVR, _split(IDS)))
     assert 'with an id that is not an integer: row 1 has "1.0"' in problems

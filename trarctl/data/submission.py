@@ -123,7 +123,7 @@ class JsonAnswers(AnswerFile):
         blank = [one for one, answer in answered if answer is not None and not answer.strip()]
         if blank:
             many = _counted(len(blank), "answer is blank", "answers are blank")
-            problems.append(f"{many}: question {listed(blank, len(blank))}")
+            problems.append(f"{many}: question {listed(blank)}")
         return problems
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
@@ -167,9 +167,9 @@ class JsonAnswers(AnswerFile):
             else:
                 no_question.append(f"row {number} has {_shown(one) if self.id_name in row else 'none'}")
         rows_of = {what: f"{_counted(len(found), 'row', 'rows')} {what}" for what, found in odd.items()}
-        problems = [f"{rows_of[what]}: {listed(found, len(found))}" for what, found in odd.items() if found]
+        problems = [f"{rows_of[what]}: {listed(found)}" for what, found in odd.items() if found]
         if others := [_shown(name) for name in fields if name not in (self.id_name, self.answer_name)]:
-            problems[-1] += f"; their other fields: {listed(others, len(others))}"
+            problems[-1] += f"; their other fields: {listed(others)}"
         ids = [one for one, _ in answered]
         is_part = 0 < len(set(ids)) < len(expected) and set(ids) <= set(expected)
         if is_part and not split.is_annotated:
@@ -220,9 +220,7 @@ class ObjectAnswers(JsonAnswers):
         alone = [one for one, row in document.items() if isinstance(row, str)] if isinstance(document, dict) else []
         if alone:
             many = _counted(len(alone), "answer is a text", "answers are texts")
-            problems.append(
-                f"{many} alone, not an object with {self.answer_name}: question {listed(alone, len(alone))}"
-            )
+            problems.append(f"{many} alone, not an object with {self.answer_name}: question {listed(alone)}")
         return problems
 
 
@@ -328,7 +326,7 @@ class LineAnswers(AnswerFile):
         blank = [number for number, line in enumerate(lines, start=1) if not line.strip()]
         if blank:
             many = _counted(len(blank), "line is blank", "lines are blank")
-            problems.append(f"{many}: line {listed(blank, len(blank))}")
+            problems.append(f"{many}: line {listed(blank)}")
         known = frozenset(data.answers)
         unknown = [line for line in lines if line.strip() and line not in known]
         if unknown:
@@ -336,7 +334,7 @@ class LineAnswers(AnswerFile):
             almost = sum(line.strip().lower() in known for line in unknown)
             why = f" ({almost:,} for a blank or a capital letter alone)" if almost else ""
             what = f"{len(unknown):,} of {len(lines):,} answers are none that {self.owner} has{why}"
-            problems.append(f"{what}: {listed(map(repr, distinct), len(distinct))}")
+            problems.append(f"{what}: {listed(map(repr, distinct))}")
         return problems
 
     def decode(self, content: bytes, split: PreparedSplit) -> tuple[list[str], list[str]]:
@@ -412,15 +410,15 @@ def id_problems(ids: Sequence[int | str], expected_ids: Sequence[int | str], id_
     missing = [one for one in expected if one not in found]
     if missing:
         many = f"{len(missing):,} of {len(expected):,} questions"
-        problems.append(f"{many} have no answer: {listed(missing, len(missing))}")
+        problems.append(f"{many} have no answer: {listed(missing)}")
     if len(found) < len(ids):
         twice = [one for one, count in Counter(ids).items() if count > 1]
         many = _counted(len(twice), "question is answered", "questions are answered")
-        problems.append(f"{many} more than once: {listed(twice, len(twice))}")
+        problems.append(f"{many} more than once: {listed(twice)}")
     unknown = found.difference(expected)
     if unknown:
         many = _counted(len(unknown), f"{id_name} is", f"{id_name}s are")
-        problems.append(f"{many} not in this split: {listed(sorted(unknown), len(unknown))}")
+        problems.append(f"{many} not in this split: {listed(sorted(unknown))}")
     return problems
 
 

@@ -77,3 +77,8 @@ def test_a_switch_reads_the_true_and_false_of_older_runs(given: object, meant: s
     assert RunSettings.model_validate({"compile": given}).compile == meant
     text = to_text(given)
     assert RunSettings.model_validate({"compile": from_text("run.compile", text)}).compile == meant
+
+
+@pytest.mark.parametrize(("text", "meant"), [("False", "off"), ("TRUE", "on"), ("auto", "auto")])
+def test_a_switch_of_before_as_text(text: str, meant: str) -> None:
+    assert RunSettings.model_validate({"compile": text}).compile == meant

@@ -318,7 +318,7 @@ class RunSettings(Frozen):
     @classmethod
     def _switch(cls, value: object) -> object:
         """Read true and false, as older runs have it and as the option ``--compile`` gives it."""
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+        return {"true": "on", "false": "off"}.get(str(value).lower(), value)
 
 
 class Settings(Frozen):

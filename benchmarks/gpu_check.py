@@ -37,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.programs import program, resume_command, train_command, wait_for_step
-from tests.engine.running import golden_run, weights
+from tests.engine.running import GOLDEN, golden_run, weights
 from trarctl.config import Compile
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
@@ -58,7 +58,6 @@ from trarctl.model.kernels import attend, triton
 from trarctl.model.spans import Spans
 from trarctl.model.trar import TRAR
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 GRIDS = {"vqa": 4, "clevr": 5}
 # Largest difference of a score from the original's, by precision; scores are of the size of 1.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}

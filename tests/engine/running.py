@@ -19,7 +19,7 @@ from trarctl.engine.jobs import TrainJob, plan_resume, plan_start
 from trarctl.engine.launch import run_job
 from trarctl.engine.run import RunFolder, read_settings
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"  # not from tests.conftest, which hides GPUs; the GPU check is here, too
 TINY = {
     "model.num_layers": 1,
     "model.hidden_size": 16,

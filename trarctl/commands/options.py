@@ -182,9 +182,8 @@ class SettingOption:
 
         field, kinds = FIELDS[self.key], kinds_of(self.key)
         choices = field.examples or (get_args(field.annotation) if Literal in kinds else ())
-        kind = next((kind for kind in (bool, int, float, Path) if kind in kinds), str)
-        if "on" in choices:
-            kind = bool
+        known = (kind for kind in (bool, int, float, Path) if kind in kinds)
+        kind = bool if "on" in choices else next(known, str)
         metavar = "|".join(map(str, choices)) or {int: "N", float: "X", Path: "DIR"}.get(kind, "NAME")
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
         limits = [(sign, getattr(limit, name, None)) for limit in field.metadata for name, sign in signs.items()]

@@ -48,7 +48,7 @@ def submit(
         option(
             "--out",
             OUTPUT_PANEL,
-            "File to write; by default RUN-SPLIT.json; .txt for CLEVR, .jsonl or .csv for a table.",
+            "File to write; by default RUN-SPLIT.json (.txt for CLEVR, .jsonl for a table, which may be .csv).",
             metavar="FILE",
         ),
     ] = None,

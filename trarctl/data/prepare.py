@@ -319,7 +319,7 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
         extractor_options=ExtractorOptions(grid, request.weights, request.devices),
         pictures=pictures,
         extractor=extractor,
-        packs_pictures=spec.extractor is not None and pictures is not None,
+        packs_pictures=spec.extractor is not None,
         command=request.command,
     )
     names = [name for split in spec.splits for name in (*split.files, *split.other_names)]

@@ -109,11 +109,14 @@ class JsonAnswers(AnswerFile):
         row = f'{{"{id_name}": {id_kind}, "{answer_name}": str}}'
         self.form = f"a result file is a JSON list with one {row} for each question of the split"
 
+    def records(self, question_ids: Ids, answers: Sequence[str]) -> list[dict[str, Any]]:
+        """Give each question's row."""
+        ids = np.asarray(question_ids).tolist()
+        return [{self.id_name: one, self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)]
+
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:
         """See ``AnswerFile``."""
-        ids = np.asarray(question_ids).tolist()
-        rows = [{self.id_name: one, self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)]
-        return orjson.dumps(rows)
+        return orjson.dumps(self.records(question_ids, answers))
 
     def faults(self, content: bytes, data: PreparedData, split: PreparedSplit) -> list[str]:  # noqa: ARG002
         """See ``AnswerFile``."""
@@ -243,11 +246,11 @@ class TableAnswers(JsonAnswers):
         return (CsvAnswers if path.suffix.lower() == ".csv" else TableAnswers)(probabilities)
 
     def records(self, question_ids: Ids, answers: Sequence[str]) -> list[dict[str, Any]]:
-        """Give each question's row."""
-        ids = np.asarray(question_ids).tolist()
-        rows = [{self.id_name: one, self.answer_name: answer} for one, answer in zip(ids, answers, strict=True)]
-        for row, share in zip(rows, [] if self.probabilities is None else self.probabilities.tolist(), strict=False):
-            row["probability"] = round(share, 4)
+        """See ``JsonAnswers``."""
+        rows = super().records(question_ids, answers)
+        if self.probabilities is not None:
+            for row, share in zip(rows, self.probabilities.tolist(), strict=True):
+                row["probability"] = round(share, 4)
         return rows
 
     def encode(self, question_ids: Ids, answers: Sequence[str]) -> bytes:

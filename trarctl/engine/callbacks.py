@@ -46,9 +46,12 @@ class RunStarted:
     @property
     def steps_run(self) -> str:
         """How steps are computed, in words; empty for float32 without further ado."""
-        ways = [(self.is_compiled, "compiled"), (self.is_recorded, "replayed as CUDA graphs")]
-        ways.insert(0, (self.precision != "fp32", f"computed in {self.precision}"))
-        return ", ".join(text for holds, text in ways if holds)
+        ways = {
+            f"computed in {self.precision}": self.precision != "fp32",
+            "compiled": self.is_compiled,
+            "replayed as CUDA graphs": self.is_recorded,
+        }
+        return ", ".join(text for text, holds in ways.items() if holds)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -421,7 +421,8 @@ def answers_to_submit(parts: Sequence[Scores]) -> tuple[list[str], NDArray[np.fl
 
     Several models answer together, as ``combine`` has it.
     """
-    scores, answers, is_exclusive = parts[0].scores, parts[0].answers, cast(bool | None, parts[0].is_exclusive)
+    scores, answers = parts[0].scores, parts[0].answers
+    is_exclusive: bool | None = parts[0].is_exclusive
     if len(parts) > 1:
         (scores, answers), is_exclusive = combine(parts), None
     blank = [index for index, answer in enumerate(answers) if not answer.strip()]

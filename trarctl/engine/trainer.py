@@ -150,7 +150,7 @@ class Trainer:
         """Learn from one batch, of which this process computes ``parts``."""
         step = self.state.step + 1
         distributed.seed_step(self.settings.train.seed, step=step, rank=self.world.rank)
-        self._set_rates(learning_rate, self.temperature)
+        self._set_rates(learning_rate)
         halves: Step = self
         if self._recorded is not None and self._recorded.begin(parts):
             halves = self._recorded
@@ -208,13 +208,13 @@ class Trainer:
     def _note(self, text: str) -> None:
         self.callback(Note(text))
 
-    def _set_rates(self, learning_rate: float, temperature: float) -> None:
+    def _set_rates(self, learning_rate: float) -> None:
         group = self.optimizer.param_groups[0]
         if isinstance(self._temperature, Tensor):
             group["lr"].fill_(learning_rate)
-            self._temperature.fill_(temperature)
+            self._temperature.fill_(self.temperature)
         else:
-            group["lr"], self._temperature = learning_rate, temperature
+            group["lr"], self._temperature = learning_rate, self.temperature
 
     @property
     def split(self) -> str:

@@ -148,21 +148,8 @@ def _attention_backward(
             **arguments,
         )
         _device().backward_keys[_grid(key, arguments["BLOCK_KEYS"])](
-            *(
-                query,
-                key,
-                value,
-                pair_class,
-                is_padding,
-                seed,
-                gradient,
-                largest,
-                factor,
-                mean,
-                uniform,
-                of_key,
-                of_value,
-            ),
+            *(query, key, value, pair_class, is_padding, seed, gradient),
+            *(largest, factor, mean, uniform, of_key, of_value),
             **arguments,
         )
     return of_query, of_key, of_value, of_weights.sum(dim=1)

@@ -86,6 +86,17 @@ def test_a_plugin_adds_a_data_set(birds: Callable[[str], Path]) -> None:
         resolve("birds", sets=["train.loss=kld"])
 
 
+def test_a_recipe_like_none(birds: Callable[[str], Path]) -> None:
+    path = birds('like = "crows"\nlosses = ["ce"]\nsplits = ["train"]\n')
+    with pytest.raises(SettingsError, match=f"{path}: like = 'crows' is no data set's recipe"):
+        recipe_of("birds")
+
+
+def test_a_recipe_like_anothers(birds: Callable[[str], Path]) -> None:
+    birds('like = "clevr"\nlosses = ["ce"]\nsplits = ["train"]\n[train]\nepochs = 3\n')
+    assert dict(recipe_of("birds").values) == {**recipe_of("clevr").values, "train.epochs": 3}
+
+
 def test_a_data_set_brings_its_recipe(birds: Callable[[str], Path]) -> None:
     path = birds('losses = ["bce"]\nsplits = ["train"]\n')
     (path.parent / "my_birds.py").write_text(

@@ -102,6 +102,8 @@ def _read_recipe(path: Path) -> Recipe:
     for names in (losses, splits):
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
+    if like is not None and like not in (*_RECIPES,):
+        raise SettingsError(f"{path}: like = {like!r} is no data set's recipe", f"like is {_either(_RECIPES)}")
     values = {} if like is None else _read_recipe(_RECIPES[like]).values
     return Recipe(path, {**values, **values_of_tables(document, str(path))}, tuple(losses), tuple(splits), published)
 
@@ -295,7 +297,7 @@ class RunSettings(Frozen):
         "precision of matrix products; weights, optimizer, softmax and loss stay float32. auto: train in bf16 on a GPU "
         "that has it, otherwise in fp32, and score in fp32",
     )
-    attention: Attention = setting("auto", "attention backend: auto, reference or cpu")
+    attention: Attention = setting("auto", "attention backend: auto, reference, cpu or triton")
     compile: Compile = setting(
         "auto",
         "compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps slower. "

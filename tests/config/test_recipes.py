@@ -88,12 +88,14 @@ def test_a_plugin_adds_a_data_set(birds: Callable[[str], Path]) -> None:
 
 def test_a_recipe_like_none(birds: Callable[[str], Path]) -> None:
     path = birds('like = "crows"\nlosses = ["ce"]\nsplits = ["train"]\n')
-    with pytest.raises(SettingsError, match=f"{path}: like = 'crows' is no data set's recipe"):
+    assert "birds" in dataset_names()  # loads the plugin
+    with pytest.raises(SettingsError, match=f"{path}: like = 'crows' is no built-in recipe"):
         recipe_of("birds")
 
 
 def test_a_recipe_like_anothers(birds: Callable[[str], Path]) -> None:
     birds('like = "clevr"\nlosses = ["ce"]\nsplits = ["train"]\n[train]\nepochs = 3\n')
+    assert "birds" in dataset_names()
     assert dict(recipe_of("birds").values) == {**recipe_of("clevr").values, "train.epochs": 3}
 
 

@@ -102,8 +102,9 @@ def _read_recipe(path: Path) -> Recipe:
     for names in (losses, splits):
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
-    if like is not None and like not in (*_RECIPES,):
-        raise SettingsError(f"{path}: like = {like!r} is no data set's recipe", f"like is {_either(_RECIPES)}")
+    # Those that come with trarctl, which lead in no circle.
+    if like is not None and like not in DATASETS.built_in:
+        raise SettingsError(f"{path}: like = {like!r} is no built-in recipe", f"like is {_either(DATASETS.built_in)}")
     values = {} if like is None else _read_recipe(_RECIPES[like]).values
     return Recipe(path, {**values, **values_of_tables(document, str(path))}, tuple(losses), tuple(splits), published)
 

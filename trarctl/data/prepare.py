@@ -28,7 +28,7 @@ from trarctl.data import Progress, no_progress
 from trarctl.data.archives import find_packed, is_whole_zip, raw_sha256, raw_status
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
 from trarctl.data.download import Download, holders
-from trarctl.data.features.base import ExtractorOptions
+from trarctl.data.features.base import ExtractorOptions, is_extractor
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, SetPlaces, images_there, picture_table
 from trarctl.data.features.packing import (
@@ -350,7 +350,7 @@ def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, extractor
     for is_wrong, what, hint in (
         (has_own and request.pack is not None, packs, "leave out --pack, or pass --features DIR"),
         (
-            extractor not in EXTRACTORS,
+            not is_extractor(extractor),
             f"unknown extractor {extractor!r}",
             f"--extractor {' or '.join(EXTRACTORS.names())}",
         ),

@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trarctl.data import Progress, no_progress
+from trarctl.data import Progress, batched, no_progress
 from trarctl.data.features.base import Extractor
 from trarctl.data.features.extract import extractor_of
-from trarctl.data.features.images import batched
 from trarctl.data.features.reading import read_images, to_rgb
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.text import UNK, encode, tokenize

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from trarctl.data import Progress, no_progress
+from trarctl.data.features.sizes import Geometry
 from trarctl.data.manifest import StoredType
-from trarctl.errors import DataError
+from trarctl.errors import DataError, SettingsError
 from trarctl.registry import EXTRACTORS, PLUGINS_VARIABLE
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class ExtractorOptions:
     grid_size: int
     weights: Path | None = None
     devices: tuple[str, ...] = ("cpu",)
+    model: str = ""  # what stands behind the colon of the extractor's name, as in timm:vit_small_patch16_224
 
 
 def resized(image: Image, side: int) -> Image:
@@ -46,16 +49,22 @@ def resized(image: Image, side: int) -> Image:
 class Extractor(ABC):
     """Turns images into a grid of feature vectors; ``extract`` is called from several threads.
 
-    Making one is cheap, as it happens even if all features are there: ``load`` loads networks.
+    Making one is cheap, as it happens even if all features are there: ``fetch`` downloads weights, ``load`` loads them.
+    Features of an image must not depend on which others are in its batch, but for rounding.
     """
 
-    name: ClassVar[str]
+    name: str
     width: int  # feature width W
+    takes_model: ClassVar[bool] = False  # whether its name goes on with a colon and a model
     stored_type: ClassVar[StoredType] = "float16"  # of feature files; values that float16 cannot hold stay in float32
     is_fitted: ClassVar[bool] = False  # whether ``fit`` has to see the training images before anything is extracted
 
     def __init__(self, options: ExtractorOptions) -> None:
         self.grid_size = options.grid_size
+        if bool(options.model) != self.takes_model:
+            given = f"{self.name}:{options.model}" if options.model else self.name
+            needed = f"{self.name}:MODEL" if self.takes_model else self.name
+            raise SettingsError(f"no extractor is called {given}", f"--extractor {needed}")
 
     @abstractmethod
     def extract(self, images: Sequence[Image]) -> Float32s:
@@ -64,6 +73,10 @@ class Extractor(ABC):
     def shrink(self, image: Image) -> Image:
         """Resize an image to what ``extract`` works on; called as soon as it is decoded, so that few are in memory."""
         return image
+
+    def geometry(self, width: int, height: int) -> Geometry:  # noqa: ARG002 - for those that depend on it
+        """Give where the cells lie on an upright picture of this size, in pixels; the grid covers it by default."""
+        return Geometry.whole(self.grid_size)
 
     def identity(self) -> dict[str, Any]:
         """Give what features depend on besides name, grid and fit, as JSON can hold it."""
@@ -81,12 +94,28 @@ class Extractor(ABC):
         """Fit to the training images; only called if ``is_fitted``."""
         raise NotImplementedError
 
+    def fetch(self, progress: Progress = no_progress) -> None:  # noqa: ARG002 - for those that download
+        """Download weights where none are named and none are there; called before ``identity`` and ``load``."""
+        return
+
     def load(self) -> None:
         """Load what ``extract`` needs and what takes its time; called once before it."""
         return
 
 
-def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
+def is_extractor(name: str) -> bool:
+    """Whether there is an extractor of this name; the model behind a colon is not looked at."""
+    return name.partition(":")[0] in EXTRACTORS
+
+
+def make_extractor(name: str, options: ExtractorOptions) -> Extractor:
+    """Make the extractor called NAME or NAME:MODEL; SettingsError if there is none."""
+    family, _, model = name.partition(":")
+    extractor: Extractor = EXTRACTORS[family](replace(options, model=model))
+    return extractor
+
+
+def read_extractor(path: Path, options: ExtractorOptions, progress: Progress = no_progress) -> Extractor:
     """Make the extractor that a file describes; a DataError says why that cannot be done."""
     again = "prepare the data again"
     try:
@@ -96,13 +125,14 @@ def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
         raise DataError(f"no extractor is stored as {path}", "prepare from images to have one") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}", again) from None
-    if name not in EXTRACTORS.names():
+    if not (isinstance(name, str) and is_extractor(name)):
         raise DataError(f"unknown extractor {name!r} in {path}", f"{PLUGINS_VARIABLE}=MODULE that adds it, or {again}")
-    extractor: Extractor = EXTRACTORS[name](options)
+    extractor = make_extractor(name, options)
     try:
         extractor.restore(description)
     except Exception as error:  # an extractor may raise anything over a damaged description
         raise DataError(f"the description of the extractor in {path} is damaged: {error}", again) from error
+    extractor.fetch(progress)
     if extractor.describe() != description:
         raise other_weights(path.parent, name, options.weights)
     return extractor
@@ -110,6 +140,6 @@ def read_extractor(path: Path, options: ExtractorOptions) -> Extractor:
 
 def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
     """Say that features were made with other weights."""
-    here = "those that torchvision downloads" if weights is None else weights
+    here = "those that are downloaded" if weights is None else weights
     what = f"the features in {folder} were made by {name} with weights other than {here}"
     return DataError(what, "--weights FILE: the file that trarctl prepare was given")

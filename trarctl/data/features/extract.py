@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trarctl.data import Progress, in_threads
-from trarctl.data.features.base import Extractor, ExtractorOptions, other_weights, read_extractor
+from trarctl.data import Progress, batched, in_threads
+from trarctl.data.features.base import Extractor, ExtractorOptions, make_extractor, other_weights, read_extractor
 from trarctl.data.features.grid import REPLACE, FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
-from trarctl.data.features.images import ImageSet, batched, fingerprint, refuse_problems
+from trarctl.data.features.images import ImageSet, fingerprint, refuse_problems
 from trarctl.data.features.reading import READING_VERSION, read_images
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
 from trarctl.groups import read_group
 from trarctl.processors import usable_processors
-from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +68,8 @@ def extract_files(
     images that are unusable; the features of the others are kept. Gives the folder of feature files and the extractor.
     """
     rank, num_processes = share_of_environment()
-    extractor: Extractor = EXTRACTORS[name](options)
+    extractor = make_extractor(name, options)
+    extractor.fetch(progress)
     sets = [images for images in sets if images.folder is not None]
     fitted_to = fingerprint(sets[0]) if extractor.is_fitted else None
     folder = _extracted_folder(out, extractor, fitted_to, READING_VERSION)
@@ -150,7 +150,7 @@ def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
         extractor = read_extractor(data.path / BACKBONE, options)
     else:
         # Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
-        extractor = EXTRACTORS["resnet101"](options)
+        extractor = make_extractor("resnet101", options)
         named = [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
         ours = [one for one in named[0].parent.glob(f"{named[0].name[:-8]}*") if _holds_features(one, data)]
         if not ours:

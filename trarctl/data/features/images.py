@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trarctl.data import Item, in_threads
+from trarctl.data import batched, in_threads
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, read_features
 from trarctl.data.manifest import IMAGES
@@ -96,11 +96,6 @@ def refuse_problems(kind: str, problems: Sequence[Problem]) -> None:
 
 def _and_others(paths: Sequence[Path]) -> str:
     return f" (and so with {listed([path.name for path in paths], len(paths), most=9)})" if paths else ""
-
-
-def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Cut a sequence into batches, of which the last may be smaller."""
-    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:

@@ -22,7 +22,7 @@ import orjson
 
 from trarctl.data import Progress, in_threads
 from trarctl.data.datasets.base import DatasetSpec
-from trarctl.data.features.base import Extractor, ExtractorOptions
+from trarctl.data.features.base import Extractor, ExtractorOptions, make_extractor
 from trarctl.data.features.extract import check_pictures, extract_files, fill_from_pictures, training_images
 from trarctl.data.features.grid import (
     FeatureFileError,
@@ -54,7 +54,6 @@ from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError
 from trarctl.files import remove, sync_folder, write_bytes, write_json
 from trarctl.processors import usable_processors
-from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
 Fill = Callable[[int, Floats], list[Problem]]
@@ -115,7 +114,8 @@ def plan_images(
     made_by: dict[str, Any] = {"patches": None}
     if options.pictures is not None and options.packs_pictures:
         table = picture_table(spec, named, said, options.pictures, options.command)
-        extractor = EXTRACTORS[options.extractor](options.extractor_options)
+        extractor = make_extractor(options.extractor, options.extractor_options)
+        extractor.fetch(progress)
         made_by = {extractor.name: extractor.identity(), "reading": READING_VERSION}
     else:
         if options.pictures is not None:
@@ -163,7 +163,8 @@ def check_images(
         return {}, ()
     if options.pictures is not None:
         with attempt():
-            extractor: Extractor = EXTRACTORS[options.extractor](options.extractor_options)
+            extractor = make_extractor(options.extractor, options.extractor_options)
+            extractor.fetch(progress)
             if not extractor.is_fitted:
                 extractor.load()
         table = picture_table(spec, named, said, options.pictures, options.command)

@@ -111,7 +111,11 @@ DATASETS: Registry[Any] = Registry(
 )
 EXTRACTORS: Registry[Any] = Registry(
     "extractor",
-    {"patches": "trarctl.data.features.patches", "resnet101": "trarctl.data.features.resnet101"},
+    {
+        "patches": "trarctl.data.features.patches",
+        "resnet101": "trarctl.data.features.resnet101",
+        "maps": "trarctl.data.features.maps",
+    },
 )
 POOLINGS: Registry[Any] = Registry("pooling", dict.fromkeys(("avg", "attention", "fc"), "trarctl.model.routing"))
 SPAN_SHAPES: Registry[Any] = Registry("span shape", {"window": "trarctl.model.spans"})

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import orjson
 
 from trarctl.data import Progress, no_progress
+from trarctl.data.features.reading import picture_endings, read_image
 from trarctl.data.features.sizes import Geometry
-from trarctl.data.manifest import StoredType
+from trarctl.data.manifest import EXTRACTION, StoredType
 from trarctl.errors import DataError, SettingsError
 from trarctl.registry import EXTRACTORS, PLUGINS_VARIABLE
 
@@ -58,6 +59,8 @@ class Extractor(ABC):
     takes_model: ClassVar[bool] = False  # whether its name goes on with a colon and a model
     stored_type: ClassVar[StoredType] = "float16"  # of feature files; values that float16 cannot hold stay in float32
     is_fitted: ClassVar[bool] = False  # whether ``fit`` has to see the training images before anything is extracted
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # those that ``precision`` may be
+    precision = "fp32"  # of the computation
 
     def __init__(self, options: ExtractorOptions) -> None:
         self.grid_size = options.grid_size
@@ -69,6 +72,14 @@ class Extractor(ABC):
     @abstractmethod
     def extract(self, images: Sequence[Image]) -> Float32s:
         """Turn RGB images of any size into features [B, N, W]; those that ``shrink`` gave or not, with one result."""
+
+    def endings(self) -> frozenset[str]:
+        """List the endings of the files that ``read`` takes, in lower case."""
+        return picture_endings()
+
+    def read(self, path: Path) -> Any:
+        """Read a file to what ``extract`` takes; a DataError says why that cannot be done."""
+        return self.shrink(read_image(path))
 
     def shrink(self, image: Image) -> Image:
         """Resize an image to what ``extract`` works on; called as soon as it is decoded, so that few are in memory."""
@@ -120,10 +131,11 @@ def read_extractor(path: Path, options: ExtractorOptions, progress: Progress = n
     again = "prepare the data again"
     try:
         description = orjson.loads(path.read_bytes())
+        description.pop(EXTRACTION, None)
         name = description["name"]
     except FileNotFoundError:
         raise DataError(f"no extractor is stored as {path}", "prepare from images to have one") from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: {error}", again) from None
     if not (isinstance(name, str) and is_extractor(name)):
         raise DataError(f"unknown extractor {name!r} in {path}", f"{PLUGINS_VARIABLE}=MODULE that adds it, or {again}")

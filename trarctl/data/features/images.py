@@ -20,7 +20,7 @@ import numpy.typing as npt
 from trarctl.data import batched, in_threads
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, read_features
-from trarctl.data.manifest import IMAGES
+from trarctl.data.manifest import BACKBONE, IMAGES
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
@@ -85,13 +85,18 @@ class ImageTable:
 def refuse_problems(kind: str, problems: Sequence[Problem]) -> None:
     """Raise a DataError that names unusable files of a kind, if there are any, once for each reason."""
     if problems:
-        noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
-        paths: dict[str, list[Path]] = {}
-        for problem in problems:
-            paths.setdefault(problem.why, []).append(problem.path)
-        said = [f"{own[0]} {why}" + _and_others(own[1:]) for why, own in paths.items()]
-        hints = dict.fromkeys(problem.hint for problem in problems)
-        raise DataError(f"{noun} unusable: {listed(said, len(said))}", "; ".join(list(hints)[:3]))
+        raise error_of(kind, problems)
+
+
+def error_of(kind: str, problems: Sequence[Problem]) -> DataError:
+    """Give the DataError that names unusable files of a kind."""
+    noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
+    paths: dict[str, list[Path]] = {}
+    for problem in problems:
+        paths.setdefault(problem.why, []).append(problem.path)
+    said = [f"{own[0]} {why}" + _and_others(own[1:]) for why, own in paths.items()]
+    hints = dict.fromkeys(problem.hint for problem in problems)
+    return DataError(f"{noun} unusable: {listed(said, len(said))}", "; ".join(list(hints)[:3]))
 
 
 def _and_others(paths: Sequence[Path]) -> str:
@@ -101,7 +106,7 @@ def _and_others(paths: Sequence[Path]) -> str:
 def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
     """List the files of a folder (None: there is none); of several ways to name them, the one that most follow."""
     try:
-        names = _nested_names(path) if any(one.is_nested for one in namings) else os.listdir(path)  # noqa: PTH208
+        names = nested_names(path) if any(one.is_nested for one in namings) else os.listdir(path)  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -120,7 +125,7 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
     return Folder(path, best, unique, len(names) - len(kept), tuple(warnings))
 
 
-def _nested_names(path: Path) -> list[str]:
+def nested_names(path: Path) -> list[str]:
     """List the files below a folder, relative to it; a folder that is linked twice is entered once."""
     top = path.stat()
     entered, found, waiting = {(top.st_dev, top.st_ino)}, list[str](), [""]
@@ -158,7 +163,9 @@ def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
     """Look for the features of every image set."""
     if not root.is_dir():
         raise DataError(f"no folder of features {root}", "pass the folder that holds them: --features DIR")
-    return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
+    # What ``trarctl extract`` writes lies as the pictures do, of which all sets may share one folder.
+    of_set = spec.image_folder if (root / BACKBONE).is_file() else lambda root, name: root / name
+    return {one.name: scan_folder(of_set(root, one.name), feature_namings(one)) for one in spec.image_sets}
 
 
 def images_there(spec: DatasetSpec, features: Path | None, pictures: Path | None) -> dict[str, Folder]:

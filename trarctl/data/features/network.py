@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +35,7 @@ class NetworkExtractor(Extractor):
     Images of one size go through together.
     """
 
+    precisions = ("fp32", "bf16")
     published: ClassVar[Download | None] = None  # its weights; None: they have to be named
 
     def __init__(self, options: ExtractorOptions) -> None:
@@ -88,6 +90,8 @@ class NetworkExtractor(Extractor):
             raise DataError(f"{self._path} holds NaN or infinite weights in {bad[0]}", HINT)
         network.load_state_dict({name: given.get(name, value) for name, value in state.items()})
         network.eval().requires_grad_(False)
+        # Convolutions on a GPU would be of 10 bits, and values move by 1e-3.
+        torch.backends.cudnn.allow_tf32 = False
         self._idle = SimpleQueue()
         for device in self._devices:
             self._idle.put((device, _copy(network).to(device)))
@@ -105,13 +109,20 @@ class NetworkExtractor(Extractor):
                 same = [row for row, image in enumerate(shrunk) if image.size == size]
                 for rows in batched(same, max(_PIXELS_AT_ONCE // (size[0] * size[1]), 1)):
                     batch = torch.from_numpy(np.stack([self.pixels(shrunk[row]) for row in rows]))
-                    with torch.inference_mode():
+                    with torch.inference_mode(), self._autocast(device):
                         maps = network(batch.to(device)).float().cpu()
                     for row, cells in zip(rows, maps.permute(0, 2, 3, 1).numpy(), strict=True):
                         features[row] = self.geometry(*images[row].size).to_grid(cells)
         finally:
             self._idle.put((device, network))
         return features
+
+    def _autocast(self, device: str) -> AbstractContextManager[Any]:
+        import torch
+
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.partition(":")[0], torch.bfloat16)
 
 
 def _copy(network: nn.Module) -> nn.Module:

@@ -274,6 +274,10 @@ def test_folders_without_pictures(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "texts/a.txt").write_text("x")
     with pytest.raises(DataError, match=r"has an ending that of-the-batch reads .* holds a\.txt"):
         made(tmp_path / "texts", tmp_path / "out")
+    (tmp_path / "long").mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "long" / f"{'a' * 250}.png")
+    with pytest.raises(DataError, match="the names of 1 files of features would be too long"):
+        made(tmp_path / "long", tmp_path / "out")
     with pytest.raises(SettingsError, match="unknown extractor 'vgg'"):
         made(pictures, tmp_path / "out", "vgg")
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ import orjson
 from trarctl.data import Progress, no_progress
 from trarctl.data.features.reading import picture_endings, read_image
 from trarctl.data.features.sizes import Geometry
-from trarctl.data.manifest import EXTRACTION, StoredType
+from trarctl.data.manifest import StoredType
 from trarctl.errors import DataError, SettingsError
 from trarctl.registry import EXTRACTORS, PLUGINS_VARIABLE
 
@@ -58,6 +58,7 @@ class Extractor(ABC):
     width: int  # feature width W
     takes_model: ClassVar[bool] = False  # whether its name goes on with a colon and a model
     stored_type: ClassVar[StoredType] = "float16"  # of feature files; values that float16 cannot hold stay in float32
+    kind: ClassVar[str] = "image"  # what messages call a file that it reads
     is_fitted: ClassVar[bool] = False  # whether ``fit`` has to see the training images before anything is extracted
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # those that ``precision`` may be
     precision = "fp32"  # of the computation
@@ -76,6 +77,10 @@ class Extractor(ABC):
     def endings(self) -> frozenset[str]:
         """List the endings of the files that ``read`` takes, in lower case."""
         return picture_endings()
+
+    def feature_name(self, name: str) -> str:
+        """Name the file of features that ``trarctl extract`` makes of a file."""
+        return f"{name}.npy"
 
     def read(self, path: Path) -> Any:
         """Read a file to what ``extract`` takes; a DataError says why that cannot be done."""
@@ -131,11 +136,10 @@ def read_extractor(path: Path, options: ExtractorOptions, progress: Progress = n
     again = "prepare the data again"
     try:
         description = orjson.loads(path.read_bytes())
-        description.pop(EXTRACTION, None)
         name = description["name"]
     except FileNotFoundError:
         raise DataError(f"no extractor is stored as {path}", "prepare from images to have one") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}", again) from None
     if not (isinstance(name, str) and is_extractor(name)):
         raise DataError(f"unknown extractor {name!r} in {path}", f"{PLUGINS_VARIABLE}=MODULE that adds it, or {again}")
@@ -145,7 +149,8 @@ def read_extractor(path: Path, options: ExtractorOptions, progress: Progress = n
     except Exception as error:  # an extractor may raise anything over a damaged description
         raise DataError(f"the description of the extractor in {path} is damaged: {error}", again) from error
     extractor.fetch(progress)
-    if extractor.describe() != description:
+    # The file may say more, such as how pictures were read.
+    if description | extractor.describe() != description:
         raise other_weights(path.parent, name, options.weights)
     return extractor
 

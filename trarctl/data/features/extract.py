@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 # Few enough that a batch of small images stays in the processor's cache. Another number changes last bits.
 _BATCH_IMAGES = 32
 _PAUSE_SECONDS, _LONGEST_SILENCE_SECONDS = 1.0, 3600.0
+_LONGEST_NAME = 255  # bytes, on the file systems in use
 _NUM_LOOKING = 4  # threads that look whether files are there
 # For bfloat16: pictures it is tried on, and how far a value may move, in parts of itself or of the deviation.
 _NUM_TRIED, _MOST_MOVED = 8, 1e-2
@@ -186,10 +187,9 @@ def extract_folder(
         num_there, problems = _make_files({"": items}, extractor, out, options.devices, progress)
         description = orjson.loads((out / BACKBONE).read_bytes())
     problems = list({problem.path: problem for problem in [*first_problems, *problems]}.values())
-    kind = "image" if extractor.name != "maps" else "map"
     if rank == 0 and (not skips_damaged or len(problems) == len(items)):
-        refuse_problems(kind, problems)
-    skipped = error_of(kind, problems) if problems else None
+        refuse_problems(extractor.kind, problems)
+    skipped = error_of(extractor.kind, problems) if problems else None
     seconds = time.monotonic() - began
     return ExtractReport(
         out, description, len(items) - len(problems), num_there, extractor.width, skipped, tuple(notes), seconds
@@ -217,8 +217,11 @@ def _listed_items(pictures: Path, out: Path, extractor: Extractor) -> tuple[list
         raise DataError(what, "pass the folder that holds the files: trarctl extract IMAGES")
     noun = "1 file is" if len(others) == 1 else f"{len(others):,} files are"
     notes = [f"{noun} left out, by the ending: {holds}"] if others else []
-    is_map = extractor.name == "maps"
-    targets = (f"{name.removesuffix('.pth') if is_map else name}.npy" for name in chosen)
+    targets = [extractor.feature_name(name) for name in chosen]
+    if long := [name for name in targets if len(os.fsencode(name.rpartition("/")[2])) > _LONGEST_NAME]:
+        raise DataError(
+            f"the names of {len(long):,} files of features would be too long: {listed(long)}", "rename them"
+        )
     return [Item(pictures / name, out / target) for name, target in zip(chosen, targets, strict=True)], notes
 
 

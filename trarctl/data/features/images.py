@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from trarctl.data import batched, in_threads
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, read_features
-from trarctl.data.manifest import BACKBONE, IMAGES
+from trarctl.data.manifest import BACKBONE, EXTRACTION, IMAGES
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
@@ -164,8 +165,16 @@ def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
     if not root.is_dir():
         raise DataError(f"no folder of features {root}", "pass the folder that holds them: --features DIR")
     # What ``trarctl extract`` writes lies as the pictures do, of which all sets may share one folder.
-    of_set = spec.image_folder if (root / BACKBONE).is_file() else lambda root, name: root / name
+    of_set = spec.image_folder if _is_extracted(root) else lambda root, name: root / name
     return {one.name: scan_folder(of_set(root, one.name), feature_namings(one)) for one in spec.image_sets}
+
+
+def _is_extracted(root: Path) -> bool:
+    """Whether ``trarctl extract`` made the features in a folder."""
+    try:
+        return EXTRACTION in orjson.loads((root / BACKBONE).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def images_there(spec: DatasetSpec, features: Path | None, pictures: Path | None) -> dict[str, Folder]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Maps(Extractor):
     """
 
     name, width = "maps", WIDTH
+    kind: ClassVar[str] = "map"
 
     def __init__(self, options: ExtractorOptions) -> None:
         super().__init__(options)
@@ -43,6 +44,10 @@ class Maps(Extractor):
     def endings(self) -> frozenset[str]:
         """Name the ending of published maps."""
         return frozenset([".pth"])
+
+    def feature_name(self, name: str) -> str:
+        """Name the features of ``9.pth``, or ``COCO_val2014_000000000009.jpg.pth``, as those of the picture."""
+        return f"{name[: -len('.pth')]}.npy"
 
     def read(self, path: Path) -> Float32s:
         """Read a map, [R, C, W]; no code in the file is run."""

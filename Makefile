@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz test-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test fuzz test-features test-extractors test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -67,6 +67,9 @@ test-features: ## Features from images, against torchvision itself (downloads so
 	$(FEATURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,features,dev]' 'torchvision>=0.21'
 	OMP_NUM_THREADS=1 $(FEATURES_VENV)/bin/pytest tests/data/features/test_resnet.py \
 		tests/data/features/test_bottlenecks.py tests/data/features/test_extract.py
+
+test-extractors: $(INSTALLED) ## Whole pictures through whole networks, against the original's numbers (some minutes)
+	$(BIN)/pytest -s tests/data/features/check_extractors.py
 
 bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
 	$(BIN)/python -m benchmarks.bench

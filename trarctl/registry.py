@@ -111,7 +111,11 @@ DATASETS: Registry[Any] = Registry(
 )
 EXTRACTORS: Registry[Any] = Registry(
     "extractor",
-    {"patches": "trarctl.data.features.patches", "resnet101": "trarctl.data.features.resnet101"},
+    {
+        "patches": "trarctl.data.features.patches",
+        "resnet101": "trarctl.data.features.resnet101",
+        **dict.fromkeys(("clip-rn50", "clip-rn101", "clip-rn50x4"), "trarctl.data.features.clip"),
+    },
 )
 POOLINGS: Registry[Any] = Registry("pooling", dict.fromkeys(("avg", "attention", "fc"), "trarctl.model.routing"))
 SPAN_SHAPES: Registry[Any] = Registry("span shape", {"window": "trarctl.model.spans"})

@@ -35,6 +35,7 @@ class NetworkExtractor(Extractor):
     """
 
     published: ClassVar[Download | None] = None  # its weights; None: they have to be named
+    weights_hint: ClassVar[str] = HINT  # which file of weights to take
 
     def __init__(self, options: ExtractorOptions) -> None:
         super().__init__(options)
@@ -60,7 +61,7 @@ class NetworkExtractor(Extractor):
         if self._path is not None:
             return
         if self.published is None:
-            raise DataError(f"{self.name} needs weights", HINT)
+            raise DataError(f"{self.name} needs weights", self.weights_hint)
         self._path, self._digest = fetch_weights(self.published, progress)
 
     def identity(self) -> dict[str, Any]:
@@ -78,14 +79,14 @@ class NetworkExtractor(Extractor):
 
         assert self._path is not None, "fetch comes first"  # noqa: S101 - a promise of the interface
         network = self.build()
-        state, given = network.state_dict(), self.renamed(read_weights(self._path))
+        state, given = network.state_dict(), self.renamed(read_weights(self._path, self.weights_hint))
         missing = [name for name in state if name not in given and not name.endswith("num_batches_tracked")]
         others = [name for name in state if name in given and given[name].shape != state[name].shape]
         if missing or others:
             first = f"without {missing[0]}" if missing else f"{others[0]} has the shape {list(given[others[0]].shape)}"
-            raise DataError(f"{self._path} does not hold the weights of {self.name}: {first}", HINT)
+            raise DataError(f"{self._path} does not hold the weights of {self.name}: {first}", self.weights_hint)
         if bad := [name for name in state if name in given and not torch.isfinite(given[name]).all()]:
-            raise DataError(f"{self._path} holds NaN or infinite weights in {bad[0]}", HINT)
+            raise DataError(f"{self._path} holds NaN or infinite weights in {bad[0]}", self.weights_hint)
         network.load_state_dict({name: given.get(name, value) for name, value in state.items()})
         network.eval().requires_grad_(False)
         self._idle = SimpleQueue()

@@ -115,6 +115,7 @@ EXTRACTORS: Registry[Any] = Registry(
         "patches": "trarctl.data.features.patches",
         "resnet101": "trarctl.data.features.resnet101",
         **dict.fromkeys(("clip-rn50", "clip-rn101", "clip-rn50x4"), "trarctl.data.features.clip"),
+        "timm": "trarctl.data.features.timm_models",
     },
 )
 POOLINGS: Registry[Any] = Registry("pooling", dict.fromkeys(("avg", "attention", "fc"), "trarctl.model.routing"))

@@ -70,7 +70,16 @@ class NetworkExtractor(Extractor):
         return {"weights": self._digest}
 
     def load(self) -> None:
-        """Put one copy of the network on each device.
+        """Put one copy of the network on each device."""
+        network = self.build()
+        self.fill(network)
+        network.eval().requires_grad_(False)
+        self._idle = SimpleQueue()
+        for device in self._devices:
+            self._idle.put((device, _copy(network).to(device)))
+
+    def fill(self, network: nn.Module) -> None:
+        """Load the weights into a network that ``build`` made.
 
         Raises:
             DataError: if the weights are not those of this network.
@@ -78,7 +87,6 @@ class NetworkExtractor(Extractor):
         import torch
 
         assert self._path is not None, "fetch comes first"  # noqa: S101 - a promise of the interface
-        network = self.build()
         state, given = network.state_dict(), self.renamed(read_weights(self._path, self.weights_hint))
         missing = [name for name in state if name not in given and not name.endswith("num_batches_tracked")]
         others = [name for name in state if name in given and given[name].shape != state[name].shape]
@@ -88,10 +96,6 @@ class NetworkExtractor(Extractor):
         if bad := [name for name in state if name in given and not torch.isfinite(given[name]).all()]:
             raise DataError(f"{self._path} holds NaN or infinite weights in {bad[0]}", self.weights_hint)
         network.load_state_dict({name: given.get(name, value) for name, value in state.items()})
-        network.eval().requires_grad_(False)
-        self._idle = SimpleQueue()
-        for device in self._devices:
-            self._idle.put((device, _copy(network).to(device)))
 
     def extract(self, images: Sequence[Image]) -> Float32s:
         """Run images through the network, [B, N, W]."""

@@ -43,4 +43,7 @@ def test_a_whole_picture(network: tuple[str, Path], picture: str) -> None:
     np.testing.assert_allclose(cells, golden["trar16_value"], rtol=2**-11, atol=bound)
     np.testing.assert_array_equal(sixteen.any(axis=1), golden["trar16_full"].reshape(-1))
     eight = sixteen.reshape(8, 2, 8, 2, -1).max(axis=(1, 3)).reshape(64, -1)
-    np.testing.assert_allclose(eight, golden["trar8"], rtol=2**-11, atol=bound)
+    cells = eight.reshape(-1)[golden["trar8_index"]]
+    np.testing.assert_allclose(cells, golden["trar8_value"], rtol=2**-11, atol=bound)
+    if "trar8" in golden:  # kept of one picture
+        np.testing.assert_allclose(eight, golden["trar8"], rtol=2**-11, atol=bound)

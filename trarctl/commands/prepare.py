@@ -54,15 +54,17 @@ def prepare(
         option(
             "--extractor",
             FEATURES_PANEL,
-            "What makes them: resnet101 (needs torchvision), patches, or one that a plugin adds; by default"
-            " resnet101; patches for a table, easy-vqa, vqa-rad and slake.",
+            "What makes them: resnet101, x152, patches or another; by default resnet101; patches for a table,"
+            " easy-vqa, vqa-rad and slake.",
             metavar="NAME",
         ),
     ] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", hidden=True)] = None,  # the name in version 0.1
     weights: Annotated[
         Path | None,
-        option("--weights", FEATURES_PANEL, "Its weights; by default torchvision downloads them.", metavar="FILE"),
+        option(
+            "--weights", FEATURES_PANEL, "Its weights; by default the published ones are downloaded.", metavar="FILE"
+        ),
     ] = None,
     gpus: GpusOption = None,
     grid: Annotated[

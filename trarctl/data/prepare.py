@@ -103,7 +103,7 @@ class PrepareRequest:
     rebuild: bool = False  # prepare again even if nothing changed
     images: Path | None = None  # VQA, CLEVR: one folder of pictures an image set, to make features of
     extractor: str | None = None  # what makes them; None: as the data set has it, else resnet101
-    weights: Path | None = None  # of the extractor; None: torchvision's own download
+    weights: Path | None = None  # of the extractor; None: those that are published
     devices: tuple[str, ...] = ("cpu",)  # where it runs, such as "cpu" or "cuda:0", one copy each
     options: Mapping[str, Any] = field(default_factory=dict)  # those that describe a data set such as a table's
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.features.test_clip import GOLDEN, NETWORKS, golden_of, loaded, tensors_of
+from tests.data.features.made_networks import GOLDEN, MAP_TOLERANCE
+from tests.data.features.test_clip import NETWORKS, golden_of, loaded, tensors_of
 from trarctl.data.features.reading import read_image
 
 STAGES = {"stem": "layer1", "layer1": "layer2", "layer2": "layer3", "layer3": "layer4"}  # each is the next one's input
@@ -37,8 +38,8 @@ def test_a_whole_picture(network: tuple[str, Path], picture: str) -> None:
     (sixteen,) = extractor.extract([image])
     for name, made in maps.items():
         values = made[0].numpy().reshape(-1)[golden[f"{name}_index"]]
-        np.testing.assert_allclose(values, golden[f"{name}_value"], rtol=0, atol=1e-4 * golden[f"{name}_std"])
-    bound = 1e-4 * float(golden["map_std"])
+        np.testing.assert_allclose(values, golden[f"{name}_value"], rtol=0, atol=MAP_TOLERANCE * golden[f"{name}_std"])
+    bound = MAP_TOLERANCE * float(golden["map_std"])
     cells = sixteen.reshape(-1)[golden["trar16_index"]]
     np.testing.assert_allclose(cells, golden["trar16_value"], rtol=2**-11, atol=bound)
     np.testing.assert_array_equal(sixteen.any(axis=1), golden["trar16_full"].reshape(-1))

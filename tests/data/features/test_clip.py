@@ -16,23 +16,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.data.features.made_networks import GOLDEN, MAP_TOLERANCE, fingerprint, normal, small_input
 from trarctl.data.features.base import ExtractorOptions, make_extractor
 from trarctl.data.features.clip import ClipExtractor, ClipResNet, ClipRN50, openai_name
 from trarctl.data.features.reading import read_image
 from trarctl.errors import DataError, SettingsError
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "features"
 NETWORKS = {  # original name: ours, blocks, width of the stem
     "RN50": ("clip-rn50", (3, 4, 6, 3), 64),
     "RN101": ("clip-rn101", (3, 4, 23, 3), 64),
     "RN50x4": ("clip-rn50x4", (4, 6, 10, 6), 80),
 }
-
-
-def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Draw normal numbers that depend on a name."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 @functools.lru_cache(maxsize=1)  # the largest has 348 MB
@@ -42,13 +36,13 @@ def made_up(original: str) -> dict[str, np.ndarray[Any, Any]]:
 
     def block(convolution: str, norm: str, shape: tuple[int, ...], scale: float = 1.0) -> None:
         name, norm = f"visual.{convolution}.weight", f"visual.{norm}"
-        made[name] = drawn(name, shape) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
-        variance = np.float32(0.5) + np.abs(drawn(f"{norm}.running_var", shape[:1]))
+        made[name] = normal(name, shape) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        variance = np.float32(0.5) + np.abs(normal(f"{norm}.running_var", shape[:1]))
         variance[::8] *= np.float32(1e-4)
-        weight = np.float32(scale) * (1 + np.float32(0.1) * drawn(f"{norm}.weight", shape[:1]))
+        weight = np.float32(scale) * (1 + np.float32(0.1) * normal(f"{norm}.weight", shape[:1]))
         made[f"{norm}.weight"] = weight * np.sqrt(variance)
-        made[f"{norm}.bias"] = np.float32(0.1) * drawn(f"{norm}.bias", shape[:1])
-        made[f"{norm}.running_mean"] = np.float32(0.2) * drawn(f"{norm}.running_mean", shape[:1])
+        made[f"{norm}.bias"] = np.float32(0.1) * normal(f"{norm}.bias", shape[:1])
+        made[f"{norm}.running_mean"] = np.float32(0.2) * normal(f"{norm}.running_mean", shape[:1])
         made[f"{norm}.running_var"] = variance
 
     _, counts, stem = NETWORKS[original]
@@ -65,6 +59,7 @@ def made_up(original: str) -> dict[str, np.ndarray[Any, Any]]:
             if number == 0:
                 block(f"{here}.downsample.0", f"{here}.downsample.1", (4 * inner, inputs, 1, 1))
             inputs = 4 * inner
+    normal.cache_clear()
     return made
 
 
@@ -85,11 +80,9 @@ def loaded(name: str, weights: Path, grid_size: int = 8) -> tuple[ClipExtractor,
 
 def assert_small_map(original: str, network: nn.Module) -> None:
     golden = np.load(GOLDEN / "small" / f"{original}.npz")
-    pixels = drawn("small/70x101", (3, 70, 101)) * np.float32(golden["input_scale"])
-    np.testing.assert_array_equal(pixels.reshape(-1)[:8], golden["input_first"])
     with torch.inference_mode():
-        made = network(torch.from_numpy(pixels[None]))[0].numpy()
-    np.testing.assert_allclose(made, golden["map"], rtol=0, atol=1e-4 * golden["map"].std())
+        made = network(small_input(golden))[0].numpy()
+    np.testing.assert_allclose(made, golden["map"], rtol=0, atol=MAP_TOLERANCE * golden["map"].std())
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +97,12 @@ def rn50(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("original", NETWORKS)
 def test_names_and_shapes_of_all_weights(original: str) -> None:
     name, _, _ = NETWORKS[original]
-    made, total = made_up(original), hashlib.sha256()
-    for one in sorted(made):
-        total.update(one.encode() + np.ascontiguousarray(made[one], "<f4").tobytes())
-    assert total.hexdigest() == json.loads((GOLDEN / "weights.json").read_text())[original]
+    made = tensors_of(original)
+    assert fingerprint(made) == json.loads((GOLDEN / "weights.json").read_text())[original]
     with torch.device("meta"):
         ours = make_extractor(name, ExtractorOptions(8)).build().state_dict()
     shapes = {one: tuple(value.shape) for one, value in ours.items() if not one.endswith("num_batches_tracked")}
-    assert shapes == {one.removeprefix("visual."): value.shape for one, value in made.items()}
+    assert shapes == {one.removeprefix("visual."): tuple(value.shape) for one, value in made.items()}
 
 
 def test_small_map_of_rn50(rn50: Path) -> None:

@@ -20,6 +20,7 @@ from trarctl.data.features.base import Extractor, ExtractorOptions, make_extract
 from trarctl.data.features.grid import REPLACE, FeatureFileError, Floats, Problem, read_cells, read_shape, store_cells
 from trarctl.data.features.images import ImageSet, fingerprint, refuse_problems
 from trarctl.data.features.reading import READING_VERSION, read_images
+from trarctl.data.features.resnet import TORCHVISION_WEIGHTS
 from trarctl.data.manifest import BACKBONE, key_of
 from trarctl.errors import DataError
 from trarctl.files import write_json
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from trarctl.data.prepared import PreparedData
 
+EXTRACTED = "extracted"  # folder, in prepared data, of the features that were made for it
 # Few enough that a batch of small images stays in the processor's cache.
 _BATCH_IMAGES = 32
 _PAUSE_SECONDS, _LONGEST_SILENCE_SECONDS = 1.0, 3600.0
@@ -151,12 +153,17 @@ def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
     else:
         # Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
         extractor = make_extractor("resnet101", options)
-        named = [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
-        ours = [one for one in named[0].parent.glob(f"{named[0].name[:-8]}*") if _holds_features(one, data)]
+        folders = (data.path / EXTRACTED).glob(f"{extractor.name}-{extractor.grid_size}-*")
+        ours = [one for one in folders if _holds_features(one, data)]
         if not ours:
             why = "came from files made elsewhere, so trarctl cannot make matching features of a picture"
             hint = "predict needs data whose features trarctl made from the images: trarctl prepare --help"
             raise DataError(f"the features in {data.path} {why}", hint)
+        extractor.fetch()
+        named = list[Path]()
+        for said in (TORCHVISION_WEIGHTS, ""):
+            extractor.restore({"grid_size": options.grid_size, "weights": said})
+            named += [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
         if not {*named} & {*ours}:
             raise other_weights(data.path, extractor.name, weights)
     extractor.load()
@@ -180,7 +187,7 @@ def _extracted_folder(out: Path, extractor: Extractor, fitted_to: str | None, re
     """Name the folder of features, which changes with all that they depend on; ``reading`` is None for version 0.1."""
     also = {"fitted_to": fitted_to, "reading": reading}
     identity = extractor.identity() | {name: value for name, value in also.items() if value is not None}
-    return out / "extracted" / f"{extractor.name}-{extractor.grid_size}-{key_of(identity)[:8]}"
+    return out / EXTRACTED / f"{extractor.name}-{extractor.grid_size}-{key_of(identity)[:8]}"
 
 
 def _feature_file(folder: Path, name: str) -> Path:

@@ -114,6 +114,8 @@ EXTRACTORS: Registry[Any] = Registry(
     {
         "patches": "trarctl.data.features.patches",
         **dict.fromkeys(("resnet101", "r50", "x101", "x152", "x152pp"), "trarctl.data.features.resnet"),
+        **dict.fromkeys(("clip-rn50", "clip-rn101", "clip-rn50x4"), "trarctl.data.features.clip"),
+        "timm": "trarctl.data.features.timm_models",
     },
 )
 POOLINGS: Registry[Any] = Registry("pooling", dict.fromkeys(("avg", "attention", "fc"), "trarctl.model.routing"))

@@ -218,6 +218,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         said = {split: _read_array(path, work) for split, path in paths.items() if path.is_file()}
         plan = plan_images(work.spec, named, said, work.image_options, work.out, progress)
         images = work.old.images if work.old is not None and is_current(work.old.images, plan, work.out) else None
+        work.notes += plan.extractor.about() if plan.extractor is not None else ()
         was_current = is_text_current and images is not None
         if work.old is not None and was_current:
             shutil.rmtree(work.building)

@@ -101,6 +101,10 @@ class Extractor(ABC):
         """Download weights where none are named and none are there; called before ``identity`` and ``load``."""
         return
 
+    def about(self) -> tuple[str, ...]:
+        """Tell what a user should know of it, a line each, such as the license of its weights; after ``fetch``."""
+        return ()
+
     def load(self) -> None:
         """Load what ``extract`` needs and what takes its time; called once before it."""
         return

@@ -281,8 +281,10 @@ def _describe_features(manifest: Manifest) -> str:
     images, size = manifest.images, manifest.images.grid_size
     if not images.feature_width:
         return "none yet; training needs them"
-    if images.backbone:
-        how = f", by {images.backbone}, in the prepared folder"
+    by = f", by {images.backbone}" if images.backbone else ""
+    is_elsewhere = any(part.folder and part.folder.startswith("..") for part in images.image_sets)
+    if is_elsewhere:
+        how = "read where they are"
     else:
-        how = ", read where they are" if images.pack is None else f", packed as {images.pack}"
-    return f"{size} x {size} cells of {images.feature_width} numbers{how}"
+        how = "in the prepared folder" if images.pack is None else f"packed as {images.pack}"
+    return f"{size} x {size} cells of {images.feature_width} numbers{by}, {how}"

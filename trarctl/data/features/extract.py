@@ -145,28 +145,23 @@ def training_images(images: ImageSet, extractor: Extractor, progress: Progress) 
     refuse_problems("image", problems)
 
 
-def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
-    """Load the extractor that made the features of prepared data; DataError if it is unknown or has other weights."""
-    options = ExtractorOptions(data.manifest.images.grid_size, weights)
-    if data.manifest.images.backbone is not None:
-        extractor = read_extractor(data.path / BACKBONE, options)
-    else:
-        # Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
-        extractor = make_extractor("resnet101", options)
-        folders = (data.path / EXTRACTED).glob(f"{extractor.name}-{extractor.grid_size}-*")
-        ours = [one for one in folders if _holds_features(one, data)]
-        if not ours:
-            why = "came from files made elsewhere, so trarctl cannot make matching features of a picture"
-            hint = "predict needs data whose features trarctl made from the images: trarctl prepare --help"
-            raise DataError(f"the features in {data.path} {why}", hint)
-        extractor.fetch()
-        named = list[Path]()
-        for said in (TORCHVISION_WEIGHTS, ""):
-            extractor.restore({"grid_size": options.grid_size, "weights": said})
-            named += [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
-        if not {*named} & {*ours}:
-            raise other_weights(data.path, extractor.name, weights)
-    extractor.load()
+def extractor_of_version_0_1(data: PreparedData, options: ExtractorOptions, progress: Progress) -> Extractor | None:
+    """Make the extractor that made the features of prepared data that does not name one; None if there is none.
+
+    Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
+    """
+    folders = (data.path / EXTRACTED).glob(f"resnet101-{options.grid_size}-*")
+    ours = {one for one in folders if _holds_features(one, data)}
+    if not ours:
+        return None
+    extractor = make_extractor("resnet101", options)
+    extractor.fetch(progress)
+    named = set[Path]()
+    for said in (TORCHVISION_WEIGHTS, ""):
+        extractor.restore({"grid_size": options.grid_size, "weights": said})
+        named |= {_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)}
+    if not ours & named:
+        raise other_weights(data.path, extractor.name, options.weights)
     return extractor
 
 

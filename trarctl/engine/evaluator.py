@@ -6,6 +6,7 @@ Axes: Q questions, A answers, L layers, K spans.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tempfile
 import warnings
@@ -149,11 +150,30 @@ class Evaluator:
         with torch.inference_mode(), precision_of(self.world.device, "fp32" if wanted == "auto" else wanted):
             yield
 
-    def forward(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, question_tokens: Tensor, cells: Tensor, temperature: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the model, which is in evaluation mode: scores [B, A] and routes [B, L, K], on the device."""
-        device = self.world.device
+        device, own = self.world.device, self.temperature
         with self.inference():
-            return self.model(question_tokens.to(device), cells.to(device), temperature=self.temperature)
+            return self.model(
+                question_tokens.to(device), cells.to(device), temperature=own if temperature is None else temperature
+            )
+
+    @functools.cached_property
+    def _recorded(self) -> RecordedForward | None:
+        """What replays ``forward`` where the device can: kept, so that a later scoring need not record it again.
+
+        What it holds of the device's memory until then, the later scoring would take again.
+        """
+        recorder = graph.recorder_for(self.world.device, self.settings.run.compile)
+        return None if recorder is None else RecordedForward(self.forward, recorder, self._note)
+
+    def _replayed(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        if self._recorded is None:
+            return self.forward(question_tokens, cells)
+        # A replay reads the temperature, too, from its place in memory.
+        return self._recorded(question_tokens, cells, torch.tensor(self.temperature, device=self.world.device))
 
     def score(self, data: PreparedData, split: str) -> Scores:
         """Score all questions of a split; the main process has the arrays, those of the others are empty."""
@@ -209,8 +229,6 @@ class Evaluator:
         plan = scoring_plan(total, batch_size=self.batch_size, rank=world.rank, num_processes=world.size)
         num_workers = self.settings.data.num_workers
         batches = load_batches(samples, plan, num_workers=num_workers, pin=world.device.type == "cuda")
-        recorder = graph.recorder_for(world.device, self.settings.run.compile)
-        forward = self.forward if recorder is None else RecordedForward(self.forward, recorder, self._note)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -218,9 +236,9 @@ class Evaluator:
                 for turn in range(-(-total // (self.batch_size * world.size))):
                     if turn < len(plan):
                         batch = next(batches).to(world.device)
-                        if recorder is not None:  # which needs one shape
+                        if self._recorded is not None:  # which needs one shape
                             batch = batch.padded(data.manifest.text.max_words)
-                        yield plan[turn], *forward(batch.question_tokens, batch.cells())
+                        yield plan[turn], *self._replayed(batch.question_tokens, batch.cells())
                     else:
                         yield None
                     self.callback(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))

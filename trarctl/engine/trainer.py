@@ -216,6 +216,14 @@ class Trainer:
         else:
             group["lr"], self._temperature = learning_rate, self.temperature
 
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        """What validates; kept, with what it has recorded, from one epoch to the next."""
+        temperature, world = self._schedule[1], self.world
+        return Evaluator(
+            self.model, self.settings, temperature, world, self.callback, "validating", self._stop_if_asked
+        )
+
     @property
     def split(self) -> str:
         """The splits that the current epoch trains on."""
@@ -412,11 +420,9 @@ class Trainer:
         return is_due and is_validated(self.settings, self.data, self.split)
 
     def _validate(self) -> Validated:
-        started, world = time.monotonic(), self.world
-        evaluator = Evaluator(
-            self.model, self.settings, self._schedule[1], world, self.callback, "validating", self._stop_if_asked
-        )
-        chosen, routes = evaluator.answer(self.data, "val")
+        started = time.monotonic()
+        self._evaluator.temperature = self._schedule[1]
+        chosen, routes = self._evaluator.answer(self.data, "val")
         predictions = [self.data.answers[index] for index in chosen]
         measured = measure(predictions, self.data, self.data.split("val"), "official")
         best = self.state.best_overall

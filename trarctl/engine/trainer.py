@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import trarctl
-from trarctl.config import Loss
+from trarctl.config import Loss, Precision
 from trarctl.config.settings import DataSettings, Settings
 from trarctl.data.loader import Batch, Rows, Samples, load_batches, training_plan, training_samples
 from trarctl.data.metrics import measure
@@ -74,6 +74,7 @@ class Trainer:
         tensors: of a checkpoint to start from, as in its file; empty for new weights.
         state: how far that checkpoint had come.
         schedule: learning rate and temperature of the last step; None before the first.
+        precision: that was chosen for the training so far; None if none was.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Trainer:
         tensors: Mapping[str, Tensor],
         state: TrainState,
         schedule: Schedule | None = None,
+        precision: Precision | None = None,
     ) -> None:
         self.settings, self.data, self.run, self.world = settings, data, run, world
         self.callback, self.stop, self.state = callback, stop, state  # the callback may be changed before ``fit``
@@ -95,7 +97,8 @@ class Trainer:
         if tensors:
             load_weights(self.model, checkpoint.model_tensors(tensors), run.path)
         self.model.to(world.device)
-        self.precision = distributed.training_precision(world.device, settings.run.precision)
+        self.precision = distributed.training_precision(world.device, settings.run.precision, precision)
+        self._precision_before = precision
         train = settings.train
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
@@ -127,6 +130,8 @@ class Trainer:
             DivergenceError: if the loss is not finite; the state is saved.
         """
         run, started = self.run, time.monotonic()
+        if note := self._precision_note():
+            self._note(note)
         self.callback(self._run_started())
         with distributed.tf32_allowed(self.world.device, self.precision):
             while self.state.epoch < self.settings.train.epochs:
@@ -207,6 +212,17 @@ class Trainer:
 
     def _note(self, text: str) -> None:
         self.callback(Note(text))
+
+    def _precision_note(self) -> str | None:
+        """Say that a run goes on in another precision than before, or than this device would get; None if neither."""
+        before, wanted, device = self._precision_before, self.settings.run.precision, self.world.device
+        if wanted != "auto" or before is None:
+            return None
+        if before != self.precision:
+            return f"trained in {before} so far, which {device} does not have: in {self.precision} from here on"
+        if (usual := distributed.training_precision(device, wanted)) != before:
+            return f"trained in {before} as so far; --set run.precision={usual} is what {device} has as well"
+        return None
 
     def _set_rates(self, learning_rate: float) -> None:
         group = self.optimizer.param_groups[0]
@@ -478,6 +494,7 @@ class Trainer:
             num_processes=self.world.size,
             samples=self._digest_of(self.split),
             features=self.data.feature_statistics(),
+            precision=self.precision,
         )
 
 

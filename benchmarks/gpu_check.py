@@ -364,7 +364,7 @@ def random_batch(size: Size, device: torch.device) -> Batch:
         np.arange(size.batch),
         torch.randint(3, 20_573, (size.batch, 14)),
         torch.randn(size.batch, size.grid**2, 2_048),
-        torch.arange(size.batch),
+        None,
         torch.rand(size.batch, 3_129).round(),
     ).to(device)
 

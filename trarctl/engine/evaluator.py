@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trarctl.config.resolve import Origin, amend, resolve
 from trarctl.config.settings import Settings
+from trarctl.data.features.resident import ResidentFeatures
 from trarctl.data.loader import Rows, load_batches, scoring_plan, scoring_samples
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.records import Ids, rows_of
@@ -32,6 +33,7 @@ from trarctl.engine import graph
 from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
 from trarctl.engine.checkpoint import SAVED_SCORES, Description, is_ours, load_description, misnamed
 from trarctl.engine.distributed import World, enough_memory, precision_of, use_threads
+from trarctl.engine.feeding import Copies, copies_to, on_device
 from trarctl.engine.graph import RecordedForward
 from trarctl.engine.launch import Job, Watch, run_job
 from trarctl.engine.loading import (
@@ -137,6 +139,7 @@ class Evaluator:
     callback: Callback = no_callback  # gets the progress, under the name ``task``
     task: str = "scoring"
     check: Callable[[], None] | None = None  # called after each round, in all processes alike; may raise
+    kept: ResidentFeatures | None = None  # with those of all images that are scored
     batch_size: int = 0
 
     def __post_init__(self) -> None:
@@ -159,6 +162,10 @@ class Evaluator:
             return self.model(
                 question_tokens.to(device), cells.to(device), temperature=own if temperature is None else temperature
             )
+
+    @functools.cached_property
+    def _copies(self) -> Copies | None:
+        return copies_to(self.world.device)
 
     @functools.cached_property
     def _recorded(self) -> RecordedForward | None:
@@ -228,14 +235,16 @@ class Evaluator:
         total = len(samples)
         plan = scoring_plan(total, batch_size=self.batch_size, rank=world.rank, num_processes=world.size)
         num_workers = self.settings.data.num_workers
-        batches = load_batches(samples, plan, num_workers=num_workers, pin=world.device.type == "cuda")
+        pin = world.device.type == "cuda"
+        loaded = load_batches(samples, plan, num_workers=num_workers, pin=pin, kept=self.kept)
+        batches = on_device(loaded, world.device, self._copies)
         was_training = self.model.training
         self.model.eval()
         try:
             with use_threads(self.settings.run.num_threads):
                 for turn in range(-(-total // (self.batch_size * world.size))):
                     if turn < len(plan):
-                        batch = next(batches).to(world.device)
+                        batch = next(batches)
                         if self._recorded is not None:  # which needs one shape
                             batch = batch.padded(data.manifest.text.max_words)
                         yield plan[turn], *self._replayed(batch.question_tokens, batch.cells())

@@ -241,4 +241,4 @@ def _shape(part: Batch) -> tuple[object, ...]:
 def _copy(part: Batch) -> Batch:
     """A part that keeps its place in memory, with the features of each question."""
     tokens, cells, target = (tensor.clone() for tensor in _tensors(part))
-    return Batch(part.question_id, tokens, cells, torch.arange(len(part), device=cells.device), target)
+    return Batch(part.question_id, tokens, cells, None, target)

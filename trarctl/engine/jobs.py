@@ -346,7 +346,10 @@ def _load_chosen(
 
 
 # Where things are, which changes no number, and how far to train, which was just asked for.
-_UNSAID = ("run.name", "run.folder", "run.gpus", "run.num_threads", "data.path", "data.num_workers", "train.epochs")
+_UNSAID = (
+    *("run.name", "run.folder", "run.gpus", "run.num_threads"),
+    *("data.path", "data.num_workers", "data.cache", "train.epochs"),
+)
 # What may not change within an epoch: which samples are left of it, and what its loss is a mean of.
 _OF_AN_EPOCH = ("train.batch_size", "train.seed", "train.shuffle", "train.loss", "train.loss_reduction")
 

@@ -23,13 +23,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import trarctl
-from trarctl.config import Loss, Precision
+from trarctl.config import Cache, Loss, Precision
 from trarctl.config.settings import DataSettings, Settings
-from trarctl.data.loader import Batch, Rows, Samples, load_batches, training_plan, training_samples
+from trarctl.data.features.resident import ResidentFeatures
+from trarctl.data.loader import Batch, Rows, Samples, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
 from trarctl.data.records import bytes_of
-from trarctl.engine import checkpoint, distributed, graph
+from trarctl.engine import checkpoint, distributed, feeding, graph
 from trarctl.engine.callbacks import (
     Callback,
     CheckpointSaved,
@@ -117,6 +118,8 @@ class Trainer:
             self.network.compile()
         self._samples_of = functools.cache(lambda split: training_samples(data, split, train.loss))
         self._digest_of = functools.cache(lambda split: digest_of_samples(self._samples_of(split)))
+        self._copies = feeding.copies_to(world.device)
+        self._kept: ResidentFeatures | None = None
         self._schedule: Schedule = schedule or (self._learning_rate(1), self.temperature)
         self._unread: list[StepResult] = []  # steps whose losses were not read yet
         self._saved_at = self._epoch_started = time.monotonic()
@@ -132,6 +135,10 @@ class Trainer:
         run, started = self.run, time.monotonic()
         if note := self._precision_note():
             self._note(note)
+        wanted, num_threads = self.settings.data.cache, self.settings.data.num_workers
+        self._kept = feeding.keep_features(
+            self.data, self._images, wanted, self.world, self.callback, num_threads=num_threads
+        )
         self.callback(self._run_started())
         with distributed.tf32_allowed(self.world.device, self.precision):
             while self.state.epoch < self.settings.train.epochs:
@@ -213,6 +220,20 @@ class Trainer:
     def _note(self, text: str) -> None:
         self.callback(Note(text))
 
+    @property
+    def _cache(self) -> Cache:
+        """Where the features are kept."""
+        return "none" if self._kept is None else "ram" if self._kept.on_device is None else "device"
+
+    def _images(self) -> Rows:
+        """Rows of the image table that the run needs, ascending."""
+        data = self.settings.data
+        splits = {data.split, data.later_split or data.split}
+        samples = [self._samples_of(split) for split in splits]
+        if any(is_validated(self.settings, self.data, split) for split in splits):
+            samples.append(scoring_samples(self.data, "val"))
+        return np.unique(np.concatenate([one.images for one in samples]))
+
     def _precision_note(self) -> str | None:
         """Say that a run goes on in another precision than before, or than this device would get; None if neither."""
         before, wanted, device = self._precision_before, self.settings.run.precision, self.world.device
@@ -237,7 +258,8 @@ class Trainer:
         """What validates; kept, with what it has recorded, from one epoch to the next."""
         temperature, world = self._schedule[1], self.world
         return Evaluator(
-            self.model, self.settings, temperature, world, self.callback, "validating", self._stop_if_asked
+            *(self.model, self.settings, temperature, world, self.callback, "validating", self._stop_if_asked),
+            kept=self._kept,
         )
 
     @property
@@ -278,6 +300,7 @@ class Trainer:
             precision=self.precision,
             is_recorded=self._recorded is not None,
             is_compiled=self.settings.run.compile == "on",
+            cache=self._cache,
         )
 
     def _learning_rate(self, step: int) -> float:
@@ -299,10 +322,10 @@ class Trainer:
         ):
             plan += list(rows.reshape(train.accumulation, self.world.size, -1)[:, self.world.rank])
         pin = self.world.device.type == "cuda"
-        batches = load_batches(self.samples, plan, num_workers=self.settings.data.num_workers, pin=pin)
+        num_workers = self.settings.data.num_workers
+        batches = load_batches(self.samples, plan, num_workers=num_workers, pin=pin, kept=self._kept)
         parts: list[Batch] = []
-        for batch in batches:
-            part = batch.to(self.world.device)
+        for part in feeding.on_device(batches, self.world.device, self._copies):
             parts.append(part if self._recorded is None else part.padded(self.data.manifest.text.max_words))
             if len(parts) == train.accumulation:
                 yield parts
@@ -495,6 +518,7 @@ class Trainer:
             samples=self._digest_of(self.split),
             features=self.data.feature_statistics(),
             precision=self.precision,
+            cache=self._cache,
         )
 
 

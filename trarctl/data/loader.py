@@ -149,7 +149,8 @@ class Samples:
         return features, of_each
 
     def _target(self, chosen: list[tuple[Rows, PreparedSplit, Rows]], size: int) -> Tensor:
-        counts = np.zeros((size, self.num_answers), dtype=np.uint8)
+        # Scores are made of the few counts that are there: most of a batch's answers have none.
+        target = np.zeros((size, self.num_answers), dtype=np.uint8 if self._loss == "ce" else np.float32)
         for positions, split, rows in chosen:
             if not len(positions):
                 continue
@@ -157,12 +158,13 @@ class Samples:
             first, last = offsets[rows], offsets[rows + 1]
             lengths = last - first
             flat = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-            counts[np.repeat(positions, lengths), answer[flat]] = count[flat]
-        if self._loss == "ce":
-            return torch.from_numpy(counts.argmax(axis=1))
-        if self._loss == "bce":
-            return torch.from_numpy(soft_scores(counts))
-        return torch.from_numpy(counts.astype(np.float32) / 10)
+            given: NDArray[Any] = count[flat]
+            if self._loss == "bce":
+                given = soft_scores(given)
+            elif self._loss == "kld":
+                given = given.astype(np.float32) / 10
+            target[np.repeat(positions, lengths), answer[flat]] = given
+        return torch.from_numpy(target.argmax(axis=1) if self._loss == "ce" else target)
 
 
 def training_samples(data: PreparedData, split: str, loss: Loss) -> Samples:

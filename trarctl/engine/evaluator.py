@@ -176,7 +176,8 @@ class Evaluator:
         recorder = graph.recorder_for(self.world.device, self.settings.run.compile)
         return None if recorder is None else RecordedForward(self.forward, recorder, self._note)
 
-    def _replayed(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def replay(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the model as ``forward`` does, by a replay where the device can."""
         if self._recorded is None:
             return self.forward(question_tokens, cells)
         # A replay reads the temperature, too, from its place in memory.
@@ -247,7 +248,7 @@ class Evaluator:
                         batch = next(batches)
                         if self._recorded is not None:  # which needs one shape
                             batch = batch.padded(data.manifest.text.max_words)
-                        yield plan[turn], *self._replayed(batch.question_tokens, batch.cells())
+                        yield plan[turn], *self.replay(batch.question_tokens, batch.cells())
                     else:
                         yield None
                     self.callback(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))

@@ -409,8 +409,8 @@ def test_one_result_does_not_overwrite_the_other(
     [
         ("a.csv", "image,question,image\na.png,why?,b.png\n", "a.csv has the column image more than once\n"),
         ("a.jsonl", '{"image": "a.png", "image": "b.png", "question": "why?"}\n', "line 1 has image more than once\n"),
-        ("a.jsonl", '[{"image": "a.png", "question": "why?"}]', "a.jsonl is one JSON list\n"),
-        ("a.json", ' [{"image": "a.png", "question": "why?"}]', "-c '.[]' "),
+        ("a.json", ' [{"image": "a.png", "question": "why?"}, 7]', "row 2 is not a JSON object"),
+        ("a.json", '{\n"questions": []}', "-c '.NAME[]' "),
     ],
 )
 def test_files_that_leave_doubt_are_refused(

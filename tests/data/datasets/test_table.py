@@ -403,6 +403,32 @@ def test_what_is_odd_about_answers_and_columns(tmp_path: Path) -> None:
         tables.read_split(tmp_path, tables.splits()[0], RawData(), no_progress)
 
 
+@pytest.mark.parametrize("suffix", [".png", ""])
+def test_own_features_are_named_after_the_picture_with_its_suffix_or_without(
+    suffix: str, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    value = {row["image"]: number + 1 for number, row in enumerate(rows)}
+    for image, number in value.items():
+        path = tmp_path / "feats" / f"{image.removesuffix('.png')}{suffix}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.full((4, 3), number, dtype=np.float32)
+        array[:, 0] = [0.1, 0.2, 0.3, 0.4]
+        np.save(path, array)
+    table = write(tmp_path / "t.jsonl", rows)
+    request = PrepareRequest("table", options={"name": "own", "questions": table}, features=tmp_path / "feats",
+                             out=tmp_path / "out", grid=2, vectors="none")  # fmt: skip
+    data = open_prepared(prepare(request).out)
+    for name in data.split_names:
+        split = data.split(name)
+        found = data.features.read(split.image.astype(np.int64))[:, 0, 2].tolist()
+        assert found == [value[image] for image in split.image_id.tolist()]
+    if not suffix:
+        twin = rows[0]["image"].replace(".png", ".jpg")
+        write(table, [*rows, {**rows[0], "id": "twin", "image": twin}])
+        with pytest.raises(DataError, match=r"\.npy would hold the features of both .*\.jpg and .*\.png"):
+            prepare(request)
+
+
 @pytest.mark.parametrize("name", ["vqa", "table", "Own", "../x", "a b"])
 def test_names_that_are_taken_or_no_names(name: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be the name of your own data"):

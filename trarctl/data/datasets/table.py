@@ -438,6 +438,7 @@ def with_options(options: Mapping[str, Any]) -> DatasetSpec:
         read_split=tables.read_split,
         raw_folder=Path,
         image_folder=lambda root, _: root,
+        feature_folder=lambda root, _: root,
         pictures=tables.root,
         metric=partial(_accuracy, _WAYS[way]),
         with_options=with_options,

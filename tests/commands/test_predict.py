@@ -92,7 +92,7 @@ def test_many_questions_from_a_file(run: SmallRun, tmp_path: Path, capsys: pytes
     ("name", "content", "message"),
     [
         ("q.csv", "picture,question\na,b\n", "q.csv has no column image: its first line has 'picture', 'question'\n"),
-        ("q.csv", "image,question\na.png,\n,b\n,\n", "q.csv: line 2 has no question, line 3 has no image, line 4 has"),
+        ("q.csv", "image,question\na.png,\n,b\n,\n", "q.csv: line 2 has no question, line 3 has no image\n"),
         ("q.csv", "image,question\n", "q.csv holds no questions\n"),
         ("q.jsonl", '{"image": "a.png"}\nno json\n', "line 1 has no question, line 2 is not a JSON object\n"),
         ("q.csv", "image,question\na.png,b c\nb.png,c\n", "line 2: 'a.png' is missing, line 3: 'b.png' is missing"),

@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,7 +77,7 @@ _LONGEST_PATH = 1000  # characters; every image has room for the longest
 _NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Record:
     """A row of a table: what it asks, about which picture, and what was answered."""
 
@@ -192,7 +193,8 @@ class Tables:
                 missing.setdefault(image, f"{place}: {known[image]}")
                 num_missing += 1
             else:
-                records.append(replace(record, image=image))
+                record.image = sys.intern(image)  # asked about several times
+                records.append(record)
         if faults:
             noun = "1 unusable row" if len(faults) == 1 else f"{len(faults):,} unusable rows"
             hint = _PICTURE_HINT if num_pictures == len(faults) else _HINT
@@ -204,7 +206,8 @@ class Tables:
         if lists:
             what = f"{path}: answers that look like lists, but are one text each: {listed(lists)}"
             data.warnings.append(f"{what}; in CSV, several answers are separated by |")
-        return _with_ids(path, records, data)
+        _settle_ids(path, records, data)
+        return records
 
     def _tell_columns(self, path: Path, used: Counter[tuple[str, str]], data: RawData) -> None:
         """Note which columns were taken under other names; a DataError names one that ``--column`` promised."""
@@ -311,7 +314,7 @@ def _split_of(digest: str) -> str:
     return "train" if place < _TRAIN_SHARE else "val" if place < _TRAIN_SHARE + _VAL_SHARE else "test"
 
 
-def _with_ids(path: Path, records: Sequence[_Record], data: RawData) -> list[_Record]:
+def _settle_ids(path: Path, records: Sequence[_Record], data: RawData) -> None:
     """Make the ids of a table all integers of 64 bits, or else all texts; a DataError names those that come twice.
 
     A table that does not tell numbers from texts has integers where all are in digits as integers are written.
@@ -326,7 +329,8 @@ def _with_ids(path: Path, records: Sequence[_Record], data: RawData) -> list[_Re
             data.warnings.append(f"{path}: ids that are numbers, {why}, return as texts: {len(numbers):,}")
         ids = list(map(str, ids))
     refuse_duplicates(path, np.array(ids), "id")
-    return [replace(record, id=one) for record, one in zip(records, ids, strict=True)]
+    for record, one in zip(records, ids, strict=True):
+        record.id = one
 
 
 def _record(place: Place, fields: Mapping[str, Any], normalize: Any) -> _Record | str:
@@ -359,7 +363,8 @@ def _record(place: Place, fields: Mapping[str, Any], normalize: Any) -> _Record 
         return f"has the id {shown(id)}, expected an integer or a text of 1 to 255 characters"
     kind = fields.get("type")
     type = " ".join(str(kind).split()) if kind is not None else ""
-    return _Record(place, texts["image"], texts["question"], tuple(map(normalize, answers)), id, type or _NO_TYPE, name)
+    said = tuple(sys.intern(normalize(answer)) for answer in answers)
+    return _Record(place, texts["image"], texts["question"], said, id, sys.intern(type) or _NO_TYPE, name)
 
 
 def _answers(value: Any) -> list[str] | str:

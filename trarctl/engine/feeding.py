@@ -58,7 +58,7 @@ def keep_features(
     images = rows()
     num_bytes = num_resident_bytes(data.features, len(images))
     group = read_group(os.environ) if world.size > 1 else None
-    num_here = 1 if group is None else group.local_size
+    num_here = world.size if group is None else group.local_size
     # All read before one of them takes any.
     readings = world.all_gather((read_memory(device), read_memory(cpu), num_here))
     # Processes on one machine share its memory; each has a GPU of its own.

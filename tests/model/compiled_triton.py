@@ -85,7 +85,7 @@ def compile_layers(capability: int) -> dict[str, dict[str, int]]:
     others = (triton_device.relu_dropout, triton_device.relu_dropout_backward)
     for dtype, pointer in POINTERS.items():
         for kernel in norms:
-            for width in (512, 1000, layers.LARGEST_WIDTH):
+            for width in (512, layers.LARGEST_WIDTH):
                 types = TYPES | {"change": pointer, "of_change": pointer}
                 name = f"{kernel.__name__} {width} {dtype}"
                 found[name] = compile_kernel(kernel, capability, rows | layers._row(width), types)

@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 from tests.model import reference
+from trarctl.config.resolve import resolve
+from trarctl.engine.trainer import answer_loss
 from trarctl.model import kernels
 from trarctl.model.kernels import triton, triton_layers
 from trarctl.model.layers import FeedForward, ResidualNorm, SampleNorm
+from trarctl.model.trar import TRAR, ModelSizes
 
 EPS = 1e-6
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2**-7}  # the interpreter cuts bits off, where a GPU rounds
@@ -220,6 +225,31 @@ def test_a_compiler_sees_one_piece() -> None:
         feed.dropout = 0.0
         exact = reference.sample_norm(states + feed(states), norm.gain, norm.bias)
         assert_near(norm(states, feed(states)), exact, 1e-5)
+
+
+def test_a_compiler_sees_forward_loss_and_backward_as_one_graph() -> None:
+    sets = ["hidden_size=16", "num_heads=2", "num_layers=1", "spans=0,1", "grid_size=3", "feed_forward_size=24"]
+    sets += ["flat_mlp_size=8", "flat_out_size=20", "routing=hard"]
+    settings = resolve(dataset="vqa", environ={}, sets=[f"model.{one}" for one in sets]).settings.model
+    model = TRAR(settings, ModelSizes(9, 5, 6), attention="triton")
+    tokens, features, target = torch.tensor([[1, 2, 0], [3, 0, 0]]), torch.randn(2, 9, 6), torch.rand(2, 5)
+    operators: list[str] = []
+
+    def loss_of(tokens: Tensor, features: Tensor) -> Tensor:
+        scores, _ = model(tokens, features, temperature=0.5)
+        return answer_loss(scores, target, loss="bce").sum()
+
+    def look(graph: torch.fx.GraphModule, _inputs: object) -> object:
+        operators.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return make_boxed_func(graph.forward)
+
+    compiled = torch.compile(loss_of, backend=aot_autograd(fw_compiler=look, bw_compiler=look), fullgraph=True)
+    with torch._dynamo.config.patch(allow_rnn=True):  # Dynamo refuses the LSTM unless it is told not to
+        compiled(tokens, features).backward()
+    for name, count in {"norm": 6, "relu_dropout": 4, "routed_attention": 3}.items():
+        both = [operators.count(f"trarctl.{operator}.default") for operator in (name, f"{name}_backward")]
+        assert both == [count, count]
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters() if parameter.grad is not None)
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,13 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.programs import program, resume_command, train_command, wait_for_step
 from tests.engine.running import GOLDEN, golden_run, weights
+from tests.model import reference
 from trarctl.config import Compile, WantedCache
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
@@ -55,6 +57,7 @@ from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
 from trarctl.errors import first_line, shortened
+from trarctl.model import kernels
 from trarctl.model.kernels import attend, triton
 from trarctl.model.spans import Spans
 from trarctl.model.trar import TRAR
@@ -251,23 +254,121 @@ def _triton_row(
     pairs = zip(both("triton"), both("reference", torch.float64), strict=True)
     worst = max(float((ours - right).norm() / right.norm()) for ours, right in pairs)
     is_repeatable = all(map(torch.equal, both("triton", dropout=0.1), both("triton", dropout=0.1)))
-    times = {}
-    for kernel in ("triton", "reference"):
-        taken = []
-        for _ in range(num_repeats):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            both(kernel, dropout=0.1)
-            end.record()
-            torch.cuda.synchronize(device)
-            taken.append(begin.elapsed_time(end))
-        times[kernel] = float(np.median(taken))
+    times = {
+        kernel: _milliseconds(device, lambda kernel=kernel: both(kernel, dropout=0.1), num_repeats)
+        for kernel in ("triton", "reference")
+    }
     result = "ok" if worst < KERNEL_TOLERANCES[precision] else f"more than {KERNEL_TOLERANCES[precision]:g}"
     if not is_repeatable:
         result = "not repeatable"
     text = f"difference {worst:.1e}, {times['triton']:.2f} ms, reference {times['reference']:.2f} ms"
     figures = {"difference": worst} | {f"{kernel}_milliseconds": time for kernel, time in times.items()}
     return Row(f"triton {num_queries}x{num_keys}, {len(spans)} spans", precision, "", text, result, figures)
+
+
+def _milliseconds(device: torch.device, work: Callable[[], object], num_repeats: int) -> float:
+    """The median time of some work on a device."""
+    taken = []
+    for _ in range(num_repeats):
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            work()
+            end.record()
+            torch.cuda.synchronize(device)
+            taken.append(begin.elapsed_time(end))
+        else:
+            started = time.perf_counter()
+            work()
+            taken.append((time.perf_counter() - started) * 1e3)
+    return float(np.median(taken))
+
+
+def layer_kernels(device: torch.device, *, is_small: bool) -> Iterator[Row]:
+    """Norm, and ReLU with dropout, in the sizes of 8x8: both passes against float64, and the time of plain torch."""
+    num_rows, num_repeats = (64, 3) if is_small else (4096, 20)
+    for dtype in (torch.float32, torch.bfloat16):  # of what autocast makes narrow
+        for width in (512, 1000, 1024):
+            yield _norm_row(device, num_rows, width, dtype, num_repeats)
+        yield _relu_dropout_row(device, num_rows, dtype, num_repeats)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Layers without kernels of ours."""
+    with (
+        mock.patch.object(kernels, "runs_on_cpu", return_value=False),
+        mock.patch.object(triton, "runs_on", return_value=False),
+    ):
+        yield
+
+
+def _norm_row(device: torch.device, num_rows: int, width: int, dtype: torch.dtype, num_repeats: int) -> Row:
+    torch.manual_seed(0)
+    states, signs, gain, bias = (torch.randn(size, device=device) for size in ((num_rows, width),) * 2 + (width,) * 2)
+    inputs = [states, torch.randn_like(states).to(dtype), gain, bias]
+
+    def both(dropout: float) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        torch.manual_seed(1)
+        result = kernels.residual_norm(*leaves, 1e-6, dropout)
+        return [result.detach(), *torch.autograd.grad(result, leaves, signs)]
+
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    right = reference.sample_norm(exact[0] + exact[1], *exact[2:])
+    pairs = zip(both(0.0), (right, *torch.autograd.grad(right, exact, signs.double())), strict=True)
+    worst = max(float((ours - wanted.detach()).norm() / wanted.detach().norm()) for ours, wanted in pairs)
+    most = KERNEL_TOLERANCES["fp32" if dtype == torch.float32 else "bf16"]
+    result = "ok" if worst < most else f"more than {most:g}"
+    if not all(map(torch.equal, both(0.1), both(0.1))):
+        result = "not repeatable"
+    return _layer_row(device, f"norm {num_rows}x{width}", dtype, worst, result, lambda: both(0.1), num_repeats)
+
+
+def _relu_dropout_row(device: torch.device, num_rows: int, dtype: torch.dtype, num_repeats: int) -> Row:
+    probability = 0.1
+    torch.manual_seed(0)
+    states = torch.randn(num_rows, 2_048, device=device).to(dtype).requires_grad_()
+    signs = torch.randn_like(states)
+
+    def both() -> list[Tensor]:
+        torch.manual_seed(1)
+        result = kernels.relu_dropout(states, probability)
+        return [result.detach(), *torch.autograd.grad(result, states, signs)]
+
+    found, of_states = both()
+    is_positive = states.detach() > 0
+    is_kept = found[is_positive] != 0
+    factor = torch.where(found != 0, 1 / (1 - probability), 0.0).double()
+    pairs = ((found, states.detach()), (of_states, signs))
+    worst = max(float((ours - factor * given).norm() / (factor * given).norm()) for ours, given in pairs)
+    errors = abs(float(is_kept.double().mean()) - (1 - probability)) * (is_kept.numel() / 0.09) ** 0.5
+    most = {torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]  # the CPU rounds the probability
+    result = (
+        "ok" if worst < most and errors < 4 else f"more than {most:g}, or {errors:.1f} standard errors off its rate"
+    )
+    return _layer_row(device, f"relu, dropout {num_rows}x2048", dtype, worst, result, both, num_repeats)
+
+
+def _layer_row(
+    device: torch.device,
+    what: str,
+    dtype: torch.dtype,
+    difference: float,
+    result: str,
+    work: Callable[[], object],
+    num_repeats: int,
+) -> Row:
+    ours = _milliseconds(device, work, num_repeats)
+    with _plain_torch():
+        plain = _milliseconds(device, work, num_repeats)
+    figures = {"difference": difference, "milliseconds": ours, "plain_milliseconds": plain}
+    text = f"difference {difference:.1e}, {ours:.2f} ms, plain torch {plain:.2f} ms"
+    return Row(what, _name(dtype), "", text, result, figures)
 
 
 def training(gpus: str, data: dict[str, PreparedData], folder: Path, ways: Iterable[Compile]) -> Iterator[Row]:
@@ -585,6 +686,7 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Sec
     yield lambda: training(gpus, data, folder, ways)
     yield lambda: stopped_and_resumed(gpus, data, folder)
     yield lambda: triton_kernels(device)
+    yield lambda: layer_kernels(device, is_small=is_small)
     for precision in ("fp32", "tf32") if is_cuda else ("fp32",):
         for size in sizes:
             yield timed(size, precision, ways[-1])

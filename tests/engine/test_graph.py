@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import launches
+from benchmarks.gpu_check import Size
 from tests.engine.op_recorder import Counted, OpRecorder
 from tests.engine.running import Killed, golden_run, kill_after, resume, tiny_settings, train, weights
 from trarctl.config.settings import Settings
@@ -219,6 +221,14 @@ def test_no_operation_of_a_step_waits_for_the_device(
         trainer.train_step([other], learning_rate=1e-3)
     assert counted.counts["_fused_adam_"] == 1
     assert 1_000 < counted.counts.total() < 3_600
+
+
+def test_a_step_at_8x8_launches_few_operators_none_of_which_waits() -> None:
+    counted = launches.count_step(Size(8, (0, 1, 2, 3), 64), "fp32", Counted())
+    assert counted.counts["routed_attention"] == counted.counts["routed_attention_backward"] == 18
+    assert counted.counts["norm"] == counted.counts["norm_backward"] == 31
+    assert counted.counts["_fused_adam_"] == counted.counts["lstm_backward"] == 1
+    assert launches.num_launches(counted) <= 900
 
 
 @pytest.mark.parametrize("kind", [OpRecorder, Unrecorded])

@@ -145,11 +145,11 @@ def prepared(name: str, grid: int, work: Path, rad: Path | None) -> Path:
                 rows = easy_table(pictures) if name == "easy" else drawn_table(pictures)
                 questions.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
             command = ["prepare", "table", "--name", name, "--questions", str(questions), "--images", str(pictures)]
-        _trarctl(*command, "--grid", str(grid), "--out", str(out), "--vectors", "none")
+        trarctl(*command, "--grid", str(grid), "--out", str(out), "--vectors", "none")
     return out
 
 
-def _trarctl(*arguments: str) -> None:
+def trarctl(*arguments: str) -> None:
     command = [sys.executable, "-m", "trarctl", *arguments]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -167,7 +167,7 @@ def train(name: str, data: Path, work: Path, variant: str, seed: int, epochs: in
             changes |= {"train.epochs": epochs, "train.decay_epochs": f"{epochs * 2 // 3},{epochs * 5 // 6}"}
         sets = [argument for key, value in changes.items() for argument in ("--set", f"{key}={value}")]
         known = "vqa-rad" if name == "rad" else name
-        _trarctl("train", known, "--data", str(data), "--recipe", "small", "--name", run, *sets)
+        trarctl("train", known, "--data", str(data), "--recipe", "small", "--name", run, *sets)
     events = [json.loads(line) for line in metrics.read_text().splitlines()]
     seconds = sum(event["seconds"] for event in events if event["event"] == "epoch")
     return [event["overall"] for event in events if event["event"] == "validation"][-1], seconds

@@ -60,15 +60,17 @@ def prepare(
         option(
             "--extractor",
             FEATURES_PANEL,
-            "What makes them: resnet101 (needs torchvision), patches, or one that a plugin adds; by default"
-            " resnet101; patches for a table, easy-vqa, vqa-rad and slake.",
+            "What makes them: resnet101, x152, patches or another; by default resnet101; patches for a table,"
+            " easy-vqa, vqa-rad and slake.",
             metavar="NAME",
         ),
     ] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", hidden=True)] = None,  # the name in version 0.1
     weights: Annotated[
         Path | None,
-        option("--weights", FEATURES_PANEL, "Its weights; by default torchvision downloads them.", metavar="FILE"),
+        option(
+            "--weights", FEATURES_PANEL, "Its weights; by default the published ones are downloaded.", metavar="FILE"
+        ),
     ] = None,
     gpus: GpusOption = None,
     grid: Annotated[
@@ -277,8 +279,10 @@ def _describe_features(manifest: Manifest) -> str:
     images, size = manifest.images, manifest.images.grid_size
     if not images.feature_width:
         return "none yet; training needs them"
-    if images.backbone:
-        how = f", by {images.backbone}, in the prepared folder"
+    by = f", by {images.backbone}" if images.backbone else ""
+    is_elsewhere = any(part.folder and part.folder.startswith("..") for part in images.image_sets)
+    if is_elsewhere:
+        how = "read where they are"
     else:
-        how = ", read where they are" if images.pack is None else f", packed as {images.pack}"
-    return f"{size} x {size} cells of {images.feature_width} numbers{how}"
+        how = "in the prepared folder" if images.pack is None else f"packed as {images.pack}"
+    return f"{size} x {size} cells of {images.feature_width} numbers{by}, {how}"

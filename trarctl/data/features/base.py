@@ -8,7 +8,7 @@ Axes: B images, S cells along one side, N = S * S cells in row-major order, W fe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Float32s = npt.NDArray[np.float32]
+
+_AGAIN = "prepare the data again"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Extractor(ABC):
     width: int  # feature width W
     takes_model: ClassVar[bool] = False  # whether its name goes on with a colon and a model
     stored_type: ClassVar[StoredType] = "float16"  # of feature files; values that float16 cannot hold stay in float32
-    kind: ClassVar[str] = "image"  # what messages call a file that it reads
+    takes_pictures: ClassVar[bool] = True  # otherwise it takes what somebody else made of them
     is_fitted: ClassVar[bool] = False  # whether ``fit`` has to see the training images before anything is extracted
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # those that ``precision`` may be
     precision = "fp32"  # of the computation
@@ -114,6 +116,10 @@ class Extractor(ABC):
         """Download weights where none are named and none are there; called before ``identity`` and ``load``."""
         return
 
+    def about(self) -> tuple[str, ...]:
+        """Tell what a user should know of it, a line each, such as the license of its weights; after ``fetch``."""
+        return ()
+
     def load(self) -> None:
         """Load what ``extract`` needs and what takes its time; called once before it."""
         return
@@ -131,9 +137,11 @@ def make_extractor(name: str, options: ExtractorOptions) -> Extractor:
     return extractor
 
 
-def read_extractor(path: Path, options: ExtractorOptions, progress: Progress = no_progress) -> Extractor:
-    """Make the extractor that a file describes; a DataError says why that cannot be done."""
-    again = "prepare the data again"
+def read_description(path: Path, again: str = _AGAIN) -> dict[str, Any]:
+    """Read what a file says of the extractor that made features; a DataError says that it is missing or damaged.
+
+    ``again`` is what helps where it is damaged.
+    """
     try:
         description = orjson.loads(path.read_bytes())
         name = description["name"]
@@ -141,17 +149,36 @@ def read_extractor(path: Path, options: ExtractorOptions, progress: Progress = n
         raise DataError(f"no extractor is stored as {path}", "prepare from images to have one") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}", again) from None
-    if not (isinstance(name, str) and is_extractor(name)):
+    if not isinstance(name, str):
+        raise DataError(f"unknown extractor {name!r} in {path}", again)
+    return dict(description)
+
+
+def restored(description: Mapping[str, Any], path: Path, options: ExtractorOptions, again: str = _AGAIN) -> Extractor:
+    """Make the extractor that ``read_description`` found in a file, without its weights: to ask it for a geometry."""
+    name, grid_size = description["name"], description.get("grid_size")
+    if not is_extractor(name):
         raise DataError(f"unknown extractor {name!r} in {path}", f"{PLUGINS_VARIABLE}=MODULE that adds it, or {again}")
+    if type(grid_size) is int and grid_size > 0:
+        options = replace(options, grid_size=grid_size)
     extractor = make_extractor(name, options)
     try:
-        extractor.restore(description)
+        extractor.restore(dict(description))
     except Exception as error:  # an extractor may raise anything over a damaged description
         raise DataError(f"the description of the extractor in {path} is damaged: {error}", again) from error
+    if type(extractor.grid_size) is not int or extractor.grid_size < 1:
+        raise DataError(f"the description of the extractor in {path} is damaged: its grid", again)
+    return extractor
+
+
+def read_extractor(path: Path, options: ExtractorOptions, progress: Progress = no_progress) -> Extractor:
+    """Make the extractor that a file describes, and have its weights; a DataError says why that cannot be done."""
+    description = read_description(path)
+    extractor = restored(description, path, options)
     extractor.fetch(progress)
     # The file may say more, such as how pictures were read.
     if description | extractor.describe() != description:
-        raise other_weights(path.parent, name, options.weights)
+        raise other_weights(path.parent, extractor.name, options.weights)
     return extractor
 
 

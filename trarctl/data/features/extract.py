@@ -42,6 +42,7 @@ from trarctl.data.features.grid import (
 )
 from trarctl.data.features.images import ImageSet, error_of, fingerprint, nested_names, refuse_problems
 from trarctl.data.features.reading import READING_VERSION, read_images
+from trarctl.data.features.resnet import TORCHVISION_WEIGHTS
 from trarctl.data.manifest import BACKBONE, EXTRACTION, StoredType, key_of
 from trarctl.errors import DataError, SettingsError, listed
 from trarctl.files import claimed, refuse_readonly, refusing, write_bytes, write_json
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from trarctl.data.prepared import PreparedData
 
+EXTRACTED = "extracted"  # folder, in prepared data, of the features that were made for it
 # Few enough that a batch of small images stays in the processor's cache. Another number changes last bits.
 _BATCH_IMAGES = 32
 _PAUSE_SECONDS, _LONGEST_SILENCE_SECONDS = 1.0, 3600.0
@@ -184,12 +186,14 @@ def extract_folder(
         extractor.fetch(progress)
         first_problems, more = _describe(out, extractor, items, precision, progress, skips_damaged=skips_damaged)
         notes += more
+        notes += extractor.about()
         num_there, problems = _make_files({"": items}, extractor, out, options.devices, progress)
         description = orjson.loads((out / BACKBONE).read_bytes())
+    kind = "image" if extractor.takes_pictures else "map"
     problems = list({problem.path: problem for problem in [*first_problems, *problems]}.values())
     if rank == 0 and (not skips_damaged or len(problems) == len(items)):
-        refuse_problems(extractor.kind, problems)
-    skipped = error_of(extractor.kind, problems) if problems else None
+        refuse_problems(kind, problems)
+    skipped = error_of(kind, problems) if problems else None
     seconds = time.monotonic() - began
     return ExtractReport(
         out, description, len(items) - len(problems), num_there, extractor.width, skipped, tuple(notes), seconds
@@ -519,23 +523,23 @@ def _loaded(
         progress("fitting the image descriptor", done, len(paths))
 
 
-def extractor_of(data: PreparedData, weights: Path | None = None) -> Extractor:
-    """Load the extractor that made the features of prepared data; DataError if it is unknown or has other weights."""
-    options = ExtractorOptions(data.manifest.images.grid_size, weights)
-    if data.manifest.images.backbone is not None:
-        extractor = read_extractor(data.path / BACKBONE, options)
-    else:
-        # Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
-        extractor = make_extractor("resnet101", options)
-        named = [_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)]
-        ours = [one for one in named[0].parent.glob(f"{named[0].name[:-8]}*") if _holds_features(one, data)]
-        if not ours:
-            why = "came from files made elsewhere, so trarctl cannot make matching features of a picture"
-            hint = "predict needs data whose features trarctl made from the images: trarctl prepare --help"
-            raise DataError(f"the features in {data.path} {why}", hint)
-        if not {*named} & {*ours}:
-            raise other_weights(data.path, extractor.name, weights)
-    extractor.load()
+def extractor_of_version_0_1(data: PreparedData, options: ExtractorOptions, progress: Progress) -> Extractor | None:
+    """Make the extractor that made the features of prepared data that does not name one; None if there is none.
+
+    Version 0.1 had one extractor for images that a user names, and left only the folder of features to tell.
+    """
+    folders = (data.path / EXTRACTED).glob(f"resnet101-{options.grid_size}-*")
+    ours = {one for one in folders if _holds_features(one, data)}
+    if not ours:
+        return None
+    extractor = make_extractor("resnet101", options)
+    extractor.fetch(progress)
+    named = set[Path]()
+    for said in (TORCHVISION_WEIGHTS, ""):
+        extractor.restore({"grid_size": options.grid_size, "weights": said})
+        named |= {_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)}
+    if not ours & named:
+        raise other_weights(data.path, extractor.name, options.weights)
     return extractor
 
 
@@ -556,7 +560,7 @@ def _extracted_folder(out: Path, extractor: Extractor, fitted_to: str | None, re
     """Name the folder of features, which changes with all that they depend on; ``reading`` is None for version 0.1."""
     also = {"fitted_to": fitted_to, "reading": reading}
     identity = extractor.identity() | {name: value for name, value in also.items() if value is not None}
-    return out / "extracted" / f"{extractor.name}-{extractor.grid_size}-{key_of(identity)[:8]}"
+    return out / EXTRACTED / f"{extractor.name}-{extractor.grid_size}-{key_of(identity)[:8]}"
 
 
 def _feature_file(folder: Path, name: str) -> Path:

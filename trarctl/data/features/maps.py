@@ -33,7 +33,7 @@ class Maps(Extractor):
     """
 
     name, width = "maps", WIDTH
-    kind: ClassVar[str] = "map"
+    takes_pictures: ClassVar[bool] = False
 
     def __init__(self, options: ExtractorOptions) -> None:
         super().__init__(options)

@@ -37,6 +37,7 @@ class NetworkExtractor(Extractor):
 
     precisions = ("fp32", "bf16")
     published: ClassVar[Download | None] = None  # its weights; None: they have to be named
+    weights_hint: ClassVar[str] = HINT  # which file of weights to take
 
     def __init__(self, options: ExtractorOptions) -> None:
         super().__init__(options)
@@ -57,12 +58,16 @@ class NetworkExtractor(Extractor):
         """Give a file's tensors the network's names; others are passed over."""
         return weights.tensors
 
+    def fast(self, network: nn.Module) -> nn.Module:
+        """Make a network with its weights faster, if there is a way; it gives the same, but for rounding."""
+        return network
+
     def fetch(self, progress: Progress = no_progress) -> None:
         """Download the published weights where none are named."""
         if self._path is not None:
             return
         if self.published is None:
-            raise DataError(f"{self.name} needs weights", HINT)
+            raise DataError(f"{self.name} needs weights", self.weights_hint)
         self._path, self._digest = fetch_weights(self.published, progress)
 
     def identity(self) -> dict[str, Any]:
@@ -71,7 +76,20 @@ class NetworkExtractor(Extractor):
         return {"weights": self._digest}
 
     def load(self) -> None:
-        """Put one copy of the network on each device.
+        """Put one copy of the network on each device."""
+        import torch
+
+        # Convolutions on a GPU would be of 10 bits, and values move by 1e-3.
+        torch.backends.cudnn.allow_tf32 = False
+        network = self.build()
+        self.fill(network)
+        network = self.fast(network.eval().requires_grad_(False))
+        self._idle = SimpleQueue()
+        for device in self._devices:
+            self._idle.put((device, _copy(network).to(device)))
+
+    def fill(self, network: nn.Module) -> None:
+        """Load the weights into a network that ``build`` made.
 
         Raises:
             DataError: if the weights are not those of this network.
@@ -79,22 +97,15 @@ class NetworkExtractor(Extractor):
         import torch
 
         assert self._path is not None, "fetch comes first"  # noqa: S101 - a promise of the interface
-        network = self.build()
-        state, given = network.state_dict(), self.renamed(read_weights(self._path))
+        state, given = network.state_dict(), self.renamed(read_weights(self._path, self.weights_hint))
         missing = [name for name in state if name not in given and not name.endswith("num_batches_tracked")]
         others = [name for name in state if name in given and given[name].shape != state[name].shape]
         if missing or others:
             first = f"without {missing[0]}" if missing else f"{others[0]} has the shape {list(given[others[0]].shape)}"
-            raise DataError(f"{self._path} does not hold the weights of {self.name}: {first}", HINT)
+            raise DataError(f"{self._path} does not hold the weights of {self.name}: {first}", self.weights_hint)
         if bad := [name for name in state if name in given and not torch.isfinite(given[name]).all()]:
-            raise DataError(f"{self._path} holds NaN or infinite weights in {bad[0]}", HINT)
+            raise DataError(f"{self._path} holds NaN or infinite weights in {bad[0]}", self.weights_hint)
         network.load_state_dict({name: given.get(name, value) for name, value in state.items()})
-        network.eval().requires_grad_(False)
-        # Convolutions on a GPU would be of 10 bits, and values move by 1e-3.
-        torch.backends.cudnn.allow_tf32 = False
-        self._idle = SimpleQueue()
-        for device in self._devices:
-            self._idle.put((device, _copy(network).to(device)))
 
     def extract(self, images: Sequence[Image]) -> Float32s:
         """Run images through the network, [B, N, W]."""

@@ -79,6 +79,20 @@ class Geometry:
         rows, columns = (self.columns, self.rows) if self.is_transposed else (self.rows, self.columns)
         return (_MAP_SIDE - rows) // 2, (_MAP_SIDE - columns) // 2
 
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the whole grid, in shares of the picture's width and height.
+
+        The grid, turned over its diagonal where ``is_transposed``, is stretched over it; what lies beyond the picture,
+        below 0 or above 1, is padding.
+        """
+        if not self.is_padded:
+            return 0.0, 0.0, 1.0, 1.0
+        top, left = self._corner[::-1] if self.is_transposed else self._corner
+        first, last = (-left, -top), (_MAP_SIDE - left, _MAP_SIDE - top)
+        sides = self.width / self.cell, self.height / self.cell
+        return first[0] / sides[0], first[1] / sides[1], last[0] / sides[0], last[1] / sides[1]
+
     def to_grid(self, cells: Float32s) -> Float32s:
         """Turn a map [R, C, W] into the grid's cells [N, W]."""
         if not self.is_padded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,19 +28,21 @@ class Weights(NamedTuple):
     versions: dict[str, int]
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, hint: str = HINT) -> Weights:
     """Read a state dict from ``.safetensors``, or from what ``torch.save`` writes; no code in it is run.
 
     A dictionary around it is taken off: ``model`` (detectron2, timm), ``state_dict`` and ``model_state_dict``; so is
     the prefix ``module.``, if all names have it.
 
     Raises:
-        DataError: if the file cannot be read or holds no tensors.
+        DataError: if the file cannot be read or holds no tensors; ``hint`` says which file to take.
     """
     import torch
 
-    with refusing(f"cannot read the weights {path}", HINT), path.open("rb") as file:
+    with refusing(f"cannot read the weights {path}", hint), path.open("rb") as file:
         head = file.read(16)
+    if _is_program(path):
+        raise DataError(f"{path} is a program in TorchScript; it is not run to get its weights", hint)
     try:
         if path.suffix == ".safetensors" or head[8:9] == b"{":
             from safetensors.torch import load_file
@@ -48,18 +51,18 @@ def read_weights(path: Path) -> Weights:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes its reader raise is not documented
-        raise DataError(f"{path} is not a file of weights, or is damaged", HINT) from error
+        raise DataError(f"{path} is not a file of weights, or is damaged", hint) from error
     for around in ("model", "state_dict", "model_state_dict"):
         if isinstance(found, dict) and isinstance(found.get(around), dict):
             found = found[around]
     if not isinstance(found, dict):
-        raise DataError(f"{path} does not hold weights by name", HINT)
+        raise DataError(f"{path} does not hold weights by name", hint)
     metadata = getattr(found, "_metadata", None) or {}
     tensors = {
         name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
     if not tensors:
-        raise DataError(f"{path} does not hold weights by name", HINT)
+        raise DataError(f"{path} does not hold weights by name", hint)
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     versions = {
         name.removeprefix(prefix): one["version"]
@@ -67,6 +70,15 @@ def read_weights(path: Path) -> Weights:
         if isinstance(one, dict) and isinstance(one.get("version"), int)
     }
     return Weights({name.removeprefix(prefix): value for name, value in tensors.items()}, versions)
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is an archive of ``torch.jit.save``, as OpenAI publishes CLIP."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def digest_of_file(path: Path) -> str:

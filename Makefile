@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz test-features test-extractors test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -58,6 +58,10 @@ soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, thr
 
 gpu-check: $(INSTALLED) ## Parity, a resumed run, kernels, times on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
+
+check-features: $(INSTALLED) ## Compare features made here with published ones, file by file: OURS=DIR PUBLISHED=DIR
+	@test -n "$(OURS)" -a -n "$(PUBLISHED)" || { echo "hint:  make check-features OURS=DIR PUBLISHED=DIR" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.check_features $(OURS) $(PUBLISHED)
 
 FEATURES_VENV := .venv-features
 

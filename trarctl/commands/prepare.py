@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trarctl.commands.console import add_row, duration, make_table, note, say, show_error, show_table, warn
-from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
+from trarctl.commands.options import (
+    DATA_PANEL,
+    OUTPUT_PANEL,
+    GpusOption,
+    dataset_argument,
+    extracting_devices,
+    option,
+)
 
 if TYPE_CHECKING:
     from trarctl.data.manifest import Manifest
@@ -204,7 +210,7 @@ def prepare(
         images=images,
         extractor=extractor or backbone,
         weights=weights,
-        devices=_devices(gpus) if images is not None or extractor is not None else ("cpu",),
+        devices=extracting_devices(gpus) if images is not None or extractor is not None else ("cpu",),
     )
     if check:
         with show_progress() as progress:
@@ -223,14 +229,6 @@ def prepare(
         with show_progress() as progress:
             report = preparing.prepare(request, progress)
         _show(report, request)
-
-
-def _devices(gpus: str | None) -> tuple[str, ...]:
-    """The devices that extract features, one copy of the extractor each."""
-    from trarctl.engine.distributed import plan_placement
-
-    placement = plan_placement(gpus, os.environ)
-    return placement.devices if placement.group is None else (placement.device,)
 
 
 def _show_checks(rows: Sequence[CheckRow], warnings: Sequence[str]) -> None:

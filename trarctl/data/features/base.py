@@ -18,6 +18,7 @@ import numpy.typing as npt
 import orjson
 
 from trarctl.data import Progress, no_progress
+from trarctl.data.features.reading import picture_endings, read_image
 from trarctl.data.features.sizes import Geometry
 from trarctl.data.manifest import StoredType
 from trarctl.errors import DataError, SettingsError
@@ -61,6 +62,8 @@ class Extractor(ABC):
     stored_type: ClassVar[StoredType] = "float16"  # of feature files; values that float16 cannot hold stay in float32
     takes_pictures: ClassVar[bool] = True  # otherwise it takes what somebody else made of them
     is_fitted: ClassVar[bool] = False  # whether ``fit`` has to see the training images before anything is extracted
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # those that ``precision`` may be
+    precision = "fp32"  # of the computation
 
     def __init__(self, options: ExtractorOptions) -> None:
         self.grid_size = options.grid_size
@@ -72,6 +75,18 @@ class Extractor(ABC):
     @abstractmethod
     def extract(self, images: Sequence[Image]) -> Float32s:
         """Turn RGB images of any size into features [B, N, W]; those that ``shrink`` gave or not, with one result."""
+
+    def endings(self) -> frozenset[str]:
+        """List the endings of the files that ``read`` takes, in lower case."""
+        return picture_endings()
+
+    def feature_name(self, name: str) -> str:
+        """Name the file of features that ``trarctl extract`` makes of a file."""
+        return f"{name}.npy"
+
+    def read(self, path: Path) -> Any:
+        """Read a file to what ``extract`` takes; a DataError says why that cannot be done."""
+        return self.shrink(read_image(path))
 
     def shrink(self, image: Image) -> Image:
         """Resize an image to what ``extract`` works on; called as soon as it is decoded, so that few are in memory."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +35,7 @@ class NetworkExtractor(Extractor):
     Images of one size go through together.
     """
 
+    precisions = ("fp32", "bf16")
     published: ClassVar[Download | None] = None  # its weights; None: they have to be named
     weights_hint: ClassVar[str] = HINT  # which file of weights to take
 
@@ -75,6 +77,10 @@ class NetworkExtractor(Extractor):
 
     def load(self) -> None:
         """Put one copy of the network on each device."""
+        import torch
+
+        # Convolutions on a GPU would be of 10 bits, and values move by 1e-3.
+        torch.backends.cudnn.allow_tf32 = False
         network = self.build()
         self.fill(network)
         network = self.fast(network.eval().requires_grad_(False))
@@ -114,13 +120,20 @@ class NetworkExtractor(Extractor):
                 same = [row for row, image in enumerate(shrunk) if image.size == size]
                 for rows in batched(same, max(_PIXELS_AT_ONCE // (size[0] * size[1]), 1)):
                     batch = torch.from_numpy(np.stack([self.pixels(shrunk[row]) for row in rows]))
-                    with torch.inference_mode():
+                    with torch.inference_mode(), self._autocast(device):
                         maps = network(batch.to(device)).float().cpu()
                     for row, cells in zip(rows, maps.permute(0, 2, 3, 1).numpy(), strict=True):
                         features[row] = self.geometry(*images[row].size).to_grid(cells)
         finally:
             self._idle.put((device, network))
         return features
+
+    def _autocast(self, device: str) -> AbstractContextManager[Any]:
+        import torch
+
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.partition(":")[0], torch.bfloat16)
 
 
 def _copy(network: nn.Module) -> nn.Module:

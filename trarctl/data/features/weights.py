@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HINT = "--weights FILE, as it is published"
 CACHE_VARIABLE = "TRARCTL_CACHE"
+_LONGEST_WAIT_SECONDS = 3600.0
 
 
 class Weights(NamedTuple):
@@ -101,5 +102,6 @@ def planned(download: Download) -> Planned:
 def fetch_weights(download: Download, progress: Progress) -> tuple[Path, str]:
     """Have published weights in the cache, fetched if they are missing, and give their path and SHA-256."""
     refuse_full_disk([planned(download)], cache_folder())
-    (fetched,) = fetch([download], cache_folder(), progress)
+    # Processes that share pictures ask for the same weights at once.
+    (fetched,) = fetch([download], cache_folder(), progress, wait_seconds=_LONGEST_WAIT_SECONDS)
     return fetched.path, fetched.sha256

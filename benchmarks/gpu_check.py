@@ -40,17 +40,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.engine.programs import program, resume_command, train_command, wait_for_step
 from tests.engine.running import GOLDEN, golden_run, weights
 from tests.model import reference
-from trarctl.config import Compile
+from trarctl.config import Compile, WantedCache
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.callbacks import Callback, Event, Note, StepDone
+from trarctl.engine.callbacks import Callback, Event, Note, StepDone, no_callback
 from trarctl.engine.checkpoint import TrainState, load_upstream
 from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of, tf32_allowed
 from trarctl.engine.evaluator import Evaluator
-from trarctl.engine.graph import NUM_UNRECORDED, RecordedForward, recorder_for
+from trarctl.engine.feeding import copies_to, keep_features, on_device
+from trarctl.engine.graph import NUM_UNRECORDED
 from trarctl.engine.loading import build_model, model_sizes
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
@@ -465,7 +466,7 @@ def random_batch(size: Size, device: torch.device) -> Batch:
         np.arange(size.batch),
         torch.randint(3, 20_573, (size.batch, 14)),
         torch.randn(size.batch, size.grid**2, 2_048),
-        torch.arange(size.batch),
+        None,
         torch.rand(size.batch, 3_129).round(),
     ).to(device)
 
@@ -511,17 +512,14 @@ def scoring_time(device: torch.device, size: Size, precision: Precision, way: Co
     notes: list[str] = []
     _free_memory(device)
     world, batch = World(0, 1, device), random_batch(size, device)
-    evaluator = Evaluator(build_model(settings, data).to(device).eval(), settings, 1.0, world)
-    recorder = recorder_for(device, way)
-    forward = evaluator.forward
-    if recorder is not None:
-        forward = RecordedForward(forward, recorder, notes.append)
+    model = build_model(settings, data).to(device).eval()
+    evaluator = Evaluator(model, settings, 1.0, world, _keep_notes(notes))
     for _ in range(NUM_UNRECORDED + 2):
-        forward(batch.question_tokens, batch.cells())
+        evaluator.replay(batch.question_tokens, batch.cells())
     _wait(device)
     started = time.perf_counter()
     for _ in range(num_batches):
-        scores, _ = forward(batch.question_tokens, batch.cells())
+        scores, _ = evaluator.replay(batch.question_tokens, batch.cells())
     _wait(device)
     seconds = (time.perf_counter() - started) / num_batches
     rate = size.batch / seconds
@@ -611,22 +609,27 @@ def _kernels(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
     }
 
 
-def loader_speed(device: torch.device, size: Size, folder: Path, *, num_batches: int) -> Row:
-    """Batches a second from packed features to the device."""
+def loader_speed(device: torch.device, size: Size, folder: Path, *, num_batches: int) -> Iterator[Row]:
+    """Batches a second to the device, from feature files, from memory, and from its own."""
     num_images, width = 400, 2_048
     data = _generated(folder / f"loader-{size.grid}", size.grid, num_images, width)
     samples = training_samples(data, "train", "bce")
     plan = training_plan(len(samples), batch_size=size.batch, seed=0, epoch=0, shuffle=True)
     plan = [plan[index % len(plan)] for index in range(num_batches)]
-    batches = load_batches(samples, plan, num_workers=4, pin=device.type == "cuda")
-    next(batches).to(device)
-    started = time.perf_counter()
-    count = sum(len(batch.to(device)) for batch in islice(batches, num_batches - 1))
-    _wait(device)
-    rate = count / (time.perf_counter() - started)
-    speed = rate * size.grid**2 * width * data.features.dtype.itemsize / 2**30
-    text = f"{rate:8.0f} samples/s to the device, {speed:.2f} GiB/s"
-    return Row(f"loader {size.grid}x{size.grid}", "", "", text, "ok", {"samples_per_second": rate})
+    caches: tuple[WantedCache, ...] = ("none", "ram", "device")
+    for cache in caches:
+        kept = keep_features(data, lambda: samples.images, cache, World(0, 1, device), no_callback)
+        loaded = load_batches(samples, plan, num_workers=4, pin=device.type == "cuda", kept=kept)
+        batches = on_device(loaded, device, copies_to(device))
+        next(batches).cells()
+        _wait(device)
+        started = time.perf_counter()
+        count = sum(len(batch.cells()) for batch in islice(batches, num_batches - 1))
+        _wait(device)
+        rate = count / (time.perf_counter() - started)
+        speed = rate * size.grid**2 * width * data.features.dtype.itemsize / 2**30
+        text = f"{rate:8.0f} samples/s to the device, {speed:.2f} GiB/s"
+        yield Row(f"loader {size.grid}x{size.grid}", "", f"cache {cache}", text, "ok", {"samples_per_second": rate})
 
 
 def _generated(folder: Path, grid: int, num_images: int, width: int) -> PreparedData:
@@ -695,7 +698,7 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Sec
     for way in ways:
         yield lambda way=way: [scoring_time(device, sizes[0], "fp32", way, num_batches=num_steps)]
     for size in sizes[:3]:
-        yield lambda size=size: [loader_speed(device, size, folder, num_batches=10 if is_small else 100)]
+        yield lambda size=size: loader_speed(device, size, folder, num_batches=10 if is_small else 100)
     if not can_compile(device):
         yield lambda: [Row("compiled", "", "compiled", "no C++ compiler", "left out")]
         return

@@ -6,6 +6,7 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shlex
 import shutil
@@ -81,6 +82,7 @@ from trarctl.registry import DATASETS, EXTRACTORS
 
 LONGEST_SENSIBLE_QUESTION = 512
 _NUM_EXAMPLES = 10
+_LARGEST_GRID, _MOST_WORDS = 256, 10_000  # more could not be held in memory
 _TEXT_DONE = "text.json"
 
 Verdict = Literal["ok", "other count", "missing", "not there, not needed", "damaged"]
@@ -296,13 +298,14 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     elif request.options:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in request.options)
         raise SettingsError(f"{spec.name} makes no use of {flags}", f"leave out {flags}")
-    for flag, value, least in (
-        ("--grid", request.grid, 1),
-        ("--max-words", request.max_words, 1),
-        ("--min-answer-count", request.min_answer_count, 0),
+    for flag, value, least, most in (
+        ("--grid", request.grid, 1, _LARGEST_GRID),
+        ("--max-words", request.max_words, 1, _MOST_WORDS),
+        ("--min-answer-count", request.min_answer_count, 0, math.inf),
     ):
-        if value is not None and value < least:
-            raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
+        if value is not None and not least <= value <= most:
+            limits = f"{least} to {most:,}" if most < math.inf else f"{least} or more"
+            raise SettingsError(f"{flag} must be {limits}, got {value:,}", f"pass {flag} {limits}")
     raw = request.raw or spec.default_raw_folder()
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or spec.default_extractor
     _refuse_contradictions(request, spec, extractor)

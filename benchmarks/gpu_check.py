@@ -22,12 +22,13 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import torch
@@ -38,22 +39,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.programs import program, resume_command, train_command, wait_for_step
 from tests.engine.running import GOLDEN, golden_run, weights
-from trarctl.config import Compile
+from tests.model import reference
+from trarctl.config import Compile, WantedCache
 from trarctl.config.resolve import resolve
 from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.callbacks import Callback, Event, Note, StepDone
+from trarctl.engine.callbacks import Callback, Event, Note, StepDone, no_callback
 from trarctl.engine.checkpoint import TrainState, load_upstream
 from trarctl.engine.distributed import Precision, World, peak_memory_bytes, precision_of, tf32_allowed
 from trarctl.engine.evaluator import Evaluator
-from trarctl.engine.graph import NUM_UNRECORDED, RecordedForward, recorder_for
+from trarctl.engine.feeding import copies_to, keep_features, on_device
+from trarctl.engine.graph import NUM_UNRECORDED
 from trarctl.engine.loading import build_model, model_sizes
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
 from trarctl.errors import first_line, shortened
+from trarctl.model import kernels
 from trarctl.model.kernels import attend, triton
 from trarctl.model.spans import Spans
 from trarctl.model.trar import TRAR
@@ -250,23 +254,121 @@ def _triton_row(
     pairs = zip(both("triton"), both("reference", torch.float64), strict=True)
     worst = max(float((ours - right).norm() / right.norm()) for ours, right in pairs)
     is_repeatable = all(map(torch.equal, both("triton", dropout=0.1), both("triton", dropout=0.1)))
-    times = {}
-    for kernel in ("triton", "reference"):
-        taken = []
-        for _ in range(num_repeats):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            both(kernel, dropout=0.1)
-            end.record()
-            torch.cuda.synchronize(device)
-            taken.append(begin.elapsed_time(end))
-        times[kernel] = float(np.median(taken))
+    times = {
+        kernel: _milliseconds(device, lambda kernel=kernel: both(kernel, dropout=0.1), num_repeats)
+        for kernel in ("triton", "reference")
+    }
     result = "ok" if worst < KERNEL_TOLERANCES[precision] else f"more than {KERNEL_TOLERANCES[precision]:g}"
     if not is_repeatable:
         result = "not repeatable"
     text = f"difference {worst:.1e}, {times['triton']:.2f} ms, reference {times['reference']:.2f} ms"
     figures = {"difference": worst} | {f"{kernel}_milliseconds": time for kernel, time in times.items()}
     return Row(f"triton {num_queries}x{num_keys}, {len(spans)} spans", precision, "", text, result, figures)
+
+
+def _milliseconds(device: torch.device, work: Callable[[], object], num_repeats: int) -> float:
+    """The median time of some work on a device."""
+    taken = []
+    for _ in range(num_repeats):
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            work()
+            end.record()
+            torch.cuda.synchronize(device)
+            taken.append(begin.elapsed_time(end))
+        else:
+            started = time.perf_counter()
+            work()
+            taken.append((time.perf_counter() - started) * 1e3)
+    return float(np.median(taken))
+
+
+def layer_kernels(device: torch.device, *, is_small: bool) -> Iterator[Row]:
+    """Norm, and ReLU with dropout, in the sizes of 8x8: both passes against float64, and the time of plain torch."""
+    num_rows, num_repeats = (64, 3) if is_small else (4096, 20)
+    for dtype in (torch.float32, torch.bfloat16):  # of what autocast makes narrow
+        for width in (512, 1000, 1024):
+            yield _norm_row(device, num_rows, width, dtype, num_repeats)
+        yield _relu_dropout_row(device, num_rows, dtype, num_repeats)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Layers without kernels of ours."""
+    with (
+        mock.patch.object(kernels, "runs_on_cpu", return_value=False),
+        mock.patch.object(triton, "runs_on", return_value=False),
+    ):
+        yield
+
+
+def _norm_row(device: torch.device, num_rows: int, width: int, dtype: torch.dtype, num_repeats: int) -> Row:
+    torch.manual_seed(0)
+    states, signs, gain, bias = (torch.randn(size, device=device) for size in ((num_rows, width),) * 2 + (width,) * 2)
+    inputs = [states, torch.randn_like(states).to(dtype), gain, bias]
+
+    def both(dropout: float) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        torch.manual_seed(1)
+        result = kernels.residual_norm(*leaves, 1e-6, dropout)
+        return [result.detach(), *torch.autograd.grad(result, leaves, signs)]
+
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    right = reference.sample_norm(exact[0] + exact[1], *exact[2:])
+    pairs = zip(both(0.0), (right, *torch.autograd.grad(right, exact, signs.double())), strict=True)
+    worst = max(float((ours - wanted.detach()).norm() / wanted.detach().norm()) for ours, wanted in pairs)
+    most = KERNEL_TOLERANCES["fp32" if dtype == torch.float32 else "bf16"]
+    result = "ok" if worst < most else f"more than {most:g}"
+    if not all(map(torch.equal, both(0.1), both(0.1))):
+        result = "not repeatable"
+    return _layer_row(device, f"norm {num_rows}x{width}", dtype, worst, result, lambda: both(0.1), num_repeats)
+
+
+def _relu_dropout_row(device: torch.device, num_rows: int, dtype: torch.dtype, num_repeats: int) -> Row:
+    probability = 0.1
+    torch.manual_seed(0)
+    states = torch.randn(num_rows, 2_048, device=device).to(dtype).requires_grad_()
+    signs = torch.randn_like(states)
+
+    def both() -> list[Tensor]:
+        torch.manual_seed(1)
+        result = kernels.relu_dropout(states, probability)
+        return [result.detach(), *torch.autograd.grad(result, states, signs)]
+
+    found, of_states = both()
+    is_positive = states.detach() > 0
+    is_kept = found[is_positive] != 0
+    factor = torch.where(found != 0, 1 / (1 - probability), 0.0).double()
+    pairs = ((found, states.detach()), (of_states, signs))
+    worst = max(float((ours - factor * given).norm() / (factor * given).norm()) for ours, given in pairs)
+    errors = abs(float(is_kept.double().mean()) - (1 - probability)) * (is_kept.numel() / 0.09) ** 0.5
+    most = {torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]  # the CPU rounds the probability
+    result = (
+        "ok" if worst < most and errors < 4 else f"more than {most:g}, or {errors:.1f} standard errors off its rate"
+    )
+    return _layer_row(device, f"relu, dropout {num_rows}x2048", dtype, worst, result, both, num_repeats)
+
+
+def _layer_row(
+    device: torch.device,
+    what: str,
+    dtype: torch.dtype,
+    difference: float,
+    result: str,
+    work: Callable[[], object],
+    num_repeats: int,
+) -> Row:
+    ours = _milliseconds(device, work, num_repeats)
+    with _plain_torch():
+        plain = _milliseconds(device, work, num_repeats)
+    figures = {"difference": difference, "milliseconds": ours, "plain_milliseconds": plain}
+    text = f"difference {difference:.1e}, {ours:.2f} ms, plain torch {plain:.2f} ms"
+    return Row(what, _name(dtype), "", text, result, figures)
 
 
 def training(gpus: str, data: dict[str, PreparedData], folder: Path, ways: Iterable[Compile]) -> Iterator[Row]:
@@ -364,7 +466,7 @@ def random_batch(size: Size, device: torch.device) -> Batch:
         np.arange(size.batch),
         torch.randint(3, 20_573, (size.batch, 14)),
         torch.randn(size.batch, size.grid**2, 2_048),
-        torch.arange(size.batch),
+        None,
         torch.rand(size.batch, 3_129).round(),
     ).to(device)
 
@@ -410,17 +512,14 @@ def scoring_time(device: torch.device, size: Size, precision: Precision, way: Co
     notes: list[str] = []
     _free_memory(device)
     world, batch = World(0, 1, device), random_batch(size, device)
-    evaluator = Evaluator(build_model(settings, data).to(device).eval(), settings, 1.0, world)
-    recorder = recorder_for(device, way)
-    forward = evaluator.forward
-    if recorder is not None:
-        forward = RecordedForward(forward, recorder, notes.append)
+    model = build_model(settings, data).to(device).eval()
+    evaluator = Evaluator(model, settings, 1.0, world, _keep_notes(notes))
     for _ in range(NUM_UNRECORDED + 2):
-        forward(batch.question_tokens, batch.cells())
+        evaluator.replay(batch.question_tokens, batch.cells())
     _wait(device)
     started = time.perf_counter()
     for _ in range(num_batches):
-        scores, _ = forward(batch.question_tokens, batch.cells())
+        scores, _ = evaluator.replay(batch.question_tokens, batch.cells())
     _wait(device)
     seconds = (time.perf_counter() - started) / num_batches
     rate = size.batch / seconds
@@ -510,22 +609,27 @@ def _kernels(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
     }
 
 
-def loader_speed(device: torch.device, size: Size, folder: Path, *, num_batches: int) -> Row:
-    """Batches a second from packed features to the device."""
+def loader_speed(device: torch.device, size: Size, folder: Path, *, num_batches: int) -> Iterator[Row]:
+    """Batches a second to the device, from feature files, from memory, and from its own."""
     num_images, width = 400, 2_048
     data = _generated(folder / f"loader-{size.grid}", size.grid, num_images, width)
     samples = training_samples(data, "train", "bce")
     plan = training_plan(len(samples), batch_size=size.batch, seed=0, epoch=0, shuffle=True)
     plan = [plan[index % len(plan)] for index in range(num_batches)]
-    batches = load_batches(samples, plan, num_workers=4, pin=device.type == "cuda")
-    next(batches).to(device)
-    started = time.perf_counter()
-    count = sum(len(batch.to(device)) for batch in islice(batches, num_batches - 1))
-    _wait(device)
-    rate = count / (time.perf_counter() - started)
-    speed = rate * size.grid**2 * width * data.features.dtype.itemsize / 2**30
-    text = f"{rate:8.0f} samples/s to the device, {speed:.2f} GiB/s"
-    return Row(f"loader {size.grid}x{size.grid}", "", "", text, "ok", {"samples_per_second": rate})
+    caches: tuple[WantedCache, ...] = ("none", "ram", "device")
+    for cache in caches:
+        kept = keep_features(data, lambda: samples.images, cache, World(0, 1, device), no_callback)
+        loaded = load_batches(samples, plan, num_workers=4, pin=device.type == "cuda", kept=kept)
+        batches = on_device(loaded, device, copies_to(device))
+        next(batches).cells()
+        _wait(device)
+        started = time.perf_counter()
+        count = sum(len(batch.cells()) for batch in islice(batches, num_batches - 1))
+        _wait(device)
+        rate = count / (time.perf_counter() - started)
+        speed = rate * size.grid**2 * width * data.features.dtype.itemsize / 2**30
+        text = f"{rate:8.0f} samples/s to the device, {speed:.2f} GiB/s"
+        yield Row(f"loader {size.grid}x{size.grid}", "", f"cache {cache}", text, "ok", {"samples_per_second": rate})
 
 
 def _generated(folder: Path, grid: int, num_images: int, width: int) -> PreparedData:
@@ -582,6 +686,7 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Sec
     yield lambda: training(gpus, data, folder, ways)
     yield lambda: stopped_and_resumed(gpus, data, folder)
     yield lambda: triton_kernels(device)
+    yield lambda: layer_kernels(device, is_small=is_small)
     for precision in ("fp32", "tf32") if is_cuda else ("fp32",):
         for size in sizes:
             yield timed(size, precision, ways[-1])
@@ -593,7 +698,7 @@ def check(device: torch.device, folder: Path, *, is_small: bool) -> Iterator[Sec
     for way in ways:
         yield lambda way=way: [scoring_time(device, sizes[0], "fp32", way, num_batches=num_steps)]
     for size in sizes[:3]:
-        yield lambda size=size: [loader_speed(device, size, folder, num_batches=10 if is_small else 100)]
+        yield lambda size=size: loader_speed(device, size, folder, num_batches=10 if is_small else 100)
     if not can_compile(device):
         yield lambda: [Row("compiled", "", "compiled", "no C++ compiler", "left out")]
         return

@@ -1,8 +1,10 @@
 """Batches out of a packed feature file against a plain sequential read of the same file, and the memory it takes.
 
     python -m benchmarks.loader [--quick] [--json FILE]
+    python -m benchmarks.loader --images 8000
 
-The file is in the page cache for both. Batches are shuffled and complete: questions, features and targets.
+The file is in the page cache for both. Batches are shuffled and complete: questions, features and targets. With
+``--images``, as many questions as VQA-v2 trains on and features of that many images, from their file and from memory.
 """
 
 from __future__ import annotations
@@ -10,24 +12,36 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import orjson
+import torch
 
 from benchmarks.attention import resident_bytes
 from benchmarks.make_full_size import write_vqa
 from trarctl import cli
-from trarctl.data.loader import load_batches, training_plan, training_samples
-from trarctl.data.prepared import open_prepared
+from trarctl.data import in_threads
+from trarctl.data.features.grid import FeatureStore
+from trarctl.data.features.resident import ResidentFeatures
+from trarctl.data.loader import Rows, Samples, load_batches, training_plan, training_samples
+from trarctl.data.manifest import FEATURES, ImageSetPart, ImagesPart
+from trarctl.data.prepared import PreparedData, PreparedSplit, open_prepared
 from trarctl.engine.distributed import reuse_freed_memory
 
 BATCH, WIDTH, CELLS = 64, 2048, 64
+NUM_QUESTIONS = 443_757  # of train of VQA-v2
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,76 @@ def measure(folder: Path, *, scale: float, num_samples: int) -> Result:
     )
 
 
+def questions_of_full_size(folder: Path, num_images: int) -> Samples:
+    """As many questions as train of VQA-v2 has, about images with random features in a packed file."""
+    random = np.random.default_rng(0)
+    (folder / FEATURES).mkdir()
+    shape = num_images, CELLS, WIDTH
+    packed = np.lib.format.open_memmap(folder / FEATURES / "all.npy", mode="w+", dtype=np.float16, shape=shape)
+    cells = random.standard_normal((CELLS, WIDTH)).astype(np.float16)
+    for row in range(num_images):
+        packed[row] = np.roll(cells, row)
+    del packed
+    images = ImageSetPart(name="all", num_images=num_images, kind="packed", file="all.npy", stored_type="float16")
+    part = ImagesPart(key="", grid_size=8, feature_width=WIDTH, pack="float16", backbone=None, image_sets=(images,))
+    store = FeatureStore(folder, "vqa", part, [np.arange(num_images)])
+    num_each = random.integers(1, 8, NUM_QUESTIONS)
+    offsets = np.concatenate([[0], np.cumsum(num_each)])
+    lengths = random.integers(4, 15, NUM_QUESTIONS)[:, None]
+    split = SimpleNamespace(
+        question_id=np.arange(NUM_QUESTIONS),
+        question_tokens=np.where(np.arange(14) < lengths, 3, 0).astype(np.int32),
+        image=random.integers(0, num_images, NUM_QUESTIONS, dtype=np.int32),
+        targets=(offsets, random.integers(0, 3_129, offsets[-1]), random.integers(1, 10, offsets[-1], dtype=np.uint8)),
+    )
+    data = SimpleNamespace(answers=range(3_129), features=store)
+    return Samples(cast(PreparedData, data), [(cast(PreparedSplit, split), np.arange(NUM_QUESTIONS))], "bce")
+
+
+def compare_sources(
+    folder: Path, num_images: int, *, repetitions: int = 5, num_batches: int = 150
+) -> dict[str, tuple[int, int]]:
+    """Samples a second in two threads, medians: by the clock, and by the time of the processors, were there two alone.
+
+    Out of the file, out of memory, and where a device keeps the features; the first two with and without one more copy:
+    it stands for the one into page-locked memory, which a GPU's batches took before they were read there.
+    """
+    samples = questions_of_full_size(folder, num_images)
+    store, images = samples._data.features, samples._parts[0][0].image
+    kept = ResidentFeatures(store, np.arange(num_images), num_threads=2)
+    there = cast(ResidentFeatures, SimpleNamespace(on_device=torch.empty(0), places=kept.places))
+    buffers = [np.empty((BATCH, CELLS, WIDTH), np.float16) for _ in range(8)]
+    reuse_freed_memory()
+
+    def copied_again(indices: Rows, source: ResidentFeatures | None = None) -> None:
+        features = samples.batch(indices, kept=source).features.numpy()
+        np.copyto(buffers[indices[0] % len(buffers)][: len(features)], features)
+
+    works: dict[str, Callable[[Rows], object]] = {
+        "file, copied again": copied_again,
+        "file": samples.batch,
+        "memory, copied again": partial(copied_again, source=kept),
+        "memory": partial(samples.batch, kept=kept),
+        "device": partial(samples.batch, kept=there),
+        "features alone, file": lambda rows: store.read(images[rows]),
+        "features alone, memory": lambda rows: kept.read(images[rows], buffers[rows[0] % len(buffers)]),
+    }
+    clock, processors = (defaultdict[str, list[float]](list) for _ in range(2))
+    for epoch in range(repetitions):
+        plan = training_plan(len(samples), batch_size=BATCH, seed=0, epoch=epoch, shuffle=True)[:num_batches]
+        for name, work in works.items():
+            start = time.perf_counter(), time.process_time()
+            for _ in in_threads(work, plan, 2):
+                pass
+            clock[name].append(time.perf_counter() - start[0])
+            processors[name].append((time.process_time() - start[1]) / 2)
+    count = num_batches * BATCH
+    return {
+        name: (round(count / statistics.median(clock[name])), round(count / statistics.median(processors[name])))
+        for name in works
+    }
+
+
 def measure_and_print(*, quick: bool) -> Result:
     """Measure in a temporary folder and print a table."""
     with tempfile.TemporaryDirectory(prefix="trarctl-loader-") as folder:
@@ -126,8 +210,17 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller file, fewer samples")
+    parser.add_argument("--images", type=int, help="compare files and memory, with features of that many images")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
+    if options.images is not None:
+        with tempfile.TemporaryDirectory(prefix="trarctl-loader-") as folder:
+            speeds = compare_sources(Path(folder), options.images)
+        print(f"{'samples/s in two threads':28} {'by the clock':>14} {'on two processors':>18} {'GB/s':>6}")
+        for name, (by_clock, alone) in speeds.items():
+            print(f"{name:28} {by_clock:>14,} {alone:>18,} {alone * CELLS * WIDTH * 2 / 1e9:6.1f}")
+        print("load of the machine:", *os.getloadavg(), f"on {os.cpu_count()} processors")
+        return
     result = measure_and_print(quick=options.quick)
     if options.json is not None:
         options.json.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")

@@ -151,6 +151,14 @@ def test_an_error_without_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == "error: it broke\n"
 
 
+def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing_with(MemoryError("Unable to allocate 2.55 TiB"), monkeypatch) == 6
+    assert capsys.readouterr().err == (
+        "error: the computer has too little memory: Unable to allocate 2.55 TiB\n"
+        "hint:  close other programs, or ask for less\n"
+    )
+
+
 def test_user_text_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 300
     failing_with(DataError(f"[red]no[/red] :smile: file \x1b[31m {long}\nsecond", "see [/bold]"), monkeypatch)

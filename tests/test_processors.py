@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trarctl.processors import prepare_environment, threads_of_each, usable_processors
+from trarctl.processors import Memory, prepare_environment, threads_of_each, usable_memory, usable_processors
 
 QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL"}
 
@@ -106,3 +106,35 @@ def test_the_environment_of_libraries(before: dict[str, str], after: dict[str, s
     environ = dict(before)
     assert prepare_environment(environ) == warning
     assert environ == after
+
+
+MEMINFO = "MemTotal:        1000 kB\nMemFree:          100 kB\nMemAvailable:     700 kB\nHugePages_Total:       0\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "files", "expected"),
+    [
+        ("max\n", "500\n", "", (1_024_000, 716_800)),
+        ("600000\n", "500000\n", "", (600_000, 100_000)),
+        ("600000\n", "500000\n", "anon 7\nactive_file 1000\ninactive_file 2000\n", (600_000, 103_000)),
+        ("600000\n", "700000\n", "", (600_000, 0)),
+        ("900000\n", "1000\n", "", (900_000, 716_800)),
+        ("broken", "1", "", (1_024_000, 716_800)),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_of_a_control_group(
+    version: int, limit: str, used: str, files: str, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    root = write(tmp_path, proc__self__cgroup="0::/job\n" if version == 2 else "4:memory:/job\n2:cpu:/\n")
+    (root / "proc/meminfo").write_text(MEMINFO)
+    group = root / ("sys/fs/cgroup" if version == 2 else "sys/fs/cgroup/memory/job")
+    group.mkdir(parents=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for name, text in zip((*names, "memory.stat"), (limit, used, files), strict=True):
+        (group / name).write_text(text)
+    assert usable_memory(root) == Memory(*expected)
+
+
+def test_memory_that_nobody_tells(tmp_path: Path) -> None:
+    assert usable_memory(tmp_path) == Memory(0, 0)

@@ -57,6 +57,12 @@ def test_nothing_but_its_own_file_compares_with_the_name_of_a_data_set() -> None
     assert found == []
 
 
+def test_only_downloads_use_the_network() -> None:
+    asks = re.compile(r"^\s*(?:import|from) (?:httpx|requests|http\.client|urllib\.request|huggingface_hub)\b", re.M)
+    found = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if asks.search(path.read_text("utf-8"))]
+    assert found == [Path("data/download.py")]
+
+
 def test_only_the_kernels_ask_for_a_device() -> None:
     asks = re.compile(r"\.is_cuda|device\.type|torch\.cuda\b")
     modules = [path for path in (PACKAGE / "model").glob("*.py") if asks.search(path.read_text(encoding="utf-8"))]

@@ -16,7 +16,7 @@ from trarctl.commands import download, predict, prepare, resume, runs, show, sub
 from trarctl.commands import eval as evaluation
 from trarctl.commands.console import shield_streams, show_error, warn
 from trarctl.commands.options import Command, Group
-from trarctl.errors import DataError, Stopped, TrarError, told_warnings
+from trarctl.errors import DataError, DeviceError, Stopped, TrarError, told_warnings
 from trarctl.groups import LEFT_BEHIND
 from trarctl.processors import prepare_environment
 
@@ -87,6 +87,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         failure = error
     except KeyboardInterrupt:
         return 130
+    except MemoryError as error:
+        said = " ".join(str(error).split())
+        failure = DeviceError(
+            f"the computer has too little memory{f': {said}' if said else ''}", "close other programs, or ask for less"
+        )
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:
             raise

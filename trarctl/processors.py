@@ -1,4 +1,4 @@
-"""Processors: how many this process may use, by affinity, by the quota of its control group, and by what users say.
+"""Processors and memory that this process may use: by affinity, by its control group, and by what users say.
 
 Free of numpy and torch, whose libraries read some of it from the environment while they are loaded.
 """
@@ -8,12 +8,20 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 # How long a thread of GNU OpenMP waits for work in a loop before it sleeps. Its default takes most of the time of other
 # programs on the same processors; this one costs nothing where there are none.
 _SPINS = "20000"
+
+
+class Memory(NamedTuple):
+    """Memory of a machine or a device, in bytes."""
+
+    total: int
+    free: int
 
 
 def usable_processors(root: Path = Path("/")) -> int:
@@ -22,7 +30,7 @@ def usable_processors(root: Path = Path("/")) -> int:
         allowed = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
         allowed = os.cpu_count() or 1
-    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(root))]))
+    return max(1, min([allowed, *(math.ceil(quota) for group in _groups(root, "cpu") for quota in _quota(group))]))
 
 
 def threads_of_each(num_processes: int, environ: MutableMapping[str, str] = os.environ) -> int:
@@ -48,19 +56,36 @@ def prepare_environment(environ: MutableMapping[str, str] = os.environ) -> str |
     return f"OMP_NUM_THREADS={text!r} is no number of threads: it is not used" if text.strip() else None
 
 
-def _quotas(root: Path) -> list[float]:
-    """The processors that control groups grant, those further up included; version 2 first, then version 1."""
-    quotas, base = [], root / "sys/fs/cgroup"
+def usable_memory(root: Path = Path("/")) -> Memory:
+    """The memory of this machine, or as much as control groups grant; files in the page cache count as free."""
+    told = dict(re.findall(r"^(\w+):\s*([0-9]+) kB$", _read(root / "proc/meminfo"), re.MULTILINE))
+    total, free = (1024 * int(told.get(name, 0)) for name in ("MemTotal", "MemAvailable"))
+    for group in _groups(root, "memory"):
+        for limit_file, used_file in (("memory.max", "memory.current"), _MEMORY_1):
+            limit, used = (_read(group / name).strip() for name in (limit_file, used_file))
+            # Without a limit, version 2 says max, and version 1 more than any machine has.
+            if limit.isascii() and limit.isdigit() and used.isascii() and used.isdigit():
+                files = re.findall(r"^(?:in)?active_file ([0-9]+)$", _read(group / "memory.stat"), re.MULTILINE)
+                total = min(total, int(limit))
+                free = min(free, max(int(limit) - int(used) + sum(map(int, files)), 0))
+    return Memory(total, free)
+
+
+_MEMORY_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")  # of version 1
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The control groups of this process, those further up included; version 2 first, then version 1."""
+    base = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         inside = PurePosixPath(*(part for part in path.split("/") if part not in ("", "..")))
-        for mount in [base / "cpu", base / controllers] if controllers else [base]:
+        for mount in [base / controller, base / controllers] if controllers else [base]:
             # A container sees its own group at the mount, which is the last of the parents, whatever the path says.
             for group in (inside, *inside.parents):
-                quotas += _quota(mount / group)
-    return quotas
+                yield mount / group
 
 
 def _quota(group: Path) -> list[float]:

@@ -142,6 +142,9 @@ def test_sets_without_addresses_say_how_to_get_them(trarctl: Run) -> None:
     code, _, stderr = trarctl("download", "easy-vqa")
     assert code == 4
     assert "error: trarctl has no addresses of the files of easy-vqa\nhint:  pip install" in stderr
+    code, _, stderr = trarctl("download", "vqa-cp")
+    assert code == 4
+    assert "error: trarctl has addresses of the pictures of vqa-cp alone: --images\nhint:  put vqacp_v2_" in stderr
 
 
 def test_usage(trarctl: Run) -> None:

@@ -127,6 +127,23 @@ def test_every_command_of_the_tour(table: Path, trarctl: Run, monkeypatch: pytes
         assert code == 0, f"{words}: {err}"
 
 
+def test_a_bad_table_is_one_message_and_leaves_nothing(table: Path, trarctl: Run) -> None:
+    lines = (table / "birds.jsonl").read_text().splitlines(keepends=True)
+    (table / "birds.jsonl").write_text("".join([*lines, lines[0].replace("some 0", "../some 0")]))
+    prepare = ("prepare", "table", "--name", "birds", "--questions", "birds.jsonl", "--images", "photos", "--grid", 2)
+    for options in ((), ("--check",)):
+        code, out, err = trarctl(*prepare, "--vectors", "none", *options)
+        assert code == 4
+        assert "Traceback" not in out + err
+        assert re.search(
+            r"error: birds\.jsonl: 1 unusable row: line 121: '\.\./some 0/picture\.png' leads out of the folder of"
+            r" pictures, \S+\nhint:  pictures are files in the folder of --images, or beside the table",
+            err,
+        )
+        assert not list((table / "data").rglob("[!.]*.*"))
+    assert trarctl("train", "birds")[0] == 2
+
+
 def test_recipes_by_name_or_file(table: Path, trarctl: Run) -> None:
     code, out, _ = trarctl("train", "easy-vqa", "--dry-run", "--recipe", "small")
     assert code == 0

@@ -101,6 +101,37 @@ def test_whether_packed_files_are_prepared(tmp_path: Path, vqa: Path) -> None:
     assert prepare(request).was_current
 
 
+def test_questions_are_read_out_of_a_tar_archive(tmp_path: Path, vqa: Path) -> None:
+    (other := tmp_path / "other").mkdir()
+    members = {f"./{path.name}": path.read_bytes() for path in vqa.glob("*.json")}
+    for name, member in PACKED.items():
+        with zipfile.ZipFile(vqa / name) as archive:
+            members[f"./{member}"] = archive.read(member)
+    write_tar(other / "all.tar.gz", members)
+    prepare(request_of(vqa, tmp_path / "one"))
+    prepare(request_of(other, tmp_path / "two"))
+    assert arrays_of(tmp_path / "one") == arrays_of(tmp_path / "two")
+    # The same content in a zip archive is the same file, another one is not.
+    name = PACKED["v2_Questions_Val_mscoco.zip"]
+    write_zip(other / "b.zip", {name: members[f"./{name}"]})
+    assert find_packed(other, [name]) == {name: f"all.tar.gz/{name}"}
+    write_zip(other / "b.zip", {name: members[f"./{name}"].swapcase()})
+    with pytest.raises(DataError, match="are different files of one name"):
+        find_packed(other, [name])
+
+
+def test_a_tar_archive_that_unpacks_to_far_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED_BYTES", 1000)
+    path = write_tar(tmp_path / "a.tar.gz", {"q.json": b"[]", "zeros": bytes(10_000_000)})
+    assert find_packed(tmp_path, ["q.json"]) == {}
+    with pytest.raises(DataError, match="unpacks to more than 200 times its size"):
+        raw_sha256(path / "zeros")
+    path.write_bytes(
+        gzip.compress(gzip.decompress(write_tar(path, {"q.json": b"[]"}).read_bytes()) + bytes(10_000_000))
+    )
+    assert find_packed(tmp_path, ["q.json"]) == {}
+
+
 def test_folders_in_an_archive_do_not_matter(tmp_path: Path) -> None:
     raw = write_clevr(tmp_path)
     request = request_of(raw, tmp_path / "out", "clevr")

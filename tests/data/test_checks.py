@@ -21,6 +21,7 @@ from trarctl import cli
 from trarctl.data.prepare import PrepareRequest, check, prepare
 from trarctl.data.prepared import open_prepared
 from trarctl.errors import DataError, SettingsError, TrarError
+from trarctl.registry import DATASETS
 
 
 def test_every_file_of_a_golden_set() -> None:
@@ -57,6 +58,35 @@ def test_what_is_missing_and_what_is_damaged(tmp_path: Path) -> None:
     assert (val.verdict, val.expected) == ("missing", 149_991)
     assert val.advice.startswith("trarctl download clevr ")
     assert rows["questions/CLEVR_test_questions.json"].verdict == "not there, not needed"
+
+
+def test_what_is_missing_has_its_size_and_the_command_for_it(tmp_path: Path) -> None:
+    for name, expected in {
+        "vqa": {
+            "v2_mscoco_val2014_annotations.json": "trarctl download vqa {raw} (10.5 MB)",
+            "v2_OpenEnded_mscoco_test2015_questions.json": "only for the split test, and for the vocabulary of"
+            " published checkpoints: trarctl download vqa {raw} (its size is not published)",
+            "images of val2014": "needed for training: trarctl download vqa {raw} --only val2014.zip (6.6 GB), or"
+            " --features DIR",
+            "images of test2015": "",
+        },
+        "aokvqa": {
+            "images of val2017": "needed for training: trarctl download aokvqa {raw} --only train2014.zip --only"
+            " val2014.zip (20.2 GB), or --features DIR",
+        },
+        "clevr": {
+            "images of val": "needed for training: trarctl download clevr {raw} --images (19.0 GB), or --features DIR",
+        },
+        "vqa-cp": {
+            "vqacp_v2_train_questions.json": DATASETS["vqa-cp"].download_hint,
+            "vqacp_v2_test_annotations.json": "as above",
+        },
+    }.items():
+        found = check(PrepareRequest(name, raw=tmp_path / "none", vectors="none"))
+        advice = {row.file: row.advice for row in found.rows}
+        for file, words in expected.items():
+            assert advice[file] == words.replace("{raw}", f"--raw {tmp_path / 'none'}")
+        assert [fault.what for fault in found.faults] == [f"no folder of raw files {tmp_path / 'none'}"]
 
 
 def test_files_with_odd_names_are_mentioned(tmp_path: Path) -> None:

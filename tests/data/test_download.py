@@ -10,10 +10,12 @@ import os
 import random
 import re
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -54,6 +56,13 @@ def url(served: Served) -> Iterator[str]:
 class Told(list[str]):
     def __call__(self, text: str) -> None:
         self.append(text)
+
+
+def packed_as_tar() -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("q.json"))
+    return content.getvalue()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -243,7 +252,7 @@ def test_a_length_that_is_too_short(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a", CONTENT)
     cut = Served(packed.getvalue(), claimed=900)
-    with serving({"/a.zip": cut}) as url, pytest.raises(DataError, match=r"a.zip is no whole zip archive"):
+    with serving({"/a.zip": cut}) as url, pytest.raises(DataError, match=r"a.zip is no whole archive"):
         fetch([Download(f"{url}/a.zip")], tmp_path)
     assert files_of(tmp_path) == {}
 
@@ -521,6 +530,63 @@ def test_what_holds_a_raw_file() -> None:
     assert holders([one], ["d"]) == []
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_what_is_no_archive_does_not_take_its_name(tmp_path: Path, name: str) -> None:
+    with serving({f"/{name}": (served := Served(b'{"error": "try later"}'))}) as address:
+        wanted = Download(f"{address}/{name}", holds=("q.json",))
+        with pytest.raises(DataError, match=f"{name} is no whole archive"):
+            fetch([wanted], tmp_path)
+        assert files_of(tmp_path) == {}
+        # Nothing was recorded that would be in the way of the right file.
+        served.content = pictures() if name == "a.zip" else packed_as_tar()
+        fetch([wanted], tmp_path)
+    assert files_of(tmp_path) == {name: served.content}
+
+
+@pytest.mark.parametrize(
+    ("known", "most"), [({"num_bytes": 900}, 900), ({"about_bytes": 400}, 800), ({}, 600), ({"has_images": True}, 700)]
+)
+@pytest.mark.parametrize("is_said", [True, False])
+def test_a_body_without_end(
+    tmp_path: Path,
+    served: Served,
+    url: str,
+    known: dict[str, Any],
+    most: int,
+    is_said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(downloading, "_MOST_BYTES", {False: 600, True: 700})
+    served.has_length = is_said
+    expected = f"{most}" if "num_bytes" in known else f"at most {most}"
+    with pytest.raises(DataError, match=rf"a.bin has 1,000 bytes, expected {expected}$"):
+        fetch([Download(url, **known)], tmp_path)
+    assert files_of(tmp_path) == {}
+
+
+def test_what_is_no_file_is_in_the_way(tmp_path: Path, served: Served, url: str) -> None:
+    wanted, path, part = Download(url, sha256=SHA256), tmp_path / "a.bin", tmp_path / "a.bin.part"
+    target = tmp_path / "target"
+    target.write_bytes(CONTENT[:9])
+    for one, make, message in (
+        (path, lambda: path.mkdir(), "a.bin is there, and is no file"),
+        (path, lambda: os.mkfifo(path), "a.bin is there, and is no file"),
+        (path, lambda: path.symlink_to("nowhere"), "a.bin is there, and is no file"),
+        (part, lambda: part.mkdir(), "a.bin.part is there, and is no file"),
+        (part, lambda: part.symlink_to(target), "a.bin.part is a link, which is not followed"),
+        (part, lambda: part.symlink_to("nowhere"), "a.bin.part is a link, which is not followed"),
+    ):
+        make()
+        with pytest.raises(DataError, match=message):
+            fetch([wanted], tmp_path)
+        one.rmdir() if one.is_dir() else one.unlink()
+    assert served.ranges == []
+    # An archive that lies elsewhere may be linked.
+    target.write_bytes(CONTENT)
+    path.symlink_to(target)
+    assert fetch([wanted], tmp_path)[0].was_there
+
+
 def test_the_tables_of_the_data_sets() -> None:
     for name, (spec, downloads) in downloads_by_name().items():
         names = [one.file_name for one in downloads]
@@ -533,3 +599,30 @@ def test_the_tables_of_the_data_sets() -> None:
             assert {*one.holds} <= raw_files, one
             assert one.num_bytes is None or one.about_bytes is None, one
             assert one.sha256 is not None or replace(one, part=None).url.startswith("https:"), one
+
+
+# Of two independent lists, typed in here a second time.
+FIGURES = """
+v2_Questions_Train_mscoco.zip 7239401 05a64b6e2582d06d7585f5429674a9a33851878be1bff9f8668cdcf792df611e
+v2_Questions_Val_mscoco.zip 3494929 e71f6c5c3e97a51d050f28243e262b28cd0c48d11a6b4632d769d30d3f93222a
+v2_Questions_Test_mscoco.zip None 982e2e687a86514b78ea83af356d151976c5e3fb4168a29ca543610574082ad7
+v2_Annotations_Train_mscoco.zip 21708861 fb101bcefe91422c543c2bb6d70af11eb3119d0ff745ae283d09acdf66250853
+v2_Annotations_Val_mscoco.zip 10518930 0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e
+train2014.zip 13510573713 ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775
+val2014.zip 6645013297 fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0
+test2015.zip 13270587935 1a2aa896b81140a850a78fa8bff07d455698d2abf364ff05721763458a8101ca
+CLEVR_v1.0.zip 19021600724 5cd61cf1096ed20944df93c9adb31e74d189b8459a94f54ba00090e5c59936d1
+image_data.json.zip 1780854 b87a94918cb2ff4d952cf1dfeca0b9cf6cd6fd204c2f8704645653be1163681a
+question_answers.json.zip 24776315 None
+CLEVR_CoGenT_v1.0.zip None 9e4a361ab939a4899e6d2ac14a5ee434
+train.json 2964571 245d07f0584b9df52c5cc37d9eb55511
+validate.json 639139 1445336a1413f3d741cfebbb6fdc9157
+test.json 635829 b3603fc2ba45a9511714f8991b2711d9
+"""
+
+
+def test_the_published_figures() -> None:
+    found = {one.file_name: one for _, downloads in downloads_by_name().values() for one in downloads}
+    for name, size, known in map(str.split, FIGURES.split("\n")[1:-1]):
+        assert (name, str(found[name].num_bytes)) == (name, size)
+        assert str(found[name].md5 if len(known) == 32 else found[name].sha256) == known

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from trarctl.data.features.resident import ResidentFeatures
 from trarctl.data.loader import (
     epoch_order,
     load_batches,
@@ -115,6 +116,33 @@ def test_batches_come_in_order(vqa: PreparedData, num_workers: int) -> None:
     assert [len(batch) for batch in batches] == [7] * 14 + [2]
     assert np.array_equal(np.concatenate([batch.question_id for batch in batches]), vqa.split("val").question_id)
     assert batches[0].target is None
+
+
+@pytest.mark.parametrize("split", ["train", "train+val"])
+def test_batches_of_kept_features_are_those_of_the_files(split: str, vqa: PreparedData) -> None:
+    samples = training_samples(vqa, split, "bce")
+    plan = [*training_plan(len(samples), batch_size=20, seed=1, epoch=0, shuffle=True), np.arange(1)]
+    in_memory = ResidentFeatures(vqa.features, samples.images)
+    on_device = ResidentFeatures(vqa.features, samples.images, device=torch.device("cpu"))
+    # As many questions as images are kept, in another order than those.
+    plan.append(np.arange(len(samples.images)))
+    plain, copied, indexed = (
+        list(load_batches(samples, plan, num_workers=2, kept=kept)) for kept in (None, in_memory, on_device)
+    )
+    assert {batch.image is None for batch in plain} == {True, False}
+    for right, one, other in zip(plain, copied, indexed, strict=True):
+        assert [tensor.numpy().tobytes() for tensor in one.tensors()] == [
+            tensor.numpy().tobytes() for tensor in right.tensors()
+        ]
+        assert other.features is on_device.on_device
+        assert other.cells().numpy().tobytes() == right.cells().numpy().tobytes()
+        assert torch.equal(other.question_tokens, right.question_tokens)
+
+
+def test_the_images_of_samples(vqa: PreparedData) -> None:
+    split = vqa.split("train")
+    images = training_samples(vqa, "train", "bce").images
+    assert images.tolist() == sorted(set(split.image[split.training_order].tolist()))
 
 
 def test_an_early_end_leaves_no_thread_behind(vqa: PreparedData) -> None:

@@ -315,7 +315,16 @@ def test_an_answer_limit_that_leaves_nothing(tmp_path: Path) -> None:
     assert "--min-answer-count 0" in error.value.hint
 
 
-@pytest.mark.parametrize(("option", "flag"), [("grid", "--grid"), ("max_words", "--max-words")])
-def test_limits_of_options(tmp_path: Path, option: str, flag: str) -> None:
-    with pytest.raises(SettingsError, match=f"{flag} must be 1 or more, got 0"):
-        prepare(PrepareRequest("vqa", raw=tmp_path, out=tmp_path / "out", **{option: 0}))
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("grid", 0, "--grid must be 1 to 256, got 0"),
+        ("grid", 257, "--grid must be 1 to 256, got 257"),
+        ("max_words", 0, "--max-words must be 1 to 10,000, got 0"),
+        ("max_words", 99_999_999_999, "--max-words must be 1 to 10,000, got 99,999,999,999"),
+        ("min_answer_count", -1, "--min-answer-count must be 0 or more, got -1"),
+    ],
+)
+def test_limits_of_options(tmp_path: Path, option: str, value: int, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        prepare(PrepareRequest("vqa", raw=tmp_path, out=tmp_path / "out", **{option: value}))

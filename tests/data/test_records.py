@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trarctl.data.records import (
@@ -69,6 +69,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(records=st.dictionaries(st.text(alphabet='ab,"\\[]{}: é', min_size=1), _JSON), piece_bytes=st.integers(1, 64))
 def test_whatever_an_object_of_records_holds(
     tmp_path_factory: pytest.TempPathFactory, records: dict[str, Any], piece_bytes: int
@@ -84,6 +85,7 @@ def test_whatever_an_object_of_records_holds(
     assert pairs == list(records.items())
 
 
+@settings(deadline=None)
 @given(records=st.lists(_JSON), piece_bytes=st.integers(1, 64))
 def test_whatever_the_list_holds(tmp_path_factory: pytest.TempPathFactory, records: Any, piece_bytes: int) -> None:
     path = tmp_path_factory.mktemp("json") / "file.json"

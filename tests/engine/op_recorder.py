@@ -53,9 +53,10 @@ class Operations(Counted):
 
 def is_view(args: Any, outputs: Any) -> bool:
     """Whether an operation's results lie in its arguments' memory: a view, or one that works in place."""
-    places = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
+    # The storages themselves: without content, as on the meta device, they have no address.
+    places = {leaf.untyped_storage()._cdata for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
     results = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    return all(result.untyped_storage().data_ptr() in places for result in results)
+    return all(result.untyped_storage()._cdata in places for result in results)
 
 
 class OpRecorder:

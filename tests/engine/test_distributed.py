@@ -102,6 +102,25 @@ def test_a_precision_is_chosen_by_the_device(
     assert training_precision(torch.device("cuda"), "auto") == "fp32"
 
 
+@pytest.mark.parametrize(
+    ("device", "before", "has_bf16", "precision"),
+    [
+        ("cuda", "fp32", True, "fp32"),
+        ("cuda", "bf16", True, "bf16"),
+        ("cuda", "bf16", False, "fp32"),
+        ("cpu", "bf16", True, "fp32"),
+        ("cpu", "fp32", True, "fp32"),
+    ],
+)
+def test_a_run_keeps_its_precision_on_another_device_that_has_it(
+    device: str, before: str, has_bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_options: has_bf16)
+    place = torch.device(device)
+    assert training_precision(place, "auto", before) == precision  # type: ignore[arg-type]
+    assert training_precision(place, "tf32", before) == "tf32"  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 @pytest.mark.parametrize("before", [(True, False), (False, True)])
 def test_a_precision_leaves_no_flags_behind(precision: str, before: tuple[bool, bool]) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import launches
+from benchmarks.gpu_check import Size
 from tests.engine.op_recorder import Counted, OpRecorder
 from tests.engine.running import Killed, golden_run, kill_after, resume, tiny_settings, train, weights
 from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, training_samples, trimmed_length
 from trarctl.data.prepared import open_prepared
-from trarctl.engine import graph
+from trarctl.engine import evaluator, graph
 from trarctl.engine.callbacks import Event, Note, StepDone, no_callback
 from trarctl.engine.checkpoint import TrainState, state_tensors
 from trarctl.engine.distributed import World
@@ -221,6 +223,14 @@ def test_no_operation_of_a_step_waits_for_the_device(
     assert 1_000 < counted.counts.total() < 3_600
 
 
+def test_a_step_at_8x8_launches_few_operators_none_of_which_waits() -> None:
+    counted = launches.count_step(Size(8, (0, 1, 2, 3), 64), "fp32", Counted())
+    assert counted.counts["routed_attention"] == counted.counts["routed_attention_backward"] == 18
+    assert counted.counts["norm"] == counted.counts["norm_backward"] == 31
+    assert counted.counts["_fused_adam_"] == counted.counts["lstm_backward"] == 1
+    assert launches.num_launches(counted) <= 900
+
+
 @pytest.mark.parametrize("kind", [OpRecorder, Unrecorded])
 def test_a_replayed_model_gives_the_scores(
     kind: type[OpRecorder], golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -231,17 +241,36 @@ def test_a_replayed_model_gives_the_scores(
     for one in (None, recorder):
         use(one, monkeypatch)
         world = World(0, 1, torch.device("cpu"))
-        evaluator = Evaluator(build_model(settings, data), settings, 1.0, world, events.append, batch_size=12)
-        found.append((evaluator.score(data, "val"), evaluator.answer(data, "val")))
+        scorer = Evaluator(build_model(settings, data), settings, 1.0, world, events.append, batch_size=12)
+        found.append((scorer.score(data, "val"), scorer.answer(data, "val")))
     (eager, eager_answers), (replayed, answers) = found
     assert np.abs(replayed.scores - eager.scores).max() < 1e-5
     assert np.abs(replayed.routes - eager.routes).max() < 1e-5
     assert np.array_equal(answers[0], eager_answers[0])
     texts = {event.text for event in events if isinstance(event, Note)}
-    if kind is OpRecorder:  # 100 questions: 8 batches and one of another size
-        assert (recorder.num_recorded, recorder.num_replays, texts) == (2, 2 * (8 - NUM_UNRECORDED - 1), set())
+    if kind is OpRecorder:  # 100 questions, twice: 8 batches and one of another size
+        assert (recorder.num_recorded, recorder.num_replays, texts) == (1, 2 * 8 - NUM_UNRECORDED - 1, set())
     else:
         assert [text.startswith("the forward pass cannot be recorded, ") for text in texts] == [True]
+
+
+def test_validations_of_a_run_replay_the_first_one_at_their_own_temperatures(
+    golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard = HARD | {"run__validate_every": 1, "train__batch_size": 10, "train__accumulation": 1, "train__epochs": 3}
+    found = {}
+    for name, recorder in {"replayed": OpRecorder(), "eager": None}.items():
+        use(recorder, monkeypatch)
+        monkeypatch.setattr(evaluator, "FEWEST_AT_ONCE", 10)
+        run = train(tiny_settings(golden_data["vqa"], tmp_path, **hard, model__dropout=0, run__name=name))
+        found[name] = [(one["overall"], one["routes"]) for one in run.metrics() if one["event"] == "validation"]
+        if recorder is not None:
+            assert recorder.num_recorded == 3  # the two halves of a step, and the forward pass
+    assert len(found["eager"]) == 3
+    for ours, right in zip(found["replayed"], found["eager"], strict=True):
+        assert ours[0] == right[0]
+        assert np.abs(np.array(ours[1]) - np.array(right[1])).max() < 2e-4
+    assert found["eager"][0][1] != found["eager"][1][1] != found["eager"][2][1]
 
 
 def test_nothing_is_computed_between_steps_that_are_not_logged(

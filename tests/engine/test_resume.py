@@ -10,7 +10,9 @@ import orjson
 import pytest
 
 from tests.engine.running import Killed, kill_after, resume, tiny_settings, train, weights
+from trarctl.engine import distributed
 from trarctl.engine.callbacks import CheckpointSaved, EpochDone, Event, Note, Progressed, StepDone, Validated
+from trarctl.engine.checkpoint import load_description
 from trarctl.engine.run import RunFolder
 from trarctl.errors import CheckpointError, SettingsError
 
@@ -60,6 +62,30 @@ def test_two_epochs_extended_to_four(golden_data: dict[str, Path], tmp_path: Pat
         resume(two)
     resume(two, epochs=4)
     assert weights(two) == weights(four)
+
+
+def test_a_precision_that_this_device_does_not_have_is_said_once(
+    golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, notes = tiny_settings(golden_data["vqa"], tmp_path, run__validate_every=0, train__epochs=1), list[str]()
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(distributed, "training_precision", lambda *_arguments: "bf16")
+        run = train(settings)
+    assert load_description(run.epoch_checkpoint(1)).precision == "bf16"
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    resume(run, epochs=2, on_event=on_event)
+    assert notes == ["trained in bf16 so far, which cpu does not have: in fp32 from here on"]
+    assert load_description(run.epoch_checkpoint(2)).precision == "fp32"
+    resume(run, epochs=3, on_event=on_event)
+    resume(run, epoch=1, epochs=2, run__precision="fp32", on_event=on_event)
+    assert [note.partition(": ")[0] for note in notes[1:]] == [
+        "changed from here on",
+        f"what the run did after {run.epoch_checkpoint(1).name} is set aside as a run of its own",
+    ]
 
 
 SOFT = {"model__routing": "soft", "model__pooling": "avg", "train__accumulation": 1}

@@ -78,7 +78,7 @@ UNREADABLE = "a plain reader cannot read this"
 
 def agrees(shown: Any, said: Any) -> bool:
     """Whether a setting that is shown is what a file says, in whatever notation."""
-    if isinstance(said, bool) or isinstance(shown, bool):
+    if isinstance(said, bool) or isinstance(shown, bool) or shown in ("on", "off"):
         true, false = ("true", "yes", "on", "1", "1.0"), ("false", "no", "off", "0", "0.0", "-0.0")
         shown, said = (str(one).strip().lower() for one in (shown, said))
         return any(shown in words and said in words for words in (true, false))

@@ -76,6 +76,8 @@ class TextFiles(Surface):
 
     def _other_split(self, random: Random, folder: Path) -> Mutation:
         """Take a split's file for another's, as a slip of the hand does."""
+        if len(self.files) < 2:
+            return Mutation("nothing")
         one, other = (folder / name for name in random.sample(self.files, 2))
         if one.is_file() and other.is_file():
             remove_and_copy(one, other)
@@ -254,6 +256,7 @@ class ClevrQuestions(TextFiles):
     name = "clevr-questions"
     dataset = "clevr"
     files = tuple(f"questions/CLEVR_{split}_questions.json" for split in ("train", "val", "test"))
+    required: ClassVar[tuple[str, ...]] = ("train", "val")
 
     def build(self) -> None:
         """See ``write_small_clevr``."""
@@ -280,7 +283,7 @@ class ClevrQuestions(TextFiles):
     def read(self, raw: Path, split: str) -> dict[str, Any] | None:
         """See ``TextFiles``."""
         path = raw / f"questions/CLEVR_{split}_questions.json"
-        if split == "test" and not path.exists():
+        if split not in self.required and not path.exists():
             return None
         records = parsed(path)["questions"]
         ids = [exactly(record["question_index"], int) for record in records]
@@ -291,7 +294,7 @@ class ClevrQuestions(TextFiles):
             "texts": [exactly(record["question"], str) for record in records],
             "images": [exactly(record["image_index"], int) for record in records],
         }
-        if split == "test":
+        if split.startswith("test"):
             return found
         steps = [exactly(record["program"], list)[-1] for record in records]
         return found | {

@@ -28,8 +28,8 @@ def program(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
 
 
 def test_the_interpreted_kernels_are_right() -> None:
-    tests = str(HERE / "interpreted_triton.py")
-    ran = program("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, TRITON_INTERPRET="1")
+    tests = [str(HERE / name) for name in ("interpreted_triton.py", "interpreted_layers.py")]
+    ran = program("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, TRITON_INTERPRET="1")
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
 
 
@@ -38,7 +38,7 @@ def test_compiled_kernels_fit_the_device(capability: int, tmp_path: Path) -> Non
     ran = program("-m", "tests.model.compiled_triton", str(capability), TRITON_CACHE_DIR=str(tmp_path))
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout)
-    assert len(found) == 9
+    assert len(found) == 9 + 14
     for name, use in found.items():
         assert use["shared"] <= MOST_SHARED_BYTES, name
         # What is spilled in a block's lifetime; a few bytes are ptxas's choice of more blocks at a time.

@@ -70,6 +70,8 @@ def download(
         raise DataError(f"trarctl has no addresses of the files of {name}", spec.download_hint)
     folder = raw or spec.default_raw_folder()
     chosen = choose(downloads, only=only or (), with_images=images or is_list)
+    if not chosen:
+        raise DataError(f"trarctl has addresses of the pictures of {name} alone: --images", spec.download_hint)
     if is_list:
         _list(name, chosen, folder)
         return

@@ -36,7 +36,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from trarctl.config import Compile, Loss, WantedPrecision
+from trarctl.config import Compile, Loss, WantedCache, WantedPrecision
 from trarctl.errors import SettingsError
 from trarctl.registry import DATASETS, KERNELS, PLUGINS_VARIABLE, POOLINGS, SPAN_SHAPES, load_plugins
 
@@ -209,6 +209,11 @@ class DataSettings(Frozen):
     later_split: str | None = setting(None, "splits to train on from epoch later_split_epoch on, as split")
     later_split_epoch: PositiveInt | None = setting(None, "epoch index, from 0, at which later_split begins")
     num_workers: int = setting(2, "threads per process that assemble batches; 0: none", ge=0, le=64)
+    cache: WantedCache = setting(
+        "auto",
+        "where a training keeps its features: in memory (ram), on the device, or in their files (none). auto: on a GPU "
+        "if it keeps a quarter of its memory for the rest, else in memory likewise, else in files; on a CPU in files",
+    )
 
 
 class ModelSettings(Frozen):

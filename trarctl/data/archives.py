@@ -1,6 +1,6 @@
 """Files in archives: found by name, read where they are, or unpacked, so that no archive can do harm.
 
-A file in an archive has the path ``ZIP/MEMBER``, which works wherever the path of a raw file does.
+A file in a zip or tar archive has the path ``ARCHIVE/MEMBER``, which works wherever the path of a raw file does.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ from trarctl.files import refusing, sync_folder
 MOST_TIMES = 200
 _ALWAYS_ALLOWED_BYTES = 1 << 26
 _MOST_FILES = 5_000_000
+# A tar archive has no list of its files, and is read to its end to find one: larger ones hold pictures.
+_LARGEST_TAR_BYTES = 1 << 28
 _CHUNK_BYTES = 1 << 20
 _AGAIN = "download it again"
+_TAR_ENDINGS = (".tar.gz", ".tgz", ".tar")
 _GZIP_START = b"\x1f\x8b"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def split_path(path: Path) -> tuple[Path, str | None]:
-    """Take ``ZIP/MEMBER`` apart; the second is None for a file that is in no archive, or is not there."""
+    """Take ``ARCHIVE/MEMBER`` apart; the second is None for a file that is in no archive, or is not there."""
     for one in path.parents if not path.exists() else ():
         if one.is_file():
             return one, path.relative_to(one).as_posix()
@@ -51,27 +54,27 @@ def raw_status(path: Path) -> tuple[int, int]:
     status = outer.stat()
     if member is None:
         return status.st_size, status.st_mtime_ns
-    with _damage_of(path), zipfile.ZipFile(outer) as archive:
-        return archive.getinfo(member).file_size, status.st_mtime_ns
+    with _found(path) as entry:
+        return entry.num_bytes, status.st_mtime_ns
 
 
 def raw_sha256(path: Path) -> str:
-    """SHA-256 of the content of a file or of ``ZIP/MEMBER``, hexadecimal: the same in an archive and outside."""
-    outer, member = split_path(path)
+    """SHA-256 of the content of a file or of ``ARCHIVE/MEMBER``, hexadecimal: the same in an archive and outside."""
+    _, member = split_path(path)
     with refusing(f"cannot read {path}", "make it readable: chmod u+r"):
         if member is None:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
-        with _damage_of(path), zipfile.ZipFile(outer) as archive, archive.open(member) as packed:
-            for chunk in _chunks(packed, archive.getinfo(member).compress_size, path):
+        with _found(path) as entry, entry.open() as packed:
+            for chunk in _chunks(packed, entry.packed_bytes, path):
                 digest.update(chunk)
         return digest.hexdigest()
 
 
 @contextmanager
 def open_raw(path: Path) -> Iterator[BinaryIO]:
-    """Open a file or ``ZIP/MEMBER`` so that it can be mapped into memory; what gzip has packed is unpacked as well.
+    """Open a file or ``ARCHIVE/MEMBER`` so that it can be mapped into memory; what gzip has packed is unpacked as well.
 
     Raises:
         DataError: if what is packed is damaged, unpacks to far more than questions do, or there is no room for it.
@@ -81,8 +84,8 @@ def open_raw(path: Path) -> Iterator[BinaryIO]:
         outer, member = split_path(path)
         file: BinaryIO = stack.enter_context(outer.open("rb"))
         if member is not None:
-            with _damage_of(path), zipfile.ZipFile(file) as archive, archive.open(member) as packed:
-                file = stack.enter_context(_unpacked(packed, archive.getinfo(member).compress_size, path))
+            with _found(path) as entry, entry.open() as packed:
+                file = stack.enter_context(_unpacked(packed, entry.packed_bytes, path))
         if file.read(len(_GZIP_START)) == _GZIP_START:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
@@ -113,11 +116,11 @@ def _unpacked(packed: IO[bytes] | gzip.GzipFile, packed_bytes: int, path: Path) 
 
 def _chunks(packed: IO[bytes] | gzip.GzipFile, packed_bytes: int, path: Path) -> Iterator[bytes]:
     """Read what is packed in pieces; a DataError ends what unpacks to far more than it should."""
-    left = max(MOST_TIMES * packed_bytes, _ALWAYS_ALLOWED_BYTES)
+    left = _most_unpacked(packed_bytes)
     while chunk := packed.read(_CHUNK_BYTES):
         left -= len(chunk)
         if left < 0:
-            raise DataError(f"{path} unpacks to more than {MOST_TIMES} times its size", _AGAIN)
+            raise _too_much(path)
         yield chunk
 
 
@@ -135,7 +138,7 @@ def _damage_of(path: Path) -> Iterator[None]:
 
 
 def find_packed(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Find files that a folder lacks in its archives: to the name of each, ``ZIP/MEMBER`` or ``NAME.gz``.
+    """Find files that a folder lacks in its archives: to the name of each, ``ARCHIVE/MEMBER`` or ``NAME.gz``.
 
     The folder that a member is in matters only where several files are called the same. A DataError says that archives
     hold different files of one name.
@@ -144,33 +147,59 @@ def find_packed(folder: Path, names: Iterable[str]) -> dict[str, str]:
     called = Counter(PurePosixPath(name).name for name in wanted)
     endings = {name if called[short := PurePosixPath(name).name] > 1 else short: name for name in wanted}
     found = {name: f"{name}.gz" for name in wanted if (folder / f"{name}.gz").is_file()}
-    checksums = dict[str, tuple[int, int]]()
-    for path in sorted(folder.glob("*.zip")) if len(found) < len(wanted) else ():
-        for info in _members(path):
-            member = PurePosixPath(info.filename)
-            if member.name not in called or str(member) != info.filename:
+    first = dict[str, _Entry]()
+    for path in archives_in(folder) if len(found) < len(wanted) else ():
+        for entry in _entries(path):
+            member = PurePosixPath(entry.name)
+            if member.name not in called or str(member) != entry.name:
                 continue
             name = next((name for end, name in endings.items() if f"/{member}".endswith(f"/{end}")), None)
             if name is None:
                 continue
-            where, checksum = f"{path.name}/{member}", (info.file_size, info.CRC)
+            where = f"{path.name}/{member}"
             if name not in found:
-                found[name], checksums[name] = where, checksum
-            elif checksums.get(name, checksum) != checksum:
+                found[name], first[name] = where, entry
+            elif name in first and _differ(first[name], folder / found[name], entry, folder / where):
                 what = f"{folder / found[name]} and {folder / where} are different files of one name"
                 raise DataError(what, "keep the archive that is the right one, and move the other one away")
     return found
 
 
-def is_whole_zip(path: Path) -> bool:
-    """Whether a file is a zip archive whose list of members, which is at its end, can be read."""
-    return bool(_members(path))
+def archives_in(folder: Path) -> list[Path]:
+    """List the archives in a folder that files are read out of."""
+    tars = (path for ending in _TAR_ENDINGS for path in folder.glob(f"*{ending}"))
+    return sorted([*folder.glob("*.zip"), *(path for path in tars if path.stat().st_size <= _LARGEST_TAR_BYTES)])
 
 
-def _members(path: Path) -> list[zipfile.ZipInfo]:
-    with suppress(OSError, TrarError), _damage_of(path), zipfile.ZipFile(path) as archive:
-        return archive.infolist()
+def is_archive_name(name: str) -> bool:
+    """Whether a file of this name should be an archive."""
+    return name.endswith((".zip", *_TAR_ENDINGS))
+
+
+def is_whole_archive(path: Path) -> bool:
+    """Whether the list of an archive's files can be read: of zip, it is at the end; tar is read to its end."""
+    return bool(_entries(path))
+
+
+def _entries(path: Path) -> list[_Entry]:
+    with suppress(OSError, TrarError), _damage_of(path), _opened(path) as archive:
+        return list(_listed(archive))
     return []
+
+
+def _opened(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
+    return zipfile.ZipFile(path) if path.suffix == ".zip" or zipfile.is_zipfile(path) else tarfile.open(path)
+
+
+@contextmanager
+def _found(path: Path) -> Iterator[_Entry]:
+    """Find ``ARCHIVE/MEMBER`` in its archive; DataError if that is damaged, or does not have it."""
+    outer, member = split_path(path)
+    with _damage_of(path), _opened(outer) as archive:
+        entry = next((entry for entry in _listed(archive) if entry.name == member), None)
+        if entry is None or entry.fault:
+            raise DataError(f"{path} cannot be unpacked: it {entry.fault if entry else 'is not there'}", _AGAIN)
+        yield entry
 
 
 @dataclass(frozen=True)
@@ -179,8 +208,17 @@ class _Entry:
 
     name: str
     num_bytes: int
+    packed_bytes: int
+    crc: int | None  # of its content; None: the archive does not say
     fault: str | None  # why it must not be unpacked, as the end of a sentence
-    open: Callable[[], IO[bytes] | None]
+    open: Callable[[], IO[bytes]]
+
+
+def _differ(one: _Entry, path: Path, other: _Entry, other_path: Path) -> bool:
+    """Whether two files in archives have different content."""
+    if one.num_bytes != other.num_bytes or None not in (one.crc, other.crc):
+        return (one.num_bytes, one.crc) != (other.num_bytes, other.crc)
+    return raw_sha256(path) != raw_sha256(other_path)
 
 
 def unpack(archive: Path, folder: Path, *, prefix: str = "", progress: Progress = no_progress) -> tuple[int, int]:
@@ -204,7 +242,7 @@ def unpack(archive: Path, folder: Path, *, prefix: str = "", progress: Progress 
     """
     with (
         _damage_of(archive),
-        zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as opened,
+        _opened(archive) as opened,
     ):
         entries = _trusted(archive, opened, prefix)
         total, done, base = sum(entry.num_bytes for entry in entries.values()), 0, folder.resolve()
@@ -240,25 +278,46 @@ def _listed(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Entry]:
             is_odd = stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG)
             fault = "is a link or a device" if is_odd else "is encrypted" if info.flag_bits & 1 else None
             if not info.is_dir():
-                yield _Entry(info.filename, info.file_size, fault, partial(archive.open, info))
+                opening = partial(archive.open, info)
+                yield _Entry(info.filename, info.file_size, info.compress_size, info.CRC, fault, opening)
         return
+    packed_bytes = Path(str(archive.name)).stat().st_size  # what is packed is packed as a whole
+    left = _most_unpacked(packed_bytes)
     for member in archive:
+        left -= member.size
+        if left < 0:
+            raise _too_much(Path(str(archive.name)))
         fault = None if member.isreg() else "is a link or a device"
         if not member.isdir():
-            yield _Entry(member.name, member.size, fault, partial(archive.extractfile, member))
+            opening = partial(_extracted, archive, member)
+            yield _Entry(member.name.removeprefix("./"), member.size, packed_bytes, None, fault, opening)
     # The checksum of a packed tar file is at its end, behind what tar reads.
-    while archive.fileobj is not None and archive.fileobj.read(_CHUNK_BYTES):
-        pass
+    while archive.fileobj is not None and (chunk := archive.fileobj.read(_CHUNK_BYTES)):
+        left -= len(chunk)
+        if left < 0:
+            raise _too_much(Path(str(archive.name)))
+
+
+def _most_unpacked(packed_bytes: int) -> int:
+    return max(MOST_TIMES * packed_bytes, _ALWAYS_ALLOWED_BYTES)
+
+
+def _too_much(path: Path) -> DataError:
+    return DataError(f"{path} unpacks to more than {MOST_TIMES} times its size", _AGAIN)
+
+
+def _extracted(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    return archive.extractfile(member) or io.BytesIO()
 
 
 def _trusted(path: Path, archive: zipfile.ZipFile | tarfile.TarFile, prefix: str) -> dict[PurePosixPath, _Entry]:
     """List the files to unpack by where they go; DataError if one is not to be trusted, or there is none."""
     found = dict[PurePosixPath, _Entry]()
-    left = max(MOST_TIMES * path.stat().st_size, _ALWAYS_ALLOWED_BYTES)
+    left = _most_unpacked(path.stat().st_size)
     for entry in _listed(archive):
         left -= entry.num_bytes
         if left < 0 or len(found) >= _MOST_FILES:
-            raise DataError(f"{path} unpacks to more than {MOST_TIMES} times its size", _AGAIN)
+            raise _too_much(path)
         if not entry.name.startswith(prefix):
             continue
         target = PurePosixPath(entry.name.removeprefix(prefix))
@@ -280,7 +339,7 @@ def _unpack_entry(path: Path, entry: _Entry, target: Path) -> None:
     if target.is_symlink() or target.parent.resolve() != target.parent:
         raise DataError(f"{target} leads through a link, which is not followed", "put a folder in its place")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with entry.open() or io.BytesIO() as packed:
+    with entry.open() as packed:
         if target.exists():
             if target.stat().st_size != entry.num_bytes or not _is_same(packed, target):
                 what = f"{target} is there, with another content than in {path}"

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 import trarctl
 from trarctl.data import Progress, no_progress
-from trarctl.data.archives import is_whole_zip, refuse_lack_of_room, unpack
+from trarctl.data.archives import is_archive_name, is_whole_archive, refuse_lack_of_room, unpack
 from trarctl.errors import DataError, SettingsError, first_line
 from trarctl.files import claimed, list_files, refusing, sync_folder, write_json
 
@@ -40,6 +40,8 @@ _SILENCE_SECONDS = 30.0
 _WAIT_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LONGEST_WAIT = 60.0  # whatever the server asks for
 _MOST_REDIRECTS = 10
+# The most that a file may have of which no size is published: with pictures, and of questions alone.
+_MOST_BYTES = {True: 1 << 36, False: 1 << 32}
 _BUSY = (408, 425, 429)
 _OK, _PARTIAL, _NOT_SATISFIABLE = 200, 206, 416
 
@@ -71,6 +73,12 @@ class Download:
     def size(self) -> int | None:
         """Bytes, as far as they are known."""
         return self.about_bytes if self.num_bytes is None else self.num_bytes
+
+    @property
+    def most_bytes(self) -> int:
+        """From more bytes on it cannot be the file; where no size is known to the byte, twice what it may have."""
+        about = _MOST_BYTES[self.has_images] if self.about_bytes is None else 2 * self.about_bytes
+        return about if self.num_bytes is None else self.num_bytes
 
 
 State = Literal["missing", "begun", "to be verified", "there", "unpacked"]
@@ -143,6 +151,10 @@ def plan(downloads: Iterable[Download], raw: Path) -> list[Planned]:
 def _planned(download: Download, raw: Path, record: _Record | None) -> Planned:
     path = raw / download.file_name
     part = _part_of(path)
+    _refuse_what_is_no_file(path)
+    if part.is_symlink():
+        raise DataError(f"{part} is a link, which is not followed", f"rm {shlex.quote(str(part))}")
+    _refuse_what_is_no_file(part)
     if _is_unpacked(download, raw, record):
         return Planned(download, path, "unpacked")
     if path.exists():
@@ -153,6 +165,12 @@ def _planned(download: Download, raw: Path, record: _Record | None) -> Planned:
     if part.exists():
         return Planned(download, path, "begun", part.stat().st_size)
     return Planned(download, path, "missing")
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Refuse a folder, a pipe, or a link to nothing where a file is to be: it is not replaced, nor waited for."""
+    if os.path.lexists(path) and not path.is_file():
+        raise DataError(f"{path} is there, and is no file", f"mv {shlex.quote(str(path))} ELSEWHERE")
 
 
 def _is_unpacked(download: Download, raw: Path, record: _Record | None) -> bool:
@@ -300,8 +318,8 @@ class _Fetching:
             raise DataError(
                 what, f"if the publisher has changed it, remove {download.file_name} from {self._raw / RECORDS}"
             )
-        if download.sha256 is None and download.file_name.endswith(".zip") and not is_whole_zip(path):
-            raise DataError(f"{source} is no whole zip archive", hint)
+        if download.sha256 is None and is_archive_name(download.file_name) and not is_whole_archive(path):
+            raise DataError(f"{source} is no whole archive", hint)
         return found["SHA-256"]
 
     def _record_whole(self, download: Download, path: Path, sha256: str, *, is_fetched: bool) -> None:
@@ -425,9 +443,8 @@ class _Fetching:
         ):
             part.unlink(missing_ok=True)
             raise _Attempt("the file has changed, or the server gave another part of it")
-        if download.num_bytes is not None and total not in (None, download.num_bytes):
-            what = f"{download.url} has {total:,} bytes, expected {download.num_bytes:,}"
-            raise DataError(what, f"the published file has changed, or something in between answers; {_BY_HAND}")
+        if total is not None and (total > download.most_bytes or download.num_bytes not in (None, total)):
+            raise _other_size(download, total)
         if offset and response.status_code == _OK:
             self._tell(
                 f"{download.file_name}: the server sends it from the start"
@@ -449,13 +466,23 @@ class _Fetching:
                 file.write(chunk)
                 done += len(chunk)
                 self._progress(f"fetching {download.file_name}", done, total)
-                if done > (download.num_bytes or done):
+                if done > download.most_bytes:
                     break
+        if done > download.most_bytes:
+            part.unlink()
+            raise _other_size(download, done)
         if total is None and download.num_bytes is None and download.sha256 is None and download.md5 is None:
             what = "neither server nor publisher say how long it is: a cut would not be noticed"
             self._tell(f"{download.file_name}: {what}")
         if total is not None and done < total:
             raise _Attempt(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _other_size(download: Download, num_bytes: int) -> DataError:
+    """Say that what a server sends has not the size of the file."""
+    expected = f"at most {download.most_bytes:,}" if download.num_bytes is None else f"{download.num_bytes:,}"
+    hint = f"the published file has changed, or something in between answers; {_BY_HAND}"
+    return DataError(f"{download.url} has {num_bytes:,} bytes, expected {expected}", hint)
 
 
 def _refuse_answer(download: Download, response: httpx.Response) -> None:
@@ -467,10 +494,10 @@ def _refuse_answer(download: Download, response: httpx.Response) -> None:
         raise _Attempt(f"the server answers {answer}", float(wait) if wait.isascii() and wait.isdecimal() else 0.0)
     if status not in (_OK, _PARTIAL, _NOT_SATISFIABLE):
         raise DataError(f"{download.url} answers {answer}", f"the address may have changed; {_BY_HAND}")
-    if status != _NOT_SATISFIABLE and response.headers.get("Content-Type", "").startswith("text/html"):
+    if status != _NOT_SATISFIABLE and response.headers.get("Content-Type", "").lower().startswith("text/html"):
         what = f"{download.url} answers with a web page in place of the file"
         raise DataError(what, f"a proxy may want a login; {_BY_HAND}")
-    if response.headers.get("Content-Encoding", "identity") != "identity":
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise DataError(f"{download.url} is sent in another encoding than asked for", _BY_HAND)
     schemes = {one.url.scheme for one in (*response.history, response)}
     if download.sha256 is None and download.url.startswith("https:") and schemes != {"https"}:

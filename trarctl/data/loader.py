@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from trarctl.config import Loss
 from trarctl.data import in_threads
+from trarctl.data.features.resident import ResidentFeatures
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.data.records import Ids
 from trarctl.data.text import soft_scores
@@ -31,8 +33,8 @@ class Batch:
 
     question_id: Ids  # [B], int64 or text as the data set has them
     question_tokens: Tensor  # word indices, 0 after each question, cut to the longest, [B, T] int64
-    features: Tensor  # grid features of the images in the batch, each once, [I, N, W] as stored
-    image: Tensor  # each question's row in features, [B] int64; in order where each question has its own
+    features: Tensor  # grid features of its images, or of all that a device keeps, each once, [I, N, W] as stored
+    image: Tensor | None  # each question's row in features, [B] int64; None: each has its own, in order
     target: Tensor | None  # soft scores [B, A] float32, or for "ce" the answer's index [B] int64; None: no answers
 
     def __len__(self) -> int:
@@ -43,15 +45,20 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """Copy to page-locked memory, for asynchronous copies to a GPU."""
-        return self._each(Tensor.pin_memory)
+        """Copy what is not there yet to page-locked memory, for asynchronous copies to a GPU."""
+        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        held = self.question_tokens, self.features, self.image, self.target
+        return [tensor for tensor in held if tensor is not None]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
             self.question_id,
             change(self.question_tokens),
             change(self.features),
-            change(self.image),
+            None if self.image is None else change(self.image),
             None if self.target is None else change(self.target),
         )
 
@@ -62,7 +69,7 @@ class Batch:
 
     def cells(self) -> Tensor:
         """Give the features of each question's image, [B, N, W]."""
-        if len(self.features) == len(self.image):
+        if self.image is None:
             return self.features
         return self.features.index_select(0, self.image)
 
@@ -86,12 +93,21 @@ class Samples:
         return int(self._starts[-1])
 
     @property
+    def images(self) -> Rows:
+        """Rows of the image table that the samples need, ascending."""
+        needed = np.unique(np.concatenate([split.image[rows] for split, rows in self._parts]))
+        return needed[needed >= 0].astype(np.int64)
+
+    @property
     def question_id(self) -> Ids:
         """Ids of all samples, in their order."""
         return np.concatenate([split.question_id[rows] for split, rows in self._parts])
 
-    def batch(self, indices: Rows) -> Batch:
-        """Gather the samples at ``indices`` [B] of this order; DataError if features cannot be read."""
+    def batch(self, indices: Rows, *, kept: ResidentFeatures | None = None, pin: bool = False) -> Batch:
+        """Gather the samples at ``indices`` [B] of this order; DataError if features cannot be read.
+
+        Those in ``kept`` are not read again. ``pin`` puts the batch in page-locked memory, the features without a copy.
+        """
         part_of = np.searchsorted(self._starts, indices, side="right") - 1
         chosen = [
             (positions := np.flatnonzero(part_of == part), split, rows[indices[positions] - self._starts[part]])
@@ -105,19 +121,36 @@ class Samples:
         tokens = gather(lambda split: split.question_tokens).astype(np.int64)
         question_id = gather(lambda split: split.question_id)
         image = gather(lambda split: split.image).astype(np.int64)
-        images, image_of = np.unique(image, return_inverse=True)
-        if len(images) == len(image):
-            images, image_of = image, np.arange(len(image))
-        return Batch(
+        batch = Batch(
             question_id,
             torch.from_numpy(tokens[:, : trimmed_length(tokens)]),
-            torch.from_numpy(self._data.features.read(images)),
-            torch.from_numpy(image_of.reshape(-1)),
+            *self._features(image, kept, pin=pin),
             self._target(chosen, len(indices)) if self._loss is not None else None,
         )
+        return batch.pinned() if pin else batch
+
+    def _features(self, image: Rows, kept: ResidentFeatures | None, *, pin: bool) -> tuple[Tensor, Tensor | None]:
+        """The features of images [B] of the image table, and the row of each in them, as a batch has both."""
+        if kept is not None and kept.on_device is not None:
+            return kept.on_device, torch.from_numpy(kept.places(image))
+        images, image_of = np.unique(image, return_inverse=True)
+        of_each = None
+        if len(images) == len(image):
+            images = image
+        else:
+            of_each = torch.from_numpy(image_of.reshape(-1))
+        store = self._data.features
+        shape = len(images), store.num_cells, store.width
+        if pin:
+            features = torch.empty(shape, dtype=getattr(torch, store.dtype.name), pin_memory=True)
+        else:
+            features = torch.from_numpy(np.empty(shape, dtype=store.dtype))
+        (store if kept is None else kept).read(images, features.numpy())
+        return features, of_each
 
     def _target(self, chosen: list[tuple[Rows, PreparedSplit, Rows]], size: int) -> Tensor:
-        counts = np.zeros((size, self.num_answers), dtype=np.uint8)
+        # Scores are made of the few counts that are there: most of a batch's answers have none.
+        target = np.zeros((size, self.num_answers), dtype=np.uint8 if self._loss == "ce" else np.float32)
         for positions, split, rows in chosen:
             if not len(positions):
                 continue
@@ -125,12 +158,13 @@ class Samples:
             first, last = offsets[rows], offsets[rows + 1]
             lengths = last - first
             flat = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-            counts[np.repeat(positions, lengths), answer[flat]] = count[flat]
-        if self._loss == "ce":
-            return torch.from_numpy(counts.argmax(axis=1))
-        if self._loss == "bce":
-            return torch.from_numpy(soft_scores(counts))
-        return torch.from_numpy(counts.astype(np.float32) / 10)
+            given: NDArray[Any] = count[flat]
+            if self._loss == "bce":
+                given = soft_scores(given)
+            elif self._loss == "kld":
+                given = given.astype(np.float32) / 10
+            target[np.repeat(positions, lengths), answer[flat]] = given
+        return torch.from_numpy(target.argmax(axis=1) if self._loss == "ce" else target)
 
 
 def training_samples(data: PreparedData, split: str, loss: Loss) -> Samples:
@@ -184,16 +218,19 @@ def scoring_plan(num_samples: int, *, batch_size: int, rank: int = 0, num_proces
     return [np.arange(start, min(start + batch_size, num_samples), dtype=np.int64) for start in starts]
 
 
-def load_batches(samples: Samples, plan: Sequence[Rows], *, num_workers: int, pin: bool = False) -> Iterator[Batch]:
-    """Assemble the planned batches in order, a few ahead of their use.
+def load_batches(
+    samples: Samples,
+    plan: Sequence[Rows],
+    *,
+    num_workers: int,
+    pin: bool = False,
+    kept: ResidentFeatures | None = None,
+) -> Iterator[Batch]:
+    """Assemble the planned batches in order, a few ahead of their use; see ``Samples.batch``.
 
-    ``num_workers`` threads read ahead; with 0 the calling thread reads. ``pin`` puts them in page-locked memory.
+    ``num_workers`` threads read ahead; with 0 the calling thread reads.
     """
-
-    def assemble(indices: Rows) -> Batch:
-        batch = samples.batch(indices)
-        return batch.pinned() if pin else batch
-
+    assemble = partial(samples.batch, kept=kept, pin=pin)
     if num_workers == 0:
         yield from map(assemble, plan)
     else:

@@ -92,10 +92,11 @@ class NamingPart(_Part):
     num_digits: PositiveInt | None = Field(description="None: ids are text, and stand in the name as they are")
     suffix: str = Field(pattern=r"^[A-Za-z0-9_./]*$")
     is_nested: bool = False
+    replaces_suffix: bool = False
 
     def naming(self) -> FileNaming:
         """Give the same as a naming."""
-        return FileNaming(self.prefix, self.num_digits, self.suffix, self.is_nested)
+        return FileNaming(**dict(self))
 
 
 class ImageSetPart(_Part):

@@ -6,6 +6,7 @@ Axes: Q questions in file order, A annotations in file order, T words, V vocabul
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shlex
 import shutil
@@ -25,8 +26,8 @@ from pydantic import ValidationError
 
 import trarctl
 from trarctl.data import Progress, no_progress
-from trarctl.data.archives import find_packed, is_whole_zip, raw_sha256, raw_status
-from trarctl.data.datasets.base import DatasetSpec, SplitFiles, compare_splits
+from trarctl.data.archives import archives_in, find_packed, is_whole_archive, raw_sha256, raw_status
+from trarctl.data.datasets.base import DatasetSpec, ImageSetFiles, SplitFiles, compare_splits
 from trarctl.data.download import Download, holders
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.extract import extract_files
@@ -81,9 +82,12 @@ from trarctl.registry import DATASETS, EXTRACTORS
 
 LONGEST_SENSIBLE_QUESTION = 512
 _NUM_EXAMPLES = 10
+_LARGEST_GRID, _MOST_WORDS = 256, 10_000  # more could not be held in memory
 _TEXT_DONE = "text.json"
 
 Verdict = Literal["ok", "other count", "missing", "not there, not needed", "damaged"]
+_MISSING: Verdict = "missing"
+_NOT_NEEDED: Verdict = "not there, not needed"
 
 
 @dataclass(frozen=True)
@@ -294,17 +298,15 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     elif request.options:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in request.options)
         raise SettingsError(f"{spec.name} makes no use of {flags}", f"leave out {flags}")
-    for flag, value, least in (
-        ("--grid", request.grid, 1),
-        ("--max-words", request.max_words, 1),
-        ("--min-answer-count", request.min_answer_count, 0),
+    for flag, value, least, most in (
+        ("--grid", request.grid, 1, _LARGEST_GRID),
+        ("--max-words", request.max_words, 1, _MOST_WORDS),
+        ("--min-answer-count", request.min_answer_count, 0, math.inf),
     ):
-        if value is not None and value < least:
-            raise SettingsError(f"{flag} must be {least} or more, got {value}", f"pass {flag} {least} or more")
+        if value is not None and not least <= value <= most:
+            limits = f"{least} to {most:,}" if most < math.inf else f"{least} or more"
+            raise SettingsError(f"{flag} must be {limits}, got {value:,}", f"pass {flag} {limits}")
     raw = request.raw or spec.default_raw_folder()
-    if not raw.is_dir():
-        names = [name for split in spec.splits if split.is_required for name in split.files]
-        raise DataError(f"no folder of raw files {raw}", f"{_how_to_get(spec, raw, names)}; or pass --raw DIR")
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or spec.default_extractor
     _refuse_contradictions(request, spec, extractor)
     pictures = request.images
@@ -371,7 +373,11 @@ def _present_splits(work: _Work) -> list[SplitFiles]:
             present.append(split)
         elif split.is_required or len(absent) < len(split.files):
             missing |= dict.fromkeys(absent)
-    if missing:
+    if not work.raw.is_dir():
+        how = _how_to_get(work.spec, work.raw, list(missing))
+        with work.attempt():
+            raise DataError(f"no folder of raw files {work.raw}", f"{how}; or pass --raw DIR")
+    elif missing:
         noun = "file" if len(missing) == 1 else "files"
         own = (split.download_hint for split in work.spec.splits if {*missing} <= {*split.files})
         with work.attempt():
@@ -397,7 +403,7 @@ def _found_elsewhere(work: _Work, missing: Sequence[str]) -> tuple[str, str | No
     if beside := find_packed(raw.parent, missing):
         archives = sorted({str(raw.parent / where.split("/")[0]) for where in beside.values()})
         return f", but packed in {listed(archives, len(archives))}", shlex.join(["mv", *archives, str(work.raw)])
-    if damaged := [path for path in sorted(raw.glob("*.zip")) if not is_whole_zip(path)]:
+    if damaged := [path for path in archives_in(raw) if not is_whole_archive(path)]:
         return f"; {listed(damaged, len(damaged))} cannot be read, and may be cut off", "download it again"
     taken = {raw / name for name in names}
     alone = {
@@ -428,11 +434,23 @@ def _command_for(spec: DatasetSpec, raw: Path, files: Sequence[Download]) -> str
     return shlex.join(words)
 
 
+def _pictures_command(spec: DatasetSpec, raw: Path, images: ImageSetFiles) -> str | None:
+    """Give the command that fetches the pictures of an image set, and how much that is; None: there is no address."""
+    pictures = [one for one in spec.downloads if one.has_images]
+    places = {f"images/{name}" for name in (images.name, *images.instead)}
+    own = [one for one in pictures if one.unpack_to in places] or pictures
+    if not own:
+        return None
+    only = "" if own == pictures else " ".join(["", *(f"--only {one.file_name}" for one in own)])
+    return f"{_command_for(spec, raw, own)}{only or ' --images'}{_size(own)}"
+
+
 def _size(files: Sequence[Download]) -> str:
     """Say how much there is to fetch, as far as it is known."""
-    size = sum(one.size or 0 for one in files) / 1e6
+    size = sum(one.size or 0 for one in files)
+    shown = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
     more = ", and more whose size is not published" if size and any(one.size is None for one in files) else ""
-    return f" ({size:,.1f} MB{more})" if size else ""
+    return f" ({shown}{more})" if size else " (its size is not published)"
 
 
 def _how_to_get(spec: DatasetSpec, raw: Path, names: Sequence[str]) -> str:
@@ -475,8 +493,14 @@ def _check_rows(
         is_expected = expected is None or count is None or count == expected
         return CheckRow(name, count, expected, "ok" if is_expected else "other count", "" if is_expected else advice)
 
-    rows = []
+    rows = list[CheckRow]()
     seen = set[str]()
+
+    def how_to_get(command: str | None, hint: str | None = None) -> str:
+        # What takes a sentence is said once.
+        by_hand = hint or work.spec.download_hint
+        return command or ("as above" if any(by_hand in row.advice for row in rows) else by_hand)
+
     for split in work.spec.splits:
         # Several splits may be parts of one file.
         parts = [one.num_questions for one in work.spec.splits if one.files == split.files]
@@ -484,20 +508,16 @@ def _check_rows(
         is_begun = any(map(work.has, split.files))
         for name in [name for name in split.files if name not in seen]:
             seen.add(name)
-            if name in damaged:
-                rows.append(CheckRow(name, None, expected, "damaged"))
-            elif work.has(name):
-                rows.append(counted(name, found.get(name), expected, "is it the whole published file?"))
-            elif split.is_required or is_begun:
-                command = _download_command(work.spec, work.raw, [name])
-                advice = split.download_hint or command or work.spec.download_hint
-                rows.append(CheckRow(name, None, expected, "missing", advice))
-            else:
+            if name in damaged or work.has(name):
+                row = counted(name, found.get(name), expected, "is it the whole published file?")
+                rows.append(CheckRow(name, None, expected, "damaged") if name in damaged else row)
+                continue
+            command = None if split.download_hint else _download_command(work.spec, work.raw, [name])
+            advice, verdict = how_to_get(command, split.download_hint), _MISSING
+            if not (split.is_required or is_begun):
                 also = ", and for the vocabulary of published checkpoints" if work.spec.published else ""
-                advice = f"needed for the split {split.name}{also}"
-                rows.append(CheckRow(name, None, expected, "not there, not needed", advice))
-    pictures = [one for one in work.spec.downloads if one.has_images]
-    fetch = f"{_command_for(work.spec, work.raw, pictures)} --images{_size(pictures)}" if pictures else ""
+                advice, verdict = f"only for the split {split.name}{also}: {advice}", _NOT_NEEDED
+            rows.append(CheckRow(name, None, expected, verdict, advice))
     for files in work.spec.image_sets:
         folder = folders.get(files.name)
         if folder is not None:
@@ -506,9 +526,10 @@ def _check_rows(
             rows.append(replace(row, advice="; ".join(filter(None, (row.advice, odd)))))
             continue
         is_needed = files.is_required and not any(folders.get(name) for name in files.instead)
-        verdict: Verdict = "missing" if is_needed else "not there, not needed"
-        how = "" if any(folders.values()) else fetch or work.spec.download_hint
-        advice = "needed for training" + (f": {how}, or --features DIR" if how else "") if is_needed else ""
+        advice = "needed for training" if is_needed else ""
+        if is_needed and not any(folders.values()):
+            advice += f": {how_to_get(_pictures_command(work.spec, work.raw, files))}, or --features DIR"
+        verdict = _MISSING if is_needed else _NOT_NEEDED
         rows.append(CheckRow(f"images of {files.name}", None, files.num_images, verdict, advice))
     return tuple(rows)
 

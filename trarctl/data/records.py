@@ -305,7 +305,7 @@ class RecordReader:
     def keys(self) -> Ids | None:
         """Take the ids under which the records stand, of a file that is keyed by them; None if some are unusable."""
         for number, key in enumerate(self._keys):
-            if not _is_text_id(key):
+            if not is_text_id(key):
                 self.report(number, f"stands under {shown(key)}, expected a text of 1 to {_LONGEST_ID} characters")
         return None if self._unusable else np.array(self._keys, dtype=np.str_)
 
@@ -317,7 +317,7 @@ class RecordReader:
             found = self.column(records, name, int, is_valid=_is_id, expected=expected, read=_as_integer)
         else:
             expected = f"a text of 1 to {_LONGEST_ID} characters"
-            found = self.column(records, name, str, is_valid=_is_text_id, expected=expected)
+            found = self.column(records, name, str, is_valid=is_text_id, expected=expected)
         return None if found is None else np.array(found, dtype=np.int64 if kind is int else np.str_)
 
     def texts(self, records: Sequence[Any], name: str) -> FlatText | None:
@@ -424,6 +424,11 @@ class RecordReader:
             raise DataError(f'{self.path} has the list "{self._key}" more than once', "keep one of them")
         self.frame = frame
 
+    def exact_records(self) -> Iterator[Any]:
+        """Give every record with every digit of its numbers, objects as ``RepeatedFields``."""
+        for _ in self.pieces():
+            yield from self._exact_records()
+
     def _parse(self, content: bytes) -> Any:
         """Parse JSON; what only Python writes, NaN and halves of surrogate pairs, is read and counted."""
         with contextlib.suppress(orjson.JSONDecodeError):
@@ -529,7 +534,8 @@ def _is_id(number: int) -> bool:
     return 0 <= number <= _LARGEST_ID
 
 
-def _is_text_id(text: str) -> bool:
+def is_text_id(text: str) -> bool:
+    """Whether a text can be an id: 1 to 255 characters."""
     # A numpy text loses the zero characters at its end.
     return 0 < len(text) <= _LONGEST_ID and "\0" not in text
 
@@ -543,7 +549,7 @@ def _as_integer(value: object) -> int | None:
 
 def shown(value: object) -> str:
     """Write a value as it stands in a JSON file, at most 40 characters of it."""
-    text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
+    text = json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
     return shortened(text, most=40)
 
 

@@ -299,7 +299,7 @@ class CsvAnswers(TableAnswers):
             return None, f"it is not valid CSV: {error}"
         for row in rows:
             text = row.get(self.id_name)
-            if kind is int and text is not None and re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII):
+            if kind is int and text is not None and re.fullmatch(r"-?[0-9]{1,19}", text, re.ASCII):
                 row[self.id_name] = int(text)
         return rows, ""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trarctl.config import EvaluatorName, Precision
+from trarctl.config import Cache, EvaluatorName, Precision
 from trarctl.errors import DataError, SettingsError, TrarError, first_line
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class RunStarted:
     precision: Precision = "fp32"  # of matrix products in training
     is_recorded: bool = False  # whether the device replays the recorded step
     is_compiled: bool = False  # whether torch.compile compiles the model
+    cache: Cache = "none"  # where the features are kept
 
     @property
     def steps_run(self) -> str:

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trarctl.config import Cache, Precision
 from trarctl.engine.run import CHECKPOINT
 from trarctl.errors import CheckpointError, DataError, first_line, listed
 from trarctl.files import refusing, whole_file
@@ -85,6 +86,8 @@ class Description(BaseModel):
     num_processes: int = 1
     samples: str | None = None  # digest of the training questions' ids in training order; None in old files
     features: dict[str, Any] | None = None  # statistics of the features that it was trained on; None in old files
+    precision: Precision | None = None  # that it was trained in; None in old files
+    cache: Cache | None = None  # where the features were kept; None in old files
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:

@@ -364,11 +364,16 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
     torch.manual_seed(int(mixed) % 2**63)
 
 
-def training_precision(device: torch.device, wanted: WantedPrecision) -> Precision:
-    """The precision that a run trains in: ``auto`` is bf16 on a GPU that has it, fp32 elsewhere."""
+def training_precision(device: torch.device, wanted: WantedPrecision, before: Precision | None = None) -> Precision:
+    """The precision that a run trains in: ``auto`` is bf16 on a GPU that has it, fp32 elsewhere.
+
+    A run that goes on keeps with ``auto`` that of ``before``, if the device has it.
+    """
     if wanted != "auto":
         return wanted
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if before == "fp32" or (before == "bf16" and has_bf16):
+        return before
     return "bf16" if has_bf16 else "fp32"
 
 

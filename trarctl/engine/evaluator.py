@@ -6,6 +6,7 @@ Axes: Q questions, A answers, L layers, K spans.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tempfile
 import warnings
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from trarctl.config.resolve import Origin, amend, resolve
 from trarctl.config.settings import Settings
+from trarctl.data.features.resident import ResidentFeatures
 from trarctl.data.loader import Rows, load_batches, scoring_plan, scoring_samples
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.records import Ids, rows_of
@@ -31,6 +33,7 @@ from trarctl.engine import graph
 from trarctl.engine.callbacks import Callback, Note, Progressed, no_callback
 from trarctl.engine.checkpoint import SAVED_SCORES, Description, is_ours, load_description, misnamed
 from trarctl.engine.distributed import World, enough_memory, precision_of, use_threads
+from trarctl.engine.feeding import Copies, copies_to, on_device
 from trarctl.engine.graph import RecordedForward
 from trarctl.engine.launch import Job, Watch, run_job
 from trarctl.engine.loading import (
@@ -136,6 +139,7 @@ class Evaluator:
     callback: Callback = no_callback  # gets the progress, under the name ``task``
     task: str = "scoring"
     check: Callable[[], None] | None = None  # called after each round, in all processes alike; may raise
+    kept: ResidentFeatures | None = None  # with those of all images that are scored
     batch_size: int = 0
 
     def __post_init__(self) -> None:
@@ -149,11 +153,35 @@ class Evaluator:
         with torch.inference_mode(), precision_of(self.world.device, "fp32" if wanted == "auto" else wanted):
             yield
 
-    def forward(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, question_tokens: Tensor, cells: Tensor, temperature: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the model, which is in evaluation mode: scores [B, A] and routes [B, L, K], on the device."""
-        device = self.world.device
+        device, own = self.world.device, self.temperature
         with self.inference():
-            return self.model(question_tokens.to(device), cells.to(device), temperature=self.temperature)
+            return self.model(
+                question_tokens.to(device), cells.to(device), temperature=own if temperature is None else temperature
+            )
+
+    @functools.cached_property
+    def _copies(self) -> Copies | None:
+        return copies_to(self.world.device)
+
+    @functools.cached_property
+    def _recorded(self) -> RecordedForward | None:
+        """What replays ``forward`` where the device can: kept, so that a later scoring need not record it again.
+
+        What it holds of the device's memory until then, the later scoring would take again.
+        """
+        recorder = graph.recorder_for(self.world.device, self.settings.run.compile)
+        return None if recorder is None else RecordedForward(self.forward, recorder, self._note)
+
+    def replay(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the model as ``forward`` does, by a replay where the device can."""
+        if self._recorded is None:
+            return self.forward(question_tokens, cells)
+        # A replay reads the temperature, too, from its place in memory.
+        return self._recorded(question_tokens, cells, torch.tensor(self.temperature, device=self.world.device))
 
     def score(self, data: PreparedData, split: str) -> Scores:
         """Score all questions of a split; the main process has the arrays, those of the others are empty."""
@@ -208,19 +236,19 @@ class Evaluator:
         total = len(samples)
         plan = scoring_plan(total, batch_size=self.batch_size, rank=world.rank, num_processes=world.size)
         num_workers = self.settings.data.num_workers
-        batches = load_batches(samples, plan, num_workers=num_workers, pin=world.device.type == "cuda")
-        recorder = graph.recorder_for(world.device, self.settings.run.compile)
-        forward = self.forward if recorder is None else RecordedForward(self.forward, recorder, self._note)
+        pin = world.device.type == "cuda"
+        loaded = load_batches(samples, plan, num_workers=num_workers, pin=pin, kept=self.kept)
+        batches = on_device(loaded, world.device, self._copies)
         was_training = self.model.training
         self.model.eval()
         try:
             with use_threads(self.settings.run.num_threads):
                 for turn in range(-(-total // (self.batch_size * world.size))):
                     if turn < len(plan):
-                        batch = next(batches).to(world.device)
-                        if recorder is not None:  # which needs one shape
+                        batch = next(batches)
+                        if self._recorded is not None:  # which needs one shape
                             batch = batch.padded(data.manifest.text.max_words)
-                        yield plan[turn], *forward(batch.question_tokens, batch.cells())
+                        yield plan[turn], *self.replay(batch.question_tokens, batch.cells())
                     else:
                         yield None
                     self.callback(Progressed(self.task, min((turn + 1) * self.batch_size * world.size, total), total))

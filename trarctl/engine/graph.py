@@ -158,33 +158,35 @@ class RecordedForward:
     """A forward pass of a model in evaluation, recorded when it has run a few times, and replayed from then on.
 
     Args:
-        forward: scores a batch: question tokens [B, T] and cells [B, N, W] to scores [B, A] and routes [B, L, K].
+        forward: scores a batch: question tokens [B, T], cells [B, N, W], temperature [] to scores [B, A] and routes
+            [B, L, K].
         recorder: what records it.
         warn: called once, with a sentence, if it cannot be recorded; it then runs unrecorded.
     """
 
     def __init__(
         self,
-        forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        forward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
         recorder: Recorder,
         warn: Callable[[str], None],
     ) -> None:
         self._forward, self._recordings = forward, _Recordings(recorder, "the forward pass", warn)
-        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._num_batches = 0
 
-    def __call__(self, question_tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, question_tokens: Tensor, cells: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
         """Score a batch; one of another shape than the first as it is."""
+        given = question_tokens, cells, temperature
         if self._inputs is None:
-            self._inputs = question_tokens.clone(), cells.clone()
-        held_tokens, held_cells = inputs = self._inputs
-        if (question_tokens.shape, cells.shape) != (held_tokens.shape, held_cells.shape):
-            return self._forward(question_tokens, cells)
-        held_tokens.copy_(question_tokens)
-        held_cells.copy_(cells)
+            self._inputs = question_tokens.clone(), cells.clone(), temperature.clone()
+        held = self._inputs
+        if [tensor.shape for tensor in given] != [tensor.shape for tensor in held]:
+            return self._forward(*given)
+        for place, new in zip(held, given, strict=True):
+            place.copy_(new)
         self._num_batches += 1
         scores, routes = self._recordings.run(
-            "forward", lambda: self._forward(*inputs), is_ready=self._num_batches > NUM_UNRECORDED
+            "forward", lambda: self._forward(*held), is_ready=self._num_batches > NUM_UNRECORDED
         )
         return scores, routes
 
@@ -239,4 +241,4 @@ def _shape(part: Batch) -> tuple[object, ...]:
 def _copy(part: Batch) -> Batch:
     """A part that keeps its place in memory, with the features of each question."""
     tokens, cells, target = (tensor.clone() for tensor in _tensors(part))
-    return Batch(part.question_id, tokens, cells, torch.arange(len(part), device=cells.device), target)
+    return Batch(part.question_id, tokens, cells, None, target)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import orjson
 from torch import Tensor
 
+from trarctl.config import Precision
 from trarctl.config.resolve import Origin
 from trarctl.config.settings import Settings, flat, to_text
 from trarctl.data.loader import training_samples
@@ -98,8 +99,8 @@ class TrainJob(Job):
             if not world.broadcast(origin is not None):
                 return None
             tensors = world.broadcast_tensors({} if origin is None else origin.tensors)
-            state, schedule = world.broadcast(
-                (TrainState(), None) if origin is None else (origin.state, origin.schedule)
+            state, schedule, precision = world.broadcast(
+                (TrainState(), None, None) if origin is None else (origin.state, origin.schedule, origin.precision)
             )
             trainer = Trainer(
                 *(settings, data, run, world),
@@ -108,6 +109,7 @@ class TrainJob(Job):
                 tensors=tensors,
                 state=state,
                 schedule=schedule,
+                precision=precision,
             )
             tensors.clear()
             if origin is not None:
@@ -151,6 +153,7 @@ class Beginning:
     state: TrainState
     checkpoint: Path | None = None  # of the run itself, None for a new one
     schedule: Schedule | None = None  # of its last step
+    precision: Precision | None = None  # that was chosen for it; None if the user chose
     notes: tuple[str, ...] = ()  # what changes from here on
 
 
@@ -320,7 +323,8 @@ def _resumed(
     if not is_same_data and split_of_epoch(then.data, state.epoch) == split_of_epoch(settings.data, state.epoch):
         notes.append(f"{data.path} has other training questions than those before: they are trained on from here on")
     schedule = description.learning_rate, description.temperature
-    return Beginning(tensors, state, path, schedule, tuple(notes))
+    precision = description.precision if then.run.precision == "auto" else None
+    return Beginning(tensors, state, path, schedule, precision, tuple(notes))
 
 
 def _load_chosen(
@@ -342,7 +346,10 @@ def _load_chosen(
 
 
 # Where things are, which changes no number, and how far to train, which was just asked for.
-_UNSAID = ("run.name", "run.folder", "run.gpus", "run.num_threads", "data.path", "data.num_workers", "train.epochs")
+_UNSAID = (
+    *("run.name", "run.folder", "run.gpus", "run.num_threads"),
+    *("data.path", "data.num_workers", "data.cache", "train.epochs"),
+)
 # What may not change within an epoch: which samples are left of it, and what its loss is a mean of.
 _OF_AN_EPOCH = ("train.batch_size", "train.seed", "train.shuffle", "train.loss", "train.loss_reduction")
 

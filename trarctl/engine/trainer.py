@@ -23,13 +23,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import trarctl
-from trarctl.config import Loss
+from trarctl.config import Cache, Loss, Precision
 from trarctl.config.settings import DataSettings, Settings
-from trarctl.data.loader import Batch, Rows, Samples, load_batches, training_plan, training_samples
+from trarctl.data.features.resident import ResidentFeatures
+from trarctl.data.loader import Batch, Rows, Samples, load_batches, scoring_samples, training_plan, training_samples
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData
 from trarctl.data.records import bytes_of
-from trarctl.engine import checkpoint, distributed, graph
+from trarctl.engine import checkpoint, distributed, feeding, graph
 from trarctl.engine.callbacks import (
     Callback,
     CheckpointSaved,
@@ -74,6 +75,7 @@ class Trainer:
         tensors: of a checkpoint to start from, as in its file; empty for new weights.
         state: how far that checkpoint had come.
         schedule: learning rate and temperature of the last step; None before the first.
+        precision: that was chosen for the training so far; None if none was.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Trainer:
         tensors: Mapping[str, Tensor],
         state: TrainState,
         schedule: Schedule | None = None,
+        precision: Precision | None = None,
     ) -> None:
         self.settings, self.data, self.run, self.world = settings, data, run, world
         self.callback, self.stop, self.state = callback, stop, state  # the callback may be changed before ``fit``
@@ -95,7 +98,8 @@ class Trainer:
         if tensors:
             load_weights(self.model, checkpoint.model_tensors(tensors), run.path)
         self.model.to(world.device)
-        self.precision = distributed.training_precision(world.device, settings.run.precision)
+        self.precision = distributed.training_precision(world.device, settings.run.precision, precision)
+        self._precision_before = precision
         train = settings.train
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
@@ -114,6 +118,8 @@ class Trainer:
             self.network.compile()
         self._samples_of = functools.cache(lambda split: training_samples(data, split, train.loss))
         self._digest_of = functools.cache(lambda split: digest_of_samples(self._samples_of(split)))
+        self._copies = feeding.copies_to(world.device)
+        self._kept: ResidentFeatures | None = None
         self._schedule: Schedule = schedule or (self._learning_rate(1), self.temperature)
         self._unread: list[StepResult] = []  # steps whose losses were not read yet
         self._saved_at = self._epoch_started = time.monotonic()
@@ -127,6 +133,12 @@ class Trainer:
             DivergenceError: if the loss is not finite; the state is saved.
         """
         run, started = self.run, time.monotonic()
+        if note := self._precision_note():
+            self._note(note)
+        wanted, num_threads = self.settings.data.cache, self.settings.data.num_workers
+        self._kept = feeding.keep_features(
+            self.data, self._images, wanted, self.world, self.callback, num_threads=num_threads
+        )
         self.callback(self._run_started())
         with distributed.tf32_allowed(self.world.device, self.precision):
             while self.state.epoch < self.settings.train.epochs:
@@ -208,6 +220,31 @@ class Trainer:
     def _note(self, text: str) -> None:
         self.callback(Note(text))
 
+    @property
+    def _cache(self) -> Cache:
+        """Where the features are kept."""
+        return "none" if self._kept is None else "ram" if self._kept.on_device is None else "device"
+
+    def _images(self) -> Rows:
+        """Rows of the image table that the run needs, ascending."""
+        data = self.settings.data
+        splits = {data.split, data.later_split or data.split}
+        samples = [self._samples_of(split) for split in splits]
+        if any(is_validated(self.settings, self.data, split) for split in splits):
+            samples.append(scoring_samples(self.data, "val"))
+        return np.unique(np.concatenate([one.images for one in samples]))
+
+    def _precision_note(self) -> str | None:
+        """Say that a run goes on in another precision than before, or than this device would get; None if neither."""
+        before, wanted, device = self._precision_before, self.settings.run.precision, self.world.device
+        if wanted != "auto" or before is None:
+            return None
+        if before != self.precision:
+            return f"trained in {before} so far, which {device} does not have: in {self.precision} from here on"
+        if (usual := distributed.training_precision(device, wanted)) != before:
+            return f"trained in {before} as so far; --set run.precision={usual} is what {device} has as well"
+        return None
+
     def _set_rates(self, learning_rate: float) -> None:
         group = self.optimizer.param_groups[0]
         if isinstance(self._temperature, Tensor):
@@ -215,6 +252,15 @@ class Trainer:
             self._temperature.fill_(self.temperature)
         else:
             group["lr"], self._temperature = learning_rate, self.temperature
+
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        """What validates; kept, with what it has recorded, from one epoch to the next."""
+        temperature, world = self._schedule[1], self.world
+        return Evaluator(
+            *(self.model, self.settings, temperature, world, self.callback, "validating", self._stop_if_asked),
+            kept=self._kept,
+        )
 
     @property
     def split(self) -> str:
@@ -254,6 +300,7 @@ class Trainer:
             precision=self.precision,
             is_recorded=self._recorded is not None,
             is_compiled=self.settings.run.compile == "on",
+            cache=self._cache,
         )
 
     def _learning_rate(self, step: int) -> float:
@@ -275,10 +322,10 @@ class Trainer:
         ):
             plan += list(rows.reshape(train.accumulation, self.world.size, -1)[:, self.world.rank])
         pin = self.world.device.type == "cuda"
-        batches = load_batches(self.samples, plan, num_workers=self.settings.data.num_workers, pin=pin)
+        num_workers = self.settings.data.num_workers
+        batches = load_batches(self.samples, plan, num_workers=num_workers, pin=pin, kept=self._kept)
         parts: list[Batch] = []
-        for batch in batches:
-            part = batch.to(self.world.device)
+        for part in feeding.on_device(batches, self.world.device, self._copies):
             parts.append(part if self._recorded is None else part.padded(self.data.manifest.text.max_words))
             if len(parts) == train.accumulation:
                 yield parts
@@ -412,11 +459,9 @@ class Trainer:
         return is_due and is_validated(self.settings, self.data, self.split)
 
     def _validate(self) -> Validated:
-        started, world = time.monotonic(), self.world
-        evaluator = Evaluator(
-            self.model, self.settings, self._schedule[1], world, self.callback, "validating", self._stop_if_asked
-        )
-        chosen, routes = evaluator.answer(self.data, "val")
+        started = time.monotonic()
+        self._evaluator.temperature = self._schedule[1]
+        chosen, routes = self._evaluator.answer(self.data, "val")
         predictions = [self.data.answers[index] for index in chosen]
         measured = measure(predictions, self.data, self.data.split("val"), "official")
         best = self.state.best_overall
@@ -472,6 +517,8 @@ class Trainer:
             num_processes=self.world.size,
             samples=self._digest_of(self.split),
             features=self.data.feature_statistics(),
+            precision=self.precision,
+            cache=self._cache,
         )
 
 

@@ -43,7 +43,8 @@ class ResidualNorm(SampleNorm):
 
     def forward(self, states: Tensor, change: Tensor) -> Tensor:  # type: ignore[override]
         """Add a sublayer's result to what it started from, and normalize: twice [..., D] -> [..., D]."""
-        return super().forward(states + kernels.dropout(change, self.dropout if self.training else 0.0))
+        dropout = self.dropout if self.training else 0.0
+        return kernels.residual_norm(states, change, self.gain, self.bias, self.eps, dropout)
 
 
 class FeedForward(nn.Module):

@@ -251,7 +251,7 @@ def test_missing_files(tmp_path: Path) -> None:
     words = "without the questions of testdev and test and challenge and submission the vocabulary lacks their words"
     assert words in report.warnings
     advice = {row.file: row.advice for row in report.checks}["testdev_balanced_questions.json"]
-    assert advice == "needed for the split testdev"
+    assert advice == f"only for the split testdev: trarctl download gqa --raw {raw} (1.4 GB)"
     (raw / "val_balanced_questions.json").unlink()
     with pytest.raises(DataError, match=r"no file val_balanced_questions\.json") as error:
         _prepare(raw)

@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trarctl.data.datasets.table import _split_of
+from trarctl.data import no_progress
+from trarctl.data.datasets.table import Tables
 from trarctl.data.metrics import measure
 from trarctl.data.prepare import PrepareReport, PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
+from trarctl.data.records import RawData
 from trarctl.errors import DataError, SettingsError
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -136,17 +138,35 @@ def test_features_are_those_of_each_picture(rows: list[dict[str, Any]], tmp_path
     assert strongest == [color_of[image] for image in split.image_id.tolist()]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.binary(max_size=8), min_size=1, max_size=40), st.integers(0, 40))
-def test_a_growing_table_moves_no_picture(contents: list[bytes], cut: int) -> None:
-    def parted(some: list[bytes]) -> dict[bytes, str]:
-        return {one: _split_of(hashlib.sha256(one).hexdigest()) for one in some}
+@pytest.fixture(scope="module")
+def many_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty files and a copy of each, which are told apart by their content alone."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(80):
+        (folder / f"{number}.png").write_bytes(f"content {number % 40}".encode())
+    return folder
 
-    whole = parted(contents)
-    assert parted(contents[:cut]).items() <= whole.items()
-    for one, split in whole.items():
-        at = int.from_bytes(hashlib.sha256(one).digest()[:6], "big") / 2**48
-        assert split == ("train" if at < 0.8 else "val" if at < 0.9 else "test")
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 79), min_size=1, max_size=60), st.integers(1, 60))
+def test_a_growing_table_moves_no_picture(many_files: Path, images: list[int], cut: int) -> None:
+    """Whatever rows are appended: a question stays in its split, and no content is in two."""
+
+    def split_of_ids(some: list[int]) -> dict[int, str]:
+        rows = [{"image": f"{one}.png", "question": "is it?", "answer": "no"} for one in some]
+        table, data = write(many_files / "t.jsonl", rows), RawData()
+        tables = Tables({"name": "own", "questions": table})
+        read = [tables.read_split(many_files, files, data, no_progress) for files in tables.splits()]
+        return {id: split.name for split in read for id in split.question_id.tolist()}
+
+    whole = split_of_ids(images)
+    assert split_of_ids(images[:cut]).items() <= whole.items()
+    assert sorted(whole) == list(range(1, len(images) + 1))
+    for number, image in enumerate(images, start=1):
+        at = place(many_files / f"{image}.png")
+        assert whole[number] == ("train" if at < 0.8 else "val" if at < 0.9 else "test")
+    splits = {(image % 40, whole[number]) for number, image in enumerate(images, start=1)}
+    assert len(splits) == len({content for content, _ in splits})
 
 
 def test_copies_of_a_picture_stay_together(tmp_path: Path) -> None:
@@ -174,6 +194,11 @@ def test_a_table_for_each_split(rows: list[dict[str, Any]], tmp_path: Path) -> N
     assert [one[0] for one in found["test"]] == list(range(1, 11))
     assert not open_prepared(report.out).split("test").is_annotated
     assert any("2 of the 12 questions of val are in train too" in warning for warning in report.warnings)
+    images = [{row["image"] for row in tables[name]} for name in ("train", "val", "test")]
+    both = f"val.jsonl: {len(images[0] & images[1])} of the {len(images[1])} pictures of val stand in train too"
+    assert (len(images[0] & images[1]), [both in warning for warning in report.warnings].count(True)) == (1, 1)
+    assert images[1].isdisjoint(images[2])
+    assert not any("of test stand in" in warning for warning in report.warnings)
 
 
 def test_a_column_says_the_split(rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -234,7 +259,15 @@ def test_raw_answers_are_compared_as_they_are(tmp_path: Path) -> None:
     [
         ("a.png,what?,cat\n", "has no column image and no column question: its first line has 'a.png', 'wh"),
         ("image,text,answer\na.png,what?,cat\n", "has no column question"),
-        ("image,question,answer\na.png,,cat\n", "1 unusable rows: line 2 has no question"),
+        ("image,question,answer\na.png,,cat\n", "1 unusable row: line 2 has no question"),
+        ("image,question,answer\n" + "a.png, ,cat\n" * 12,
+         r"12 unusable rows: line 2 has no question, .*11 has.* and 2 more$"),
+        ("image,question,answer,Answer\na.png,what?,cat,dog\n", "has the column answer more than once"),
+        ("id,image,question,answer\n,a.png,what?,cat\n", "1 unusable row: line 2 has no id"),
+        (f"id,image,question,answer\n{'x' * 256},a.png,what?,cat\n",
+         "has the id .*, expected an integer or a text of 1 to"),
+        (f"image,question,answer\n{'x' * 2000}.png,what?,cat\n",
+         "line 2 has an image of 2,004 characters, expected at m"),
         ("image,question,answer\n../photos/a.png,what?,cat\n", "line 2: '../photos/a.png' leads out of"),
         ("image,question,answer\n/etc/passwd,what?,cat\n", "line 2: '/etc/passwd' leads out of"),
         ("image,question,answer\nhttps://x.org/a.png,what?,cat\n", "line 2: .* is a URL, expected the path of a file"),
@@ -242,17 +275,24 @@ def test_raw_answers_are_compared_as_they_are(tmp_path: Path) -> None:
         ("image,question,answer\na.png,what?,cat\nb.png,what?,cat\nc/d.png,is it?,no\n",
          r"2 pictures are not in .*: line 3: 'b.png' is missing, line 4: 'c/d.png' is missing"),
         ("id,image,question,answer\n7,a.png,what?,cat\n7,a.png,is it?,no\n", "id 7 appears more than once"),
-        ("image,question,answer\na.png,what?,cat\na.png,is it?,\n", "1 of the 2 questions of train have no answer: l"),
+        ("image,question,answer\na.png,what?,cat\na.png,is it?,\n",
+         "1 of the 2 questions of train have no answer: line 3$"),
+        ("image,question,answer\n" + "a.png,what?,cat\na.png,is it?, \n" * 20,
+         "20 of the 40 questions of train have no answer: line 3, line 5, .* and 10 more$"),
+        ("image,question,antwort\na.png,what?,cat\n", "no question of train has an answer"),
+        ("id,image,question,answer,split\n7,a.png,what?,cat,train\n7,a.png,is it?,no,val\n",
+         "id 7 appears more than o"),
         ("image,question,answer,split\na.png,what?,cat,train\na.png,is it?,no,\n", "1 of 2 rows have no split, such"),
-        ("image,question,answer,split\na.png,what?,cat,holdout\n", "line 2 has the split 'holdout', expected"),
+        ("image,question,answer,split\na.png,what?,cat,holdout\n", "line 2 has the split \"holdout\", expected"),
         ("image,question,answer\n", "holds no questions"),
     ],
 )  # fmt: skip
 def test_tables_that_are_refused(text: str, message: str, tmp_path: Path) -> None:
     picture(tmp_path / "photos" / "a.png", 26)  # content that belongs to train
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as error:
         prepared(tmp_path, questions=tmp_path / "t.csv")
+    assert (error.value.exit_code, bool(error.value.hint)) == (4, True)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and not path.name.startswith(".")]
 
 
@@ -283,18 +323,110 @@ def test_pictures_that_cannot_be_read(rows: list[dict[str, Any]], tmp_path: Path
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_all_missing_pictures_are_named(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    gone = [{**row, "image": f"photos/{row['image']}"} for row in rows]
+    with pytest.raises(DataError) as error:
+        prepared(tmp_path, questions=write(tmp_path / "t.jsonl", gone))
+    assert "t.jsonl: 30 pictures are not in " in error.value.what
+    assert all(f"line {line}: {gone[line - 1]['image']!r} is missing" in error.value.what for line in range(1, 60, 2))
+    assert error.value.hint == f"they are in its parent: --images {tmp_path}"
+
+
 def test_missing_pictures_can_be_left_out(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     rows += [{"image": "gone.png", "question": "is it?", "answer": "no", "id": "x"}]
     table = write(tmp_path / "t.jsonl", rows)
     report = prepared(tmp_path, questions=table, skip_missing=True)
     assert sum(len(split) for split in content(report).values()) == 60
-    assert [w for w in report.warnings if "1 picture is not in" in w and "their questions are left out" in w]
+    assert [w for w in report.warnings if "1 picture is not in" in w and "; 1 questions are left out" in w]
 
 
 def test_what_the_val_answers_can_reach(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     val = [{**row, "answer": "purple" if number < 3 else row["answer"]} for number, row in enumerate(rows[40:50])]
     files = {"train": write(tmp_path / "a.jsonl", rows[:40]), "val": write(tmp_path / "b.jsonl", val)}
     assert prepared(tmp_path, **files).manifest.text.ceilings == {"val": 70.0}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "ids", "expected", "num_warned"),
+    [
+        (".csv", ["9007199254740993", "-5", "0"], [2**53 + 1, -5, 0], 0),
+        (".csv", ["007", "7", "x,1"], ["007", "7", "x,1"], 0),
+        (".csv", ["1", "2", str(2**63)], ["1", "2", str(2**63)], 0),
+        (".jsonl", [2**63 - 1, -7, 0], [2**63 - 1, -7, 0], 0),
+        (".jsonl", ["1", "2", "3"], ["1", "2", "3"], 0),
+        (".jsonl", ["None", "nan", "e\u0301"], ["None", "nan", "e\u0301"], 0),
+        (".jsonl", ["1", 2, 3], ["1", "2", "3"], 2),
+        (".jsonl", [1, 2, 2**64], ["1", "2", str(2**64)], 3),
+    ],
+)
+def test_ids_return_as_they_are(
+    suffix: str, ids: list[Any], expected: list[Any], num_warned: int, tmp_path: Path
+) -> None:
+    picture(tmp_path / "a.png", 26)
+    table = tmp_path / f"t{suffix}"
+    write(table, [{"id": one, "image": "a.png", "question": "what?", "answer": "cat"} for one in ids])
+    tables, data = Tables({"name": "own", "questions": table}), RawData()
+    found = tables.read_split(tmp_path, tables.splits()[0], data, no_progress)
+    assert found.question_id.tolist() == expected
+    warned = [f"{table}: ids that are numbers", f"return as texts: {num_warned}"] if num_warned else []
+    assert [all(part in warning for part in warned) for warning in data.warnings] == [True] * bool(num_warned)
+
+
+def test_what_is_odd_about_answers_and_columns(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 26)
+    row = {"image": "a.png", "question": "what?", "question_type": "x", "answer_type": "y", "answers": "z"}
+    rows = [{**row, "answer": "['a', 'b']"}, {**row, "answer": ["a", "b"]}, {**row, "answer": 7.5}]
+    tables = Tables({"name": "own", "questions": write(tmp_path / "t.jsonl", rows)})
+    data = RawData()
+    found = tables.read_split(tmp_path, tables.splits()[0], data, no_progress)
+    assert found.annotations is not None
+    names = list(data.answers)
+    assert [names[code] for code in found.annotations.answers[1:, 0]] == ["a", "7.5"]
+    assert data.warnings == [
+        f"{tmp_path}/t.jsonl: answers that look like lists, but are one text each: line 1; in CSV, several answers are"
+        " separated by |"
+    ]
+    assert data.notes == [
+        f"{tmp_path}/t.jsonl: columns taken: question_type as type; columns left aside: answers, answer_type"
+    ]
+    for wrong, message in (
+        ({"answer": float("nan")}, "no question of train has an answer"),
+        ({"question ": "again"}, "line 1 has question more than once"),
+        ({"id": "a\0"}, "line 1 has the id .*, expected an integer or a text of 1 to 255"),
+        ({"answer": {"a": 1}}, 'line 1 has the answer {"a": 1}, expected text or a number'),
+    ):
+        tables = Tables({"name": "own", "questions": write(tmp_path / "t.jsonl", [{**row, "answer": "z", **wrong}])})
+        with pytest.raises(DataError, match=message):
+            tables.read_split(tmp_path, tables.splits()[0], RawData(), no_progress)
+    tables = Tables({"name": "own", "questions": write(tmp_path / "t.jsonl", rows), "column": ["type=kind"]})
+    with pytest.raises(DataError, match=r"t\.jsonl has no column kind"):
+        tables.read_split(tmp_path, tables.splits()[0], RawData(), no_progress)
+
+
+@pytest.mark.parametrize("suffix", [".png", ""])
+def test_own_features_are_named_after_the_picture_with_its_suffix_or_without(
+    suffix: str, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    value = {row["image"]: number + 1 for number, row in enumerate(rows)}
+    for image, number in value.items():
+        path = tmp_path / "feats" / f"{image.removesuffix('.png')}{suffix}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.full((4, 3), number, dtype=np.float32)
+        array[:, 0] = [0.1, 0.2, 0.3, 0.4]
+        np.save(path, array)
+    table = write(tmp_path / "t.jsonl", rows)
+    request = PrepareRequest("table", options={"name": "own", "questions": table}, features=tmp_path / "feats",
+                             out=tmp_path / "out", grid=2, vectors="none")  # fmt: skip
+    data = open_prepared(prepare(request).out)
+    for name in data.split_names:
+        split = data.split(name)
+        found = data.features.read(split.image.astype(np.int64))[:, 0, 2].tolist()
+        assert found == [value[image] for image in split.image_id.tolist()]
+    if not suffix:
+        twin = rows[0]["image"].replace(".png", ".jpg")
+        write(table, [*rows, {**rows[0], "id": "twin", "image": twin}])
+        with pytest.raises(DataError, match=r"\.npy would hold the features of both .*\.jpg and .*\.png"):
+            prepare(request)
 
 
 @pytest.mark.parametrize("name", ["vqa", "table", "Own", "../x", "a b"])

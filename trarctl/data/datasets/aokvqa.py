@@ -156,7 +156,6 @@ AOKVQA = register_dataset(
             Download(
                 "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz",
                 holds=tuple(split.questions for split in _SPLITS),
-                unpack_to=".",
             ),
             *COCO_PICTURES,
         ),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,19 @@ class FileNaming:
     num_digits: int | None  # a number is padded to these with zeros; None: ids are text, and stand in the name as is
     suffix: str
     is_nested: bool = False  # names may lie in folders within the set's: relative paths with "/"
+    replaces_suffix: bool = False  # the suffix stands in place of the one that the id itself has: a.npy of a.jpg
 
     def name(self, image_id: int | str) -> str:
         """Give the file name of an image."""
         middle = image_id if self.num_digits is None else f"{int(image_id):0{self.num_digits}d}"
+        middle = str(PurePosixPath(str(middle)).with_suffix("")) if self.replaces_suffix else middle
         return f"{self.prefix}{middle}{self.suffix}"
 
-    def ids(self, names: Iterable[str]) -> list[int] | list[str]:
-        """Pick out the ids of the names that follow this naming to the letter."""
+    def ids(self, names: Iterable[str], asked: Iterable[str] | None = None) -> list[int] | list[str]:
+        """Pick out the ids of the names that follow this naming to the letter; of those ``asked`` for, if any are."""
+        if asked is not None:
+            there = frozenset(names)
+            return [one for one in asked if self.name(one) in there]
         middle = ".+" if self.num_digits is None else f"[0-9]{{{self.num_digits},18}}"
         pattern = re.compile(f"{re.escape(self.prefix)}({middle}){re.escape(self.suffix)}")
         found = [match for match in map(pattern.fullmatch, names) if match]
@@ -124,6 +129,7 @@ class DatasetSpec:
     numbers_questions: bool = False  # the files have no ids of questions: they are numbered in file order
     shares_image_ids: bool = False  # an image id means the same image in every set
     image_folder: Callable[[Path, str], Path] = _folder_of_set  # from the folder of all pictures and an image set
+    feature_folder: Callable[[Path, str], Path] = _folder_of_set  # from the folder of --features and an image set
     extractor: str | None = None  # describes the pictures in the raw folder; None: features are files, or of --images
     pictures: Path | None = None  # the folder of pictures if neither that nor features are named
     default_extractor: str = "resnet101"  # what describes pictures if none is named

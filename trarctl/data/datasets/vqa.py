@@ -313,8 +313,8 @@ VQA = register_dataset(
                 is_required=False,
                 borrows_images=True,
                 download_hint="VG_questions.json and VG_annotations.json are openvqa's, in VQA-v2's layout with COCO's"
-                " image ids; Visual Genome's own files are not, but `trarctl download vg` makes similar ones of them."
-                " Without both files, vg is left out",
+                " image ids; `trarctl download vg` makes similar ones of Visual Genome's own, but no published"
+                " checkpoint fits them. Without both files, vg is left out",
             ),
         ),
         image_sets=(

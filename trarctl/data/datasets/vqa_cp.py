@@ -8,7 +8,7 @@ import numpy as np
 
 from trarctl.data import Progress
 from trarctl.data.datasets.base import DatasetSpec, SplitFiles, register_dataset
-from trarctl.data.datasets.vqa import coco_images, read_pair
+from trarctl.data.datasets.vqa import COCO_PICTURES, coco_images, read_pair
 from trarctl.data.metrics import vqa_accuracy
 from trarctl.data.records import RawData, RawSplit, cut_split
 from trarctl.data.text import normalize_answer
@@ -60,6 +60,7 @@ VQA_CP = register_dataset(
         download_hint="put vqacp_v2_{train,test}_{questions,annotations}.json of"
         " https://computing.ece.vt.edu/~aish/vqacp/ into the --raw folder; that server is often down, and there is no"
         " other official one. The images are COCO's train2014 and val2014",
+        downloads=COCO_PICTURES[:2],
         split_notes={"val": "cut from train"},
         shares_image_ids=True,
         normalize_answer=normalize_answer,

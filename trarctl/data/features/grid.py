@@ -330,15 +330,16 @@ class FeatureStore:
         """Give the name of the set that an image belongs to."""
         return self._sets[int(self._set_indices(np.array([row]))[0])].name
 
-    def read(self, rows: npt.NDArray[np.integer]) -> Floats:
+    def read(self, rows: npt.NDArray[np.integer], out: Floats | None = None) -> Floats:
         """Read the features [R, N, W] of rows of the image table, in any order; missing cells are zero.
 
-        They are float32, or float16 if all features are stored so. A DataError says that there are none, or that a
-        file changed since it was prepared.
+        They are float32, or float16 if all features are stored so, and go to ``out`` if that is given. A DataError says
+        that there are none, or that a file changed since it was prepared.
         """
         rows = np.asarray(rows)
         set_indices = self._set_indices(rows)
-        out = np.empty((len(rows), self.num_cells, self.width), dtype=self.dtype)
+        if out is None:
+            out = np.empty((len(rows), self.num_cells, self.width), dtype=self.dtype)
         for index in np.unique(set_indices).tolist():
             targets = np.flatnonzero(set_indices == index)
             images, packed, local = self._sets[index], self._packed[index], rows[targets] - self._starts[index]

@@ -30,6 +30,8 @@ Command = Callable[..., str]
 SetPlaces = npt.NDArray[np.int8]
 """Place of an image set among the data set's, for each question, [Q]."""
 _NO_SETS: Mapping[str, SetPlaces] = {}
+_ARRAY_SUFFIXES = (".npy", ".npz")
+_NO_IDS: Mapping[str, Ids] = {}
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,11 @@ def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
-    """List the files of a folder (None: there is none); of several ways to name them, the one that most follow."""
+def scan_folder(path: Path, namings: Sequence[FileNaming], asked: Sequence[str] | None = None) -> Folder | None:
+    """List the files of a folder (None: there is none); of several ways to name them, the one that most follow.
+
+    With ``asked``, only those of images that questions name.
+    """
     try:
         names = _nested_names(path) if any(one.is_nested for one in namings) else os.listdir(path)  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
@@ -112,17 +117,29 @@ def scan_folder(path: Path, namings: Sequence[FileNaming]) -> Folder | None:
     except OSError as error:
         what = f"cannot read the folder {path}: {error.strerror or error}"
         raise DataError(what, "make it readable: chmod u+rx") from error
-    found = {namings[0]: namings[0].ids(names)}
+    found = {namings[0]: namings[0].ids(names, asked)}
     if len(found[namings[0]]) < len(names):
-        found |= {naming: naming.ids(names) for naming in namings[1:]}
+        found |= {naming: naming.ids(names, asked) for naming in namings[1:]}
     best = max(found, key=lambda naming: len(found[naming]))
     kept, warnings = found.pop(best), list[str]()
     for naming, ids in found.items():
         if ids and not _refuse_two_kinds(path, {best: kept, naming: ids}):
             those = f"named like {naming.name(min(ids))}, and {len(kept):,} like {best.name(min(kept))}"
             warnings.append(f"{len(ids):,} files in {path} are left out, since they are {those}")
+    if best.replaces_suffix:
+        _refuse_shared_files(path, best, kept)
     unique = np.unique(np.array(kept, dtype=None if kept else np.int64))
-    return Folder(path, best, unique, len(names) - len(kept), tuple(warnings))
+    return Folder(path, best, unique, len(names) - len(kept) if asked is None else 0, tuple(warnings))
+
+
+def _refuse_shared_files(path: Path, naming: FileNaming, ids: Sequence[Any]) -> None:
+    """Refuse a file that would be that of two images, whose names differ in their suffix alone."""
+    own: dict[str, Any] = {}
+    for image_id in ids:
+        other = own.setdefault(name := naming.name(image_id), image_id)
+        if other != image_id:
+            what = f"{path / name} would hold the features of both {other} and {image_id}"
+            raise DataError(what, f"name such files after the whole picture: {other}.npy and {image_id}.npy")
 
 
 def _nested_names(path: Path) -> list[str]:
@@ -159,11 +176,18 @@ def _refuse_two_kinds(path: Path, found: Mapping[FileNaming, Sequence[Any]]) -> 
     return bool(shared)
 
 
-def feature_folders(spec: DatasetSpec, root: Path) -> dict[str, Folder | None]:
-    """Look for the features of every image set."""
+def feature_folders(spec: DatasetSpec, root: Path, named: Mapping[str, Ids] = _NO_IDS) -> dict[str, Folder | None]:
+    """Look for the features of every image set that a user has; ``named`` is as for ``build_table``."""
     if not root.is_dir():
         raise DataError(f"no folder of features {root}", "pass the folder that holds them: --features DIR")
-    return {files.name: scan_folder(root / files.name, feature_namings(files)) for files in spec.image_sets}
+    found: dict[str, Folder | None] = {}
+    for files in spec.image_sets:
+        namings, asked = feature_namings(files), None
+        if files.images.is_nested and not files.images.suffix:  # an id is the whole name of a picture
+            namings += tuple(FileNaming("", None, one, is_nested=True, replaces_suffix=True) for one in _ARRAY_SUFFIXES)
+            asked = sorted({one for ids in named.values() for one in ids.tolist()})
+        found[files.name] = scan_folder(spec.feature_folder(root, files.name), namings, asked)
+    return found
 
 
 def images_there(spec: DatasetSpec, features: Path | None, pictures: Path | None) -> dict[str, Folder]:

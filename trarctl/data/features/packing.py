@@ -21,7 +21,7 @@ import numpy.lib.format as npy
 import orjson
 
 from trarctl.data import Progress, in_threads
-from trarctl.data.datasets.base import DatasetSpec
+from trarctl.data.datasets.base import DatasetSpec, feature_namings
 from trarctl.data.features.base import Extractor, ExtractorOptions
 from trarctl.data.features.extract import check_pictures, extract_files, fill_from_pictures, training_images
 from trarctl.data.features.grid import (
@@ -46,6 +46,7 @@ from trarctl.data.features.images import (
     picture_table,
     refuse_missing,
     refuse_problems,
+    scan_folder,
 )
 from trarctl.data.features.reading import READING_VERSION
 from trarctl.data.features.survey import Common, Survey, in_common, set_warnings
@@ -121,7 +122,12 @@ def plan_images(
         if options.pictures is not None:
             sets = picture_table(spec, named, said, options.pictures, options.command).sets
             root, extractor = extract_files(sets, options.extractor, options.extractor_options, out, progress)
-        table = build_table(spec, named, {} if root is None else feature_folders(spec, root), said)
+        folders = dict[str, Folder | None]()
+        if root is not None and extractor is not None:
+            folders = {one.name: scan_folder(root / one.name, feature_namings(one)) for one in spec.image_sets}
+        elif root is not None:
+            folders = feature_folders(spec, root, named)
+        table = build_table(spec, named, folders, said)
         if root is not None:
             table = replace(table, warnings=refuse_missing(table, root, spec, options.command))
     fingerprints = {images.name: fingerprint(images) for images in table.sets}
@@ -171,7 +177,7 @@ def check_images(
             check_pictures(table.sets, progress)
         return {images.name: images.folder for images in table.sets}, table.warnings
     assert options.features is not None  # noqa: S101 - one of both is there
-    folders = feature_folders(spec, options.features)
+    folders = feature_folders(spec, options.features, named)
     table, warnings = build_table(spec, named, folders, said), list[str]()
     with attempt():
         warnings += refuse_missing(table, options.features, spec, options.command)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trarctl.model.kernels import cpu, triton
+from trarctl.model.kernels import cpu, triton, triton_layers
 from trarctl.model.spans import Spans
 from trarctl.registry import KERNELS
 
@@ -62,7 +62,7 @@ def attend(
 def _fastest(query: Tensor, key: Tensor, value: Tensor) -> str:
     if runs_on_cpu(query):
         return "cpu"
-    return "triton" if query.device.type == "cuda" and triton.supports(query, key, value) else "reference"
+    return "triton" if triton.supports(query, key, value) else "reference"
 
 
 def dropout(states: Tensor, probability: float) -> Tensor:
@@ -74,18 +74,31 @@ def dropout(states: Tensor, probability: float) -> Tensor:
 
 def relu_dropout(states: Tensor, probability: float) -> Tensor:
     """Apply ``dropout(relu(states))``."""
-    if not probability or not runs_on_cpu(states):
-        return functional.dropout(functional.relu(states), probability)
-    return _apply(cpu._ReluDropout, states, probability, cpu.draw_seed())
+    if not probability:
+        return functional.relu(states)
+    if runs_on_cpu(states):
+        return _apply(cpu._ReluDropout, states, probability, cpu.draw_seed())
+    if triton_layers.drops(states):
+        return triton_layers.relu_dropout(states, probability)
+    return functional.dropout(functional.relu(states), probability)
 
 
 def sample_norm(states: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Turn the last axis into gain * (states - mean) / (sample deviation + eps) + bias, float32 at least."""
     if runs_on_cpu(states):
         return _apply(cpu._SampleNorm, states, gain, bias, eps)
+    if triton_layers.norms(states, None, gain):
+        return triton_layers.norm(states, None, gain, bias, eps, 0.0)
     wide = states.to(torch.promote_types(states.dtype, torch.float32))
     deviation, mean = torch.std_mean(wide, dim=-1, keepdim=True)
     return torch.addcmul(bias, (wide - mean) / (deviation + eps), gain)
+
+
+def residual_norm(states: Tensor, change: Tensor, gain: Tensor, bias: Tensor, eps: float, probability: float) -> Tensor:
+    """Apply ``sample_norm(states + dropout(change))``."""
+    if not runs_on_cpu(states) and triton_layers.norms(states, change, gain):
+        return triton_layers.norm(states, change, gain, bias, eps, probability)
+    return sample_norm(states + dropout(change, probability), gain, bias, eps)
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:

@@ -58,11 +58,20 @@ BLOCKS = {"ieee": (16, 32), "tf32": (64, 16)}
 SMALLEST_BLOCK = 16  # of a matrix product in Triton
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether Triton kernels run on a device."""
+    return IS_INSTALLED and (device.type == "cuda" or IS_INTERPRETED)
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """A seed of random masks, [1] int64, from torch's generator of the device."""
+    return torch.randint(2**62, (1,), device=device)
+
+
 def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the kernels compute this attention; arguments as for ``reference_attention``."""
     return (
-        IS_INSTALLED
-        and (query.device.type == "cuda" or IS_INTERPRETED)
+        runs_on(query.device)
         and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and query.dtype == key.dtype == value.dtype
         and query.shape[-1] == value.shape[-1] <= LARGEST_WIDTH
@@ -85,7 +94,7 @@ def triton_attention(
         return reference_attention(query, key, value, span_weights, pair_class, contains, is_padding, dropout)
     if pair_class is None and len(contains) > 1:  # every span shows everything: together they are one
         span_weights, contains = span_weights.sum(dim=-1, keepdim=True), contains[:1]
-    seed = torch.randint(2**62, (1,), device=query.device) if dropout > 0.0 else None
+    seed = draw_seed(query.device) if dropout > 0.0 else None
     # The kernels take [B, N, H, d], which is how the linear layers lay the heads out: nothing is copied.
     heads = [states.transpose(1, 2).contiguous() for states in (query, key, value)]
     out, *_ = _attention(*heads, span_weights.contiguous(), pair_class, contains, is_padding, seed, dropout)

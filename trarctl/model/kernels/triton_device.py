@@ -1,11 +1,11 @@
-"""What ``trarctl.model.kernels.triton`` runs on the device: one Triton kernel forward, two backward.
+"""What ``trarctl.model.kernels.triton`` and ``triton_layers`` run on the device, as Triton kernels.
 
-A module of its own, since importing it takes the package triton; the derivation is there, and so are the shapes. All
-states lie as [B, N, H, d] without gaps, all statistics as [B, H, C, T].
+A module of its own, since importing it takes the package triton; the derivations are there, and so are the shapes. In
+attention, all states lie as [B, N, H, d] without gaps, all statistics as [B, H, T, C].
 
-Each program owns a block of rows of one example and head, and loops over blocks of the other axis. Statistics of a
-block are one tile [T, C]. A tile of scores has a tile of classes beside it, in which a hidden key, and whatever lies
-beyond the last query or key, is of class -1.
+Each program of attention owns a block of rows of one example and head, and loops over blocks of the other axis.
+Statistics of a block are one tile [T, C]. A tile of scores has a tile of classes beside it, in which a hidden key, and
+whatever lies beyond the last query or key, is of class -1. A program of the norm holds one row at a time.
 """
 
 from __future__ import annotations
@@ -360,3 +360,117 @@ def backward_keys(
         key_sum = tl.dot(tl.trans(of_scores), query_tile, key_sum, input_precision=PRECISION)
     _store(of_key, key_sum * score_scale, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
     _store(of_value, value_sum, example, head, keys, num_keys, num_heads, WIDTH, BLOCK_WIDTH)
+
+
+@triton.jit
+def _keep_factors(seed, row, dropout, kept_scale, BLOCK_WIDTH: tl.constexpr):
+    """What dropout multiplies the elements of a row by, by row and place in it; one draw is enough for four."""
+    factor = tl.full([BLOCK_WIDTH], 1.0, tl.float32)
+    if seed is not None:
+        fours = tl.arange(0, BLOCK_WIDTH // 4)
+        zero = fours * 0
+        first, second, third, fourth = tl.philox(tl.load(seed), fours, zero + row, zero, zero)
+        bits = tl.interleave(tl.interleave(first, third), tl.interleave(second, fourth))
+        factor = tl.where(tl.uint_to_uniform_float(bits) >= dropout, kept_scale, 0.0)
+    return factor
+
+
+@triton.jit
+def _normed(states, change, place, is_there, factor, eps, WIDTH: tl.constexpr):
+    """A row of states + factor * change, less its mean, over its deviation + eps; the deviation; 1 over that sum."""
+    summed = tl.load(states + place, mask=is_there, other=0.0).to(tl.float32)
+    if change is not None:
+        summed += factor * tl.load(change + place, mask=is_there, other=0.0).to(tl.float32)
+    centered = tl.where(is_there, summed - tl.sum(summed, axis=0) / WIDTH, 0.0)
+    deviation = tl.sqrt(tl.sum(centered * centered, axis=0) / (WIDTH - 1))
+    inverse = 1.0 / (deviation + eps)
+    return centered * inverse, deviation, inverse
+
+
+@triton.jit
+def norm(
+    states,
+    change,
+    gain,
+    bias,
+    seed,
+    out,
+    dropout,
+    kept_scale,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """Norm one row of states + dropout(change)."""
+    row, columns = tl.program_id(0), tl.arange(0, BLOCK_WIDTH)
+    is_there, place = columns < WIDTH, row.to(tl.int64) * WIDTH + columns
+    factor = _keep_factors(seed, row, dropout, kept_scale, BLOCK_WIDTH)
+    normed, _, _ = _normed(states, change, place, is_there, factor, eps, WIDTH)
+    scale = tl.load(gain + columns, mask=is_there, other=0.0)
+    shift = tl.load(bias + columns, mask=is_there, other=0.0)
+    tl.store(out + place, scale * normed + shift, mask=is_there)
+
+
+@triton.jit
+def norm_backward(
+    gradient,
+    states,
+    change,
+    gain,
+    seed,
+    of_states,
+    of_change,
+    of_weights,
+    dropout,
+    kept_scale,
+    eps,
+    num_rows,
+    rows_each,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """Gradients of some rows of states and change, and what these rows add to those of gain and bias."""
+    program, columns = tl.program_id(0), tl.arange(0, BLOCK_WIDTH)
+    is_column = columns < WIDTH
+    scale = tl.load(gain + columns, mask=is_column, other=0.0)
+    of_gain = tl.zeros([BLOCK_WIDTH], tl.float32)
+    of_bias = tl.zeros([BLOCK_WIDTH], tl.float32)
+    for index in range(rows_each):
+        row = program * rows_each + index
+        is_there, place = is_column & (row < num_rows), row.to(tl.int64) * WIDTH + columns
+        factor = _keep_factors(seed, row, dropout, kept_scale, BLOCK_WIDTH)
+        normed, deviation, inverse = _normed(states, change, place, is_there, factor, eps, WIDTH)
+        of_row = tl.load(gradient + place, mask=is_there, other=0.0).to(tl.float32)
+        of_gain += of_row * normed
+        of_bias += of_row
+        of_normed = of_row * scale
+        # Where all elements are alike, the fraction is 0, and so is what is taken off.
+        slope = tl.sum(of_normed * normed, axis=0) / ((WIDTH - 1) * tl.where(deviation == 0.0, 1.0, deviation))
+        of_sum = inverse * (of_normed - tl.sum(of_normed, axis=0) / WIDTH) - normed * slope
+        tl.store(of_states + place, of_sum.to(of_states.dtype.element_ty), mask=is_there)
+        if change is not None:
+            tl.store(of_change + place, (factor * of_sum).to(of_change.dtype.element_ty), mask=is_there)
+    place = program.to(tl.int64) * 2 * WIDTH + columns
+    tl.store(of_weights + place, of_gain, mask=is_column)
+    tl.store(of_weights + place + WIDTH, of_bias, mask=is_column)
+
+
+@triton.jit
+def relu_dropout(states, seed, out, dropout, kept_scale, num_elements, BLOCK_WIDTH: tl.constexpr):
+    """ReLU and dropout of a block of elements; what is no number stays none."""
+    block = tl.program_id(0)
+    place = block.to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    is_there = place < num_elements
+    tile = tl.load(states + place, mask=is_there, other=0.0).to(tl.float32)
+    kept = tl.where(tile <= 0.0, 0.0, tile) * _keep_factors(seed, block, dropout, kept_scale, BLOCK_WIDTH)
+    tl.store(out + place, kept.to(out.dtype.element_ty), mask=is_there)
+
+
+@triton.jit
+def relu_dropout_backward(gradient, result, of_states, kept_scale, num_elements, BLOCK_WIDTH: tl.constexpr):
+    """The gradient of a block of elements; those with a result of 0 did not pass."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    is_there = place < num_elements
+    is_zero = tl.load(result + place, mask=is_there, other=0.0) <= 0.0
+    of_result = tl.load(gradient + place, mask=is_there, other=0.0).to(tl.float32) * kept_scale
+    tl.store(of_states + place, tl.where(is_zero, 0.0, of_result).to(of_states.dtype.element_ty), mask=is_there)

@@ -2,35 +2,31 @@
 
     python -m benchmarks.predicted_step [--grids 8 14 16 32] [--batch 64]
 
-One step is run on torch's ``meta`` device, which computes nothing but shapes. Every operator is counted with its
-floating-point operations and the bytes that it reads and writes, and is given the time of whichever bound is highest:
-arithmetic, memory, or the shortest time that any kernel takes. Three numbers follow: ``arithmetic`` alone, ``graph``
-(operators one after the other, launched together), and ``eager`` (where the host launches them one by one).
+One step runs on tensors without content, as ``benchmarks.launches`` counts it. Every operator is noted with its
+products and the bytes that it reads and writes, and is given the time of whichever bound is highest: arithmetic,
+memory, or the shortest time that any kernel takes. Three numbers follow: ``arithmetic`` alone, ``graph`` (operators one
+after the other, launched together), and ``eager`` (where the host launches them one by one).
 
-Assumed: LSTM and optimizer are one operator each way, as in cuDNN and torch's fused Adam; bfloat16 keeps its weights in
-float32 and casts each for the step; gradients are exchanged in float32 while the backward pass goes on. The figures of
-the GPUs are their makers', and what of them is reached in practice is a guess that one measurement checks: H100, below.
+Gradients are exchanged in float32 while the backward pass goes on. The figures of the GPUs are their makers', and what
+of them is reached in practice is a guess: see docs/scaling.md for how near it came to what an H100 measured.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.gpu_check import Size, published
-from trarctl.engine.trainer import answer_loss
-from trarctl.model import kernels
-from trarctl.model.trar import TRAR, ModelSizes
+from benchmarks.gpu_check import Size
+from benchmarks.launches import count_step
+from tests.engine.op_recorder import Counted
 
 BATCH, STEPS_OF_AN_EPOCH, EPOCHS = 64, 6_933, 13  # of the published recipe on train
 SPANS = {8: (0, 1, 2, 3), 14: (0, 1, 3), 16: (0, 1, 2, 3), 32: (0, 1, 2, 3)}
@@ -39,7 +35,8 @@ SHORTEST_SECONDS = 2e-6  # of any kernel on the device
 BACKWARD_SHARE = 2 / 3  # of a step, beside which gradients are exchanged
 LAST_BUCKET = 25 << 20  # bytes that are exchanged after the backward pass at the earliest
 # Products of a query, or a gradient, with every key.
-ATTENTION_PRODUCTS = {"trarctl::routed_attention": 2, "trarctl::routed_attention_backward": 5}
+ATTENTION_PRODUCTS = {"routed_attention": 2, "routed_attention_backward": 5}
+LSTM_PRODUCTS = {"lstm": 1, "lstm_backward": 2}  # of a word with each weight
 WEIGHTS_AND_AVERAGES = 28  # bytes that Adam reads and writes for each weight
 
 
@@ -71,18 +68,39 @@ class Operator:
         return max(self.flops / gpu.flops, self.num_bytes / gpu.memory, SHORTEST_SECONDS)
 
 
-@dataclass
-class Step:
-    """What a training step does on the device."""
+class Step(Counted):
+    """What a training step does on the device, noted as it runs."""
 
-    forward: list[Operator] = field(default_factory=list)
-    backward: list[Operator] = field(default_factory=list)
-    num_weights: int = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[Operator] = []
+        self.num_weights = 0
 
-    @property
-    def operators(self) -> list[Operator]:
-        """All, the optimizer's last."""
-        return [*self.forward, *self.backward, Operator("adam", 0.0, WEIGHTS_AND_AVERAGES * self.num_weights)]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and note it if it is counted."""
+        num_before = self.counts.total()
+        outputs = super().__torch_dispatch__(func, types, args, kwargs)
+        if self.counts.total() > num_before:
+            self.operators.append(self._operator(func, args, kwargs or {}, outputs))
+        return outputs
+
+    def _operator(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> Operator:
+        name = func.overloadpacket.__name__
+        tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, outputs)) if isinstance(leaf, Tensor)}
+        num_bytes = sum(one.numel() * one.itemsize for one in tensors.values())
+        count: Callable[..., float] | None = flop_registry.get(func._overloadpacket)
+        flops = 0.0 if count is None else count(*args, **kwargs, out_val=outputs)
+        if name in ATTENTION_PRODUCTS:
+            query, key = args[:2] if name == "routed_attention" else args[4:6]
+            flops = 2 * ATTENTION_PRODUCTS[name] * query.numel() * key.shape[1]
+        elif name in LSTM_PRODUCTS:
+            states, weights = args[-2:]
+            num_weights = sum(one.numel() for one in weights if one.dim() == 2)
+            flops = 2 * LSTM_PRODUCTS[name] * states.shape[0] * states.shape[1] * num_weights
+        elif name == "_fused_adam_":
+            self.num_weights = sum(one.numel() for one in args[0])
+            num_bytes = WEIGHTS_AND_AVERAGES * self.num_weights
+        return Operator(name, flops, num_bytes)
 
     def seconds(self, gpu: Gpu) -> float:
         """As one graph."""
@@ -98,81 +116,10 @@ class Step:
         return max(total - BACKWARD_SHARE * self.seconds(gpu), last)
 
 
-class Tally(TorchDispatchMode):
-    """Notes every operator that launches a kernel: not views, and not memory that is only taken."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: list[Operator] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and note it."""
-        result = function(*args, **(kwargs or {}))
-        name = function._schema.name.removeprefix("aten::")
-        if not (function.is_view or name in ("detach", "empty", "empty_like", "new_empty", "_unsafe_view")):
-            tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)}
-            num_bytes = sum(one.numel() * one.itemsize for one in tensors.values())
-            count: Callable[..., float] | None = flop_registry.get(function._overloadpacket)
-            flops = 0.0 if count is None else count(*args, **(kwargs or {}), out_val=result)
-            if name in ATTENTION_PRODUCTS:
-                query, key = args[:2] if name.endswith("attention") else args[4:6]
-                flops = 2 * ATTENTION_PRODUCTS[name] * query.numel() * key.shape[1]
-            self.operators.append(Operator(name, flops, num_bytes))
-        return result
-
-
-class OneLstm(torch.autograd.Function):
-    """The LSTM as cuDNN computes it: one operator forward and one backward, which the tally is told of."""
-
-    @staticmethod
-    def forward(ctx: Any, words: Tensor, tally: Tally, hidden: int, *weights: Tensor) -> Tensor:
-        """Note it, and give states of the right shape."""
-        ctx.save_for_backward(words, *weights)
-        ctx.tally = tally
-        batch, length, width = words.shape
-        ctx.flops = 2 * batch * length * 4 * hidden * (width + hidden)
-        out = words.new_empty(batch, length, hidden)
-        ctx.num_bytes = sum(one.numel() * one.itemsize for one in (words, out, *weights))
-        tally.operators.append(Operator("lstm", ctx.flops, ctx.num_bytes))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *_gradients: Tensor) -> Any:
-        """Note it: twice the products."""
-        words, *weights = ctx.saved_tensors
-        ctx.tally.operators.append(Operator("lstm_backward", 2 * ctx.flops, 2 * ctx.num_bytes))
-        return torch.empty_like(words), None, None, *map(torch.empty_like, weights)
-
-
-def count_step(grid: int, batch: int, *, dtype: torch.dtype = torch.bfloat16) -> Step:
-    """Run one step of the published model on the meta device and note its operators, attention as the Triton kernel."""
-    settings, data = published(Size(grid, SPANS[grid], batch), "fp32", "off")
-    sizes = ModelSizes(len(data.vocabulary), len(data.answers), data.features.width)
-    with torch.device("meta"):
-        model = TRAR(settings.model, sizes, attention="triton").to(dtype).train()
-        questions = torch.ones(batch, 14, dtype=torch.long)
-        features, target = torch.empty(batch, grid**2, sizes.feature_width, dtype=dtype), torch.empty(batch, 3_129)
-    tally, step = Tally(), Step(num_weights=sum(one.numel() for one in model.parameters()))
-    hidden = settings.model.hidden_size
-    reader: Any = model.reader
-    reader.forward = lambda words: (OneLstm.apply(words, tally, hidden, *reader.parameters()), None)
-    on_device = kernels.triton.supports, kernels.runs_on_cpu
-    kernels.triton.supports = lambda *_: True  # type: ignore[assignment]
-    kernels.runs_on_cpu = lambda _states: False  # type: ignore[assignment]
-    try:
-        with tally:
-            scores, _ = model(questions, features, temperature=1.0)
-            loss = answer_loss(scores, target, loss="bce").sum()
-            step.forward, tally.operators = tally.operators, []
-            loss.backward()
-            nn.utils.get_total_norm([one.grad for one in model.parameters() if one.grad is not None])
-            step.backward = tally.operators
-    finally:
-        kernels.triton.supports, kernels.runs_on_cpu = on_device  # type: ignore[assignment]
-    if dtype != torch.float32:  # each weight is cast for the step, and its gradient cast back
-        casts = [Operator("cast", 0.0, 6.0 * one.numel()) for one in model.parameters()]
-        step.forward += casts
-        step.backward += casts
+def count(grid: int, batch: int) -> Step:
+    """Run a step of the published model in bfloat16 on tensors without content."""
+    step = Step()
+    count_step(Size(grid, SPANS[grid], batch), "bf16", step)
     return step
 
 
@@ -198,8 +145,8 @@ def main() -> None:
     head = f"{'grid':6}{'TFLOP':>7}{'GB':>7}{'operators':>11}"
     for gpu in (A100, H100):
         head += "".join(f"{f'{gpu.name} {what}':>18}" for what in ("arithmetic", "graph", "eager"))
-    print(f"{head}   measured on an H100, as one graph")
-    steps = {grid: count_step(grid, options.batch) for grid in options.grids}
+    print(f"{head}   measured, see docs/scaling.md")
+    steps = {grid: count(grid, options.batch) for grid in options.grids}
     for grid, step in steps.items():
         flops, num_bytes = (sum(getattr(one, what) for one in step.operators) for what in ("flops", "num_bytes"))
         row = f"{f'{grid}x{grid}':6}{flops / 1e12:7.2f}{num_bytes / 1e9:7.1f}{len(step.operators):11,}"
@@ -223,7 +170,7 @@ def main() -> None:
     print("".join(f"{name:>{width}}" for name, width in names.items()))
     alone = 0.0
     for gpu, num_gpus, each in ((A100, 1, 64), (H100, 1, 64), (H100, 8, 8), (H100, 8, 64), (H100, 64, 16)):
-        step = count_step(grid, each)
+        step = count(grid, each)
         exchange = step.exchange_seconds(gpu, num_gpus)
         seconds = step.seconds(gpu) + exchange
         minutes = seconds * STEPS_OF_AN_EPOCH * BATCH / (each * num_gpus) * EPOCHS / 60

@@ -109,9 +109,9 @@ def test_check_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert "missing" in captured.out
     assert "damaged" in captured.out
-    fetch = f"trarctl download vqa --raw {raw} --images (33,426.2 MB)"
     lines = captured.out.splitlines()
-    for name in ("train2014", "val2014"):
+    for name, size in (("train2014", "13.5 GB"), ("val2014", "6.6 GB")):
+        fetch = f"trarctl download vqa --raw {raw} --only {name}.zip ({size})"
         assert any(line.startswith(f"images of {name} ") and fetch in line for line in lines), name
     assert f"no file v2_mscoco_val2014_annotations.json in {raw}" in captured.err
     assert f"{raw}/v2_mscoco_train2014_annotations.json" in captured.err

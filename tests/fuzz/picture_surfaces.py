@@ -120,6 +120,7 @@ class Pictures(Surface):
         """Write gray in other depths; the same gray in eight bits is what it should look like."""
         path = folder / self.file
         gray = upright(path).convert("L")
+        gray.info.clear()  # a clear color of the picture before would be saved again
         kind = random.choice(("16 bits", "16 bits TIFF", "L", "LA", "1 bit", "16 bits with alpha"))
         if kind.startswith("16 bits") and not kind.endswith("alpha"):
             deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz test-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -59,13 +59,23 @@ soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, thr
 gpu-check: $(INSTALLED) ## Parity, a resumed run, kernels, times on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
+check-features: $(INSTALLED) ## Compare features made here with published ones, file by file: OURS=DIR PUBLISHED=DIR
+	@test -n "$(OURS)" -a -n "$(PUBLISHED)" || { echo "hint:  make check-features OURS=DIR PUBLISHED=DIR" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.check_features $(OURS) $(PUBLISHED)
+
 FEATURES_VENV := .venv-features
 
 # torchvision has no build for every torch: this venv takes the pair that the package index gives, CUDA included.
-test-features: ## Features from images, against torchvision itself (downloads some GB into a second venv)
+test-features: ## Features from images, against torchvision and timm themselves (downloads some GB into a second venv)
 	test -x $(FEATURES_VENV)/bin/python || $(PYTHON) -m venv $(FEATURES_VENV)
-	$(FEATURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,features,dev]'
-	OMP_NUM_THREADS=1 $(FEATURES_VENV)/bin/pytest tests/data/features/test_resnet101.py tests/data/features/test_extract.py
+	$(FEATURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-e '.[demo,features,timm,report,dev]' 'torchvision>=0.21'
+	OMP_NUM_THREADS=1 $(FEATURES_VENV)/bin/pytest tests/data/features/test_resnet.py \
+		tests/data/features/test_bottlenecks.py tests/data/features/test_extract.py \
+		tests/data/features/test_clip.py tests/data/features/test_timm_models.py
+
+test-extractors: $(INSTALLED) ## Whole pictures through whole networks, against the original's numbers (some minutes)
+	$(BIN)/pytest -s tests/data/features/check_extractors.py tests/data/features/check_clip.py
 
 bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
 	$(BIN)/python -m benchmarks.bench

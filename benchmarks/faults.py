@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +20,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.engine.programs import POLL_SECONDS, Program, program, resume_command, train_command, wait_until
 from tests.engine.running import Killed, kill_after, tiny_settings, train, weights
@@ -176,13 +179,58 @@ def compiled(folder: Path, data: Path) -> list[Outcome]:
     return [(name, "ok" if worst < 1e-4 else "differs", f"largest relative difference of a loss {worst:.1e}")]
 
 
+def extractions(folder: Path, num_pictures: int = 10_000) -> list[Outcome]:
+    """Features of many small pictures: killed three times and resumed, and by two processes, against one run."""
+    chance = np.random.default_rng(0)
+    for number in range(num_pictures):
+        path = folder / "pictures" / f"set{number % 3}" / f"{number:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(chance.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((32, 24)).save(path)
+    options = ["--extractor", "patches", "--grid", "4", "--gpus", "cpu"]
+    command = [sys.executable, "-m", "trarctl", "extract", "pictures", *options, "--out"]
+
+    def start(out: str, **environment: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, out], cwd=folder, env=os.environ | environment, stdout=subprocess.DEVNULL)
+
+    def files(out: str) -> dict[str, Path]:
+        # What is unfinished comes and goes meanwhile.
+        paths = [Path(root, name) for root, _, names in os.walk(folder / out) for name in names if name != ".lock"]
+        return {path.relative_to(folder / out).as_posix(): path for path in paths}
+
+    def num_made() -> int:
+        time.sleep(0.2)
+        return sum(name.endswith(".png.npy") for name in files("killed"))
+
+    began = time.monotonic()
+    if start("whole").wait():
+        raise SystemExit("the undisturbed extraction failed")
+    seconds = time.monotonic() - began
+    there = list[int]()
+    for share in (0.2, 0.5, 0.8):
+        process = start("killed")
+        wait_until(lambda share=share: num_made() > share * num_pictures, 20 * seconds + LONGEST_END)
+        process.kill()
+        process.wait()
+        there.append(num_made())
+    codes = [start("killed").wait()]
+    processes = [start("shared", RANK=str(rank), WORLD_SIZE="2", PYTHONPATH=str(ROOT)) for rank in (0, 1)]
+    codes += [process.wait() for process in processes]
+    outcomes = []
+    expected = {name: path.read_bytes() for name, path in files("whole").items()}
+    for out, how in (("killed", f"killed at {', '.join(map(str, there))} files"), ("shared", "two processes")):
+        is_equal = not any(codes) and {name: path.read_bytes() for name, path in files(out).items()} == expected
+        figures = f"{len(expected):,} files, {how}; {seconds:.0f} s undisturbed"
+        outcomes.append((f"extract, {num_pictures:,} pictures", "ok" if is_equal else "differs", figures))
+    return outcomes
+
+
 def main() -> None:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--kills", type=int, default=30, help="SIGKILLs at random moments, half of them on two processes"
     )
-    parser.add_argument("--only", nargs="*", default=["tests", "kills", "bf16", "compile"])
+    parser.add_argument("--only", nargs="*", default=["tests", "kills", "extract", "bf16", "compile"])
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
@@ -194,6 +242,7 @@ def main() -> None:
         parts: dict[str, Callable[[], list[Outcome]]] = {
             "tests": tests_of_faults,
             "kills": lambda: random_kills(options.kills, folder, data),
+            "extract": lambda: extractions(folder),
             "bf16": lambda: bfloat16(folder),
             "compile": lambda: compiled(folder, data),
         }

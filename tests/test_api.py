@@ -151,3 +151,39 @@ def test_the_example_runs(run: SmallRun) -> None:
     assert result.returncode == 0, result.stderr
     assert "share of each span, by type of question and layer:\n" in result.stdout
     assert f"{run.picture.name}: " in result.stdout.splitlines()[-1]
+
+
+def test_ready_features_are_asked_about(golden_data: dict[str, Path], tmp_path: Path) -> None:
+    """Features that no extractor here can make, as arrays and as files, of several pictures: the original's scores."""
+    file = GOLDEN / "cases" / "vqa_soft_avg"
+    data = api.open_data(golden_data["vqa"])
+    split = data.split("val")
+    rows = list(range(5))
+    features = data.features.read(split.image[rows])
+    np.save(tmp_path / "a.npy", features[4].reshape(4, 4, -1))
+    predictor = api.open_predictor(f"{file}.pkl", config=f"{file}.yml", data=golden_data["vqa"])
+    questions = [split.question_text(row) for row in rows]
+    given = [
+        features[0],
+        features[1].astype(np.float64),
+        features[2].reshape(4, 4, -1),
+        features[3],
+        tmp_path / "a.npy",
+    ]
+    asked = predictor.ask_features(given, questions, top=len(data.answers), sizes=[(640, 480)] * 5)
+    with np.load(f"{file}.npz") as theirs:
+        expected = 1 / (1 + np.exp(-theirs["scores"][rows].astype(np.float64)))
+    for one, shares in zip(asked, expected, strict=True):
+        assert dict(one.answers) == pytest.approx(dict(zip(data.answers, shares, strict=True)), abs=1e-4)
+        assert (one.image_size, one.geometry) == ((640, 480), None)
+    with pytest.raises(DataError, match=r"array 2 of features has the shape \[15, 24\], expected \[16, 24\]"):
+        predictor.ask_features([features[0], features[0][1:]], questions[:2])
+    with pytest.raises(DataError, match="2 pictures' features and 1 questions do not match"):
+        predictor.ask_features(features[:2], questions[:1])
+    with pytest.raises(DataError, match="came from files made elsewhere") as raised:
+        predictor.ask([Image.new("RGB", (9, 9))], ["what?"])
+    assert raised.value.hint is not None
+    assert "--extractor NAME --weights FILE" in raised.value.hint
+    stated = {"config": f"{file}.yml", "data": golden_data["vqa"], "extractor": "patches"}
+    with pytest.raises(SettingsError, match="patches was fitted to training pictures"):
+        api.open_predictor(f"{file}.pkl", **stated)

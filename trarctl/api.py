@@ -146,14 +146,23 @@ def open_predictor(
     config: str | Path | None = None,
     gpus: str | None = "cpu",
     runs: str | Path = "runs",
+    extractor: str | None = None,
+    weights: str | Path | None = None,
+    images: str | Path | None = None,
 ) -> Predictor:
     """Load a checkpoint for questions about any picture: ``predictor.ask([image], ["what is it?"])`` takes PIL images.
 
-    The features of its data must have been extracted from pictures by trarctl.
+    ``predictor.ask_features([array], ["what is it?"])`` takes ready features of pictures, [N, W] or [S, S, W]. For
+    pictures, the extractor is loaded when the first is asked about: the one that made the features of the data.
+    ``extractor`` names it where the data does not say it, ``weights`` is the file of its weights (None: a download, or
+    none needed), and ``images`` the folder of the data's pictures, of which one is compared with its stored features.
     """
+    from trarctl.data.features.origin import Stated
     from trarctl.engine import predictor
 
-    return predictor.open_predictor(_request(ckpt, data, "", config, gpus, runs))[0]
+    weights, images = (None if path is None else Path(path) for path in (weights, images))
+    request = _request(ckpt, data, "", config, gpus, runs)
+    return predictor.open_predictor(request, Stated(extractor, weights, images))[0]
 
 
 open_asker = open_predictor  # its name in version 0.1

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from trarctl import __version__, errors
-from trarctl.commands import download, predict, prepare, resume, runs, show, submit, train
+from trarctl.commands import download, extract, predict, prepare, resume, runs, show, submit, train
 from trarctl.commands import eval as evaluation
 from trarctl.commands.console import shield_streams, show_error, warn
 from trarctl.commands.options import Command, Group
@@ -63,6 +63,7 @@ def trarctl(
 # In the order in which a newcomer needs them.
 for name, command, epilog in (
     ("download", download.download, download.EPILOG),
+    ("extract", extract.extract, extract.EPILOG),
     ("prepare", prepare.prepare, prepare.EPILOG),
     ("train", train.train, train.EPILOG),
     ("resume", resume.resume, resume.EPILOG),

@@ -121,12 +121,12 @@ def refusing(what: str, hint: str, kind: type[TrarError] = DataError) -> Iterato
 _BUILDING, _LOCK, _OWNED = ".building", ".lock", ".trarctl"
 _MOST_LOCK_BYTES = 4096
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems that are mounted without
-_LOOK_SECONDS = 0.2  # for which ``is_claimed`` of another process cannot be mistaken for a writer
+LOOK_SECONDS = 0.2  # for which ``is_claimed`` of another process cannot be mistaken for a writer
 
 
 @contextlib.contextmanager
 def claimed(
-    folder: Path, what: str, error: type[TrarError] = DataError, *, wait_seconds: float = _LOOK_SECONDS
+    folder: Path, what: str, error: type[TrarError] = DataError, *, wait_seconds: float = LOOK_SECONDS
 ) -> Iterator[bool]:
     """Be the only writer of an existing folder while the block runs.
 

@@ -111,7 +111,13 @@ DATASETS: Registry[Any] = Registry(
 )
 EXTRACTORS: Registry[Any] = Registry(
     "extractor",
-    {"patches": "trarctl.data.features.patches", "resnet101": "trarctl.data.features.resnet101"},
+    {
+        "patches": "trarctl.data.features.patches",
+        **dict.fromkeys(("resnet101", "r50", "x101", "x152", "x152pp"), "trarctl.data.features.resnet"),
+        **dict.fromkeys(("clip-rn50", "clip-rn101", "clip-rn50x4"), "trarctl.data.features.clip"),
+        "timm": "trarctl.data.features.timm_models",
+        "maps": "trarctl.data.features.maps",
+    },
 )
 POOLINGS: Registry[Any] = Registry("pooling", dict.fromkeys(("avg", "attention", "fc"), "trarctl.model.routing"))
 SPAN_SHAPES: Registry[Any] = Registry("span shape", {"window": "trarctl.model.spans"})

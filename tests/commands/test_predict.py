@@ -13,9 +13,11 @@ from PIL import Image
 
 from tests.small_runs import SmallRun, draw, make_run
 from trarctl import cli
+from trarctl.data.features.patches import Patches
 from trarctl.data.features.reading import read_image
 from trarctl.data.prepared import open_prepared
 from trarctl.engine import predictor
+from trarctl.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -447,3 +449,96 @@ def test_a_loop_of_links_is_no_picture(run: SmallRun, tmp_path: Path, capsys: py
     options = ("--question", "what color is it?", "--json", str(tmp_path / "a.json"))
     assert cli.run(predict(run, "--image", str(tmp_path / "a.png"), *options)) == 4
     assert "a.png" in capsys.readouterr().err
+
+
+def stored_features(run: SmallRun) -> np.ndarray:
+    """Those of the picture that is asked about."""
+    data = open_prepared(run.prepared)
+    split = data.split("val")
+    row = split.image_id.tolist().index(0)
+    assert data.picture(run.raw, int(split.image[row])) == run.picture
+    return np.asarray(data.features.read(split.image[[row]])[0])
+
+
+def test_ready_features_answer_as_their_picture_does(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = stored_features(run)
+    side = round(len(cells) ** 0.5)
+    np.save(tmp_path / "cells.npy", cells)
+    np.savez(tmp_path / "map.npz", x=cells.reshape(side, side, -1))
+    assert cli.run(asking(run, "--json", "-")) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert expected["extractor"] == "patches"
+    assert expected["predictions"][0]["image_size"] == [64, 64]
+    assert expected["predictions"][0]["grid_on_image"] == {"box": [0, 0, 64, 64], "is_transposed": False}
+    question = ("--question", "what color is the shape?", "--json", "-")
+    for name, more in (
+        ("cells.npy", ()),
+        ("map.npz", ("--image", str(run.picture), "--save", str(tmp_path / "a.png"))),
+    ):
+        assert cli.run(predict(run, "--features", str(tmp_path / name), *question, *more)) == 0
+        found = json.loads(capsys.readouterr().out)
+        (one,), (other,) = found.pop("predictions"), expected["predictions"]
+        assert found == {name: value for name, value in expected.items() if name != "predictions"}
+        shares, theirs = ({row["answer"]: row["probability"] for row in part["answers"]} for part in (one, other))
+        assert shares == pytest.approx(theirs, abs=1e-5)
+        assert one["layer_attention"][1] == pytest.approx(other["layer_attention"][1], abs=1e-5)
+        at_hand = ("image", "image_size", "grid_on_image")
+        assert [one[name] for name in at_hand] == [other[name] if more else None for name in at_hand]
+    assert read_image(tmp_path / "a.png").width > 1000
+
+
+def test_features_that_do_not_fit_are_one_error(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells, file = stored_features(run), tmp_path / "a.npy"
+    for array, why, hint in (
+        (np.vstack([cells[:1], cells]), "has the shape [17, 56], one row more than cells", "array[1:]"),
+        (cells.T, "has the shape [56, 16], channels first", "put them last"),
+        (cells[:, :9], "features of width 9, expected [16, 56] or [4, 4, 56]", "the model was trained with"),
+        (cells * np.nan, "holds 896 values that are NaN or infinite", "good copies"),
+    ):
+        np.save(file, array)
+        assert cli.run(predict(run, "--features", str(file), "--question", "what?")) == 4
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert f"error: {file} " in captured.err
+        assert why in captured.err
+        assert hint in captured.err
+    assert cli.run(predict(run, "--features", str(tmp_path / "b.npy"), "--question", "what?")) == 4
+    assert f"error: {tmp_path / 'b.npy'} is missing\n" in capsys.readouterr().err
+    np.save(file, 0 * cells)
+    assert cli.run(predict(run, "--features", str(file), "--question", "what shape is it?")) == 0
+    said = "the features of 'what shape is it?' are all zero, which counts as padding: the answer is a guess\n"
+    assert f"note:  {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--features", "a.npy"], "error: --question is missing\n"),
+        (["--features", "a.npy", "--question", "a", "--save", "b.png"], "error: --image is missing\n"),
+        (["--features", "a.npy", "--batch", "a.csv"], "predict --features makes no use of --batch\n"),
+        (["--features", "a.npy", "--weights", "a.pth"], "predict --features makes no use of --weights\n"),
+        (["--image", "a.png", "--images", "a"], "predict without --extractor makes no use of --images\n"),
+        (["--extractor", "vgg", "--image", "{picture}", "--question", "a"], "made by patches, not by vgg\n"),
+    ],
+)
+def test_options_about_features_that_do_not_go_together(
+    options: list[str], message: str, run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(predict(run, *(one.format(picture=run.picture) for one in options))) == 3
+    assert message in capsys.readouterr().err
+
+
+def test_a_picture_too_narrow_for_the_extractor_is_named(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DataError("its 9 x 1 pixels are too narrow", "crop it")
+
+    monkeypatch.setattr(Patches, "shrink", refuse)
+    Image.new("RGB", (9, 1)).save(tmp_path / "a.png")
+    assert cli.run(predict(run, "--batch", batch(tmp_path, "image,question\na.png,what?\n"))) == 4
+    assert f"error: line 2: {tmp_path / 'a.png'}: its 9 x 1 pixels are too narrow\n" in capsys.readouterr().err

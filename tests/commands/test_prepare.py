@@ -119,7 +119,7 @@ def test_check_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert max(map(len, lines)) < 300
 
 
-def test_features_from_images_need_torchvision_or_the_gpu_named(
+def test_features_from_images_need_the_images_and_the_gpu_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = GOLDEN / "mini_vqa" / "raw"

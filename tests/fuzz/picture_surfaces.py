@@ -9,6 +9,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -119,6 +120,7 @@ class Pictures(Surface):
         """Write gray in other depths; the same gray in eight bits is what it should look like."""
         path = folder / self.file
         gray = upright(path).convert("L")
+        gray.info.clear()  # a clear color of the picture before would be saved again
         kind = random.choice(("16 bits", "16 bits TIFF", "L", "LA", "1 bit", "16 bits with alpha"))
         if kind.startswith("16 bits") and not kind.endswith("alpha"):
             deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
@@ -275,6 +277,42 @@ class PreparedPictures(Pictures):
     def complaint(self, work: Path, ran: Ran) -> str:
         """See that a refused preparation leaves no manifest."""
         return "refused, but a manifest was written" if ran.code and (work / "out/p/manifest.json").exists() else ""
+
+
+class ExtractedPictures(PreparedPictures):
+    """The same picture in a folder of pictures."""
+
+    name = "pictures-extracted"
+    in_minute = 15
+
+    @property
+    def mutators(self) -> Sequence[Mutator]:
+        """Do the same; but no table misses a picture that is gone."""
+
+        def may_be_gone(way: Mutator, random: Random, folder: Path) -> Mutation:
+            done = way(random, folder)
+            return done if (folder / self.file).is_file() else replace(done, effect=Effect.ANY)
+
+        return tuple(partial(may_be_gone, way) for way in super().mutators)
+
+    def run(self, work: Path, random: Random) -> Ran:
+        """Extract."""
+        options = ("--extractor", "patches", "--grid", "2", "--gpus", "cpu", "--out", work / "out/p")
+        return call("extract", work / "in/train/images", *options)
+
+    def value(self, work: Path, ran: Ran) -> object:
+        """Read the features."""
+        files = sorted((work / "out/p").glob("*.npy"))
+        return [np.round(np.load(path).astype(np.float64), 2).tolist() for path in files]
+
+    def complaint(self, work: Path, ran: Ran) -> str:
+        """See that no file of features is half-written, and that nothing else is left."""
+        pictures = [path for path in (work / "in/train/images").glob("*.png") if path.is_file()]
+        expected = {"backbone.json", *(f"{path.name}.npy" for path in pictures)}
+        found = {path.name for path in (work / "out/p").glob("*")} if (work / "out/p").is_dir() else set()
+        if found != expected and (ran.code == 0 or not found <= expected):
+            return f"{sorted(found)} with exit code {ran.code}"
+        return "left behind" if [*(work / "out").rglob(".un*")] else ""
 
 
 class Tables(Surface):
@@ -464,4 +502,4 @@ class JsonTables(Tables):
         return [(Path(row["image"]).name, row["question"]) for row in rows]
 
 
-SURFACES = (Pictures, PreparedPictures, Tables, JsonTables)
+SURFACES = (Pictures, PreparedPictures, ExtractedPictures, Tables, JsonTables)

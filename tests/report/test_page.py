@@ -23,7 +23,7 @@ from trarctl.report.page import ReportRequest, prepare_folder, write_report
 @pytest.fixture
 def request_for(golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReportRequest:
     """Random scores of VQA questions by a model with three spans, in a run folder without metrics; no examples."""
-    monkeypatch.setattr(page, "examples", lambda *_: ([], "no images: <b>"))
+    monkeypatch.setattr(page, "examples", lambda *_: ([], ["no images: <b>"]))
     data = open_prepared(golden_data["vqa"])
     split = data.split("val")
     scores = drawn_scores(golden_data["vqa"], is_exclusive=False)
@@ -80,7 +80,7 @@ def test_hostile_examples_are_escaped(
     """Whatever comes from files: questions, answers, types, ids of images, and why a picture is missing."""
     bad = "\"'><script>alert(1)</script>"
     shown = Example(bad, bad, 0.0, [(bad, 2), (bad, 1)], [(bad, 0.5)], [[0.5, 0.3, 0.2]], None, ["data:,"], bad, bad)
-    monkeypatch.setattr(page, "examples", lambda *_: ([shown], bad))
+    monkeypatch.setattr(page, "examples", lambda *_: ([shown], [bad]))
     text = write_report(request_for, tmp_path)[0].read_text(encoding="utf-8")
     assert text.count("<script>") == 1
     assert "alert(1)</script>" not in text

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.report.bright import Bright, BrightClip, BrightPhoto, clearest, picture, save_on_its_side
+from trarctl.data.features.base import ExtractorOptions
+from trarctl.data.features.reading import read_image
 from trarctl.errors import DataError
 from trarctl.report.pictures import LONGEST_SIDE, overlay, span_names, thumbnail, type_name
 
@@ -36,8 +40,9 @@ def test_a_thumbnail_is_no_larger_than_it_has_to_be(
     size: tuple[int, int], kind: str, expected: tuple[int, int], tmp_path: Path
 ) -> None:
     Image.new("CMYK", size).save(tmp_path / "a.jpg")
-    uri = thumbnail(tmp_path / "a.jpg")
-    found, image = decoded(uri)
+    shrunk = thumbnail(tmp_path / "a.jpg")
+    assert shrunk.size == size
+    found, image = decoded(shrunk.uri)
     assert found == f"data:image/{kind};base64"
     assert image.size == expected
 
@@ -55,3 +60,51 @@ def test_names_of_spans_and_types() -> None:
     assert span_names([1, "cross:2", 1]) == ["3x3 (1)", "cross:2", "3x3 (2)"]
     assert type_name("compare_numbers") == "compare numbers"
     assert type_name("") == "none"
+
+
+SIZES = {"landscape": (320, 240), "portrait": (240, 320), "panorama": (800, 200), "tower": (200, 800), "even": (99, 99)}
+# Cells of the grid along the picture, by the golden sizes of the photo rule; others have S along each side.
+PHOTO_CELLS = {"landscape": (25, 19), "portrait": (19, 25), "panorama": (32, 8), "tower": (8, 32), "even": (19, 19)}
+
+
+@pytest.mark.parametrize("grid_size", [8, 16])
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("kind", [Bright, BrightPhoto, BrightClip])
+def test_the_brightest_cell_is_drawn_over_the_bright_place(
+    kind: type[Bright], shape: str, grid_size: int, tmp_path: Path
+) -> None:
+    """Stored upright and on its side: the clearest part of the shade lies within a cell of the bright square."""
+    extractor = kind(ExtractorOptions(grid_size))
+    width, height = SIZES[shape]
+    pooled = 32 // grid_size
+    for number, (across, down) in enumerate([(0.15, 0.2), (0.85, 0.3), (0.4, 0.75)]):
+        path = tmp_path / f"{number}.png"
+        image = picture(width, height, across, down)
+        save_on_its_side(image, path) if number % 2 else image.save(path)
+        shrunk = thumbnail(path)
+        assert shrunk.size == (width, height)
+        attention = extractor.extract([read_image(path)])[0, :, 0]
+        _, shade = decoded(overlay(attention, extractor.geometry(*shrunk.size)))
+        found = clearest(np.asarray(shade)[..., 3])
+        cells = {Bright: (grid_size, grid_size), BrightClip: (31 / pooled, 19 / pooled)}.get(kind)
+        columns, rows = cells or (one / pooled for one in PHOTO_CELLS[shape])
+        assert abs(found[0] - across) <= 0.75 / columns, (number, found)
+        assert abs(found[1] - down) <= 0.75 / rows, (number, found)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("kind", [Bright, BrightPhoto, BrightClip])
+def test_the_box_of_the_grid_says_the_same_as_the_drawing(kind: type[Bright], shape: str) -> None:
+    """Each cell, found in the box as a reader of the JSON would: it covers what the drawing gives it."""
+    width, height = SIZES[shape]
+    geometry = kind(ExtractorOptions(8)).geometry(width, height)
+    left, top, right, bottom = geometry.box
+    drawn = geometry.on_picture(np.arange(64))
+    step = max(drawn.shape[0] // 60, 1)
+    for row, column in product(range(0, drawn.shape[0], step), range(0, drawn.shape[1], step)):
+        across, down = (column + 0.5) / drawn.shape[1], (row + 0.5) / drawn.shape[0]
+        place = int(8 * (across - left) / (right - left)), int(8 * (down - top) / (bottom - top))
+        if kind is BrightClip and (column >= 992 or row >= 576):
+            continue  # such a network does not see the last pixels
+        cell = place[0] * 8 + place[1] if geometry.is_transposed else place[1] * 8 + place[0]
+        assert cell == drawn[row, column]

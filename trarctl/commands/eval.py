@@ -47,8 +47,8 @@ EPILOG = (
 # What each way of using the command makes no use of.
 _IGNORED = {
     "--ckpt": (),
-    "--answers": ("--ckpt", "--config", "--save-scores", "--report", "--images"),
-    "--compare": ("--ckpt", "--answers", "--save-scores", "--report", "--images"),
+    "--answers": ("--ckpt", "--config", "--save-scores", "--report", "--images", "--extractor"),
+    "--compare": ("--ckpt", "--answers", "--save-scores", "--report", "--images", "--extractor"),
 }
 
 
@@ -79,6 +79,15 @@ def evaluate(
         Path | None,
         option("--images", DATA_PANEL, "Folder of images for the report; easy-VQA brings its own.", metavar="DIR"),
     ] = None,
+    extractor: Annotated[
+        str | None,
+        option(
+            "--extractor",
+            DATA_PANEL,
+            "What made the features, if the data does not say so: the report draws attention as it sees images.",
+            metavar="NAME",
+        ),
+    ] = None,
     compare: Annotated[
         list[str] | None,
         option("--compare", DATA_PANEL, "Compare several checkpoints, also with published results.", metavar="RUN..."),
@@ -96,11 +105,11 @@ def evaluate(
     if more and not compare:
         raise SettingsError(f"eval takes its checkpoint as an option, got {more[0]}", f"trarctl eval --ckpt {more[0]}")
     given = {"--ckpt": ckpt, "--answers": answers, "--config": config, "--set": sets, "--gpus": gpus}
-    given |= {"--save-scores": save_scores, "--report": report, "--images": images}
+    given |= {"--save-scores": save_scores, "--report": report, "--images": images, "--extractor": extractor}
     mode = "--compare" if compare else "--answers" if answers is not None else "--ckpt"
     refuse_ignored(f"eval {mode}", given, _IGNORED[mode], unused=("--set", "--gpus") if mode == "--answers" else ())
     if report is None:
-        refuse_ignored("eval without --report", given, ["--images"])
+        refuse_ignored("eval without --report", given, ["--images", "--extractor"])
     check_targets({"--json": json, "--save-scores": save_scores}, [ckpt, answers, config, *(compare or [])])
     wanted = split or "val"
     if split is None:
@@ -118,9 +127,11 @@ def evaluate(
         return
     chosen, opened, part = _choose(requests[0], evaluator)
     if report is not None:
+        from trarctl.data.features.origin import known_extractor
         from trarctl.report.page import ReportRequest, prepare_folder
 
         prepare_folder(report)
+        known_extractor(opened, extractor)  # what does not fit is said before the work
     scores = score_chosen(chosen, watched)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
     if save_scores is not None:
@@ -129,7 +140,7 @@ def evaluate(
     measured = _measure(scores, chosen, opened, part, evaluator)
     _give(measured, opened, wanted, str(chosen.checkpoint), json)
     if report is not None:
-        _report(report, ReportRequest(scores, measured, opened, part, chosen, images), is_quiet=is_quiet)
+        _report(report, ReportRequest(scores, measured, opened, part, chosen, images, extractor), is_quiet=is_quiet)
 
 
 def _evaluate_answers(file: Path, data: Path, split: str, evaluator: EvaluatorName, json: str | None) -> None:

@@ -121,6 +121,20 @@ QuietOption = Annotated[
 ]
 
 
+def extracting_devices(gpus: str | None) -> tuple[str, ...]:
+    """Give the devices of this process that extract features, one copy of the extractor each."""
+    from trarctl.engine.distributed import plan_placement
+
+    # With RANK and WORLD_SIZE alone a process shares the pictures, but no machine.
+    environ = os.environ if "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ else _without_group()
+    placement = plan_placement(gpus, environ)
+    return placement.devices if placement.group is None else (placement.device,)
+
+
+def _without_group() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+
+
 def refuse_ignored(
     mode: str, given: Mapping[str, object], ignored: Iterable[str], *, unused: Iterable[str] = ()
 ) -> None:

@@ -17,11 +17,14 @@ from trarctl.commands.options import (
     SetOption,
     check_targets,
     option,
+    refuse_ignored,
 )
 
 _SHOWN = 5
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trarctl.data.question_files import Asking
     from trarctl.engine.predictor import Prediction, Predictor
 
@@ -29,6 +32,8 @@ EPILOG = (
     "Example: trarctl predict --image photo.jpg --question 'what color is the cat?' --save attention.png"
     "\n\nMany at once: trarctl predict --batch questions.csv --json -. The file has the columns image and question;"
     " paths are relative to it. A .jsonl file has the two as keys."
+    "\n\nIf the features of the data were made elsewhere, say what made them, or give the features of the picture:"
+    " trarctl predict --image photo.jpg --question TEXT --extractor x152 --weights X-152.pth"
 )
 
 
@@ -39,13 +44,35 @@ def predict(
         Path | None,
         option("--batch", DATA_PANEL, "A .csv or .jsonl file of images and questions instead.", metavar="FILE"),
     ] = None,
+    features: Annotated[
+        Path | None,
+        option(
+            "--features",
+            DATA_PANEL,
+            "Ready features of the image, [cells, width] or [S, S, width]; --image is then for --save.",
+            metavar="FILE.npy",
+        ),
+    ] = None,
     ckpt: CkptOption = None,
     data: DataOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
+    extractor: Annotated[
+        str | None,
+        option(
+            "--extractor",
+            DATA_PANEL,
+            "What made the features of the data, if it does not say so; compared with one of its images.",
+            metavar="NAME",
+        ),
+    ] = None,
     weights: Annotated[
         Path | None,
-        option("--weights", DATA_PANEL, "Weights of the extractor, if prepare was given some.", metavar="FILE"),
+        option("--weights", DATA_PANEL, "Weights of the extractor; by default a download.", metavar="FILE"),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        option("--images", DATA_PANEL, "Folder of the data's images, to compare --extractor with.", metavar="DIR"),
     ] = None,
     gpus: Annotated[str | None, option("--gpus", DEVICE_PANEL, "Device; by default cpu.", metavar="0|cpu")] = None,
     top: Annotated[
@@ -59,32 +86,46 @@ def predict(
 ) -> None:
     """Answer a question about an image, and show how the answer was routed through the model."""
     from trarctl.commands.progress import show_progress
+    from trarctl.data.features.origin import Stated
+    from trarctl.data.features.reading import read_image
     from trarctl.engine.evaluator import Request
     from trarctl.engine.predictor import notes_on, open_predictor
     from trarctl.errors import SettingsError
     from trarctl.report.pictures import picture_format
 
-    asking = _asking(image, question, batch, save)
+    given = {"--batch": batch, "--weights": weights, "--images": images}
+    if features is not None:
+        refuse_ignored("predict --features", given, given)
+    elif extractor is None:
+        refuse_ignored("predict without --extractor", given, ["--images"])
+    asking = _asking(image, question, batch, save, features)
     paths, questions = [one.image for one in asking], [one.question for one in asking]
     if batch is not None and top is not None and json is None:
         raise SettingsError("--top with --batch is for --json: the table shows one answer", "--json FILE, or no --top")
-    check_targets({"--save": save, "--json": json}, [*dict.fromkeys(paths), batch, ckpt, config, weights])
+    check_targets({"--save": save, "--json": json}, [*dict.fromkeys(paths), batch, features, ckpt, config, weights])
     if save is not None:
         picture_format(save)
-    predictor, chosen = open_predictor(Request(ckpt, data, "", config, tuple(sets or ()), gpus), weights)
+    request = Request(ckpt, data, "", config, tuple(sets or ()), gpus)
+    predictor, chosen = open_predictor(request, Stated(extractor, weights, images))
     note(*chosen.notes)
     for warning in predictor.warnings:
         warn(warning)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
     with show_progress() as progress:
-        places = [one.place for one in asking if one.place]
-        asked = predictor.ask_files(paths, questions, top=top or _SHOWN, places=places, progress=progress)
-    note(*notes_on(asked))
+        if features is not None:
+            sizes = None if image is None else [read_image(image).size]
+            asked = predictor.ask_features([features], questions, top=top or _SHOWN, sizes=sizes)
+        else:
+            places = [one.place for one in asking if one.place]
+            asked = predictor.ask_files(paths, questions, top=top or _SHOWN, places=places, progress=progress)
+    note(*predictor.notes, *notes_on(asked))
     if save is not None:
         _save(asked[0], paths[0], predictor, save)
         note(f"picture written to {save}")
     if json is not None:
-        write_json(_document(asked, paths, predictor, str(chosen.checkpoint)), json)
+        named = [None] if features is not None and image is None else paths
+        document = _document(asked, named, predictor) | {"checkpoint": str(chosen.checkpoint)}
+        write_json(document, json)
     if json == "-":
         return
     if batch is None:
@@ -94,7 +135,9 @@ def predict(
         _show_all(asked, paths)
 
 
-def _asking(image: Path | None, question: str | None, batch: Path | None, save: Path | None) -> list[Asking]:
+def _asking(
+    image: Path | None, question: str | None, batch: Path | None, save: Path | None, features: Path | None
+) -> list[Asking]:
     from trarctl.data.question_files import Asking, read_question_file, refuse_missing_image
     from trarctl.errors import SettingsError
 
@@ -104,8 +147,10 @@ def _asking(image: Path | None, question: str | None, batch: Path | None, save: 
         if save is not None:
             raise SettingsError("--save draws one picture", "give --image and --question instead of --batch")
         return read_question_file(batch)
+    if features is not None and question is not None and image is None and save is None:
+        return [Asking("", features, question)]
     if image is None or question is None:
-        missing = "--image" if image is None else "--question"
+        missing = "--image" if image is None and (features is None or save is not None) else "--question"
         raise SettingsError(f"{missing} is missing", "trarctl predict --image FILE --question TEXT, or --batch FILE")
     refuse_missing_image(image)
     return [Asking("", image, question)]
@@ -115,18 +160,21 @@ def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> 
     from trarctl.data.features.reading import read_image
     from trarctl.report.pictures import picture_of, save_picture
 
+    note(*[predictor.why_no_geometry] if predictor.why_no_geometry else [])
     save_picture(picture_of(asked, read_image(path), spans=predictor.settings.spans), target)
 
 
-def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, checkpoint: str) -> dict[str, object]:
+def _document(asked: Sequence[Prediction], paths: Sequence[Path | None], predictor: Predictor) -> dict[str, object]:
     return {
-        "checkpoint": checkpoint,
         "trained_on": predictor.trained_on(),
+        "extractor": predictor.extractor_name,
         "grid_size": predictor.settings.grid_size,
         "spans": list(predictor.settings.spans),
         "predictions": [
             {
-                "image": str(path),
+                "image": path and str(path),
+                "image_size": one.image_size,
+                "grid_on_image": _grid_on_image(one),
                 "question": one.question,
                 "answers": [{"answer": answer, "probability": share} for answer, share in one.answers],
                 "routes": one.routes,
@@ -137,6 +185,14 @@ def _document(asked: list[Prediction], paths: list[Path], predictor: Predictor, 
             for path, one in zip(paths, asked, strict=True)
         ],
     }
+
+
+def _grid_on_image(asked: Prediction) -> dict[str, object] | None:
+    """Where the grid lies on the upright picture, for those who draw attention over it; None if that is unknown."""
+    if asked.geometry is None or asked.image_size is None:
+        return None
+    box = [share * side for share, side in zip(asked.geometry.box, asked.image_size * 2, strict=True)]
+    return {"box": box, "is_transposed": asked.geometry.is_transposed}
 
 
 def _show_one(asked: Prediction, predictor: Predictor) -> None:

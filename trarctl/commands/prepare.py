@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trarctl.commands.console import add_row, duration, make_table, note, say, show_error, show_table, warn
-from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, dataset_argument, option
+from trarctl.commands.options import (
+    DATA_PANEL,
+    OUTPUT_PANEL,
+    GpusOption,
+    dataset_argument,
+    extracting_devices,
+    option,
+)
 
 if TYPE_CHECKING:
     from trarctl.data.manifest import Manifest
@@ -54,15 +60,17 @@ def prepare(
         option(
             "--extractor",
             FEATURES_PANEL,
-            "What makes them: resnet101 (needs torchvision), patches, or one that a plugin adds; by default"
-            " resnet101; patches for a table, easy-vqa, vqa-rad and slake.",
+            "What makes them: resnet101, x152, patches or another; by default resnet101; patches for a table,"
+            " easy-vqa, vqa-rad and slake.",
             metavar="NAME",
         ),
     ] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", hidden=True)] = None,  # the name in version 0.1
     weights: Annotated[
         Path | None,
-        option("--weights", FEATURES_PANEL, "Its weights; by default torchvision downloads them.", metavar="FILE"),
+        option(
+            "--weights", FEATURES_PANEL, "Its weights; by default the published ones are downloaded.", metavar="FILE"
+        ),
     ] = None,
     gpus: GpusOption = None,
     grid: Annotated[
@@ -202,7 +210,7 @@ def prepare(
         images=images,
         extractor=extractor or backbone,
         weights=weights,
-        devices=_devices(gpus) if images is not None or extractor is not None else ("cpu",),
+        devices=extracting_devices(gpus) if images is not None or extractor is not None else ("cpu",),
     )
     if check:
         with show_progress() as progress:
@@ -221,14 +229,6 @@ def prepare(
         with show_progress() as progress:
             report = preparing.prepare(request, progress)
         _show(report, request)
-
-
-def _devices(gpus: str | None) -> tuple[str, ...]:
-    """The devices that extract features, one copy of the extractor each."""
-    from trarctl.engine.distributed import plan_placement
-
-    placement = plan_placement(gpus, os.environ)
-    return placement.devices if placement.group is None else (placement.device,)
 
 
 def _show_checks(rows: Sequence[CheckRow], warnings: Sequence[str]) -> None:
@@ -279,8 +279,10 @@ def _describe_features(manifest: Manifest) -> str:
     images, size = manifest.images, manifest.images.grid_size
     if not images.feature_width:
         return "none yet; training needs them"
-    if images.backbone:
-        how = f", by {images.backbone}, in the prepared folder"
+    by = f", by {images.backbone}" if images.backbone else ""
+    is_elsewhere = any(part.folder and part.folder.startswith("..") for part in images.image_sets)
+    if is_elsewhere:
+        how = "read where they are"
     else:
-        how = ", read where they are" if images.pack is None else f", packed as {images.pack}"
-    return f"{size} x {size} cells of {images.feature_width} numbers{how}"
+        how = "in the prepared folder" if images.pack is None else f"packed as {images.pack}"
+    return f"{size} x {size} cells of {images.feature_width} numbers{by}, {how}"

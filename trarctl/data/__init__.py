@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -35,3 +35,8 @@ def in_threads(
             yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Cut a sequence into batches, of which the last may be smaller."""
+    return [items[first : first + size] for first in range(0, len(items), size)]

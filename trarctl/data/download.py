@@ -28,7 +28,7 @@ import trarctl
 from trarctl.data import Progress, no_progress
 from trarctl.data.archives import is_archive_name, is_whole_archive, refuse_lack_of_room, unpack
 from trarctl.errors import DataError, SettingsError, first_line
-from trarctl.files import claimed, list_files, refusing, sync_folder, write_json
+from trarctl.files import LOOK_SECONDS, claimed, list_files, refusing, sync_folder, write_json
 
 if TYPE_CHECKING:
     import httpx
@@ -199,6 +199,8 @@ def fetch(
     raw: Path,
     progress: Progress = no_progress,
     tell: Callable[[str], None] = lambda _text: None,
+    *,
+    wait_seconds: float = LOOK_SECONDS,
 ) -> list[Fetched]:
     """Fetch files into the raw folder, made where it is missing; what is there already is verified, not fetched again.
 
@@ -209,13 +211,14 @@ def fetch(
         raw: the folder.
         progress: told the bytes.
         tell: told what a user should know: attempts, what starts again, hashes that were recorded.
+        wait_seconds: how long to wait for another process that fetches into the folder.
 
     Raises:
         DataError: if a file cannot be had, is not what was published, or there is no room.
     """
     with refusing(f"cannot write to the folder {raw}", "pass one that can be written: --raw DIR"):
         raw.mkdir(parents=True, exist_ok=True)
-    with claimed(raw, f"the folder {raw}"), contextlib.ExitStack() as stack:
+    with claimed(raw, f"the folder {raw}", wait_seconds=wait_seconds), contextlib.ExitStack() as stack:
         fetching = _Fetching(raw, _read_records(raw), progress, tell, stack)
         return [fetching.fetch(one) for one in downloads]
 

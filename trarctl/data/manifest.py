@@ -22,7 +22,8 @@ MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 ANSWERS = "answers.json"
 VECTORS = "vectors.npy"
-BACKBONE = "backbone.json"
+BACKBONE = "backbone.json"  # what made features out of images: beside prepared data, and beside what extract writes
+EXTRACTION = "extraction"  # its key for all that is not the extractor's own
 IMAGES = "images"
 FEATURES = "features"
 

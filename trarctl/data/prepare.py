@@ -29,7 +29,7 @@ from trarctl.data import Progress, no_progress
 from trarctl.data.archives import archives_in, find_packed, is_whole_archive, raw_sha256, raw_status
 from trarctl.data.datasets.base import DatasetSpec, ImageSetFiles, SplitFiles, compare_splits
 from trarctl.data.download import Download, holders
-from trarctl.data.features.base import ExtractorOptions
+from trarctl.data.features.base import ExtractorOptions, is_extractor
 from trarctl.data.features.extract import extract_files
 from trarctl.data.features.images import Folder, SetPlaces, images_there, picture_table
 from trarctl.data.features.packing import (
@@ -107,7 +107,7 @@ class PrepareRequest:
     rebuild: bool = False  # prepare again even if nothing changed
     images: Path | None = None  # VQA, CLEVR: one folder of pictures an image set, to make features of
     extractor: str | None = None  # what makes them; None: as the data set has it, else resnet101
-    weights: Path | None = None  # of the extractor; None: torchvision's own download
+    weights: Path | None = None  # of the extractor; None: those that are published
     devices: tuple[str, ...] = ("cpu",)  # where it runs, such as "cpu" or "cuda:0", one copy each
     options: Mapping[str, Any] = field(default_factory=dict)  # those that describe a data set such as a table's
 
@@ -222,6 +222,7 @@ def prepare(request: PrepareRequest, progress: Progress = no_progress) -> Prepar
         said = {split: _read_array(path, work) for split, path in paths.items() if path.is_file()}
         plan = plan_images(work.spec, named, said, work.image_options, work.out, progress)
         images = work.old.images if work.old is not None and is_current(work.old.images, plan, work.out) else None
+        work.notes += plan.extractor.about() if plan.extractor is not None else ()
         was_current = is_text_current and images is not None
         if work.old is not None and was_current:
             shutil.rmtree(work.building)
@@ -352,7 +353,7 @@ def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, extractor
     for is_wrong, what, hint in (
         (has_own and request.pack is not None, packs, "leave out --pack, or pass --features DIR"),
         (
-            extractor not in EXTRACTORS,
+            not is_extractor(extractor),
             f"unknown extractor {extractor!r}",
             f"--extractor {' or '.join(EXTRACTORS.names())}",
         ),

@@ -193,6 +193,25 @@ class PreparedData:
         images = self.manifest.images
         return images.statistics or (self.features.statistics() if images.feature_width else None)
 
+    def own_pictures(self) -> Path | None:
+        """Give the folder of the data set's own pictures, if there is one and the data was prepared from it."""
+        if self.spec.extractor is None:
+            pictures = self.spec.pictures
+            return pictures if pictures is not None and pictures.is_dir() else None
+        try:
+            folder = self.spec.default_raw_folder()
+        except DataError:
+            return None
+        files = [(folder / name, source.size) for name, source in self.manifest.text.sources.items()]
+        return folder if all(file.is_file() and file.stat().st_size == size for file, size in files) else None
+
+    def picture(self, folder: Path, row: int) -> Path | None:
+        """Give the file of an image of the image table, in the data set's own folders or straight in ``folder``."""
+        name = self.features.image_set(row)
+        file = self.spec.image_set(name).images.name(self.features.image_id(row))
+        own = self.spec.image_folder(folder, name)
+        return next((path for path in (own / file, folder / file) if path.is_file()), None)
+
     def split(self, name: str) -> PreparedSplit:
         """Give one split, DataError if there is none; ``test`` may be another name for ``val``."""
         real = self.manifest.aliases.get(name, name)

@@ -9,25 +9,28 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trarctl.data import Progress, no_progress
+from trarctl.data import Progress, batched, no_progress
 from trarctl.data.features.base import Extractor
-from trarctl.data.features.extract import extractor_of
-from trarctl.data.features.images import batched
+from trarctl.data.features.grid import FeatureFileError, Floats, read_grid, whole_grid
+from trarctl.data.features.origin import Stated, extractor_of, geometry_of, known_extractor
 from trarctl.data.features.reading import read_images, to_rgb
+from trarctl.data.features.sizes import Geometry
+from trarctl.data.features.survey import Oddity, oddity_of
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.data.text import UNK, encode, tokenize
 from trarctl.engine.distributed import World, joined, plan_placement, use_threads
 from trarctl.engine.evaluator import Chosen, Evaluator, Request, choose, probabilities
 from trarctl.engine.loading import Loaded, is_exclusive
-from trarctl.errors import CheckpointError, DataError, SettingsError, listed, shortened
+from trarctl.errors import CheckpointError, DataError, listed, shortened
 from trarctl.model.trar import TRAR
 
 if TYPE_CHECKING:
@@ -35,8 +38,19 @@ if TYPE_CHECKING:
 
 QUESTIONS_AT_ONCE = 64
 
-Described = tuple[NDArray[np.float32], bool]
-"""A picture as the model sees it: features [N, W], and whether it has one color only."""
+_TELLING_NOTHING = (Oddity.ZERO, Oddity.CONSTANT, Oddity.REPEATED)
+
+Size = tuple[int, int]
+"""Width and height of an upright picture, in pixels."""
+
+
+class Described(NamedTuple):
+    """A picture as the model sees it."""
+
+    features: Floats  # [N, W]
+    is_plain: bool = False  # whether it has one color only
+    size: Size | None = None  # None: it is not at hand
+    oddity: Oddity | None = None  # of features that were not made here
 
 
 @dataclass(frozen=True)
@@ -126,14 +140,42 @@ class Prediction:
     unknown_words: tuple[str, ...]  # those of the question that the model never saw
     is_plain: bool = False  # whether the picture has one color only
     num_cut: int = 0  # words at the question's end that the model does not see
+    image_size: Size | None = None  # width and height of the upright picture; None: only its features were given
+    geometry: Geometry | None = None  # lays ``answer_attention`` over the picture; None: it is unknown where cells lie
+    oddity: Oddity | None = None  # of features that were not made here, where the answer is a guess for it
 
 
 class Predictor:
-    """A trained model that takes pictures and questions; ``extractor`` describes pictures as those of the data were."""
+    """A trained model that takes questions about pictures, or about ready features.
 
-    def __init__(self, loaded: Loaded, data: PreparedData, extractor: Extractor) -> None:
-        self._loaded, self._data, self._extractor = loaded, data, extractor
+    Pictures are described as those of the data were; the extractor is loaded when the first is asked about. ``stated``
+    is what a user says about it, ``images`` included.
+    """
+
+    def __init__(self, loaded: Loaded, data: PreparedData, stated: Stated | None = None) -> None:
+        self._loaded, self._data, self._stated = loaded, data, stated or Stated()
+        self._extractor: Extractor | None = None
+        self._known = known_extractor(data, self._stated.extractor)
         self.settings = loaded.model.settings  # the shape of the model
+        self.notes: tuple[str, ...] = ()  # how it is known what made the features; complete after the first answer
+
+    @property
+    def extractor_name(self) -> str | None:
+        """Name of the extractor that made the features of the data, or is said to have; None: unknown."""
+        known = self._extractor or self._known[0]
+        return None if known is None else known.name
+
+    @property
+    def why_no_geometry(self) -> str | None:
+        """Why it is unknown where cells lie on a picture; None if it is known."""
+        return self._known[1] if self._extractor is None else None
+
+    def load_extractor(self, progress: Progress = no_progress) -> Extractor:
+        """Load what describes pictures, once; a TrarError says that it is unknown, or does not fit the data."""
+        if self._extractor is None:
+            devices = (str(self._loaded.device),)
+            self._extractor, self.notes = extractor_of(self._data, self._stated, devices, progress)
+        return self._extractor
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -150,12 +192,63 @@ class Predictor:
         """Answer a question about each picture, of any size and mode; errors as in ``ask_files``."""
         if wordless := [question for question in questions if not tokenize(question)]:
             raise DataError(_wordless(wordless[0]), _IN_WORDS)
+        extractor = self.load_extractor()
         asked: list[Prediction] = []
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
             chunk = slice(start, start + QUESTIONS_AT_ONCE)
-            described = self._describe([self._extractor.shrink(to_rgb(image)) for image in images[chunk]])
+            sizes: list[Size] = []
+            shrunk = [_shrunk(extractor, sizes, to_rgb(image)) for image in images[chunk]]
+            described = self._describe(shrunk, sizes)
             asked += self._answer(described, questions[chunk], top)
         return asked
+
+    def ask_features(
+        self,
+        features: Sequence[NDArray[np.floating] | str | Path],
+        questions: Sequence[str],
+        *,
+        top: int = 5,
+        sizes: Sequence[Size] | None = None,
+    ) -> list[Prediction]:
+        """Answer a question about each picture of which there are features only.
+
+        Args:
+            features: of each picture, [N, W] or [S, S, W], or a file of them; made as those of the data were.
+            questions: one about each.
+            top: answers to give.
+            sizes: width and height of each upright picture, to lay attention over it; None: they are not at hand.
+
+        Raises:
+            DataError: for features of another shape, values that are not finite, and questions without a word.
+            CheckpointError: if the model gives no numbers.
+        """
+        if wordless := [question for question in questions if not tokenize(question)]:
+            raise DataError(_wordless(wordless[0]), _IN_WORDS)
+        if len(features) != len(questions):
+            what = f"{len(features):,} pictures' features and {len(questions):,} questions do not match"
+            raise DataError(what, "give the features of one picture for each question")
+        described = [self._given(one, number) for number, one in enumerate(features, start=1)]
+        if sizes is not None:
+            described = [one._replace(size=size) for one, size in zip(described, sizes, strict=True)]
+        asked: list[Prediction] = []
+        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+            chunk = slice(start, start + QUESTIONS_AT_ONCE)
+            asked += self._answer(described[chunk], questions[chunk], top)
+        return asked
+
+    def _given(self, features: NDArray[np.floating] | str | Path, number: int) -> Described:
+        """Take features of a picture, the ``number``-th."""
+        shape = self.settings.grid_size, self._data.features.width
+        name = str(features) if isinstance(features, str | Path) else f"array {number} of features"
+        try:
+            if isinstance(features, str | Path):
+                cells = read_grid(Path(features), *shape)
+            else:
+                cells = whole_grid(np.asarray(features), *shape)
+        except FeatureFileError as error:
+            raise DataError(f"{name} {error}", error.hint) from None
+        oddity = oddity_of(cells)
+        return Described(cells, oddity=oddity if oddity in _TELLING_NOTHING else None)
 
     def ask_files(
         self,
@@ -171,6 +264,7 @@ class Predictor:
         ``places`` says where each question stands, for messages: ``line 2``. A DataError names all unusable files and
         questions without a word; a CheckpointError says that the model gives no numbers.
         """
+        extractor = self.load_extractor(progress)
         where = [f"{place}: " for place in places] or [""] * len(paths)
         problems = [at + _wordless(text) for at, text in zip(where, questions, strict=True) if not tokenize(text)]
         hints: list[str | None] = [_IN_WORDS] if problems else []
@@ -179,12 +273,16 @@ class Predictor:
             rows_of.setdefault(path, []).append(row)
         asked: dict[int, Prediction] = {}
         for part in batched(list(rows_of), QUESTIONS_AT_ONCE):
-            images, faults = read_images(part, self._extractor.shrink)
-            problems += [where[rows_of[path][0]] + error.what for path, error in faults.items()]
+            sizes: list[Size] = []
+            images, faults = read_images(part, partial(_shrunk, extractor, sizes))
+            for path, error in faults.items():
+                # Only the reader names the file, not the extractor that finds it too narrow.
+                what = error.what if str(path) in error.what else f"{path}: {error.what}"
+                problems.append(where[rows_of[path][0]] + what)
             hints += [error.hint for error in faults.values()]
             if problems:
                 continue  # the other files are still looked at
-            described = dict(zip(part, self._describe(list(images.values())), strict=True))
+            described = dict(zip(part, self._describe(list(images.values()), sizes), strict=True))
             for rows in batched([row for path in part for row in rows_of[path]], QUESTIONS_AT_ONCE):
                 answers = self._answer([described[paths[row]] for row in rows], [questions[row] for row in rows], top)
                 asked |= zip(rows, answers, strict=True)
@@ -193,22 +291,24 @@ class Predictor:
             raise DataError(listed(problems), hints[0])
         return [asked[row] for row in range(len(paths))]
 
-    def _describe(self, images: Sequence[Image]) -> list[Described]:
-        features = self._extractor.extract(images)
+    def _describe(self, images: Sequence[Image], sizes: Sequence[Size]) -> list[Described]:
+        extractor = self.load_extractor()
+        features = extractor.extract(images)
         if not np.isfinite(features).all():
-            name = type(self._extractor).__name__
+            name = type(extractor).__name__
             raise DataError(f"{name} gives features that are NaN or infinite", "prepare the data again")
         is_plain = [image.convert("RGB").getcolors(1) is not None for image in images]
-        return list(zip(features, is_plain, strict=True))
+        return [Described(*one) for one in zip(features, is_plain, sizes, strict=True)]
 
     def _answer(self, described: Sequence[Described], questions: Sequence[str], top: int) -> list[Prediction]:
         vocabulary, answers = self._data.vocabulary, self._data.answers
         tokens = encode(questions, vocabulary.index, self._data.manifest.text.max_words)
-        features = torch.from_numpy(np.stack([cells for cells, _ in described]))
+        features = torch.from_numpy(np.stack([one.features for one in described]))
         insight = inspect(self._loaded, torch.from_numpy(tokens.astype(np.int64)), features)
         if not all(np.isfinite(values).all() for values in vars(insight).values()):
             what = "the model gives numbers that are NaN or infinite"
             raise CheckpointError(what, "choose an earlier epoch: --ckpt RUN@EPOCH")
+        extractor = self._extractor or self._known[0]
         best = np.argsort(-insight.probabilities, axis=1, kind="stable")[:, :top]
         return [
             Prediction(
@@ -218,8 +318,11 @@ class Predictor:
                 insight.answer_attention[row].tolist(),
                 insight.layer_attention[row].tolist(),
                 tuple(word for word in tokenize(question) if vocabulary.index.get(word, UNK) == UNK),
-                described[row][1],
+                described[row].is_plain,
                 max(len(tokenize(question)) - self._data.manifest.text.max_words, 0),
+                described[row].size,
+                geometry_of(extractor, described[row].size),
+                described[row].oddity,
             )
             for row, question in enumerate(questions)
         ]
@@ -230,6 +333,13 @@ _IN_WORDS = "ask in words: --question 'what shape is shown?'"
 
 def _wordless(question: str) -> str:
     return f"{shortened(question)!r} holds no word"
+
+
+def _shrunk(extractor: Extractor, sizes: list[Size], image: Image) -> Image:
+    """Shrink a picture, and note its size if that can be done."""
+    small = extractor.shrink(image)
+    sizes.append(image.size)
+    return small
 
 
 def notes_on(asked: Sequence[Prediction]) -> list[str]:
@@ -250,6 +360,9 @@ def notes_on(asked: Sequence[Prediction]) -> list[str]:
         notes.append(f"the last {last} of {_questions(cut)} are left out, since the model reads no longer questions")
     if plain := [one for one in asked if one.is_plain]:
         notes.append(f"the picture of {_questions(plain)} has one color only: the answer is a guess")
+    for oddity in dict.fromkeys(one.oddity for one in asked if one.oddity):
+        guessed = [one for one in asked if one.oddity == oddity]
+        notes.append(f"the features of {_questions(guessed)} are {oddity}: the answer is a guess")
     return notes
 
 
@@ -258,18 +371,10 @@ def _questions(asked: Sequence[Prediction]) -> str:
     return first if not more else f"{first} and {more:,} more {'question' if more == 1 else 'questions'}"
 
 
-def open_predictor(request: Request, weights: Path | None = None) -> tuple[Predictor, Chosen]:
-    """Load a checkpoint for asking; ``weights`` are the extractor's. A TrarError says what does not fit together."""
+def open_predictor(request: Request, stated: Stated | None = None) -> tuple[Predictor, Chosen]:
+    """Load a checkpoint for asking, but no extractor yet; a TrarError says what does not fit together."""
     chosen = choose(request)
     data = open_prepared(chosen.data)
     with joined(plan_placement(request.gpus or "cpu", os.environ), timeout_seconds=60.0) as world:
         loaded = chosen.open_model(data, world)
-    extractor = extractor_of(data, weights)
-    if weights is not None and "weights" not in extractor.identity():
-        raise SettingsError(f"the features of {data.path} were made without weights", "leave out --weights")
-    made, kept = (extractor.grid_size, extractor.width), (data.manifest.images.grid_size, data.features.width)
-    if made != kept:
-        given, there = (f"{size} x {size} cells of {width} numbers" for size, width in (made, kept))
-        what = f"the extractor in {data.path} gives {given}, the features there are {there}"
-        raise DataError(what, "prepare the data again")
-    return Predictor(loaded, data, extractor), chosen
+    return Predictor(loaded, data, stated), chosen

@@ -103,7 +103,7 @@ def samples_of(
                 question=split.question_text(row),
                 answers=[] if truth is None else list(dict.fromkeys(truth.strings[code] for code in codes)),
                 type=truth.question_types[truth.question_type[row]] if truth is not None and has_types else "",
-                picture=picture,
+                picture=picture.uri if picture else None,
                 image_id=split.image_id[row].item(),
                 question_id=split.question_id[row].item(),
             )
@@ -116,6 +116,7 @@ def page_of(data: PreparedData, splits: list[Contents], samples: list[Sample], w
     now = datetime.now().astimezone()
     images, text = data.manifest.images, data.manifest.text
     features = f"{images.grid_size} x {images.grid_size} cells of {images.feature_width} numbers"
+    features += f", by {images.backbone}" if images.backbone else ""
     facts = [
         ("words", f"{len(data.vocabulary):,}"),
         ("answers", f"{len(data.answers):,}"),

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trarctl.data.features.origin import geometry_of, known_extractor
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.evaluator import Chosen, Scores, probabilities
 from trarctl.engine.predictor import Insight, inspect
 from trarctl.errors import DataError, listed
 from trarctl.report.outcomes import Outcome
-from trarctl.report.pictures import overlay, thumbnail
+from trarctl.report.pictures import Thumbnail, overlay, thumbnail
 
 MOST_EXAMPLES = 72
 ANSWERS_SHOWN = 5
@@ -75,11 +76,14 @@ def examples(
     split: PreparedSplit,
     chosen: Chosen,
     images: Path | None,
-) -> tuple[list[Example], str | None]:
-    """Answer chosen questions of the split, rows [E], again on the CPU; also say why some have no picture.
+    extractor: str | None = None,
+) -> tuple[list[Example], list[str]]:
+    """Answer chosen questions of the split, rows [E], again on the CPU; also say what is missing in the examples.
 
-    Pictures come from the folder ``images``; None for the data set's own raw folder, if it has pictures.
+    Pictures come from the folder ``images``; None for the data set's own raw folder, if it has pictures. ``extractor``
+    is the name of what made the features, where the data does not say it; without it the grid covers the pictures.
     """
+    made_by, why_no_geometry = known_extractor(data, extractor)
     insights = _look(rows, data, split, chosen)
     pictures, why = pictures_of(rows, data, split, images)
     shares = probabilities(scores.scores[rows], is_exclusive=scores.is_exclusive)
@@ -89,7 +93,8 @@ def examples(
         best = np.argsort(-shares[index], kind="stable")[:ANSWERS_SHOWN]
         codes, counts = np.unique(truth.codes[row][truth.codes[row] >= 0], return_counts=True)
         given = sorted(zip(codes.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
-        layers = insights.layer_attention[index]
+        layers, picture = insights.layer_attention[index], pictures[index]
+        geometry = geometry_of(made_by, picture and picture.size)
         found.append(
             Example(
                 question=split.question_text(row),
@@ -98,13 +103,13 @@ def examples(
                 truth=[(truth.strings[code], count) for code, count in given],
                 answers=[(scores.answers[answer], float(shares[index, answer])) for answer in best.tolist()],
                 routes=insights.routes[index].tolist(),
-                picture=pictures[index],
-                overlays=[overlay(attention) for attention in (insights.answer_attention[index], *layers)],
+                picture=picture.uri if picture else None,
+                overlays=[overlay(attention, geometry) for attention in (insights.answer_attention[index], *layers)],
                 image_id=split.image_id[row].item(),
                 question_id=split.question_id[row].item(),
             )
         )
-    return found, why
+    return found, [text for text in (why, why_no_geometry if any(pictures) else None) if text]
 
 
 def _look(rows: Rows, data: PreparedData, split: PreparedSplit, chosen: Chosen) -> Insight:
@@ -122,15 +127,15 @@ def _look(rows: Rows, data: PreparedData, split: PreparedSplit, chosen: Chosen) 
 
 def pictures_of(
     rows: Rows, data: PreparedData, split: PreparedSplit, images: Path | None
-) -> tuple[list[str | None], str | None]:
-    """The picture of each row as a data URI, None where there is none; and why there is none, with a count."""
-    folder = images if images is not None else _own_folder(data)
+) -> tuple[list[Thumbnail | None], str | None]:
+    """The picture of each row, None where there is none; and why there is none, with a count."""
+    folder = images if images is not None else data.own_pictures()
     if folder is None:
         return [None] * len(rows), "no images: give their folder with --images DIR"
-    paths = [_picture_path(folder, data, int(split.image[row])) for row in rows.tolist()]
+    paths = [data.picture(folder, int(split.image[row])) for row in rows.tolist()]
     if not any(paths):
         return [None] * len(rows), f"no images of this split in {folder}"
-    opened: dict[Path | None, str | None] = {None: None}
+    opened: dict[Path | None, Thumbnail | None] = {None: None}
     faults: list[str] = []
     for path in dict.fromkeys(filter(None, paths)):
         try:
@@ -142,27 +147,6 @@ def pictures_of(
     if faults:
         notes.append(f"{len(faults)} of {len(opened) - 1} images are unusable: {listed(faults, len(faults))}")
     return [opened[path] for path in paths], "; ".join(notes) or None
-
-
-def _own_folder(data: PreparedData) -> Path | None:
-    """The data set's own raw folder, if it holds pictures and the data was prepared from it."""
-    if data.spec.extractor is None:
-        pictures = data.spec.pictures
-        return pictures if pictures is not None and pictures.is_dir() else None
-    try:
-        folder = data.spec.default_raw_folder()
-    except DataError:
-        return None
-    files = [(folder / name, source.size) for name, source in data.manifest.text.sources.items()]
-    return folder if all(file.is_file() and file.stat().st_size == size for file, size in files) else None
-
-
-def _picture_path(folder: Path, data: PreparedData, row: int) -> Path | None:
-    """The file of an image, in the data set's own folders or straight in ``folder``."""
-    name = data.features.image_set(row)
-    file = data.spec.image_set(name).images.name(data.features.image_id(row))
-    own = data.spec.image_folder(folder, name)
-    return next((path for path in (own / file, folder / file) if path.is_file()), None)
 
 
 def truth_in_words(truth: Sequence[tuple[str, int]]) -> str:

@@ -43,6 +43,7 @@ class ReportRequest:
     split: PreparedSplit  # annotated
     chosen: Chosen
     images: Path | None = None  # folder of the pictures; None for the data set's own, if it brings any
+    extractor: str | None = None  # what made the features, where the data does not say it
 
     @property
     def name(self) -> str:
@@ -69,7 +70,7 @@ def write_report(request: ReportRequest, folder: Path, progress: Progress = no_p
     content = _content(request, progress)
     path = write_page(folder, "report.html", content)
     progress(_TASK, _NUM_PARTS, _NUM_PARTS)
-    return path, [content["why_no_pictures"]] if content["why_no_pictures"] else []
+    return path, content["missing"]
 
 
 def write_page(folder: Path, template: str, content: dict[str, Any]) -> Path:
@@ -111,7 +112,8 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
     progress(_TASK, 2, _NUM_PARTS)
     bins, error = calibration(outcome)
     points = [(one.low, one.questions, one.accuracy) for one in bins]
-    shown, why_no_pictures = examples(choose_rows(outcome), scores, outcome, data, split, chosen, request.images)
+    rows = choose_rows(outcome)
+    shown, missing = examples(rows, scores, outcome, data, split, chosen, request.images, request.extractor)
     progress(_TASK, 3, _NUM_PARTS)
     counts = {name: int((outcome.type_of == index).sum()) for index, name in enumerate(outcome.types)}
     names = span_names(chosen.settings.model.spans)
@@ -140,7 +142,7 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
         "curves": _curves(history, is_hard=chosen.settings.model.routing == "hard") if history else [],
         "route_curves": _route_curves(history) if history else [],
         "examples": shown,
-        "why_no_pictures": why_no_pictures,
+        "missing": missing,
         "settings": _settings(chosen),
         "style": (templates / "report.css").read_text(encoding="utf-8"),
         "script": script,

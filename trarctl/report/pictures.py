@@ -1,6 +1,6 @@
 """What a model looked at: names and colors of its spans, thumbnails and overlays for pages, pictures by matplotlib.
 
-Axes: S cells along one side of the grid, N = S * S, L layers, K spans.
+Axes: S cells along one side of the grid, N = S * S, L layers, K spans, height and width of a drawing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trarctl.data.features.reading import read_image, to_rgb
+from trarctl.data.features.sizes import Geometry
 from trarctl.errors import DataError, shortened
 from trarctl.files import write_output
 
@@ -60,28 +61,46 @@ def type_name(name: str) -> str:
     return name.replace("_", " ") or "none"
 
 
-def thumbnail(path: Path) -> str:
+class Thumbnail(NamedTuple):
+    """A small picture for a page, and width and height of the upright picture that it was made of, in pixels."""
+
+    uri: str
+    size: tuple[int, int]
+
+
+def thumbnail(path: Path) -> Thumbnail:
     """Shrink an image file, upright as the model saw it, to a data URI; DataError if it cannot be read."""
     image = read_image(path)
+    size = image.size
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return _data_uri(image, "PNG" if max(image.size) <= 96 else "JPEG")
+    return Thumbnail(_data_uri(image, "PNG" if max(image.size) <= 96 else "JPEG"), size)
 
 
-def overlay(attention: Sequence[float] | NDArray[np.floating]) -> str:
-    """Make a data URI of the shade over a picture: clear where the most is looked at; attention as for ``_shade``."""
+def overlay(attention: Sequence[float] | NDArray[np.floating], geometry: Geometry | None = None) -> str:
+    """Make a data URI of the shade over a picture, clear where the most is looked at; arguments as for ``_shade``."""
     from PIL import Image
 
-    return _data_uri(Image.fromarray(_shade(attention), "RGBA"), "PNG")
+    image = Image.fromarray(_shade(attention, geometry), "RGBA")
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.NEAREST)
+    return _data_uri(image, "PNG")
 
 
-def _shade(attention: Sequence[float] | NDArray[np.floating]) -> NDArray[np.uint8]:
-    """A color over each cell, the lighter the larger its share: [N] in row-major order -> [S, S, 4]."""
-    shares = np.asarray(attention)
-    side = round(len(shares) ** 0.5)
-    pixels = np.empty((side, side, 4), dtype=np.uint8)
+def _shade(attention: Sequence[float] | NDArray[np.floating], geometry: Geometry | None = None) -> NDArray[np.uint8]:
+    """Make a color over each place of a picture, the lighter the larger its cell's share.
+
+    Args:
+        attention: share of each cell, [N] in row-major order.
+        geometry: where the cells lie on the picture; None: they cover it.
+
+    Returns:
+        Red, green, blue and opacity, [height, width, 4], to be stretched over the picture.
+    """
+    geometry = geometry or Geometry.whole(round(len(attention) ** 0.5))
+    shares = geometry.on_picture(np.asarray(attention))
+    pixels = np.empty((*shares.shape, 4), dtype=np.uint8)
     pixels[..., :3] = _SHADE[:3]
     strength = shares / max(float(shares.max()), 1e-12)
-    pixels[..., 3] = np.round(_SHADE[3] * (1 - strength)).reshape(side, side).astype(np.uint8)
+    pixels[..., 3] = np.round(_SHADE[3] * (1 - strength)).astype(np.uint8)
     return pixels
 
 
@@ -107,10 +126,12 @@ def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -
     picture = np.asarray(image)
     likeliest = "\n".join(f"{_plain(name)}  {100 * share:.1f} %" for name, share in asked.answers[:3])
     _panel(panels[0], likeliest, picture, extent)
-    _panel(panels[1], "bright: what the\nanswer is read from", picture, extent, asked.answer_attention)
+    shade = _shade(asked.answer_attention, asked.geometry)
+    _panel(panels[1], "bright: what the\nanswer is read from", picture, extent, shade)
     for number, attention in enumerate(asked.layer_attention):
         panel = panels[2 + number]
-        _panel(panel, f"bright: what layer {number + 1} looks at", picture, extent, attention)
+        shade = _shade(attention, asked.geometry)
+        _panel(panel, f"bright: what layer {number + 1} looks at", picture, extent, shade)
         _route_bar(panel, extent, asked.routes[number])
     _legend(figure, spans)
     return figure
@@ -152,13 +173,13 @@ def _extent(image: Image) -> tuple[float, float]:
 
 
 def _panel(
-    axes: Any, title: str, picture: Any, extent: tuple[float, float], attention: Sequence[float] | None = None
+    axes: Any, title: str, picture: Any, extent: tuple[float, float], shade: NDArray[np.uint8] | None = None
 ) -> None:
     """The picture under a shade, with room below for a bar, so that all panels of a row line up."""
     width, height = extent
     axes.imshow(picture, extent=(0, width, height, 0))
-    if attention is not None:
-        axes.imshow(_shade(attention), extent=(0, width, height, 0), interpolation="nearest")
+    if shade is not None:
+        axes.imshow(shade, extent=(0, width, height, 0), interpolation="nearest")
     axes.set_ylim(height + _BAR_ROOM, 0)
     axes.set_title(title, fontsize=10, color=_INK)
 

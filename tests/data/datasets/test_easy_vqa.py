@@ -12,7 +12,7 @@ from PIL import Image
 
 from trarctl.data.datasets import easy_vqa
 from trarctl.data.datasets.easy_vqa import package_data, question_type
-from trarctl.data.features.extract import extractor_of
+from trarctl.data.features.origin import extractor_of
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
 from trarctl.errors import DataError, SettingsError
@@ -55,7 +55,7 @@ def test_the_stored_backbone_gives_the_stored_features(tmp_path: Path) -> None:
     prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
     data = open_prepared(tmp_path / "out")
     with Image.open(raw / "test/images/1.png") as picture:
-        described = extractor_of(data).extract([picture])
+        described = extractor_of(data)[0].extract([picture])
     np.testing.assert_array_equal(described, data.features.read(data.split("val").image[1:2]))
 
 

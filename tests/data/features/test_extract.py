@@ -16,7 +16,8 @@ from PIL import Image
 from tests.data.preparing import edit_json, write_clevr
 from trarctl.data.features import extract
 from trarctl.data.features.base import Extractor, ExtractorOptions
-from trarctl.data.features.extract import extractor_of, share_of_environment
+from trarctl.data.features.extract import share_of_environment
+from trarctl.data.features.origin import Stated, extractor_of
 from trarctl.data.features.patches import Patches
 from trarctl.data.prepare import PrepareRequest, check, prepare, prepare_share
 from trarctl.data.prepared import PreparedData, open_prepared
@@ -87,7 +88,8 @@ def test_what_is_done_is_not_done_again(
     os.truncate(files[1], 100)
     os.utime(tmp_path / "images/val/CLEVR_val_000002.png", (2**32, 2**32))
     prepare(request_with_images)
-    assert extractor.num_images == 12
+    # Groups that lack anything, test and val, are made whole.
+    assert extractor.num_images == 9 + 6
 
 
 def test_bad_images_are_named_and_the_others_kept(
@@ -101,7 +103,7 @@ def test_bad_images_are_named_and_the_others_kept(
     for split, number in (("train", 1), ("val", 0)):
         (tmp_path / f"images/{split}/CLEVR_{split}_{number:06d}.png").write_bytes(good)
     prepare(request_with_images)
-    assert extractor.num_images == 7 + 2
+    assert extractor.num_images == 7 + 6
 
 
 def test_processes_share_the_images(
@@ -192,7 +194,7 @@ def test_features_made_of_images_name_their_extractor(
     assert data.manifest.images.backbone == "mean-color"
     _describes_alike(data, tmp_path)
     with pytest.raises(DataError, match=r"were made by mean-color with weights other than .*weights\.pth") as raised:
-        extractor_of(data, tmp_path / "weights.pth")
+        extractor_of(data, Stated(weights=tmp_path / "weights.pth"))
     assert raised.value.hint == "--weights FILE: the file that trarctl prepare was given"
 
 
@@ -212,12 +214,12 @@ def test_version_0_1_left_the_folder_of_features_alone_to_tell(
     data = open_prepared(tmp_path / "out")
     _describes_alike(data, tmp_path)
     with pytest.raises(DataError, match=r"were made by resnet101 with weights other than .*weights\.pth") as raised:
-        extractor_of(data, tmp_path / "weights.pth")
+        extractor_of(data, Stated(weights=tmp_path / "weights.pth"))
     assert raised.value.hint == "--weights FILE: the file that trarctl prepare was given"
 
 
 def _describes_alike(data: PreparedData, folder: Path) -> None:
-    described = extractor_of(data).extract([Image.open(folder / "images/train/CLEVR_train_000000.png")])
+    described = extractor_of(data)[0].extract([Image.open(folder / "images/train/CLEVR_train_000000.png")])
     assert np.allclose(described[0], data.features.read(np.array([0]))[0], rtol=1e-3)
 
 

@@ -21,9 +21,11 @@ from trarctl.data.features.grid import (
     fit_cells,
     read_cells,
     read_features,
+    read_grid,
     read_shape,
     refuse_not_finite,
     store_cells,
+    whole_grid,
 )
 from trarctl.data.manifest import ImageSetPart, ImagesPart, NamingPart
 from trarctl.errors import DataError
@@ -336,3 +338,47 @@ def test_maps_of_torch_become_rows_as_the_hint_says(tmp_path: Path) -> None:
     eval(convert_hint(["1.pth"]).partition(": ")[2], names)  # noqa: S307
     rows = [[maps[0, channel, row, column] for channel in range(4)] for row in range(2) for column in range(3)]
     np.testing.assert_array_equal(read_features(tmp_path / "1.npy"), rows)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_whole_grid_may_come_as_a_map(tmp_path: Path, suffix: str, order: Any) -> None:
+    cells = np.arange(12, dtype=np.float16).reshape(4, 3)
+    for array in (cells, cells.reshape(2, 2, 3)):
+        write_features(tmp_path / f"1{suffix}", np.array(array, order=order))
+        read = read_grid(tmp_path / f"1{suffix}", 2, 3)
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, cells)
+
+
+@pytest.mark.parametrize(
+    ("array", "why", "hint"),
+    [
+        (
+            np.ones((4, 5)),
+            "features of width 5, expected [4, 3] or [2, 2, 3]",
+            "the extractor that the model",
+        ),
+        (np.ones((9, 3)), "has the shape [9, 3], a grid of 3 x 3 cells, expected", "features of the model's grid"),
+        (np.ones((3, 3, 3)), "a grid of 3 x 3 cells, expected", "features of the model's grid"),
+        (np.ones((8, 3)), "has the shape [8, 3], expected [4, 3]", "features of the model's grid"),
+        (np.ones((5, 3)), "one row more than cells", "if the first is a class token, leave it out: array[1:]"),
+        (np.ones((3, 2, 2)), "channels first", "array.reshape(3, -1).T"),
+        (np.ones((3, 4)), "channels first", "array.reshape(3, -1).T"),
+        (np.ones((1, 4, 3)), "a batch of one picture", "array[0]"),
+        (np.ones((1, 2, 2, 3)), "a batch of one picture", "array[0]"),
+        (np.ones(3), "a pooled vector", "before it is pooled"),
+        (np.array(1.0), "a pooled vector", "before it is pooled"),
+        (np.ones((0, 3)), "has the shape [0, 3]", "features of the model's grid"),
+        (np.full((4, 3), np.nan), "holds 12 values that are NaN or infinite", "replace"),
+        (np.full((4, 3), 1e39), "12 values", "replace"),
+        (np.ones((4, 3), dtype=np.int64), "holds values of type i", "float32"),
+    ],
+)
+def test_other_than_a_whole_grid_is_named(array: Any, why: str, hint: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "1.npy", array)
+    for attempt in (lambda: whole_grid(array, 2, 3), lambda: read_grid(tmp_path / "1.npy", 2, 3)):
+        with pytest.raises(FeatureFileError) as raised:
+            attempt()
+        assert why in str(raised.value)
+        assert hint in raised.value.hint

@@ -412,3 +412,28 @@ def test_prepare_looks_at_every_picture_and_names_ten(tmp_path: Path) -> None:
     assert f"{bad[0]} is truncated or damaged: " in caught.value.what
     assert sum(path.name in caught.value.what for path in bad) == 10
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "features"
+# Where the original program sees something else than a viewer shows: it drops what says that pixels are transparent,
+# so that colors without a meaning show, and cuts 16 bits off at 255, so that nearly all becomes white.
+BETTER = {"clear_colour.png", "grey16.png", "grey_alpha.png", "palette_clear.png", "rgba.png"}
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "reading").iterdir()), ids=lambda path: path.name)
+def test_kinds_of_files_that_the_original_read(path: Path) -> None:
+    theirs = np.load(GOLDEN / "reading.npz")[path.name][..., ::-1]  # blue first
+    if path.name not in BETTER:
+        assert np.array_equal(seen(path), theirs)
+        return
+    with Image.open(path) as image:
+        stored = np.asarray(image.convert("RGBA") if image.mode == "P" else image).astype(np.float64)
+        clear = image.info.get("transparency")
+    if path.name == "grey16.png":
+        assert np.array_equal(theirs[..., 0], np.minimum(stored, 255))
+        assert np.array_equal(seen(path), as_rgb(np.rint(stored / 257)))
+        return
+    opaque = (stored != clear).any(axis=2) if isinstance(clear, tuple) else stored[..., -1] / 255
+    blended = theirs * opaque[..., None] + 255 * (1 - opaque[..., None])
+    assert np.abs(seen(path) - blended).max() <= 1
+    assert np.abs(seen(path) - theirs.astype(np.float64)).max() > 100

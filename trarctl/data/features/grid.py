@@ -81,7 +81,7 @@ class Problem(NamedTuple):
 class ArrayHeader(NamedTuple):
     """What the first bytes of an array say: shape and type, the type to give it in, and the size of the whole file."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype[np.floating]
     native: np.dtype[np.floating]
     is_fortran: bool
@@ -91,15 +91,66 @@ class ArrayHeader(NamedTuple):
 
 def read_features(path: Path, width: int | None = None) -> Floats:
     """Read one image's features, [rows, W] float16 or float32, from ``.npy`` or ``.npz``, or raise FeatureFileError."""
-    with _opened(path) as (file, size):
-        if path.suffix == ".npz":
-            content = bytearray(_npz_member(file))
-        else:
-            content = bytearray(size)  # writable, as torch wants what it converts
-            del content[file.readinto(content) :]
+    content = _content(path)
     header = _header(bytes(content[:_LARGEST_HEADER]), len(content))
+    _refuse_other_shape(header.shape)
     if width is not None and header.shape[1] != width:
         raise FeatureFileError(f"has features of width {header.shape[1]}, expected {width}")
+    return _numbers(content, header)
+
+
+def read_grid(path: Path, grid_size: int, width: int) -> Floats:
+    """Read the features of a whole grid, [N, W] or [S, S, W], from a file as above; raises as ``whole_grid`` does."""
+    content = _content(path)
+    return whole_grid(_numbers(content, _header(bytes(content[:_LARGEST_HEADER]), len(content))), grid_size, width)
+
+
+def whole_grid(array: npt.NDArray[Any], grid_size: int, width: int) -> Floats:
+    """Give features of every cell, [N, W] or [S, S, W], as float32 [N, W], or raise a FeatureFileError."""
+    shape, num_cells = array.shape, grid_size**2
+    expected = f"expected [{num_cells}, {width}] or [{grid_size}, {grid_size}, {width}]"
+    if array.dtype.kind != "f":
+        what = f"holds values of type {array.dtype}, expected float16 or float32"
+        raise FeatureFileError(what, "array.astype('float32')")
+    if shape not in ((num_cells, width), (grid_size, grid_size, width)):
+        why, hint = _why_no_grid(shape, num_cells, width)
+        raise FeatureFileError(f"has the shape {list(shape)}{why}, {expected}", hint)
+    with np.errstate(over="ignore"):
+        cells: Floats = array.reshape(num_cells, width).astype(np.float32)
+    refuse_not_finite(cells)
+    return cells
+
+
+def _why_no_grid(shape: tuple[int, ...], num_cells: int, width: int) -> tuple[str, str]:
+    """Say what features of another shape may be, and what helps."""
+    if shape == (num_cells + 1, width):
+        return ", one row more than cells", "if the first is a class token, leave it out: array[1:]"
+    if len(shape) > 1 and shape[0] == width != shape[-1]:
+        return ", channels first", f"put them last: array.reshape({width}, -1).T"
+    if len(shape) > 2 and shape[0] == 1:
+        return ", a batch of one picture", "give the picture alone: array[0]"
+    if len(shape) < 2:
+        return ", a pooled vector", "give the map of cells before it is pooled"
+    if shape[-1] != width:
+        return f", features of width {shape[-1]}", "give features of the extractor that the model was trained with"
+    rows = math.prod(shape[:-1])
+    side = math.isqrt(rows)
+    grid = f", a grid of {side} x {side} cells" if side * side == rows else ""
+    return grid, "give features of the model's grid; trarctl extract pools published maps to it"
+
+
+def _content(path: Path) -> bytearray:
+    """Read the bytes of an array in the format ``.npy``, out of an archive or not."""
+    with _opened(path) as (file, size):
+        if path.suffix == ".npz":
+            return bytearray(_npz_member(file))
+        content = bytearray(size)  # writable, as torch wants what it converts
+        del content[file.readinto(content) :]
+        return content
+
+
+def _numbers(content: bytearray, header: ArrayHeader) -> Floats:
+    """Give the numbers of an array as float16 or float32; those beyond float32 are refused."""
     numbers: Floats = np.frombuffer(content, dtype=header.dtype, offset=header.start)
     array = numbers.reshape(header.shape, order="F" if header.is_fortran else "C")
     if header.dtype.itemsize <= header.native.itemsize:
@@ -119,7 +170,8 @@ def read_shape(path: Path) -> tuple[tuple[int, int], np.dtype[np.floating]]:
         return (array.shape[0], array.shape[1]), array.dtype
     with _opened(path) as (file, size):
         header = _header(file.read(_LARGEST_HEADER), size)
-    return header.shape, header.native
+    _refuse_other_shape(header.shape)
+    return (header.shape[0], header.shape[1]), header.native
 
 
 def refuse_not_finite(array: Floats) -> None:
@@ -248,11 +300,14 @@ def _parsed_header(header: bytes) -> ArrayHeader:
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         what = f"holds values of type {dtype.str[1:]}, expected float16 or float32"
         raise FeatureFileError(what, "save them as they were before: numpy.save(FILE, array.astype('float32'))")
-    if len(shape) != 2 or min(shape) < 1:
-        raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]", _how_to_reshape(shape))
     native: np.dtype[Any] = np.dtype(np.float16 if dtype.itemsize == 2 else np.float32)
     num_bytes = len(header) + math.prod(shape) * dtype.itemsize
     return ArrayHeader(shape, dtype, native, is_fortran, len(header), num_bytes)
+
+
+def _refuse_other_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2 or min(shape) < 1:
+        raise FeatureFileError(f"has the shape {list(shape)}, expected [rows, width]", _how_to_reshape(shape))
 
 
 def _how_to_reshape(shape: tuple[int, ...]) -> str:

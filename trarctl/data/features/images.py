@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
-from trarctl.data import Item, in_threads
+from trarctl.data import batched, in_threads
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
 from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, read_features
-from trarctl.data.manifest import IMAGES
+from trarctl.data.manifest import BACKBONE, EXTRACTION, IMAGES
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
 from trarctl.files import write_array
@@ -87,22 +88,22 @@ class ImageTable:
 def refuse_problems(kind: str, problems: Sequence[Problem]) -> None:
     """Raise a DataError that names unusable files of a kind, if there are any, once for each reason."""
     if problems:
-        noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
-        paths: dict[str, list[Path]] = {}
-        for problem in problems:
-            paths.setdefault(problem.why, []).append(problem.path)
-        said = [f"{own[0]} {why}" + _and_others(own[1:]) for why, own in paths.items()]
-        hints = dict.fromkeys(problem.hint for problem in problems)
-        raise DataError(f"{noun} unusable: {listed(said, len(said))}", "; ".join(list(hints)[:3]))
+        raise error_of(kind, problems)
+
+
+def error_of(kind: str, problems: Sequence[Problem]) -> DataError:
+    """Give the DataError that names unusable files of a kind."""
+    noun = f"1 {kind} file is" if len(problems) == 1 else f"{len(problems):,} {kind} files are"
+    paths: dict[str, list[Path]] = {}
+    for problem in problems:
+        paths.setdefault(problem.why, []).append(problem.path)
+    said = [f"{own[0]} {why}" + _and_others(own[1:]) for why, own in paths.items()]
+    hints = dict.fromkeys(problem.hint for problem in problems)
+    return DataError(f"{noun} unusable: {listed(said, len(said))}", "; ".join(list(hints)[:3]))
 
 
 def _and_others(paths: Sequence[Path]) -> str:
     return f" (and so with {listed([path.name for path in paths], len(paths), most=9)})" if paths else ""
-
-
-def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Cut a sequence into batches, of which the last may be smaller."""
-    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def scan_folder(path: Path, namings: Sequence[FileNaming], asked: Sequence[str] | None = None) -> Folder | None:
@@ -111,7 +112,7 @@ def scan_folder(path: Path, namings: Sequence[FileNaming], asked: Sequence[str] 
     With ``asked``, only those of images that questions name.
     """
     try:
-        names = _nested_names(path) if any(one.is_nested for one in namings) else os.listdir(path)  # noqa: PTH208
+        names = nested_names(path) if any(one.is_nested for one in namings) else os.listdir(path)  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -142,7 +143,7 @@ def _refuse_shared_files(path: Path, naming: FileNaming, ids: Sequence[Any]) -> 
             raise DataError(what, f"name such files after the whole picture: {other}.npy and {image_id}.npy")
 
 
-def _nested_names(path: Path) -> list[str]:
+def nested_names(path: Path) -> list[str]:
     """List the files below a folder, relative to it; a folder that is linked twice is entered once."""
     top = path.stat()
     entered, found, waiting = {(top.st_dev, top.st_ino)}, list[str](), [""]
@@ -180,14 +181,24 @@ def feature_folders(spec: DatasetSpec, root: Path, named: Mapping[str, Ids] = _N
     """Look for the features of every image set that a user has; ``named`` is as for ``build_table``."""
     if not root.is_dir():
         raise DataError(f"no folder of features {root}", "pass the folder that holds them: --features DIR")
+    # What ``trarctl extract`` writes lies as the pictures do.
+    of_set = spec.image_folder if _is_extracted(root) else spec.feature_folder
     found: dict[str, Folder | None] = {}
     for files in spec.image_sets:
         namings, asked = feature_namings(files), None
         if files.images.is_nested and not files.images.suffix:  # an id is the whole name of a picture
             namings += tuple(FileNaming("", None, one, is_nested=True, replaces_suffix=True) for one in _ARRAY_SUFFIXES)
             asked = sorted({one for ids in named.values() for one in ids.tolist()})
-        found[files.name] = scan_folder(spec.feature_folder(root, files.name), namings, asked)
+        found[files.name] = scan_folder(of_set(root, files.name), namings, asked)
     return found
+
+
+def _is_extracted(root: Path) -> bool:
+    """Whether ``trarctl extract`` made the features in a folder."""
+    try:
+        return EXTRACTION in orjson.loads((root / BACKBONE).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def images_there(spec: DatasetSpec, features: Path | None, pictures: Path | None) -> dict[str, Folder]:

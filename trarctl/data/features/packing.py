@@ -22,7 +22,7 @@ import orjson
 
 from trarctl.data import Progress, in_threads
 from trarctl.data.datasets.base import DatasetSpec, feature_namings
-from trarctl.data.features.base import Extractor, ExtractorOptions
+from trarctl.data.features.base import Extractor, ExtractorOptions, make_extractor
 from trarctl.data.features.extract import check_pictures, extract_files, fill_from_pictures, training_images
 from trarctl.data.features.grid import (
     FeatureFileError,
@@ -48,6 +48,7 @@ from trarctl.data.features.images import (
     refuse_problems,
     scan_folder,
 )
+from trarctl.data.features.origin import Origin, origin_of
 from trarctl.data.features.reading import READING_VERSION
 from trarctl.data.features.survey import Common, Survey, in_common, set_warnings
 from trarctl.data.manifest import BACKBONE, FEATURES, ImageSetPart, ImagesPart, NamingPart, StoredType, key_of
@@ -55,7 +56,6 @@ from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError
 from trarctl.files import remove, sync_folder, write_bytes, write_json
 from trarctl.processors import usable_processors
-from trarctl.registry import EXTRACTORS
 
 Pack = Literal["float16", "float32", "as-found"]
 Fill = Callable[[int, Floats], list[Problem]]
@@ -88,7 +88,10 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The image table, and a key that changes with all that the features depend on; ``extractor`` may be unfitted."""
+    """The image table, and a key that changes with all that the features depend on; ``extractor`` may be unfitted.
+
+    ``origin`` is what a folder of features says of itself.
+    """
 
     dataset: str
     options: ImageOptions
@@ -96,6 +99,7 @@ class ImagePlan:
     fingerprints: dict[str, str]
     key: str
     extractor: Extractor | None
+    origin: Origin | None = None
 
 
 def plan_images(
@@ -111,12 +115,13 @@ def plan_images(
     ``named`` and ``said`` are as for ``build_table``.
     """
     progress("looking up images", 0, None)
-    root, extractor = options.features, None
+    root, extractor, origin = options.features, None, None
     # The key's entries are those of version 0.1, so that what it prepared is not prepared again.
     made_by: dict[str, Any] = {"patches": None}
     if options.pictures is not None and options.packs_pictures:
         table = picture_table(spec, named, said, options.pictures, options.command)
-        extractor = EXTRACTORS[options.extractor](options.extractor_options)
+        extractor = make_extractor(options.extractor, options.extractor_options)
+        extractor.fetch(progress)
         made_by = {extractor.name: extractor.identity(), "reading": READING_VERSION}
     else:
         if options.pictures is not None:
@@ -130,6 +135,9 @@ def plan_images(
         table = build_table(spec, named, folders, said)
         if root is not None:
             table = replace(table, warnings=refuse_missing(table, root, spec, options.command))
+        if root is not None and extractor is None:
+            origin = origin_of(root, table.sets, options.extractor_options.grid_size)
+            made_by |= {} if origin is None else {BACKBONE: origin.content}
     fingerprints = {images.name: fingerprint(images) for images in table.sets}
     key = {
         "grid_size": options.extractor_options.grid_size,
@@ -138,7 +146,7 @@ def plan_images(
         "fingerprints": fingerprints,
         "folders": {one.name: str(one.folder.path.resolve()) for one in table.sets if one.folder},
     }
-    return ImagePlan(spec.name, options, table, fingerprints, key_of(key | made_by), extractor)
+    return ImagePlan(spec.name, options, table, fingerprints, key_of(key | made_by), extractor, origin)
 
 
 def is_current(images: ImagesPart, plan: ImagePlan, out: Path) -> bool:
@@ -169,7 +177,8 @@ def check_images(
         return {}, ()
     if options.pictures is not None:
         with attempt():
-            extractor: Extractor = EXTRACTORS[options.extractor](options.extractor_options)
+            extractor = make_extractor(options.extractor, options.extractor_options)
+            extractor.fetch(progress)
             if not extractor.is_fitted:
                 extractor.load()
         table = picture_table(spec, named, said, options.pictures, options.command)
@@ -184,7 +193,11 @@ def check_images(
     there = [replace(one, ids=one.ids[rows_of(one.ids, one.folder.ids) >= 0]) for one in table.sets if one.folder]
     with attempt():
         grid_size = options.extractor_options.grid_size
+        origin = origin_of(options.features, table.sets, grid_size)
         common = check_files(there, grid_size**2, progress, check_values=True, pack_as=options.pack)
+        if origin is not None:
+            origin.refuse_other_width(common.width)
+            warnings += origin.warnings
         parts = [_files_part(images, common, str(images.folder.path.resolve())) for images in there if images.folder]
         part = ImagesPart(
             key="", grid_size=grid_size, feature_width=common.width, pack=None, backbone=None, image_sets=tuple(parts)
@@ -214,7 +227,7 @@ def build_images(
 
     An extractor's description goes into ``building``. Packed files that are whole are kept, unless ``rebuild``.
     """
-    extractor, options, pack_as = plan.extractor, plan.options, plan.options.pack
+    extractor, origin, options, pack_as = plan.extractor, plan.origin, plan.options, plan.options.pack
     grid_size = options.extractor_options.grid_size
     if extractor is not None and options.packs_pictures:
         if extractor.is_fitted:
@@ -226,8 +239,14 @@ def build_images(
         # Packing reads and checks every number anyway, so shapes are enough before it.
         common = check_files(plan.table.sets, grid_size**2, progress, check_values=pack_as is None)
     width, warnings = common.width, [*plan.table.warnings, *common.warnings]
+    if origin is not None:
+        origin.refuse_other_width(width)
+        warnings += origin.warnings
+    made_by = None if origin is None else origin.content
     if extractor is not None:
-        write_json(building / BACKBONE, extractor.describe())
+        made_by = extractor.describe()
+    if made_by is not None:
+        write_json(building / BACKBONE, made_by)
     parts = []
     for images in plan.table.sets:
         part = ImageSetPart(name=images.name, num_images=len(images.ids), kind="none")
@@ -245,7 +264,7 @@ def build_images(
         grid_size=grid_size,
         feature_width=width,
         pack=options.pack,
-        backbone=None if extractor is None else extractor.name,
+        backbone=None if made_by is None else made_by["name"],
         image_sets=tuple(parts),
         warnings=tuple(warnings),
     )

@@ -35,6 +35,8 @@ READING_VERSION = 2  # raise it with every rule above that changes: features mad
 _MOST_PIXELS = 178_956_970  # what Pillow itself decodes at most
 _HINT = "give image files that open, such as .jpg or .png"
 _NOT_DECODED = ("EPS", "MPEG")  # Pillow knows them, but decodes EPS by another program, and MPEG not at all
+_NO_PICTURES = (*_NOT_DECODED, "BUFR", "GRIB", "HDF5")
+_ALSO_PICTURES = (".avif", ".heic", ".heif", ".jxl", ".webp")  # whether Pillow reads them or not
 _ORIENTATION = 0x0112  # tags of EXIF and TIFF
 _UPRIGHT = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"  # from 2 to 8
 _TURNS: dict[object, str] = dict(enumerate(_UPRIGHT.split(), start=2))
@@ -60,6 +62,15 @@ def most_pixels() -> int:
         what = f"{MOST_PIXELS_VARIABLE} is {text!r}, expected a number of pixels"
         raise SettingsError(what, f"{MOST_PIXELS_VARIABLE}={_MOST_PIXELS}, or unset it")
     return int(text)
+
+
+def picture_endings() -> frozenset[str]:
+    """List the endings of picture files, in lower case; also those of pictures that cannot be read."""
+    import PIL.Image
+
+    known = PIL.Image.registered_extensions().items()
+    readable = (ending for ending, kind in known if kind in PIL.Image.OPEN and kind not in _NO_PICTURES)
+    return frozenset([*readable, *_ALSO_PICTURES])
 
 
 def read_image(path: Path) -> Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.conftest import GOLDEN
 from tests.data.preparing import prepare_golden
+from tests.small_runs import make_raw
 from trarctl.data.prepared import open_prepared
 
 Run = Callable[..., tuple[int, str, str]]
@@ -74,6 +76,19 @@ def test_a_page_with_what_is_shown(vqa: Path, tmp_path: Path, trarctl: Run) -> N
     code, _, err = trarctl("show", "--data", vqa, "--report", tmp_path / "page")
     assert code == 4
     assert "was not written by this program" in err
+
+
+def test_pictures_that_lay_elsewhere_are_found_again(tmp_path: Path, trarctl: Run) -> None:
+    raw, data = tmp_path / "elsewhere", tmp_path / "prepared"
+    make_raw(raw)
+    code, _, stderr = trarctl("prepare", "easy-vqa", "--raw", raw, "--out", data, "--vectors", "none")
+    assert code == 0, stderr
+    for folder, num_pictures in ((tmp_path / "with", 6), (tmp_path / "without", 0)):
+        code, _, stderr = trarctl("show", "--data", data, "--samples", 6, "--report", folder)
+        assert code == 0, stderr
+        assert (folder / "index.html").read_text().count("data:image/") == num_pictures
+        shutil.rmtree(raw, ignore_errors=True)
+    assert "no images: give their folder with --images DIR" in stderr
 
 
 def test_what_is_not_there(tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,7 @@ class ImagesPart(_Part):
     feature_width: NonNegativeInt = Field(description="width W, 0 while there are no features")
     pack: Literal["float16", "float32", "as-found"] | None
     backbone: str | None = Field(description="what made the features out of images")
+    pictures: str | None = Field(None, description="folder of the pictures that features were made of, absolute")
     image_sets: tuple[ImageSetPart, ...]
     statistics: FeatureStatistics | None = None
     warnings: tuple[str, ...] = ()

@@ -194,7 +194,10 @@ class PreparedData:
         return images.statistics or (self.features.statistics() if images.feature_width else None)
 
     def own_pictures(self) -> Path | None:
-        """Give the folder of the data set's own pictures, if there is one and the data was prepared from it."""
+        """Give the folder of the pictures that the data was prepared from, or of those that the set has; None: neither."""
+        made_of = self.manifest.images.pictures
+        if made_of is not None and Path(made_of).is_dir():
+            return Path(made_of)
         if self.spec.extractor is None:
             pictures = self.spec.pictures
             return pictures if pictures is not None and pictures.is_dir() else None

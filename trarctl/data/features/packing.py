@@ -265,6 +265,7 @@ def build_images(
         feature_width=width,
         pack=options.pack,
         backbone=None if made_by is None else made_by["name"],
+        pictures=None if options.pictures is None else str(options.pictures.absolute()),
         image_sets=tuple(parts),
         warnings=tuple(warnings),
     )

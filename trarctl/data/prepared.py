@@ -194,7 +194,7 @@ class PreparedData:
         return images.statistics or (self.features.statistics() if images.feature_width else None)
 
     def own_pictures(self) -> Path | None:
-        """Give the folder of the pictures that the data was prepared from, or of those that the set has; None: neither."""
+        """Give the folder of pictures that the data was prepared from, or that the set has; None: neither is there."""
         made_of = self.manifest.images.pictures
         if made_of is not None and Path(made_of).is_dir():
             return Path(made_of)

@@ -310,7 +310,8 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
     raw = request.raw or spec.default_raw_folder()
     grid, extractor = request.grid or spec.grid_size, request.extractor or spec.extractor or spec.default_extractor
     _refuse_contradictions(request, spec, extractor)
-    pictures = request.images
+    # Beside features, the pictures of a table are for its splits and for pages.
+    pictures = request.images if request.features is None else None
     if pictures is None and request.features is None and not request.without_features:
         pictures = spec.pictures if spec.extractor is None else raw
     features, beside = request.features, raw.resolve().parent / "feats"
@@ -336,7 +337,8 @@ def _filled_in(request: PrepareRequest, progress: Progress) -> _Work:
 
 def _described(request: PrepareRequest) -> dict[str, Any]:
     """Give the options that describe a data set, pictures included, as JSON holds them."""
-    pictures = {"images": request.images and request.images.absolute(), "features": request.features is not None}
+    has_features_alone = request.features is not None and request.images is None
+    pictures = {"images": request.images and request.images.absolute(), "features": has_features_alone}
     given = {name: value for name, value in {**request.options, **pictures}.items() if value}
     values: dict[str, Any] = orjson.loads(orjson.dumps(given, default=str))
     return values
@@ -347,7 +349,9 @@ def _refuse_contradictions(request: PrepareRequest, spec: DatasetSpec, extractor
     flags = {name: f"--{name.replace('_', '-')}" for name in ("features", "images", "without_features")}
     given = [flag for name, flag in flags.items() if getattr(request, name)]
     has_own = spec.extractor is not None and request.features is None
-    has_pictures = has_own or request.images is not None or (spec.pictures is not None and request.features is None)
+    has_pictures = has_own or (request.features is None and (request.images or spec.pictures) is not None)
+    if spec.with_options is not None and {"--features", "--images"} == {*given}:
+        given = []
     unused = [f"--{name}" for name in ("extractor", "weights") if getattr(request, name) and not has_pictures]
     packs = f"{spec.name} packs what it makes of its images anyway"
     for is_wrong, what, hint in (

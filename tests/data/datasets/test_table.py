@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -417,11 +418,18 @@ def test_own_features_are_named_after_the_picture_with_its_suffix_or_without(
     table = write(tmp_path / "t.jsonl", rows)
     request = PrepareRequest("table", options={"name": "own", "questions": table}, features=tmp_path / "feats",
                              out=tmp_path / "out", grid=2, vectors="none")  # fmt: skip
-    data = open_prepared(prepare(request).out)
-    for name in data.split_names:
-        split = data.split(name)
-        found = data.features.read(split.image.astype(np.int64))[:, 0, 2].tolist()
-        assert found == [value[image] for image in split.image_id.tolist()]
+    # With the pictures beside them, the table is split by their content, as without features.
+    photos = tmp_path / "photos"
+    by_content = open_prepared(prepared(tmp_path / "by content", questions=table, images=photos).out)
+    for images in (None, photos):
+        data = open_prepared(prepare(replace(request, images=images)).out)
+        for name in data.split_names:
+            split = data.split(name)
+            found = data.features.read(split.image.astype(np.int64))[:, 0, 2].tolist()
+            assert found == [value[image] for image in split.image_id.tolist()]
+    assert data.own_pictures() == photos
+    for name in by_content.split_names:
+        assert data.split(name).image_id.tolist() == by_content.split(name).image_id.tolist()
     if not suffix:
         twin = rows[0]["image"].replace(".png", ".jpg")
         write(table, [*rows, {**rows[0], "id": "twin", "image": twin}])

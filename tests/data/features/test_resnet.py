@@ -287,6 +287,14 @@ def test_resnet101_downloads_its_weights_and_describes_itself(weights: Path, tmp
     np.testing.assert_array_equal(again.extract(_pictures()), features)
 
 
+def test_weights_that_cannot_be_had_may_be_named(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = ResNet101.published.url.replace("resnet101", "moved")
+    monkeypatch.setattr(ResNet101, "published", Download(address))
+    with pytest.raises(DataError, match=r"moved\.pth answers 404") as error:
+        ResNet101(ExtractorOptions(3)).fetch()
+    assert str(error.value.hint).startswith("--weights FILE, as it is published, needs no network")
+
+
 @pytest.mark.parametrize("is_named", [False, True])
 @pytest.mark.parametrize("says_hash", [False, True])
 def test_features_of_earlier_versions_are_made_as_they_were(

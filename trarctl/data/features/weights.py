@@ -102,6 +102,11 @@ def planned(download: Download) -> Planned:
 def fetch_weights(download: Download, progress: Progress) -> tuple[Path, str]:
     """Have published weights in the cache, fetched if they are missing, and give their path and SHA-256."""
     refuse_full_disk([planned(download)], cache_folder())
-    # Processes that share pictures ask for the same weights at once.
-    (fetched,) = fetch([download], cache_folder(), progress, wait_seconds=_LONGEST_WAIT_SECONDS)
+    try:
+        # Processes that share pictures ask for the same weights at once.
+        (fetched,) = fetch([download], cache_folder(), progress, wait_seconds=_LONGEST_WAIT_SECONDS)
+    except DataError as error:
+        raise DataError(
+            error.what, f"{HINT}, needs no network; or run it again later: what has arrived is kept"
+        ) from error
     return fetched.path, fetched.sha256

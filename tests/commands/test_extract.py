@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.features.tours import from_pictures_to_a_report
 from tests.data.preparing import write_clevr
 from trarctl.data.prepared import open_prepared
 
@@ -56,6 +57,12 @@ def test_prepare_reads_what_extract_writes_for_a_table(tmp_path: Path, trarctl: 
     code, _, stderr = trarctl("prepare", "table", "--features", tmp_path / "feats", "--grid", "2", *options)
     assert code == 0, stderr
     assert open_prepared(tmp_path / "p").features.num_images == 6
+
+
+def test_from_pictures_to_a_report(tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    from_pictures_to_a_report(tmp_path, trarctl, "patches")
+    assert open_prepared(tmp_path / "prepared").features.width == 56
 
 
 def test_damaged_pictures(tmp_path: Path, trarctl: Run) -> None:

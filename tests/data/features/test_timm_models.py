@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from tests.small_runs import TINY
+from tests.data.features.tours import from_pictures_to_a_report
 from trarctl.data.features.base import Extractor, ExtractorOptions, make_extractor, read_extractor
 from trarctl.data.features.timm_models import TimmExtractor
 from trarctl.data.prepared import open_prepared
@@ -303,36 +302,6 @@ def test_unfit_weights(timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_from_a_table_to_a_report(make: Make, tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     make("test_vit", 4)
     monkeypatch.chdir(tmp_path)
-    colors = ("red", "lime", "blue")
-    rows = []
-    for number in range(36):
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        image = Image.new("RGB", (40 + number, 30), colors[number % 3])
-        image.save(tmp_path / "photos" / f"{number}.png")
-        split = ("train", "train", "val", "test")[number // 3 % 4]
-        rows.append({"image": f"{number}.png", "question": "what color?", "answer": colors[number % 3], "split": split})
-    (tmp_path / "table.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    options = ("--name", "own", "--questions", "table.jsonl", "--images", "photos", "--out", "prepared", "--grid", "4")
-    weights = ("--weights", "model.safetensors")
-    prepare = ("prepare", "table", *options, "--vectors", "none", "--extractor", "timm:test_vit", *weights)
-    code, stdout, stderr = trarctl(*prepare)
-    assert code == 0, stderr
-    assert "4 x 4 cells of 64 numbers, by timm:test_vit" in stdout
-    assert "timm:test_vit is test_vit.r160_in1k; license of its weights: apache-2.0" in stdout + stderr
-    code, stdout, stderr = trarctl(*prepare)
-    assert code == 0, stderr
-    assert "was up to date" in stdout
+    said = from_pictures_to_a_report(tmp_path, trarctl, "timm:test_vit", ("--weights", "model.safetensors"))
+    assert said.count("timm:test_vit is test_vit.r160_in1k; license of its weights: apache-2.0") == 1
     assert open_prepared(tmp_path / "prepared").features.width == 64
-
-    sets = [part for text in (*TINY, "model.spans=[0,1]") for part in ("--set", text)]
-    code, _, stderr = trarctl(
-        "train", "own", "--data", "prepared", "--name", "toy", "--epochs", "1", "--gpus", "cpu", *sets
-    )
-    assert code == 0, stderr
-    asked = ("--image", "photos/1.png", "--question", "what color?", *weights)
-    code, stdout, stderr = trarctl("predict", "--ckpt", "toy", "--data", "prepared", *asked)
-    assert code == 0, stderr
-    assert "what color?" in stdout
-    code, _, stderr = trarctl("eval", "--ckpt", "toy", "--data", "prepared", "--gpus", "cpu", "--report", "report")
-    assert code == 0, stderr
-    assert (tmp_path / "report" / "index.html").is_file()

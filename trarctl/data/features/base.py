@@ -57,7 +57,7 @@ class Extractor(ABC):
     """
 
     name: str
-    width: int  # feature width W
+    width: int  # feature width W; 0 where it is known from the weights alone, until ``fetch``
     takes_model: ClassVar[bool] = False  # whether its name goes on with a colon and a model
     stored_type: ClassVar[StoredType] = "float16"  # of feature files; values that float16 cannot hold stay in float32
     takes_pictures: ClassVar[bool] = True  # otherwise it takes what somebody else made of them

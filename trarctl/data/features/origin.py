@@ -103,6 +103,7 @@ def extractor_of(
         raise DataError(f"the features in {data.path} {why}", hint)
     _refuse_other_shape(data, extractor)
     extractor.fetch(progress)
+    _refuse_other_shape(data, extractor)
     if stated.weights is not None and "weights" not in extractor.identity():
         raise SettingsError(f"the features of {data.path} were made without weights", "leave out --weights")
     extractor.load()
@@ -146,7 +147,8 @@ def _stated(data: PreparedData, name: str, options: ExtractorOptions) -> Extract
 
 
 def _refuse_other_shape(data: PreparedData, extractor: Extractor) -> None:
-    made, kept = (extractor.grid_size, extractor.width), (data.manifest.images.grid_size, data.features.width)
+    kept = data.manifest.images.grid_size, data.features.width
+    made = extractor.grid_size, extractor.width or kept[1]
     if made != kept:
         given, there = (f"{size} x {size} cells of {width} numbers" for size, width in (made, kept))
         what = f"the extractor {extractor.name} gives {given}, the features in {data.path} are {there}"
@@ -211,7 +213,7 @@ class Origin:
 
     def refuse_other_width(self, width: int) -> None:
         """Compare the width of the feature files; a DataError says that it is another."""
-        if self.extractor is not None and width not in (0, self.extractor.width):
+        if self.extractor is not None and self.extractor.width and width not in (0, self.extractor.width):
             what = f"{self.file} says that {self.name} made features of width {self.extractor.width}"
             raise DataError(f"{what}, but the files have {width}", _hint(self.file))
 

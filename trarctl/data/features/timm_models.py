@@ -62,7 +62,7 @@ class TimmExtractor(NetworkExtractor):
     so that a file and what timm downloads are the same if their numbers are.
     """
 
-    name = "timm"
+    name, width = "timm", 0
     takes_model = True
     weights_hint: ClassVar[str] = "--weights FILE, as timm publishes it for this model, such as model.safetensors"
 

@@ -73,6 +73,7 @@ def test_text_file(tmp_path: Path) -> None:
         TEXT.replace("red ", "red\t").replace("cube ", "cube   ").replace("unk 4 5 6", " unk 4  5\t6  "),
         "6 3\n" + TEXT + "\n \n",
         "\ufeff" + TEXT,
+        "\ufeff\ufeff" + TEXT.replace("\ncube ", "\n\ufeffcube "),
         ". . . 1 1 1\nred herring 5 5 5\n" + TEXT + "\x85 2 2 2\ncube 3 3\n" + "x 1\n",
     ],
     ids=[
@@ -83,6 +84,7 @@ def test_text_file(tmp_path: Path) -> None:
         "blanks of all kinds",
         "empty lines",
         "byte order mark",
+        "byte order marks of files put together",
         "spaces in words",
     ],
 )

@@ -233,6 +233,7 @@ _GET_GLOVE = "download glove.840B.300d.zip, or --vectors none"
 # Lines that decide how wide the vectors are; a damaged one among them is outvoted.
 _NUM_SAMPLED = 100
 # A line of 300 numbers has about 3 kB; a binary file may have no line end at all.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 1 << 20
 # Wider than any published table; a first line that says so is no header.
 _WIDEST = 10_000
@@ -354,7 +355,9 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
             raise DataError(f"{name} is UTF-16 text", f"iconv -f utf-16 -t utf-8 {name} > NEW, and --vectors NEW")
         if len(line) == _LONGEST_LINE:
             raise DataError(f"{name} is not a text file of word vectors: a line is longer than 1 MB", _GET_GLOVE)
-        yield line if number else line.removeprefix(b"\xef\xbb\xbf")
+        while line.startswith(_BYTE_ORDER_MARK):  # several, and further on too, where files were put together
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        yield line
 
 
 def _shape(sample: list[bytes], name: str) -> tuple[int | None, int]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from trarctl.data.download import Download
 from trarctl.data.features.base import ExtractorOptions, Float32s
-from trarctl.data.features.network import NetworkExtractor
+from trarctl.data.features.network import NetworkExtractor, standardized
 from trarctl.data.features.sizes import LONGER_SIDE, SHORTER_SIDE, Geometry, photo_size, refuse_photo_grid
 from trarctl.data.features.weights import Weights
 from trarctl.registry import EXTRACTORS
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _ROWS, _COLUMNS = SHORTER_SIDE // 32, LONGER_SIDE // 32
 _EXPANSION = 4  # channels of a block's output for one of its inner 3x3 convolution
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # of red, green and blue in 0 to 1
-_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue in 0 to 1
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipBlock(nn.Module):
@@ -145,8 +145,7 @@ class ClipExtractor(NetworkExtractor):
 
     def pixels(self, image: Image) -> Float32s:
         """Standardize an image by the colors of CLIP's training pictures, [3, 600, 1000]."""
-        values = np.asarray(image, dtype=np.float32) / np.float32(255)
-        return np.ascontiguousarray(((values - _MEAN) / _DEVIATION).transpose(2, 0, 1))
+        return standardized(np.asarray(image, dtype=np.float32) / np.float32(255), _MEAN, _DEVIATION)
 
     def geometry(self, width: int, height: int) -> Geometry:  # noqa: ARG002 - it is the same for all pictures
         """Give where the cells lie: the same for every picture, which is stretched."""

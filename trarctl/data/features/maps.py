@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s
-from trarctl.data.features.sizes import PIXELS_PER_CELL, Geometry, photo_geometry, refuse_photo_grid
+from trarctl.data.features.sizes import MAP_SIDE, PIXELS_PER_CELL, Geometry, photo_geometry, refuse_photo_grid
 from trarctl.errors import DataError, SettingsError
 from trarctl.registry import EXTRACTORS
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 WIDTH = 2048
-_MOST_CELLS = 32  # along one side: the photo rule gives no more
 _MOST_BYTES = 256 << 20
 _HINT = "give maps as grid-feats-vqa writes them: one tensor [1, 2048, rows, columns] a file, saved by torch.save"
 
@@ -65,8 +64,8 @@ class Maps(Extractor):
                 raise DataError(f"{path} holds a tensor of type {str(found.dtype).removeprefix('torch.')}", _HINT)
             shape = list(found.shape)
             sides = shape[-2:]
-            if shape not in ([1, WIDTH, *sides], [WIDTH, *sides]) or not all(0 < one <= _MOST_CELLS for one in sides):
-                what = f"{path} has the shape {shape}, expected [1, {WIDTH}, rows, columns] with at most {_MOST_CELLS}"
+            if shape not in ([1, WIDTH, *sides], [WIDTH, *sides]) or not all(0 < one <= MAP_SIDE for one in sides):
+                what = f"{path} has the shape {shape}, expected [1, {WIDTH}, rows, columns] with at most {MAP_SIDE}"
                 raise DataError(f"{what} of each", _HINT)
             cells: Float32s = found.detach().float().reshape(WIDTH, *sides).permute(1, 2, 0).numpy()
         except DataError:

@@ -5,6 +5,7 @@ Axes: B images, S cells along one side, N = S * S cells in row-major order, W fe
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -41,7 +42,7 @@ class NetworkExtractor(Extractor):
 
     def __init__(self, options: ExtractorOptions) -> None:
         super().__init__(options)
-        self._named, self._devices = options.weights, options.devices
+        self._devices = options.devices
         self._path: Path | None = options.weights
         self._digest: str | None = None if options.weights is None else digest_of_file(options.weights)
         self._idle: SimpleQueue[tuple[str, nn.Module]] | None = None
@@ -86,7 +87,7 @@ class NetworkExtractor(Extractor):
         network = self.fast(network.eval().requires_grad_(False))
         self._idle = SimpleQueue()
         for device in self._devices:
-            self._idle.put((device, _copy(network).to(device)))
+            self._idle.put((device, copy.deepcopy(network).to(device)))
 
     def fill(self, network: nn.Module) -> None:
         """Load the weights into a network that ``build`` made.
@@ -136,7 +137,8 @@ class NetworkExtractor(Extractor):
         return torch.autocast(device.partition(":")[0], torch.bfloat16)
 
 
-def _copy(network: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(network)
+def standardized(colors: Float32s, mean: Sequence[float], deviation: Sequence[float]) -> Float32s:
+    """Subtract and divide, a number for each channel: [height, width, 3] -> [3, height, width]."""
+    result: Float32s = colors - np.array(mean, dtype=np.float32)
+    result /= np.array(deviation, dtype=np.float32)
+    return np.ascontiguousarray(result.transpose(2, 0, 1))

@@ -14,7 +14,7 @@ import numpy as np
 
 from trarctl.data.download import Download
 from trarctl.data.features.base import ExtractorOptions, Float32s, resized
-from trarctl.data.features.network import NetworkExtractor
+from trarctl.data.features.network import NetworkExtractor, standardized
 from trarctl.data.features.sizes import Geometry, photo_geometry, photo_size, refuse_photo_grid
 from trarctl.data.features.weights import HINT, Weights
 from trarctl.errors import DataError
@@ -88,7 +88,7 @@ class PhotoResNet(_ResNetExtractor):
 
     def pixels(self, image: Image) -> Float32s:
         """Standardize an image, blue first, [3, height, width]."""
-        return _standardized(np.asarray(image, dtype=np.float32)[..., ::-1], _PHOTO_MEAN, self.deviation)
+        return standardized(np.asarray(image, dtype=np.float32)[..., ::-1], _PHOTO_MEAN, self.deviation)
 
     def renamed(self, weights: Weights) -> Mapping[str, Tensor]:
         """Give the backbone's tensors, with the statistics that old versions of the frozen norm left out or changed."""
@@ -188,20 +188,13 @@ class ResNet101(_ResNetExtractor):
 
     def pixels(self, image: Image) -> Float32s:
         """Standardize an image, red first, [3, side, side]."""
-        return _standardized(np.asarray(image, dtype=np.float32) / np.float32(255), _MEAN, self._deviation)
+        return standardized(np.asarray(image, dtype=np.float32) / np.float32(255), _MEAN, self._deviation)
 
     def renamed(self, weights: Weights) -> Mapping[str, Tensor]:
         """Give torchvision's tensors detectron2's names."""
         tensors = {_from_torchvision(name): value for name, value in weights.tensors.items()}
         self._refuse_larger(tensors)
         return tensors
-
-
-def _standardized(colors: Float32s, mean: Color, deviation: Color) -> Float32s:
-    """Subtract and divide, [height, width, 3] -> [3, height, width]."""
-    standardized: Float32s = colors - np.array(mean, dtype=np.float32)
-    standardized /= np.array(deviation, dtype=np.float32)
-    return standardized.transpose(2, 0, 1)
 
 
 def _from_torchvision(name: str) -> str:

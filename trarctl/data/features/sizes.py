@@ -23,7 +23,7 @@ Float32s = npt.NDArray[np.float32]
 
 SHORTER_SIDE, LONGER_SIDE = 600, 1000
 PIXELS_PER_CELL = 32
-_MAP_SIDE = 32
+MAP_SIDE = 32  # cells: the photo rule gives no more
 PHOTO_GRIDS = (8, 16, 32)
 
 
@@ -77,7 +77,7 @@ class Geometry:
     def _corner(self) -> tuple[int, int]:
         """Rows and columns of zeros above and to the left of the map."""
         rows, columns = (self.columns, self.rows) if self.is_transposed else (self.rows, self.columns)
-        return (_MAP_SIDE - rows) // 2, (_MAP_SIDE - columns) // 2
+        return (MAP_SIDE - rows) // 2, (MAP_SIDE - columns) // 2
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -89,7 +89,7 @@ class Geometry:
         if not self.is_padded:
             return 0.0, 0.0, 1.0, 1.0
         top, left = self._corner[::-1] if self.is_transposed else self._corner
-        first, last = (-left, -top), (_MAP_SIDE - left, _MAP_SIDE - top)
+        first, last = (-left, -top), (MAP_SIDE - left, MAP_SIDE - top)
         sides = self.width / self.cell, self.height / self.cell
         return first[0] / sides[0], first[1] / sides[1], last[0] / sides[0], last[1] / sides[1]
 
@@ -100,9 +100,9 @@ class Geometry:
         if self.is_transposed:
             cells = cells.swapaxes(0, 1)
         top, left = self._corner
-        padded = np.zeros((_MAP_SIDE, _MAP_SIDE, cells.shape[2]), dtype=cells.dtype)
+        padded = np.zeros((MAP_SIDE, MAP_SIDE, cells.shape[2]), dtype=cells.dtype)
         padded[top : top + cells.shape[0], left : left + cells.shape[1]] = cells
-        pooled = _MAP_SIDE // self.grid_size
+        pooled = MAP_SIDE // self.grid_size
         blocks = padded.reshape(self.grid_size, pooled, self.grid_size, pooled, -1)
         grid: Float32s = blocks.max(axis=(1, 3)).reshape(self.grid_size**2, -1)
         return grid
@@ -114,7 +114,7 @@ class Geometry:
         if not self.is_padded:
             return shown
         top, left = self._corner
-        shown = shown.repeat(_MAP_SIDE // side, axis=0).repeat(_MAP_SIDE // side, axis=1)
+        shown = shown.repeat(MAP_SIDE // side, axis=0).repeat(MAP_SIDE // side, axis=1)
         if self.is_transposed:
             shown = shown[top : top + self.columns, left : left + self.rows].T
         else:

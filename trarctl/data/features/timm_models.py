@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trarctl.data import Progress, no_progress
 from trarctl.data.features.base import ExtractorOptions, Float32s
-from trarctl.data.features.network import NetworkExtractor
+from trarctl.data.features.network import NetworkExtractor, standardized
 from trarctl.data.features.weights import read_weights
 from trarctl.errors import DataError, SettingsError, first_line
 from trarctl.registry import EXTRACTORS
@@ -153,9 +153,8 @@ class TimmExtractor(NetworkExtractor):
     def pixels(self, image: Image) -> Float32s:
         """Standardize an image by the model's mean and deviation, [3, height, width]."""
         assert self._input is not None, "fetch comes first"  # noqa: S101 - a promise of the interface
-        mean, deviation = (np.array(self._input[name], dtype=np.float32) for name in ("mean", "deviation"))
         values = np.asarray(image, dtype=np.float32) / np.float32(255)
-        return np.ascontiguousarray(((values - mean) / deviation).transpose(2, 0, 1))
+        return standardized(values, self._input["mean"], self._input["deviation"])
 
     def _published(self) -> nn.Module:
         """Have timm make the model at its own size with the weights of its hub."""

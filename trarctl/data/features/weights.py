@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trarctl.data import Progress
-from trarctl.data.download import Download, Planned, fetch, plan, refuse_full_disk
+from trarctl.data.download import Download, fetch, plan, refuse_full_disk
 from trarctl.errors import DataError
 from trarctl.files import refusing
 
@@ -94,14 +94,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trarctl"
 
 
-def planned(download: Download) -> Planned:
-    """See whether published weights are in the cache; nothing is fetched."""
-    return plan([download], cache_folder())[0]
-
-
 def fetch_weights(download: Download, progress: Progress) -> tuple[Path, str]:
     """Have published weights in the cache, fetched if they are missing, and give their path and SHA-256."""
-    refuse_full_disk([planned(download)], cache_folder())
+    refuse_full_disk(plan([download], cache_folder()), cache_folder())
     try:
         # Processes that share pictures ask for the same weights at once.
         (fetched,) = fetch([download], cache_folder(), progress, wait_seconds=_LONGEST_WAIT_SECONDS)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test docs fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test docs dist fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -85,6 +85,10 @@ bench-quick: $(INSTALLED) ## The same at small sizes, at most 5 minutes
 
 full-size: $(INSTALLED) ## Prepare, score and submit generated data of the real size, one table
 	$(BIN)/python -m benchmarks.full_size
+
+dist: $(INSTALLED) ## Wheel and sdist, and the tour from the wheel with the oldest and newest packages (downloads some GB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dist]'
+	$(BIN)/python -m benchmarks.dist
 
 docs: $(INSTALLED) ## The documentation as a site, build/site/index.html; a link that leads nowhere is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.data.features.tours import from_pictures_to_a_report
@@ -101,6 +105,79 @@ def test_refusals(
     assert not (tmp_path / "out").exists()
 
 
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def with_a_wrong_bit() -> bytes:
+    content = bytearray(saved({"stem.conv1.weight": torch.arange(500.0)}))
+    content[content.index(torch.arange(500.0).numpy().tobytes()) + 80] ^= 1
+    return bytes(content)
+
+
+def bomb() -> bytes:
+    """An archive of 4 GB of zeros in some kB, as ``torch.save`` lays it out: members share what they unpack."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(64))
+        archive.writestr("x/data/0", bytes(1 << 20))
+        one = archive.infolist()[1]
+        for number in range(1, 4096):
+            other = copy.copy(one)
+            other.filename = f"x/data/{number}"
+            archive.filelist.append(other)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("extractor", ["r50", "clip-rn50"])
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (with_a_wrong_bit(), "the weights file w.pth is damaged (changed since it was written: ", "copy it again"),
+        (bomb(), "the weights file w.pth is damaged (it would unpack to 4,294,967,360 bytes)", "copy it again"),
+        (None, "w.pth is a pipe or a device, not a weights file", "--weights FILE"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d", "w.pth is a Git LFS pointer", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>Not found", "w.pth is a web page or XML, no weights file", "save the file itself"),
+        (
+            saved({"a": torch.nn.Linear(1, 1)}),
+            "w.pth holds objects other than tensors: torch.nn.",
+            "torch.save(model.s",
+        ),
+        (saved({"a": torch.zeros(1)}), "w.pth does not hold the weights of ", "--weights FILE"),
+    ],
+)
+def test_files_that_are_no_weights(
+    extractor: str,
+    content: bytes | None,
+    message: str,
+    hint: str,
+    tmp_path: Path,
+    trarctl: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(Path("pictures/a.png"), 1)
+    os.mkfifo("w.pth") if content is None else Path("w.pth").write_bytes(content)
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, **_: tensor)  # which takes long
+    command = ("extract", "pictures", "--extractor", extractor, "--out", "out", "--gpus", "cpu", "--weights", "w.pth")
+    code, stdout, stderr = trarctl(*command)
+    assert (code, stdout) == (4, "")
+    assert stderr.startswith(f"error: {message}")
+    assert hint in stderr.partition("\nhint:")[2]
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["extract", "prepare"])
+def test_help_names_every_extractor(command: str, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # where no name is broken
+    code, stdout, _ = trarctl(command, "--help")
+    assert code == 0
+    names = "patches, resnet101, r50, x101, x152, x152pp, clip-rn50, clip-rn101, clip-rn50x4, timm:MODEL, maps"
+    assert f"{names}, or one that a plugin adds" in " ".join(stdout.split())
+
+
 def test_two_processes_that_rank_and_world_size_tell(tmp_path: Path) -> None:
     for number in range(40):
         draw(tmp_path / f"pictures/{number}.png", 6 * number)
@@ -117,7 +194,7 @@ def test_two_processes_that_rank_and_world_size_tell(tmp_path: Path) -> None:
     ]
     outputs = [program.communicate(timeout=300)[0] for program in programs]
     assert [program.returncode for program in programs] == [0, 0]
-    assert "features of 40 pictures in out" in outputs[0]
+    assert "features of 40 pictures in out, 32 of them in the share of this process; it took" in outputs[0]
     assert outputs[1] == ""
     assert len(list((tmp_path / "out").glob("*.npy"))) == 40
     assert not list((tmp_path / "out").glob(".un*"))

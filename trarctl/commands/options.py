@@ -22,7 +22,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from trarctl.config import EvaluatorName
-from trarctl.registry import DATASETS, load_plugins
+from trarctl.registry import DATASETS, EXTRACTORS, load_plugins
 
 DATA_PANEL = "Data"
 SETTINGS_PANEL = "Settings"
@@ -30,6 +30,7 @@ TRAINING_PANEL = "Training"
 DEVICE_PANEL = "Devices"
 OUTPUT_PANEL = "Output"
 GENERAL_PANEL = "General"
+EXTRACTOR_NAMES = ", ".join("timm:MODEL" if name == "timm" else name for name in EXTRACTORS.built_in)
 PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
 
 

@@ -12,6 +12,7 @@ import typer
 from trarctl.commands.console import add_row, duration, make_table, note, say, show_error, show_table, warn
 from trarctl.commands.options import (
     DATA_PANEL,
+    EXTRACTOR_NAMES,
     OUTPUT_PANEL,
     GpusOption,
     dataset_argument,
@@ -60,8 +61,8 @@ def prepare(
         option(
             "--extractor",
             FEATURES_PANEL,
-            "What makes them: resnet101, x152, patches or another; by default resnet101; patches for a table,"
-            " easy-vqa, vqa-rad and slake.",
+            f"What makes them: {EXTRACTOR_NAMES}, or one that a plugin adds; by default resnet101;"
+            " patches for a table, easy-vqa, vqa-rad and slake.",
             metavar="NAME",
         ),
     ] = None,

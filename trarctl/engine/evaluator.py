@@ -49,6 +49,7 @@ from trarctl.engine.run import RunFolder, find_checkpoint, read_settings, saved_
 from trarctl.errors import CheckpointError, DataError, listed
 from trarctl.files import refusing, whole_result
 from trarctl.model.trar import TRAR
+from trarctl.weights import archive_members
 
 FEWEST_AT_ONCE = 64  # questions that any machine that trains can score at once
 ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities
@@ -460,13 +461,7 @@ def answers_to_submit(parts: Sequence[Scores]) -> tuple[list[str], NDArray[np.fl
 
 def is_saved_scores(path: Path) -> bool:
     """Whether a file holds saved scores: by its ending, or by its content if that can be read."""
-    if path.suffix.lower() == ".npz":
-        return True
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return set(archive.namelist()) >= SAVED_SCORES
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return path.suffix.lower() == ".npz" or archive_members(path) >= SAVED_SCORES
 
 
 def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, list[str]]:

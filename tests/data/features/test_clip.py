@@ -18,7 +18,8 @@ from torch import nn
 
 from tests.data.features.made_networks import GOLDEN, MAP_TOLERANCE, fingerprint, normal, small_input
 from trarctl.data.features.base import ExtractorOptions, make_extractor
-from trarctl.data.features.clip import ClipExtractor, ClipResNet, ClipRN50, openai_name
+from trarctl.data.features.bottlenecks import ClipResNet
+from trarctl.data.features.clip import ClipExtractor, ClipRN50, openai_name
 from trarctl.data.features.reading import read_image
 from trarctl.errors import DataError, SettingsError
 

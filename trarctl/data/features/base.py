@@ -121,7 +121,7 @@ class Extractor(ABC):
         return ()
 
     def load(self) -> None:
-        """Load what ``extract`` needs and what takes its time; called once before it."""
+        """Load what ``extract`` needs and what takes its time; called before it, perhaps more than once."""
         return
 
 

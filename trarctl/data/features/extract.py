@@ -78,7 +78,8 @@ class ExtractReport:
     out: Path
     description: dict[str, Any]  # what made the features, as ``backbone.json`` has it
     num_pictures: int
-    num_there: int  # had features before
+    num_own: int  # of them in this process's share
+    num_there: int  # of its share, had features before
     width: int
     skipped: DataError | None  # names pictures that were left out
     notes: tuple[str, ...]
@@ -138,7 +139,7 @@ def extract_files(
     items = {images.name: [_item(folder, images, one) for one in images.ids.tolist()] for images in sets}
     for images in sets:
         (folder / images.name).mkdir(exist_ok=True)
-    _, problems = _make_files(items, extractor, folder, options.devices, progress)
+    *_, problems = _make_files(items, extractor, folder, options.devices, progress)
     if rank == 0:
         refuse_problems("image", problems)
     return folder, extractor
@@ -181,13 +182,16 @@ def extract_folder(
         stack.enter_context(refusing(f"cannot write features to {out}", hint))
         if rank == 0:
             _refuse_others(out)
+        extractor.fetch(progress)
+        if rank == 0:
+            if not extractor.is_fitted and not _description(out):
+                extractor.load()  # weights that cannot be used must not be written down
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claimed(out, f"the folder {out}"))
-        extractor.fetch(progress)
         first_problems, more = _describe(out, extractor, items, precision, progress, skips_damaged=skips_damaged)
         notes += more
         notes += extractor.about()
-        num_there, problems = _make_files({"": items}, extractor, out, options.devices, progress)
+        num_own, num_there, problems = _make_files({"": items}, extractor, out, options.devices, progress)
         description = orjson.loads((out / BACKBONE).read_bytes())
     kind = "image" if extractor.takes_pictures else "map"
     problems = list({problem.path: problem for problem in [*first_problems, *problems]}.values())
@@ -196,7 +200,15 @@ def extract_folder(
     skipped = error_of(kind, problems) if problems else None
     seconds = time.monotonic() - began
     return ExtractReport(
-        out, description, len(items) - len(problems), num_there, extractor.width, skipped, tuple(notes), seconds
+        out,
+        description,
+        num_pictures=len(items) - len(problems),
+        num_own=num_own,
+        num_there=num_there,
+        width=extractor.width,
+        skipped=skipped,
+        notes=tuple(notes),
+        seconds=seconds,
     )
 
 
@@ -336,11 +348,11 @@ def _waiting(folder: Path, still_left: Callable[[Sequence[Any]], list[Any]], ite
 
 def _make_files(
     items: Mapping[str, Sequence[Item]], extractor: Extractor, folder: Path, devices: Sequence[str], progress: Progress
-) -> tuple[int, list[Problem]]:
+) -> tuple[int, int, list[Problem]]:
     """Make this process's share of the feature files of each set; the first process waits for the others.
 
-    Gives the number of files that were there, and what is wrong with pictures: with its own, and in the first process
-    with all.
+    Gives the number of files in the share, and of those that were there, and what is wrong with pictures: with its own,
+    and in the first process with all.
     """
     rank, num_processes = share_of_environment()
     numbered = dict(enumerate(chain.from_iterable(items.values())))
@@ -367,11 +379,11 @@ def _make_files(
             finished += count
             progress(task, finished, total)
     shutil.rmtree(scratch, ignore_errors=True)
-    if rank:
-        if problems:
-            _report(folder, rank, numbered, problems)
-        return sum(done), problems
-    return sum(done), problems + (_others_problems(folder, numbered, progress) if num_processes > 1 else [])
+    if rank and problems:
+        _report(folder, rank, numbered, problems)
+    if rank == 0 and num_processes > 1:
+        problems += _others_problems(folder, numbered, progress)
+    return sum(len(group) for _, group in own), sum(done), problems
 
 
 def _scratch(folder: Path, rank: int) -> Path:
@@ -577,8 +589,8 @@ def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
 
 
 def _problem(path: Path, error: DataError) -> Problem:
-    names_it = error.what.startswith(f"{path} ")
-    why = error.what.removeprefix(f"{path} ") if names_it else f"cannot be used: {error.what}"
+    before, names_it, rest = error.what.partition(f"{path} ")
+    why = rest if names_it and (not before or before.startswith("the ")) else f"cannot be used: {error.what}"
     return Problem(path, why, error.hint or REPLACE)
 
 

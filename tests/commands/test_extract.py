@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,12 @@ PATCHES = ("--extractor", "patches", "--grid", "2")
 def draw(path: Path, color: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6), (color, 50, 200)).save(path)
+
+
+def noise(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(zlib.crc32(path.name.encode()))
+    Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
 
 
 def test_prepare_reads_what_extract_writes_for_clevr(tmp_path: Path, trarctl: Run) -> None:
@@ -61,6 +68,67 @@ def test_prepare_reads_what_extract_writes_for_a_table(tmp_path: Path, trarctl: 
     code, _, stderr = trarctl("prepare", "table", "--features", tmp_path / "feats", "--grid", "2", *options)
     assert code == 0, stderr
     assert open_prepared(tmp_path / "p").features.num_images == 6
+
+
+def stored(out: Path) -> dict[str, bytes]:
+    """All that prepared data holds of features, and what it says of them but for places."""
+    data = open_prepared(out)
+    features = data.features.read(np.arange(data.features.num_images))
+    part = data.manifest.images
+    said = part.model_dump_json(exclude={"key", "image_sets"})
+    packed = {path.name.partition(".")[0]: path.read_bytes() for path in (out / "features").glob("*.npy")}
+    return {"all": features.tobytes(), "said": said.encode(), **packed, "by": (out / "backbone.json").read_bytes()}
+
+
+@pytest.mark.parametrize("dataset", ["clevr", "table"])
+def test_prepare_takes_a_packed_folder_as_the_files_in_it(
+    dataset: str, tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if dataset == "clevr":
+        raw = write_clevr(tmp_path)
+        shutil.rmtree("feats")
+        options = ["clevr", "--raw", str(raw)]
+        for split in ("train", "val", "test"):
+            for number in range(3):
+                noise(Path(f"images/{split}/CLEVR_{split}_{number:06d}.png"))
+    else:
+        rows = [f"deep/{number}.jpg,what is it?,{number % 2},{'val' if number > 7 else 'train'}" for number in range(9)]
+        Path("q.csv").write_text("\n".join(["image,question,answer,split", *rows]))
+        options = ["table", "--name", "mine", "--questions", "q.csv"]
+        for number in range(9):
+            noise(Path(f"images/deep/{number}.jpg"))
+    for more in ((), ("--pack",)):
+        code, stdout, stderr = trarctl("extract", "images", *PATCHES, "--out", "packed" if more else "files", *more)
+        assert code == 0, stderr
+    assert "features of 9 pictures in packed/features.zip; it took" in stdout
+    assert sorted(path.name for path in Path("packed").iterdir()) == ["backbone.json", "features.zip"]
+    for name, pack in (("in-place", ()), ("copied", ("--pack", "float16"))):
+        found = []
+        for features in ("files", "packed"):
+            command = ("prepare", *options, "--features", features, "--grid", "2", "--vectors", "none", *pack)
+            code, _, stderr = trarctl(*command, "--check")
+            assert code == 0, stderr
+            code, _, stderr = trarctl(*command, "--out", f"{name}-{features}")
+            assert code == 0, stderr
+            assert "features" not in stderr
+            found.append(stored(Path(f"{name}-{features}")))
+        assert found[0] == found[1]
+        code, stdout, stderr = trarctl(*command, "--out", f"{name}-packed")
+        assert "was up to date" in stdout
+    if dataset == "clevr":
+        Path("images/val/CLEVR_val_000001.png").unlink()
+    else:
+        Path("images/deep/1.jpg").unlink()
+    shutil.rmtree("packed")
+    assert trarctl("extract", "images", *PATCHES, "--out", "packed", "--pack")[0] == 0
+    code, _, stderr = trarctl(*command, "--out", "missing")
+    assert code == 4
+    assert stderr.startswith("error: no features for image ")
+    Path("packed/features.zip").write_bytes(b"PK")
+    code, _, stderr = trarctl(*command, "--out", "missing")
+    assert code == 4
+    assert stderr.startswith("error: packed/features.zip is damaged: file is not a zip file\n")
 
 
 def test_from_pictures_to_a_report(tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:

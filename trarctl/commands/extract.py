@@ -70,6 +70,14 @@ def extract(
         bool,
         option("--skip-damaged", DATA_PANEL, "Leave out pictures that are unusable, with a warning and a count."),
     ] = False,
+    pack: Annotated[
+        bool,
+        option(
+            "--pack",
+            OUTPUT_PANEL,
+            "Put all files into one at the end, DIR/features.zip, which prepare --features DIR reads as it does them.",
+        ),
+    ] = False,
 ) -> None:
     """Make a file of grid features of every picture in a folder.
 
@@ -84,16 +92,16 @@ def extract(
     options = ExtractorOptions(grid, weights, extracting_devices(gpus))
     with show_progress(is_quiet=not is_first) as progress:
         report = extract_folder(
-            images, extractor, options, out, progress, precision=precision, skips_damaged=skip_damaged
+            images, extractor, options, out, progress, precision=precision, skips_damaged=skip_damaged, packs=pack
         )
     if not is_first:
         return
     note(*report.notes)
     if report.skipped is not None:
         warn(f"{report.skipped.what}; left out")
-    what = report.description
+    what, place = report.description, report.place
     share = f", {report.num_own:,} of them in the share of this process" if is_shared else ""
     there = f", {report.num_there:,} of which were there" if report.num_there else ""
-    say(f"features of {report.num_pictures:,} pictures in {out}{share}{there}; it took {duration(report.seconds)}")
+    say(f"features of {report.num_pictures:,} pictures in {place}{share}{there}; it took {duration(report.seconds)}")
     say(f"  {grid} x {grid} cells of {report.width:,} numbers, by {what['name']}, {what['extraction']['precision']}")
     say(f"next: trarctl prepare DATASET --features {shlex.quote(str(out))} --grid {grid}")

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from trarctl.data.features import zipped
 from trarctl.data.features.base import ExtractorOptions, make_extractor
 from trarctl.data.features.grid import FeatureFileError, read_features
 from trarctl.errors import DataError, SettingsError, listed
@@ -45,7 +46,7 @@ class Difference:
 def named(folder: Path) -> dict[tuple[str, str], Path]:
     """List the feature files of a folder and those in it, by folder and id."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted({*folder.rglob("*"), *(folder / name for name in zipped.names_below(folder))}):
         if path.suffix in ENDINGS and not path.name.startswith("."):
             stem = _PICTURE.sub("", path.name[: -len(path.suffix)])
             number = re.search(r"[0-9]+$", stem)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.check_features import compare, main
+from trarctl.data.features import zipped
 
 
 def features(seed: int, rows: int = 64, width: int = 32) -> np.ndarray:
@@ -24,6 +25,14 @@ def write(folder: Path, **arrays: np.ndarray) -> None:
 def test_two_names_of_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "ours", **{"COCO_val2014_000000000042.jpg": features(1), "a.png": features(2)})
     write(tmp_path / "published", **{"42": features(1), "a": features(2)})
+    assert main([str(tmp_path / "ours"), str(tmp_path / "published"), "--files"]) == 0
+    assert "2 same: largest difference 0 " in capsys.readouterr().out
+    # The same, packed by trarctl extract.
+    (tmp_path / "ours/backbone.json").write_text("{}")
+    names = ["COCO_val2014_000000000042.jpg.npy", "a.png.npy"]
+    zipped.write(tmp_path / "ours", names, tmp_path / "scratch", lambda *_: None)
+    for name in names:
+        (tmp_path / "ours" / name).unlink()
     assert main([str(tmp_path / "ours"), str(tmp_path / "published"), "--files"]) == 0
     assert "2 same: largest difference 0 " in capsys.readouterr().out
 

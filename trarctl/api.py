@@ -65,13 +65,12 @@ def load_model(
     """Load a checkpoint; ``.model`` is the torch module, in evaluation mode."""
     import os
 
-    from trarctl.data.prepared import open_prepared
     from trarctl.engine.distributed import joined, plan_placement
     from trarctl.engine.evaluator import choose
 
-    chosen = choose(_request(ckpt, data, "", config, gpus, runs))
+    chosen = choose(_request(ckpt, data, "", config, gpus, runs), needs_data=False)
     with joined(plan_placement(gpus, os.environ), timeout_seconds=60.0) as world:
-        return chosen.open_model(open_prepared(chosen.data), world)
+        return chosen.open_model(None if chosen.data is None else chosen.open_data(), world)
 
 
 def score(

@@ -355,6 +355,14 @@ def question_prior(data: PreparedData, split: PreparedSplit) -> tuple[list[str],
     return [data.answers[index] for index in guess.tolist()], ", ".join(shares)
 
 
+def baselines(data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> dict[str, Accuracy]:
+    """Measure what guessing scores on a split, by rule; empty if there is no training split to guess from."""
+    if "train" not in data.split_names or not data.split("train").is_annotated:
+        return {}
+    guesses = {"question alone": question_prior(data, split)[0], "commonest answer": commonest_answer(data, split)}
+    return {name: measure(guess, data, split, evaluator) for name, guess in guesses.items()}
+
+
 def _commonest_by(
     known: npt.NDArray[np.integer], labels: npt.NDArray[np.int64], asked: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.int64]:

@@ -30,6 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trarctl.config import Cache, Precision
+from trarctl.data.card import DataCard
+from trarctl.data.text import Vocabulary
 from trarctl.engine.run import CHECKPOINT
 from trarctl.errors import CheckpointError, DataError, first_line, listed
 from trarctl.files import refusing, whole_file
@@ -62,6 +64,18 @@ class TrainState(BaseModel):
     best_overall: float | None = None
 
 
+class TrainedOn(BaseModel):
+    """The questions that a model was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str  # what commands call the data
+    title: str  # what it shows, in a few words
+    split: str  # the splits of the last epoch
+    questions: int  # samples of an epoch
+    type_label: str  # what accuracies by type group questions by
+
+
 class Description(BaseModel):
     """Everything in a checkpoint that is not a tensor."""
 
@@ -88,6 +102,19 @@ class Description(BaseModel):
     features: dict[str, Any] | None = None  # statistics of the features that it was trained on; None in old files
     precision: Precision | None = None  # that it was trained in; None in old files
     cache: Cache | None = None  # where the features were kept; None in old files
+    max_words: int | None = None  # words of a question that are read; None in old files
+    extractor: dict[str, Any] | None = None  # what made the features, as ``backbone.json`` has it; None: unknown
+    trained_on: TrainedOn | None = None  # None in old files and for foreign weights
+
+    def card(self, path: Path) -> DataCard | None:
+        """What is needed to ask the model in ``path`` about a picture; None if it lacks a part that old files lack."""
+        grid_size = self.settings.get("model", {}).get("grid_size")
+        if self.max_words is None or not grid_size or (self.backbone is None) != (self.extractor is None):
+            return None
+        title = self.dataset if self.trained_on is None else self.trained_on.title
+        texts = title, Vocabulary(tuple(self.vocabulary)), tuple(self.answers)
+        shape = self.max_words, grid_size, self.feature_width
+        return DataCard(path, *texts, *shape, self.backbone, self.extractor)
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ Importing this module is cheap; each function imports what it needs. All errors 
 The functions that take a checkpoint share their arguments:
 
     ckpt: ``RUN``, ``RUN@EPOCH`` or a file, as on the command line; None for the latest run.
-    data: prepared folder; None for the one that the checkpoint was trained on.
+    data: prepared folder; None for the one that the checkpoint was trained on, where it is needed: a checkpoint stands
+        alone for questions about pictures.
     config: settings that belong to a checkpoint of the original program.
     gpus: devices as on the command line; None for a GPU if there is one.
     runs: folder of the runs.

@@ -320,6 +320,22 @@ def commonest(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     return best
 
 
+def baselines(
+    data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName
+) -> tuple[list[tuple[str, Accuracy]], str]:
+    """Measure what guessing scores on a split; empty where training has no answers to guess by.
+
+    Returns:
+        Names with accuracies: the question without its image, and the commonest answer; and by which rules, in words,
+        the former was guessed.
+    """
+    if "train" not in (*data.split_names, *data.manifest.aliases) or not data.split("train").is_annotated:
+        return [], ""
+    guess, rule = question_prior(data, split)
+    guesses = {"question alone": guess, "commonest answer": commonest_answer(data, split)}
+    return [(name, measure(one, data, split, evaluator)) for name, one in guesses.items()], rule
+
+
 def commonest_answer(data: PreparedData, split: PreparedSplit) -> list[str]:
     """Give the commonest answer of the training split to every question of ``split``."""
     labels, _ = _training_labels(data)
@@ -353,14 +369,6 @@ def question_prior(data: PreparedData, split: PreparedSplit) -> tuple[list[str],
         number = int((is_open & (guess >= 0)).sum())
         shares += [f"{name} {100 * number / len(split):.0f} %"] if number else []
     return [data.answers[index] for index in guess.tolist()], ", ".join(shares)
-
-
-def baselines(data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> dict[str, Accuracy]:
-    """Measure what guessing scores on a split, by rule; empty if there is no training split to guess from."""
-    if "train" not in data.split_names or not data.split("train").is_annotated:
-        return {}
-    guesses = {"question alone": question_prior(data, split)[0], "commonest answer": commonest_answer(data, split)}
-    return {name: measure(guess, data, split, evaluator) for name, guess in guesses.items()}
 
 
 def _commonest_by(

@@ -296,6 +296,7 @@ class Trainer:
             start_step=self.state.step_in_epoch,
             num_threads=torch.get_num_threads(),
             spans=self.settings.model.spans,
+            grid_size=self.settings.model.grid_size,
             is_hard=self.settings.model.routing == "hard",
             precision=self.precision,
             is_recorded=self._recorded is not None,
@@ -526,10 +527,8 @@ class Trainer:
     def _measured_on(self) -> dict[str, Any]:
         """What an accuracy is to be compared with: the questions, and what guessing scores there."""
         split = self.data.split("val")
-        guessed = {
-            name: {"overall": one.overall, "per_type": one.per_type}
-            for name, one in baselines(self.data, split, "official").items()
-        }
+        found, _ = baselines(self.data, split, "official")
+        guessed = {name: {"overall": one.overall, "per_type": one.per_type} for name, one in found}
         return {"split": split.name, "questions": len(split), "baselines": guessed}
 
 

@@ -146,6 +146,10 @@ class Loaded:
     card: DataCard  # of the data that it was loaded for, or its own
     warnings: tuple[str, ...] = ()  # what is odd about it, or could not be checked
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"<Loaded {self.source}, epoch {self.epoch}: {count:,} parameters on {self.device}>"
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test docs fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test docs fuzz test-features test-extractors check-features test-onnx test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -76,6 +76,10 @@ test-features: ## Features from images, against torchvision and timm themselves 
 
 test-extractors: $(INSTALLED) ## Whole pictures through whole networks, against the original's numbers (some minutes)
 	$(BIN)/pytest -s tests/data/features/check_extractors.py tests/data/features/check_clip.py
+
+test-onnx: $(INSTALLED) ## Exported ONNX and PT2 files against the model and the original's scores (some minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/engine/check_export.py
 
 bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
 	$(BIN)/python -m benchmarks.bench

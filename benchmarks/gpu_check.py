@@ -114,7 +114,7 @@ class Case:
 
     def model(self) -> TRAR:
         """The model with the case's weights, on the CPU."""
-        model = TRAR(self.settings.model, model_sizes(self.data))
+        model = TRAR(self.settings.model, model_sizes(self.data.card))
         model.load_state_dict(self.state)
         return model
 

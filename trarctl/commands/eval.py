@@ -131,7 +131,7 @@ def evaluate(
         from trarctl.report.page import ReportRequest, prepare_folder
 
         prepare_folder(report)
-        known_extractor(opened, extractor)  # what does not fit is said before the work
+        known_extractor(opened.card, extractor)  # what does not fit is said before the work
     scores = score_chosen(chosen, watched)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
     if save_scores is not None:
@@ -170,11 +170,10 @@ def _give(measured: Accuracy, data: PreparedData, split: str, source: str, json:
 def _choose(request: Request, evaluator: EvaluatorName) -> tuple[Chosen, PreparedData, PreparedSplit]:
     """What a request means, refused before the work if its split cannot be measured."""
     from trarctl.data.metrics import refuse_unmeasurable
-    from trarctl.data.prepared import open_prepared
     from trarctl.engine.evaluator import choose
 
     chosen = choose(request)
-    opened = open_prepared(chosen.data)
+    opened = chosen.open_data()
     part = opened.split(request.split)
     refuse_unmeasurable(opened, part, evaluator)
     return chosen, opened, part

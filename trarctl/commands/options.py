@@ -123,6 +123,15 @@ DataOption = Annotated[
     Path | None,
     option("--data", DATA_PANEL, "Prepared folder; by default that of the run, or data/vqa/prepared.", metavar="DIR"),
 ]
+OptionalDataOption = Annotated[
+    Path | None,
+    option(
+        "--data",
+        DATA_PANEL,
+        "Prepared folder; needed by checkpoints of older versions and the original.",
+        metavar="DIR",
+    ),
+]
 ConfigOption = Annotated[
     Path | None,
     option("--config", SETTINGS_PANEL, "Settings from a .toml file, or the original's trar.yml.", metavar="FILE"),
@@ -141,7 +150,10 @@ GpusOption = Annotated[
     str | None,
     option("--gpus", DEVICE_PANEL, "Devices, or cpu; by default a GPU if there is one.", metavar="0,1|cpu"),
 ]
-_CKPT = "A run (its best epoch), one epoch of it, or a file, the original's .pkl included; by default the latest run."
+_CKPT = (
+    "A run (its best epoch), one epoch of it, an exported folder, or a file, the original's .pkl included; by default"
+    " the latest run."
+)
 _CKPT_KIND: dict[str, Any] = {"metavar": "RUN|RUN@EPOCH|FILE", "autocompletion": complete_run}
 CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, **_CKPT_KIND)]
 CkptsOption = Annotated[

@@ -12,8 +12,8 @@ from trarctl.commands.options import (
     OUTPUT_PANEL,
     CkptOption,
     ConfigOption,
-    DataOption,
     JsonOption,
+    OptionalDataOption,
     SetOption,
     check_targets,
     option,
@@ -54,7 +54,7 @@ def predict(
         ),
     ] = None,
     ckpt: CkptOption = None,
-    data: DataOption = None,
+    data: OptionalDataOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     extractor: Annotated[

@@ -2,7 +2,8 @@
 
 A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``), the
 number of updates they have seen (``adam.step``) and, in its header, a JSON description: settings, vocabulary, answers,
-state of the training, and a checksum over all of it. A file with the final name is whole. Loading reads tensors only;
+state of the training, and a checksum over all of it. A file with the final name is whole. Of an exported folder, the
+file holds the weights alone, under their own names, and the description is beside it. Loading reads tensors only;
 nothing in a checkpoint is executed. What kind a file is, its content says, never its name.
 """
 
@@ -23,15 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trarctl.config import Cache, Precision
-from trarctl.engine.run import CHECKPOINT
+from trarctl.data.card import DataCard
+from trarctl.data.text import Vocabulary
+from trarctl.engine.run import CHECKPOINT, EXPORTED, EXPORTED_CONFIG
 from trarctl.errors import CheckpointError, DataError, first_line
-from trarctl.files import whole_file
+from trarctl.files import refusing, whole_file, write_json
 from trarctl.model.original import translate_name
 from trarctl.model.trar import TRAR
 from trarctl.weights import Kind, WeightsReader, archive_members, fault_of, without_prefixes
 
 MODEL = "model."
 _ADAM = "adam."
+_BESIDE = orjson.dumps({"description": EXPORTED_CONFIG}).decode()  # stands for a description in a file of its own
 _AVERAGE, _SQUARE, _STEP = "adam.average.", "adam.square.", "adam.step"
 
 
@@ -54,6 +58,18 @@ class TrainState(BaseModel):
     window_samples: int = 0
     best_epoch: int | None = None
     best_overall: float | None = None
+
+
+class TrainedOn(BaseModel):
+    """The questions that a model was trained on; of foreign weights it is not known which they were."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str  # what commands call the data
+    title: str  # what it shows, in a few words
+    split: str | None  # the splits of the last epoch
+    questions: int | None  # samples of an epoch
+    type_label: str  # what accuracies by type group questions by
 
 
 class Description(BaseModel):
@@ -82,6 +98,19 @@ class Description(BaseModel):
     features: dict[str, Any] | None = None  # statistics of the features that it was trained on; None in old files
     precision: Precision | None = None  # that it was trained in; None in old files
     cache: Cache | None = None  # where the features were kept; None in old files
+    max_words: int | None = None  # words of a question that are read; None in old files
+    extractor: dict[str, Any] | None = None  # what made the features, as ``backbone.json`` has it; None: unknown
+    trained_on: TrainedOn | None = None  # None in old files
+
+    def card(self, path: Path) -> DataCard | None:
+        """What is needed to ask the model in ``path`` about a picture; None if it lacks a part that old files lack."""
+        grid_size = self.settings.get("model", {}).get("grid_size")
+        if self.max_words is None or not grid_size or (self.backbone is None) != (self.extractor is None):
+            return None
+        title = self.dataset if self.trained_on is None else self.trained_on.title
+        texts = title, Vocabulary(tuple(self.vocabulary)), tuple(self.answers)
+        shape = self.max_words, grid_size, self.feature_width
+        return DataCard(path, *texts, *shape, self.backbone, self.extractor)
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
@@ -137,6 +166,16 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
         ) from error
 
 
+def save_exported(folder: Path, weights: Mapping[str, Tensor], description: Description) -> None:
+    """Write weights and description as two files, which together are read as a checkpoint; an OSError if it fails."""
+    held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    content = description.model_dump(mode="json")
+    checksum = _checksum(held, orjson.dumps(content).decode())
+    with whole_file(folder / EXPORTED) as temporary:
+        save_file(held, temporary, metadata={"trarctl": _BESIDE})
+    write_json(folder / EXPORTED_CONFIG, {"sha256": checksum, **content})
+
+
 def misnamed(path: Path, description: Description) -> str | None:
     """Say that a checkpoint was saved at another point than its name says; None if it was not."""
     match, state = CHECKPOINT.match(path.name), description.progress
@@ -157,7 +196,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
         raise _not_ours(path)
     tensors, metadata = _READER.safetensors(path)
     description = _describe(path, metadata)
-    text, checksum = metadata["trarctl"], metadata.get("sha256")
+    text, checksum = _description_text(path, metadata) or "", metadata.get("sha256")
     if checksum is None:  # it stood beside the description up to version 0.3
         content = orjson.loads(text)
         checksum = content.pop("sha256", None)
@@ -256,8 +295,19 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
+def _description_text(path: Path, metadata: Mapping[str, str] | None) -> str | None:
+    """The description as JSON, from the header or from the file that it names; None if it is not ours."""
     text = (metadata or {}).get("trarctl")
+    if text != _BESIDE:
+        return text
+    beside = path.with_name(EXPORTED_CONFIG)
+    hint = f"{path.name} and {beside.name} belong together: take the whole exported folder"
+    with refusing(f"cannot read {beside}", hint, CheckpointError):
+        return beside.read_text(encoding="utf-8", errors="replace")
+
+
+def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
+    text = _description_text(path, metadata)
     if text is None:
         raise _not_ours(path)
     try:

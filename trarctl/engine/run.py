@@ -18,6 +18,7 @@ from trarctl.errors import CheckpointError, DataError, SettingsError
 from trarctl.files import claimed, is_claimed, open_regular, remove, sync_folder, whole_file, write_bytes
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
+EXPORTED, EXPORTED_CONFIG = "model.safetensors", "config.json"  # weights of an exported folder, and all else
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
 
 
@@ -263,6 +264,9 @@ def find_run(text: str | None, folder: Path) -> RunFolder:
             raise CheckpointError(f"no runs in {folder}", "start one: trarctl train")
         return runs[-1]
     for path in (folder / text, Path(text)):
+        if is_exported(path):
+            what = f"{path} is an exported folder, which holds no state of a training to resume"
+            raise CheckpointError(what, f"trarctl train --init {shlex.quote(str(path))} starts a run from its weights")
         path = path.parent.parent if path.is_file() else path
         if RunFolder(path).exists():
             return RunFolder(path if path.name not in ("", "..") else path.resolve())
@@ -270,10 +274,18 @@ def find_run(text: str | None, folder: Path) -> RunFolder:
     raise CheckpointError(f"no run {text!r} in {folder} (latest: {known})", "trarctl train starts one")
 
 
+def is_exported(path: Path) -> bool:
+    """Whether a folder is one that ``trarctl export`` wrote, by its files."""
+    return all((path / name).is_file() for name in (EXPORTED, EXPORTED_CONFIG))
+
+
 def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
-    """The checkpoint file that ``RUN``, ``RUN@EPOCH`` or ``FILE`` means, and how it was chosen, in words."""
+    """The checkpoint file that ``RUN``, ``RUN@EPOCH``, ``FILE`` or an exported folder means; how it was chosen."""
     if text is not None and Path(text).is_file():
         return Path(text), "the file given"
+    for path in () if not text else (folder / text, Path(text)):
+        if is_exported(path):
+            return path / EXPORTED, "the exported folder"
     named = re.fullmatch(r"(.*)@([^@]*)", text or "", re.DOTALL)
     name, epoch_text = named.groups() if named else (text or "", "")
     run = find_run(name or None, folder)

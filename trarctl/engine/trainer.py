@@ -27,7 +27,7 @@ from trarctl.config import Cache, Loss, Precision
 from trarctl.config.settings import DataSettings, Settings
 from trarctl.data.features.resident import ResidentFeatures
 from trarctl.data.loader import Batch, Rows, Samples, load_batches, scoring_samples, training_plan, training_samples
-from trarctl.data.metrics import measure
+from trarctl.data.metrics import baselines, measure
 from trarctl.data.prepared import PreparedData
 from trarctl.data.records import bytes_of
 from trarctl.engine import checkpoint, distributed, feeding, graph
@@ -41,11 +41,11 @@ from trarctl.engine.callbacks import (
     StepDone,
     Validated,
 )
-from trarctl.engine.checkpoint import Description, TrainState
+from trarctl.engine.checkpoint import Description, TrainedOn, TrainState
 from trarctl.engine.distributed import World
 from trarctl.engine.evaluator import Evaluator
 from trarctl.engine.graph import RecordedStep, Step
-from trarctl.engine.loading import build_model, load_weights
+from trarctl.engine.loading import build_model, describe_data, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature
 from trarctl.engine.signals import STOPPING, StopRequest
@@ -498,29 +498,38 @@ class Trainer:
         return path
 
     def _describe(self, accuracy: dict[str, Any] | None) -> Description:
-        vectors = self.data.manifest.text.vectors
+        if accuracy is not None:
+            accuracy = accuracy | self._measured_on
         return Description(
             trarctl=trarctl.__version__,
             torch=str(torch.__version__),
             run=self.run.name,
-            dataset=self.data.dataset,
             settings=self.settings.model_dump(mode="json"),
             progress=self.state,
             learning_rate=self._schedule[0],
             temperature=self._schedule[1],
             accuracy=accuracy,
-            vocabulary=list(self.data.vocabulary.words),
-            answers=list(self.data.answers),
-            feature_width=self.data.features.width,
-            vectors=None if vectors is None else vectors.model_dump(mode="json"),
-            backbone=self.data.manifest.images.backbone,
-            data=str(self.data.path.resolve()),
             num_processes=self.world.size,
             samples=self._digest_of(self.split),
-            features=self.data.feature_statistics(),
             precision=self.precision,
             cache=self._cache,
+            trained_on=TrainedOn(
+                name=self.data.name,
+                title=self.data.spec.title,
+                split=self.split,
+                questions=len(self.samples),
+                type_label=self.data.spec.type_label,
+            ),
+            **describe_data(self.data),
         )
+
+    @functools.cached_property
+    def _measured_on(self) -> dict[str, Any]:
+        """What an accuracy is to be compared with: the questions, and what guessing scores there."""
+        split = self.data.split("val")
+        found, _ = baselines(self.data, split, "official")
+        guessed = {name: {"overall": one.overall, "per_type": one.per_type} for name, one in found}
+        return {"split": split.name, "questions": len(split), "baselines": guessed}
 
 
 def split_of_epoch(settings: DataSettings, epoch: int) -> str:

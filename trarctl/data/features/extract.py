@@ -584,7 +584,7 @@ def extractor_of_version_0_1(data: PreparedData, options: ExtractorOptions, prog
         extractor.restore({"grid_size": options.grid_size, "weights": said})
         named |= {_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)}
     if not ours & named:
-        raise other_weights(data.path, extractor.name, options.weights)
+        raise other_weights(f"the features in {data.path}", extractor.name, options.weights)
     return extractor
 
 

@@ -63,6 +63,7 @@ BASE = {
     "run.gpus": "cpu",
     "run.num_threads": 1,
     "run.name": NAME,
+    "run.keep": 0,
     "data.num_workers": 0,
 }
 # What may differ from epoch to epoch, but not within one.

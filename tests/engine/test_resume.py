@@ -78,12 +78,15 @@ def test_a_precision_that_this_device_does_not_have_is_said_once(
             notes.append(event.text)
 
     resume(run, epochs=2, on_event=on_event)
-    assert notes == ["trained in bf16 so far, which cpu does not have: in fp32 from here on"]
+    stays = "train.decay_epochs stays [3] in {} epochs; --set train.decay_epochs=LIST changes it"
+    assert notes == [stays.format(2), "trained in bf16 so far, which cpu does not have: in fp32 from here on"]
     assert load_description(run.epoch_checkpoint(2)).precision == "fp32"
     resume(run, epochs=3, on_event=on_event)
     resume(run, epoch=1, epochs=2, run__precision="fp32", on_event=on_event)
-    assert [note.partition(": ")[0] for note in notes[1:]] == [
+    assert [note.partition(": ")[0] for note in notes[2:]] == [
+        stays.format(3),
         "changed from here on",
+        stays.format(2),
         f"what the run did after {run.epoch_checkpoint(1).name} is set aside as a run of its own",
     ]
 

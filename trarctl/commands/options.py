@@ -211,6 +211,7 @@ class SettingOption:
 
 DATA = SettingOption("data.path", "--data", DATA_PANEL)
 EPOCHS = SettingOption("train.epochs", "--epochs", TRAINING_PANEL)
+LEARNING_RATE = SettingOption("train.learning_rate", "--lr", TRAINING_PANEL)
 GPUS = SettingOption("run.gpus", "--gpus", DEVICE_PANEL)
 MAX_RESTARTS = SettingOption("run.max_restarts", "--max-restarts", DEVICE_PANEL)
 

@@ -14,6 +14,7 @@ from trarctl.commands.options import (
     DATA_PANEL,
     EPOCHS,
     GPUS,
+    LEARNING_RATE,
     MAX_RESTARTS,
     QuietOption,
     SetOption,
@@ -27,7 +28,7 @@ EPILOG = (
 )
 
 
-@takes_settings(DATA, EPOCHS, GPUS, MAX_RESTARTS)
+@takes_settings(DATA, EPOCHS, LEARNING_RATE, GPUS, MAX_RESTARTS)
 def resume(
     context: typer.Context,
     run: Annotated[

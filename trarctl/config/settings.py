@@ -256,11 +256,19 @@ class TrainSettings(Frozen):
     batch_size: PositiveInt = setting(64, "samples of one optimizer step, over all GPUs and parts", le=999_999)
     accumulation: PositiveInt = setting(1, "parts that a batch is computed in, to save memory; must divide its size")
     learning_rate: PositiveFloat = setting(1e-4, "base rate of Adam")
-    warmup_epochs: int = setting(3, "the rate rises in four stages over the first warmup_epochs + 1", ge=0)
+    warmup_epochs: int = setting(
+        3,
+        "the rate rises in four stages over the first warmup_epochs + 1; a recipe's shrinks with a run of fewer epochs",
+        ge=0,
+    )
     caps_warmup: bool = setting(
         True, "no stage of it exceeds the base rate; false: as the original's of one epoch does"
     )
-    decay_epochs: tuple[NonNegativeInt, ...] = setting((10, 12), "epoch indices, from 0, at whose start the rate falls")
+    decay_epochs: tuple[NonNegativeInt, ...] = setting(
+        (10, 12),
+        "epoch indices, from 0, at whose start the rate falls; a recipe's move with epochs, to the same fraction of "
+        "the run, at least one before its end",
+    )
     decay_factor: PositiveFloat = setting(0.2, "what the rate is multiplied by at each of them", le=1)
     adam_betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), "decay rates of Adam's two averages")
     adam_epsilon: PositiveFloat = setting(1e-9, "term in Adam's denominator")
@@ -320,7 +328,7 @@ class RunSettings(Frozen):
     validate_every: int = setting(1, "epochs between validations; 0: never", ge=0)
     log_every: PositiveInt = setting(50, "optimizer steps between two lines of metrics.jsonl")
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = setting((), "where else to send curves; each is an extra")
-    keep: int = setting(0, "keep the checkpoints of the latest N epochs and of the best; 0: of all", ge=0)
+    keep: int = setting(2, "keep the checkpoints of the best epoch and the latest N, by default 2; 0: of all", ge=0)
 
     @field_validator("compile", mode="before")
     @classmethod

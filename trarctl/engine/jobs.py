@@ -320,6 +320,9 @@ def _resumed(
         notes.append(f"changed from here on: {', '.join(changes)}")
     if settings.model.routing == "hard" and then.train.epochs != epochs:
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
+    if then.train.epochs != epochs and then.train.decay_epochs == settings.train.decay_epochs:
+        decays = to_text(settings.train.decay_epochs)
+        notes.append(f"train.decay_epochs stays {decays} in {epochs} epochs; --set train.decay_epochs=LIST changes it")
     if not is_same_data and split_of_epoch(then.data, state.epoch) == split_of_epoch(settings.data, state.epoch):
         notes.append(f"{data.path} has other training questions than those before: they are trained on from here on")
     schedule = description.learning_rate, description.temperature

@@ -352,10 +352,11 @@ def read_settings(run: RunFolder, notes: list[str] | None = None) -> Settings:
 
 
 def saved_settings(values: Mapping[str, Any], path: Path) -> Settings:
-    """Settings as a run or a checkpoint keeps them; those of earlier versions trained without ``caps_warmup``."""
-    train = values.get("train")
-    if isinstance(train, Mapping) and "caps_warmup" not in train:
-        values = {**values, "train": {**train, "caps_warmup": False}}
+    """Settings as a run or a checkpoint keeps them; what earlier versions did not know is as they did it."""
+    for table, key, value in (("train", "caps_warmup", False), ("run", "keep", 0)):
+        held = values.get(table)
+        if isinstance(held, Mapping) and key not in held:
+            values = {**values, table: {**held, key: value}}
     return from_dict(values, str(path))
 
 

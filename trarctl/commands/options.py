@@ -213,6 +213,8 @@ DATA = SettingOption("data.path", "--data", DATA_PANEL)
 EPOCHS = SettingOption("train.epochs", "--epochs", TRAINING_PANEL)
 LEARNING_RATE = SettingOption("train.learning_rate", "--lr", TRAINING_PANEL)
 GPUS = SettingOption("run.gpus", "--gpus", DEVICE_PANEL)
+PATIENCE = SettingOption("train.patience", "--patience", TRAINING_PANEL)
+MAX_TIME = SettingOption("run.max_time", "--max-time", TRAINING_PANEL)
 MAX_RESTARTS = SettingOption("run.max_restarts", "--max-restarts", DEVICE_PANEL)
 
 Function = TypeVar("Function", bound=Callable[..., None])

@@ -16,6 +16,8 @@ from trarctl.commands.options import (
     GPUS,
     LEARNING_RATE,
     MAX_RESTARTS,
+    MAX_TIME,
+    PATIENCE,
     QuietOption,
     SetOption,
     option,
@@ -28,7 +30,7 @@ EPILOG = (
 )
 
 
-@takes_settings(DATA, EPOCHS, LEARNING_RATE, GPUS, MAX_RESTARTS)
+@takes_settings(DATA, EPOCHS, LEARNING_RATE, PATIENCE, MAX_TIME, GPUS, MAX_RESTARTS)
 def resume(
     context: typer.Context,
     run: Annotated[

@@ -2,8 +2,9 @@
 
 A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``), the
 number of updates they have seen (``adam.step``) and, in its header, a JSON description: settings, vocabulary, answers,
-state of the training, and a checksum over all of it. A file with the final name is whole. Loading reads tensors only;
-nothing in a checkpoint is executed. What kind a file is, its content says, never its name.
+state of the training, and a checksum over all of it. With ``train.ema_decay`` there are ``ema.weights.NAME`` and
+``ema.step``, too; the file of an average of weights holds the weights alone. A file with the final name is whole.
+Loading reads tensors only; nothing in a checkpoint is executed. What kind a file is, its content says, never its name.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trarctl.config import Cache, Precision
+from trarctl.engine.averaging import EMA
 from trarctl.engine.run import CHECKPOINT
 from trarctl.errors import CheckpointError, DataError, first_line, listed
 from trarctl.files import refusing, whole_file
@@ -60,6 +62,7 @@ class TrainState(BaseModel):
     window_samples: int = 0
     best_epoch: int | None = None
     best_overall: float | None = None
+    validations_since_best: int = 0
 
 
 class Description(BaseModel):
@@ -88,6 +91,7 @@ class Description(BaseModel):
     features: dict[str, Any] | None = None  # statistics of the features that it was trained on; None in old files
     precision: Precision | None = None  # that it was trained in; None in old files
     cache: Cache | None = None  # where the features were kept; None in old files
+    candidate: str | None = None  # ``ema`` or ``average`` if the weights are one; None: those of the training
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
@@ -103,7 +107,7 @@ def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]
 
 def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights among a checkpoint's tensors, under the model's own names."""
-    return {_without_prefixes(name): tensor for name, tensor in tensors.items() if not name.startswith(_ADAM)}
+    return {_without_prefixes(name): tensor for name, tensor in tensors.items() if not name.startswith((_ADAM, EMA))}
 
 
 def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:

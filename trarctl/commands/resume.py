@@ -20,6 +20,7 @@ from trarctl.commands.options import (
     PATIENCE,
     QuietOption,
     SetOption,
+    complete_run,
     option,
     takes_settings,
 )
@@ -35,7 +36,11 @@ def resume(
     context: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="A run's name, folder, or one of its checkpoints; by default the latest."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run's name, folder, or one of its checkpoints; by default the latest.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     epoch: Annotated[
         int | None,

@@ -140,7 +140,10 @@ GpusOption = Annotated[
     str | None,
     option("--gpus", DEVICE_PANEL, "Devices, or cpu; by default a GPU if there is one.", metavar="0,1|cpu"),
 ]
-_CKPT = "A run (its best epoch), one epoch of it, or a file, the original's .pkl included; by default the latest run."
+_CKPT = (
+    "A run (the best of it), one epoch or average of it (RUN@ema), or a file, the original's .pkl included; by default "
+    "the latest run."
+)
 _CKPT_KIND: dict[str, Any] = {"metavar": "RUN|RUN@EPOCH|FILE", "autocompletion": complete_run}
 CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, **_CKPT_KIND)]
 CkptsOption = Annotated[

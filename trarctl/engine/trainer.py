@@ -152,6 +152,9 @@ class Trainer:
                 f"ended early, after epoch {self.state.epoch} of {epochs}: no better validation than epoch {best[0]}"
             )
             self._note(f"{ended} in {self.state.validations_since_best} (train.patience)")
+        if self.world.is_main and (found := run.read_metrics().best()) and found[1]:
+            epoch, name, overall = found
+            self._note(f"the best of all is {name} of epoch {epoch}, {overall:.2f} %: --ckpt {run.reference} takes it")
         self.callback(RunFinished(run.name, run.path, time.monotonic() - started, *best))
         return self.state
 

@@ -141,17 +141,18 @@ def _follow_epochs(resolved: Resolved, recipe_epochs: object) -> Resolved:
         "train.decay_epochs": lambda epochs: scaled_decay(epochs, before, train.epochs),
         "train.warmup_epochs": lambda epochs: min(epochs, _scaled(epochs, before, train.epochs)),
     }
-    values, origins, said = flat(resolved.settings), dict(origins), []
+    values, origins, said = flat(resolved.settings), dict(origins), list[str]()
+    length = f"{train.epochs} epoch{'' if train.epochs == 1 else 's'}"
     for key, fit in follow.items():
         value = values[key]
         if origins[key].is_users_choice or (fitted := fit(value)) == value:
             continue
         values[key] = fitted
-        origins[key] = replace(origins[key], text=f"{origins[key].text}, fitted to {train.epochs} epochs")
+        origins[key] = replace(origins[key], text=f"{origins[key].text}, fitted to {length}")
         said.append(f"{key} = {to_text(fitted)} ({to_text(value)} of {before} epochs)")
     if not said:
         return resolved
-    note = f"the recipe's schedule is fitted to {train.epochs} epochs: {', '.join(said)}"
+    note = f"the recipe's schedule is fitted to {length}: {', '.join(said)}"
     return Resolved(from_dict(nested(values), "settings"), origins, [*resolved.notes, note])
 
 

@@ -361,7 +361,7 @@ def _wandb(run: RunFolder, settings: Settings, _first_step: int) -> Iterator[Wri
     quiet = wandb.Settings(silent=True, init_timeout=_WANDB_SECONDS)
     with _no_input():
         session = wandb.init(**names, config=config, resume="allow", settings=quiet)
-    if url := getattr(session, "url", None):
+    if not getattr(session, "offline", False) and (url := session.url):
         run.log(f"wandb: {url}")
     try:
         yield lambda numbers, step: session.log(dict(numbers), step=step)

@@ -30,7 +30,7 @@ EXIT_CODES = (
     (errors.DeviceError.exit_code, "device"),
     (errors.DivergenceError.exit_code, "the loss is not finite"),
 )
-STOPPED = ("128 + n", "stopped by signal n, after saving if training had begun")
+STOPPED = ("128 + n", "stopped by signal n, after saving if training had begun; 142: --max-time is over")
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<8}{meaning}" for code, meaning in (*EXIT_CODES, STOPPED))
 

@@ -136,7 +136,7 @@ def test_completion_knows_runs_splits_and_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "meant"),
     [
-        ("--learning-rate", "--set train.learning_rate"),
+        ("--learning-rate", "--lr"),
         ("--max-grad-norm", "--set train.gradient_clip"),
         ("--bs", "--batch-size"),
         ("--device", "--gpus"),

@@ -36,6 +36,7 @@ TINY = {
     "run.gpus": "cpu",
     "run.name": "tiny",
     "run.log_every": 2,
+    "run.keep": 0,
 }
 
 

@@ -31,7 +31,7 @@ from trarctl.engine.trainer import Trainer
 from trarctl.model import kernels
 
 HARD = {"model__routing": "hard", "train__accumulation": 2, "train__gradient_clip": 0.5, "train__epochs": 2}
-HARD |= {"run__validate_every": 0}  # scoring is recorded too, and would be counted
+HARD |= {"train__ema_decay": 0.9, "run__validate_every": 0}  # scoring is recorded too, and would be counted
 
 
 class Unrecorded(OpRecorder):

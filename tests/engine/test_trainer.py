@@ -61,6 +61,8 @@ def settings_of(dataset: str, data: Path, folder: Path, name: str, accumulation:
         model__grid_size={"vqa": 4, "clevr": 5}[dataset],
         train__accumulation=accumulation,
         train__epochs=20,
+        train__ema_decay=0.9,
+        train__average_epochs=2,
         run__name=name,
         run__validate_every=0,
     )

@@ -151,8 +151,8 @@ GpusOption = Annotated[
     option("--gpus", DEVICE_PANEL, "Devices, or cpu; by default a GPU if there is one.", metavar="0,1|cpu"),
 ]
 _CKPT = (
-    "A run (its best epoch), one epoch of it, an exported folder, or a file, the original's .pkl included; by default"
-    " the latest run."
+    "A run (the best of it), one epoch or average of it (RUN@ema), an exported folder, or a file, the original's .pkl"
+    " included; by default the latest run."
 )
 _CKPT_KIND: dict[str, Any] = {"metavar": "RUN|RUN@EPOCH|FILE", "autocompletion": complete_run}
 CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, **_CKPT_KIND)]
@@ -278,7 +278,10 @@ class SettingOption:
 
 DATA = SettingOption("data.path", "--data", DATA_PANEL)
 EPOCHS = SettingOption("train.epochs", "--epochs", TRAINING_PANEL)
+LEARNING_RATE = SettingOption("train.learning_rate", "--lr", TRAINING_PANEL)
 GPUS = SettingOption("run.gpus", "--gpus", DEVICE_PANEL)
+PATIENCE = SettingOption("train.patience", "--patience", TRAINING_PANEL)
+MAX_TIME = SettingOption("run.max_time", "--max-time", TRAINING_PANEL)
 MAX_RESTARTS = SettingOption("run.max_restarts", "--max-restarts", DEVICE_PANEL)
 
 Function = TypeVar("Function", bound=Callable[..., None])

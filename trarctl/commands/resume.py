@@ -14,7 +14,10 @@ from trarctl.commands.options import (
     DATA_PANEL,
     EPOCHS,
     GPUS,
+    LEARNING_RATE,
     MAX_RESTARTS,
+    MAX_TIME,
+    PATIENCE,
     QuietOption,
     SetOption,
     complete_run,
@@ -28,7 +31,7 @@ EPILOG = (
 )
 
 
-@takes_settings(DATA, EPOCHS, GPUS, MAX_RESTARTS)
+@takes_settings(DATA, EPOCHS, LEARNING_RATE, PATIENCE, MAX_TIME, GPUS, MAX_RESTARTS)
 def resume(
     context: typer.Context,
     run: Annotated[

@@ -43,7 +43,7 @@ def runs(
     model = ["model"] if open_console().width >= WIDE else []
     table = make_table("run", "data", *model, *numbers, "state", numbers=numbers)
     for run in found:
-        best = "" if run.best is None else f"{run.best:.2f}"
+        best = "" if run.best is None else f"{run.best_weights} {run.best:.2f}".lstrip()
         data = run.dataset if run.split in ("", "train") else f"{run.dataset}, {run.split}"
         epochs = f"{run.epochs_done}/{run.epochs}" if run.epochs else ""
         figures = (epochs, best, compact_bytes(run.num_bytes))

@@ -2,9 +2,10 @@
 
 A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``), the
 number of updates they have seen (``adam.step``) and, in its header, a JSON description: settings, vocabulary, answers,
-state of the training, and a checksum over all of it. A file with the final name is whole. Of an exported folder, the
-file holds the weights alone, under their own names, and the description is beside it. Loading reads tensors only;
-nothing in a checkpoint is executed. What kind a file is, its content says, never its name.
+state of the training, and a checksum over all of it. With ``train.ema_decay`` there are ``ema.weights.NAME`` and
+``ema.step``, too; the file of an average of weights holds the weights alone. A file with the final name is whole. Of an
+exported folder, the file holds the weights alone, under their own names, and the description is beside it. Loading
+reads tensors only; nothing in a checkpoint is executed. What kind a file is, its content says, never its name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from trarctl.config import Cache, Precision
 from trarctl.data.card import DataCard
 from trarctl.data.text import Vocabulary
+from trarctl.engine.averaging import EMA
 from trarctl.engine.run import CHECKPOINT, EXPORTED, EXPORTED_CONFIG
 from trarctl.errors import CheckpointError, DataError, first_line
 from trarctl.files import refusing, whole_file, write_json
@@ -58,6 +60,7 @@ class TrainState(BaseModel):
     window_samples: int = 0
     best_epoch: int | None = None
     best_overall: float | None = None
+    validations_since_best: int = 0
 
 
 class TrainedOn(BaseModel):
@@ -101,6 +104,7 @@ class Description(BaseModel):
     max_words: int | None = None  # words of a question that are read; None in old files
     extractor: dict[str, Any] | None = None  # what made the features, as ``backbone.json`` has it; None: unknown
     trained_on: TrainedOn | None = None  # None in old files
+    candidate: str | None = None  # ``ema`` or ``average`` if the weights are one; None: those of the training
 
     def card(self, path: Path) -> DataCard | None:
         """What is needed to ask the model in ``path`` about a picture; None if it lacks a part that old files lack."""
@@ -126,7 +130,8 @@ def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]
 
 def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights among a checkpoint's tensors, under the model's own names."""
-    return {without_prefixes(name): tensor for name, tensor in tensors.items() if not name.startswith(_ADAM)}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith((_ADAM, EMA))}
+    return {without_prefixes(name): tensor for name, tensor in own.items()}
 
 
 def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:

@@ -193,6 +193,7 @@ def _curves(history: History, *, is_hard: bool) -> list[tuple[str, str, Sequence
         ("loss per sample", [Line("loss", history.epoch, history.loss)]),
         ("accuracy on val, %", _validation_lines(history)),
         ("learning rate", [Line("learning rate", history.epoch, history.rate)]),
+        ("gradient norm", [Line("gradient norm", history.epoch, history.gradient_norm)]),
     ]
     if is_hard:
         charts.append(("temperature", [Line("temperature", history.epoch, history.temperature)]))

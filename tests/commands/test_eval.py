@@ -53,7 +53,7 @@ def of(case: Path, data: Path) -> list[object]:
             "eval --answers a --data DIR --report DIR --config c.yml",
             "eval --answers makes no use of --config, --report",
         ),
-        ("eval --compare a b --report DIR", "eval --compare makes no use of --report"),
+        ("eval --compare a b --report DIR --extractor x", "eval --compare makes no use of --extractor"),
         ("eval --compare a b --ckpt c --save-scores s.npz", "eval --compare makes no use of --ckpt, --save-scores"),
         ("eval --compare a b --answers f.json", "eval --compare makes no use of --answers"),
         ("submit --validate a.json --data DIR --ckpt a", "submit --validate makes no use of --ckpt"),

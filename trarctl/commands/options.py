@@ -27,10 +27,11 @@ from trarctl.registry import DATASETS, load_plugins
 DATA_PANEL = "Data"
 SETTINGS_PANEL = "Settings"
 TRAINING_PANEL = "Training"
+SWEEP_PANEL = "Several runs"
 DEVICE_PANEL = "Devices"
 OUTPUT_PANEL = "Output"
 GENERAL_PANEL = "General"
-PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
+PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, SWEEP_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
 
 
 def option(name: str, panel: str, help: str, *, short: str = "", shows_default: bool = False, **more: Any) -> Any:

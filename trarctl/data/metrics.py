@@ -58,6 +58,7 @@ class Accuracy:
     type_of: npt.NDArray[np.int64]  # each question's type, an index into types, [Q]
     types: tuple[str, ...]  # all of them occur
     note: str | None = None  # by which rule, where it is not the usual one
+    is_counted: npt.NDArray[np.bool_] | None = None  # questions that ``overall`` is the mean of, [Q]; None for all
 
 
 Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
@@ -187,6 +188,7 @@ def matched_thirds(
         type_of=type_of,
         types=types,
         note=note,
+        is_counted=is_counted,
     )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trarctl.config.settings import Settings
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData, PreparedSplit
-    from trarctl.engine.evaluations import Answered
+    from trarctl.engine.evaluations import Answered, Evaluation
     from trarctl.engine.evaluator import Chosen, Request, Scores
     from trarctl.engine.launch import Watch
     from trarctl.engine.run import RunFolder
@@ -245,7 +245,7 @@ def show_runs(runs: Sequence[RunFolder], where: str, json: str | None, *, has_gr
     contrasts: list[Contrast] = []
     num_questions: int | None = None
     if has_groups:
-        best = [next((e for e in one.evaluations if _is_of_best(e, one)), None) for one in found]
+        best = [_of_best(run, one.evaluations) for run, one in zip(runs, found, strict=True)]
         known = [one for one in best if one is not None]
         answered = None
         if len(known) == len(found) and len({one.data_digest for one in known}) == 1:
@@ -270,9 +270,17 @@ def show_runs(runs: Sequence[RunFolder], where: str, json: str | None, *, has_gr
             note("paired differences need an evaluation of each run: trarctl eval --compare makes and keeps them")
 
 
-def _is_of_best(evaluation: object, run: RunOverview) -> bool:
-    wanted = ("val", "official", run.best_epoch)
-    return tuple(getattr(evaluation, name) for name in ("split", "evaluator", "epoch")) == wanted
+def _of_best(run: RunFolder, evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The kept evaluation on val of the checkpoint that the run's name means."""
+    from trarctl.engine.run import find_checkpoint
+    from trarctl.errors import CheckpointError
+
+    try:
+        checkpoint, _ = find_checkpoint(str(run.path), run.path.parent)
+    except CheckpointError:
+        return None
+    wanted = (checkpoint.name, "val", "official")
+    return next((one for one in evaluations if (one.checkpoint, one.split, one.evaluator) == wanted), None)
 
 
 def _show_overviews(found: Sequence[RunOverview], settings: Sequence[Settings | None]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from trarctl import __version__
 from trarctl.config import EvaluatorName
 from trarctl.data.metrics import Accuracy
 from trarctl.data.records import StringTable
-from trarctl.engine.run import CHECKPOINT, RunFolder
+from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
 from trarctl.files import open_regular, write_bytes
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 FOLDER = "evaluations"
 _FIGURES = ("overall", "per_type", "per_question_type", "counts", "questions", "evaluator", "note")
+_EPOCH = re.compile(r"^epoch-(\d+).*\.safetensors$")
 _MOST_HEADER_BYTES = 1 << 28
 
 
@@ -66,7 +68,7 @@ class Evaluation:
 def run_of(checkpoint: Path) -> RunFolder | None:
     """The run that a checkpoint's file belongs to, by where it is; None for any other file."""
     run = RunFolder(checkpoint.absolute().parent.parent)
-    is_inside = checkpoint.absolute().parent == run.checkpoints and CHECKPOINT.match(checkpoint.name)
+    is_inside = checkpoint.absolute().parent == run.checkpoints and _EPOCH.match(checkpoint.name)
     return run if is_inside and run.exists() else None
 
 
@@ -199,7 +201,7 @@ def _path(run: RunFolder, checkpoint: Path, split: str, evaluator: str) -> Path:
 
 
 def _epoch(checkpoint: Path) -> int:
-    match = CHECKPOINT.match(checkpoint.name)
+    match = _EPOCH.match(checkpoint.name)
     return int(match[1]) if match else 0
 
 

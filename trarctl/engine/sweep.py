@@ -38,7 +38,16 @@ MOST_RUNS = 1000
 # They say where a run is, or are the same for all runs that can be compared.
 _FIXED = ("data.dataset", "data.name", "data.path", "run.name", "run.folder", "run.gpus")
 # How the command is carried out, which changes no number: may differ when a sweep goes on.
-FREE = ("run.gpus", "run.num_threads", "run.max_restarts", "data.num_workers", "data.cache", "data.path", "run.folder")
+FREE = (
+    "run.gpus",
+    "run.num_threads",
+    "run.max_restarts",
+    "run.max_time",
+    "data.num_workers",
+    "data.cache",
+    "data.path",
+    "run.folder",
+)
 
 Values = dict[str, object]  # of the varied settings, by dotted key
 Axes = dict[str, list[object]]

@@ -17,6 +17,7 @@ from trarctl.commands.options import (
     MAX_RESTARTS,
     QuietOption,
     SetOption,
+    complete_run,
     option,
     refuse_ignored,
     takes_settings,
@@ -35,7 +36,9 @@ def resume(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN", help="A run's name, folder, or one of its checkpoints, or a sweep; by default the latest."
+            metavar="RUN|SWEEP",
+            help="A run's name, folder, or one of its checkpoints, or a sweep; by default the latest run.",
+            autocompletion=complete_run,
         ),
     ] = None,
     epoch: Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from trarctl.commands.comparison import show_runs
 from trarctl.commands.console import note, write_json
-from trarctl.commands.options import JsonOption, check_targets
+from trarctl.commands.options import JsonOption, check_targets, complete_run
 
 EPILOG = "Example: trarctl runs 'rates-*'\n\nWhich rate is best, and is it real: trarctl runs SWEEP"
 
@@ -20,6 +20,7 @@ def runs(
         typer.Argument(
             metavar="[FOLDER|SWEEP|RUN|'PATTERN*']...",
             help="A folder of runs, by default runs; or a sweep, runs, or patterns in quotes: these are compared.",
+            autocompletion=complete_run,
             show_default=False,
         ),
     ] = None,

@@ -23,11 +23,11 @@ def plan_sweep(
     grids: Sequence[str],
     init: str | None,
     *,
-    writes: bool,
-) -> Sweep:
+    shows_only: bool,
+) -> Sweep | None:
     """Check every run of a sweep against settings, data and devices, and write the sweep's description.
 
-    ``resolving`` finds the settings for options; ``writes`` False: the runs are shown instead.
+    ``resolving`` finds the settings for options. ``shows_only``: the runs are listed, checked against settings alone.
     """
     from trarctl.config.resolve import Source
     from trarctl.engine.jobs import fit_start
@@ -46,27 +46,29 @@ def plan_sweep(
     wanted = base.settings.data
     name = base.settings.run.name or f"{wanted.name or wanted.dataset}-sweep"
     chosen = combinations(axes)
+    named = names_of(name, chosen)
     notes: dict[str, None] = {}
     jobs = []
-    for values, run_name in zip(chosen, names_of(name, chosen), strict=True):
+    for values, run_name in zip(chosen, named, strict=True):
         varied = {key: (value, flag_of[key]) for key, value in values.items()}
         resolved = resolving(options={**options, **varied, "run.name": (run_name, "--name")})
-        job, found = fit_start(resolved.settings, resolved.origins, init=init)
-        notes |= dict.fromkeys([*resolved.notes, *found])
-        jobs.append(job)
+        notes |= dict.fromkeys(resolved.notes)
+        if not shows_only:
+            job, found = fit_start(resolved.settings, resolved.origins, init=init)
+            notes |= dict.fromkeys(found)
+            jobs.append(job)
     note(*notes)
+    if shows_only:
+        table = make_table("run", *axes, title=f"{len(chosen)} runs of sweep {name}")
+        for values, run_name in zip(chosen, named, strict=True):
+            add_row(table, run_name, *(_text(value) for value in values.values()))
+        show_table(table)
+        return None
     first = jobs[0]
-    sweep = Sweep(
-        name, first.settings.run.folder, first.data, first.init, members_of([one.settings for one in jobs], chosen)
-    )
+    members = members_of([one.settings for one in jobs], chosen)
+    sweep = Sweep(name, first.settings.run.folder, first.data, first.init, members)
     refuse_taken(sweep)
-    if writes:
-        sweep.write()
-        return sweep
-    table = make_table("run", *axes, title=f"{len(jobs)} runs of sweep {name}")
-    for member in sweep.members:
-        add_row(table, member.run.name, *(_text(value) for value in member.values.values()))
-    show_table(table)
+    sweep.write()
     return sweep
 
 

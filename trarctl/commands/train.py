@@ -23,6 +23,8 @@ from trarctl.commands.options import (
     QuietOption,
     SetOption,
     SettingOption,
+    complete_assignment,
+    complete_run,
     dataset_argument,
     option,
     refuse_ignored,
@@ -81,6 +83,7 @@ def train(
             TRAINING_PANEL,
             "Start from these weights, the original's .pkl included, instead of random ones.",
             metavar="RUN|RUN@EPOCH|FILE",
+            autocompletion=complete_run,
         ),
     ] = None,
     seeds: Annotated[
@@ -94,6 +97,7 @@ def train(
             SWEEP_PANEL,
             "Train one run for each value, such as train.learning_rate=1e-4,3e-4; repeated, for each combination.",
             metavar="KEY=A,B",
+            autocompletion=complete_assignment,
         ),
     ] = None,
     is_quiet: QuietOption = False,
@@ -115,8 +119,8 @@ def train(
         refuse_ignored("train --dry-run", {"--init": init}, ["--init"])
     resolving = functools.partial(resolve, dataset=wanted, config=config, sets=sets or [], recipe=recipe)
     if seeds is not None or grid:
-        sweep = plan_sweep(resolving, options, seeds, grid or [], init, writes=not dry_run)
-        if not dry_run:
+        sweep = plan_sweep(resolving, options, seeds, grid or [], init, shows_only=dry_run)
+        if sweep is not None:
             carry_out(sweep, is_quiet=is_quiet)
         return
     resolved = resolving(options=options)

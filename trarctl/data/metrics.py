@@ -322,6 +322,22 @@ def commonest(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     return best
 
 
+def baselines(
+    data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName
+) -> tuple[list[tuple[str, Accuracy]], str]:
+    """Measure what guessing scores on a split; empty where training has no answers to guess by.
+
+    Returns:
+        Names with accuracies: the question without its image, and the commonest answer; and by which rules, in words,
+        the former was guessed.
+    """
+    if "train" not in (*data.split_names, *data.manifest.aliases) or not data.split("train").is_annotated:
+        return [], ""
+    guess, rule = question_prior(data, split)
+    guesses = {"question alone": guess, "commonest answer": commonest_answer(data, split)}
+    return [(name, measure(one, data, split, evaluator)) for name, one in guesses.items()], rule
+
+
 def commonest_answer(data: PreparedData, split: PreparedSplit) -> list[str]:
     """Give the commonest answer of the training split to every question of ``split``."""
     labels, _ = _training_labels(data)

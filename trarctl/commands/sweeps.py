@@ -79,11 +79,12 @@ def _text(value: object) -> str:
 
 
 def _refuse_group(gpus: Any) -> None:
-    """A process that another program started ends with its first run."""
+    """Refuse a group of processes that another program started: all but one of them end with their first run."""
     from trarctl.engine.distributed import plan_placement
     from trarctl.errors import SettingsError
 
-    if plan_placement(gpus, os.environ).group is not None:
+    group = plan_placement(gpus, os.environ).group
+    if group is not None and group.size > 1:
         raise SettingsError(
             "a sweep starts its processes itself, and cannot work in those that torchrun or Slurm has started",
             "start it without them, such as --gpus 0,1; or train the runs that --dry-run lists one by one",

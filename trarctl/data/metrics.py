@@ -60,6 +60,10 @@ class Accuracy:
     note: str | None = None  # by which rule, where it is not the usual one
     is_counted: npt.NDArray[np.bool_] | None = None  # questions that ``overall`` is the mean of, [Q]; None for all
 
+    def __repr__(self) -> str:
+        types = ", ".join(f"{name} {value:.2f}" for name, value in sorted(self.per_type.items()))
+        return f"<Accuracy {self.overall:.2f} % of {self.questions:,} questions, {self.evaluator}: {types}>"
+
 
 Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
 """Compares an answer for each question, [Q], with the truth."""

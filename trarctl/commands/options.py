@@ -28,11 +28,12 @@ from trarctl.registry import DATASETS, EXTRACTORS, load_plugins
 DATA_PANEL = "Data"
 SETTINGS_PANEL = "Settings"
 TRAINING_PANEL = "Training"
+SWEEP_PANEL = "Several runs"
 DEVICE_PANEL = "Devices"
 OUTPUT_PANEL = "Output"
 GENERAL_PANEL = "General"
 EXTRACTOR_NAMES = ", ".join("timm:MODEL" if name == "timm" else name for name in EXTRACTORS.built_in)
-PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
+PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, SWEEP_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
 
 
 def option(name: str, panel: str, help: str, *, short: str = "", shows_default: bool = False, **more: Any) -> Any:
@@ -81,14 +82,14 @@ def dataset_argument(more: str = "", *, takes_own: bool = False) -> Any:
 
 
 def complete_run(typed: str) -> list[str]:
-    """Complete the name of a run in the folder ``runs``, and after ``@`` one of its epochs."""
+    """Complete the name of a run or a sweep in the folder ``runs``, and after ``@`` one of a run's epochs."""
     name, at, _ = typed.partition("@")
     if at:
         saved = (Path("runs") / name / "checkpoints").glob("epoch-???.safetensors")
         return [f"{name}@{int(path.stem.removeprefix('epoch-'))}" for path in sorted(saved)]
-    return sorted(
-        path.parent.name for path in Path("runs").glob("*/settings.json") if path.parent.name.startswith(typed)
-    )
+    names = [path.parent.name for path in Path("runs").glob("*/settings.json")]
+    names += [path.name.removesuffix(".sweep.json") for path in Path("runs").glob("*.sweep.json")]
+    return sorted(name for name in names if name.startswith(typed))
 
 
 def complete_split(ctx: typer.Context, typed: str) -> list[str]:
@@ -115,7 +116,8 @@ def complete_setting(typed: str) -> list[str]:
     return [key for key in FIELDS if key.startswith(typed)]
 
 
-def _complete_assignment(typed: str) -> list[str]:
+def complete_assignment(typed: str) -> list[str]:
+    """Complete the key of a setting, with its sign of equality."""
     return [key if "=" in key else f"{key}=" for key in complete_setting(typed)]
 
 
@@ -143,7 +145,7 @@ SetOption = Annotated[
         SETTINGS_PANEL,
         "Any setting, such as model.spans=0,1; may be repeated.",
         metavar="KEY=VALUE",
-        autocompletion=_complete_assignment,
+        autocompletion=complete_assignment,
     ),
 ]
 GpusOption = Annotated[

@@ -18,6 +18,7 @@ from trarctl.commands.options import (
     dataset_argument,
     extracting_devices,
     option,
+    refuse_ignored,
 )
 
 if TYPE_CHECKING:
@@ -185,6 +186,15 @@ def prepare(
     from trarctl.data.features.extract import share_of_environment
     from trarctl.errors import DataError
 
+    given = {"--rebuild": rebuild, "--pack": pack, "--gpus": gpus, "--backbone": backbone}
+    if check:
+        refuse_ignored("prepare --check", given, ["--rebuild"])
+    if without_features:
+        refuse_ignored("prepare --without-features", given, ["--pack"])
+    if images is None and extractor is None and backbone is None:
+        refuse_ignored("prepare without --images or --extractor", given, ["--gpus"])
+    if extractor is not None:
+        refuse_ignored("prepare --extractor", given, ["--backbone"])
     described = {
         "name": name,
         "questions": questions,
@@ -211,7 +221,7 @@ def prepare(
         images=images,
         extractor=extractor or backbone,
         weights=weights,
-        devices=extracting_devices(gpus) if images is not None or extractor is not None else ("cpu",),
+        devices=extracting_devices(gpus) if images or extractor or backbone else ("cpu",),
     )
     if check:
         with show_progress() as progress:

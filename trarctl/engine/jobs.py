@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from trarctl.data.metrics import refuse_unmeasurable
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import callbacks
 from trarctl.engine.callbacks import Callback, Note
-from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint, misnamed
+from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint, load_description, misnamed
 from trarctl.engine.distributed import World, plan_placement, use_threads
 from trarctl.engine.launch import Job
 from trarctl.engine.loading import (
@@ -36,6 +36,7 @@ from trarctl.engine.loading import (
     setting_changes,
 )
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings, saved_settings
+from trarctl.engine.sweep import Member, Sweep
 from trarctl.engine.trainer import (
     Schedule,
     Trainer,
@@ -179,6 +180,14 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
     Returns:
         The job, and notes on what was chosen for the user.
     """
+    job, notes = fit_start(settings, origin, init=init)
+    if not num_restarts():
+        refuse_existing(job.run)
+    return job, notes
+
+
+def fit_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[TrainJob, list[str]]:
+    """Fit the start of a run to its data, as ``plan_start`` does, whether or not the run exists."""
     path = prepared_folder(settings)
     data = open_prepared(path)
     weights: Path | None = None
@@ -191,10 +200,7 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
     is_named = settings.run.name is not None
     if not is_named:
         settings = _named(settings, _new_name(data.name))
-    job = TrainJob.of(settings, kind="start", data=path, is_named=is_named, init=weights)
-    if not num_restarts():
-        refuse_existing(job.run)
-    return job, odd + notes
+    return TrainJob.of(settings, kind="start", data=path, is_named=is_named, init=weights), odd + notes
 
 
 def refuse_existing(run: RunFolder) -> None:
@@ -224,6 +230,19 @@ def plan_resume(
     settings, notes = fit_to_data(settings, data, {})
     _check_fit(settings, data)
     return TrainJob.of(settings, kind="resume", data=path, checkpoint=chosen), notes
+
+
+def plan_member(sweep: Sweep, member: Member) -> tuple[TrainJob | None, list[str]]:
+    """Plan what is left of a sweep's run, its start or its resume, as ``plan_start`` does; None if nothing is."""
+    settings = member.settings
+    if member.run.epoch_checkpoint(settings.train.epochs).is_file():
+        return None, []
+    if saved := member.run.saved():
+        with suppress(CheckpointError):  # what is damaged, resuming passes over
+            if is_out_of_patience(settings, load_description(saved[-1][2]).progress):
+                return None, []
+        return plan_resume(member.run, settings, named=None, epoch=None)
+    return TrainJob.of(settings, kind="start", data=sweep.data, init=sweep.init), []
 
 
 def _run_folder(settings: Settings) -> RunFolder:

@@ -6,14 +6,16 @@ Axes: P points, L layers, K spans.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trarctl.config.settings import Settings
+from trarctl.engine.evaluations import Evaluation, kept_in
 from trarctl.engine.run import Metrics, RunFolder, list_runs, read_settings
 from trarctl.errors import CheckpointError
 
@@ -73,6 +75,7 @@ class RunOverview:
     state_text: str  # the same for people: ``stopped in epoch 3``
     changed: float  # when it last wrote something, seconds since 1970
     num_unreadable: int = 0  # lines of its metrics that cannot be read
+    evaluations: list[Evaluation] = field(default_factory=list)  # that it keeps
 
 
 def overviews(folder: Path) -> list[RunOverview]:
@@ -80,7 +83,12 @@ def overviews(folder: Path) -> list[RunOverview]:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder", "name the folder of the runs: trarctl runs DIR")
     itself = RunFolder(folder)
-    return [_overview(run, time.time()) for run in ([itself] if itself.exists() else list_runs(folder))]
+    return look_at([itself] if itself.exists() else list_runs(folder))
+
+
+def look_at(runs: Sequence[RunFolder]) -> list[RunOverview]:
+    """Look at some runs."""
+    return [_overview(run, time.time()) for run in runs]
 
 
 def _overview(run: RunFolder, now: float) -> RunOverview:
@@ -119,6 +127,7 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         state_text=text,
         changed=changed,
         num_unreadable=metrics.num_unreadable,
+        evaluations=kept_in(run),
     )
 
 

@@ -75,7 +75,8 @@ test-features: ## Features from images, against torchvision and timm themselves 
 		tests/data/features/test_clip.py tests/data/features/test_timm_models.py
 
 test-extractors: $(INSTALLED) ## Whole pictures through whole networks, against the original's numbers (some minutes)
-	$(BIN)/pytest -s tests/data/features/check_extractors.py tests/data/features/check_clip.py
+	$(BIN)/pytest -s tests/data/features/check_extractors.py tests/data/features/check_clip.py \
+		tests/data/features/check_by_command.py
 
 bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
 	$(BIN)/python -m benchmarks.bench

@@ -59,9 +59,14 @@ soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, thr
 gpu-check: $(INSTALLED) ## Parity, a resumed run, kernels, times on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
-check-features: $(INSTALLED) ## Compare features made here with published ones, file by file: OURS=DIR PUBLISHED=DIR
-	@test -n "$(OURS)" -a -n "$(PUBLISHED)" || { echo "hint:  make check-features OURS=DIR PUBLISHED=DIR" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.check_features $(OURS) $(PUBLISHED)
+# Folders may be named as goals; they are there, so that there is nothing to make of them.
+FOLDERS = $(filter-out check-features,$(MAKECMDGOALS))
+PUBLISHED ?= $(or $(DIR),$(lastword $(FOLDERS)))
+OURS ?= $(if $(word 2,$(FOLDERS)),$(firstword $(FOLDERS)),feats)
+
+check-features: $(INSTALLED) ## Compare features in feats with published ones, file by file: make check-features DIR
+	@test -n "$(PUBLISHED)" || { echo "hint:  make check-features PUBLISHED, or make check-features OURS PUBLISHED" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.check_features "$(OURS)" "$(PUBLISHED)"
 
 FEATURES_VENV := .venv-features
 

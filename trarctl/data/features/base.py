@@ -186,4 +186,4 @@ def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
     """Say that features were made with other weights."""
     here = "those that are downloaded" if weights is None else weights
     what = f"the features in {folder} were made by {name} with weights other than {here}"
-    return DataError(what, "--weights FILE: the file that trarctl prepare was given")
+    return DataError(what, "--weights FILE: the file that they were made with")

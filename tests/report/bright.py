@@ -115,8 +115,9 @@ def real_extractor(name: str, grid_size: int, monkeypatch: pytest.MonkeyPatch) -
     return extractor
 
 
-def clearest(opacity: np.ndarray) -> tuple[float, float]:
-    """Find the middle of where a shade [height, width] is clearest, in shares of its width and height."""
-    rows, columns = np.nonzero(opacity == opacity.min())
-    height, width = opacity.shape
+def lightest(colors: np.ndarray) -> tuple[float, float]:
+    """Find the middle of where colors [height, width, 3 or more] are lightest, in shares of width and height."""
+    lightness = colors[..., :3].astype(float) @ (0.2126, 0.7152, 0.0722)
+    rows, columns = np.nonzero(lightness == lightness.max())
+    height, width = lightness.shape
     return (columns.min() + columns.max() + 1) / 2 / width, (rows.min() + rows.max() + 1) / 2 / height

@@ -59,9 +59,14 @@ soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, thr
 gpu-check: $(INSTALLED) ## Parity, a resumed run, kernels, times on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
-check-features: $(INSTALLED) ## Compare features made here with published ones, file by file: OURS=DIR PUBLISHED=DIR
-	@test -n "$(OURS)" -a -n "$(PUBLISHED)" || { echo "hint:  make check-features OURS=DIR PUBLISHED=DIR" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.check_features $(OURS) $(PUBLISHED)
+# Folders may be named as goals; they are there, so that there is nothing to make of them.
+FOLDERS = $(filter-out check-features,$(MAKECMDGOALS))
+PUBLISHED ?= $(or $(DIR),$(lastword $(FOLDERS)))
+OURS ?= $(if $(word 2,$(FOLDERS)),$(firstword $(FOLDERS)),feats)
+
+check-features: $(INSTALLED) ## Compare features in feats with published ones, file by file: make check-features DIR
+	@test -n "$(PUBLISHED)" || { echo "hint:  make check-features PUBLISHED, or make check-features OURS PUBLISHED" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.check_features "$(OURS)" "$(PUBLISHED)"
 
 FEATURES_VENV := .venv-features
 
@@ -75,7 +80,8 @@ test-features: ## Features from images, against torchvision and timm themselves 
 		tests/data/features/test_clip.py tests/data/features/test_timm_models.py
 
 test-extractors: $(INSTALLED) ## Whole pictures through whole networks, against the original's numbers (some minutes)
-	$(BIN)/pytest -s tests/data/features/check_extractors.py tests/data/features/check_clip.py
+	$(BIN)/pytest -s tests/data/features/check_extractors.py tests/data/features/check_clip.py \
+		tests/data/features/check_by_command.py
 
 test-onnx: $(INSTALLED) ## Exported ONNX and PT2 files against the model and the original's scores (some minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx]'

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.features.tours import from_pictures_to_a_report
+from tests.data.features.tours import from_a_network_to_an_answer, from_pictures_to_a_report
 from tests.data.preparing import write_clevr
 from trarctl.data.prepared import open_prepared
 
@@ -135,6 +135,13 @@ def test_from_pictures_to_a_report(tmp_path: Path, trarctl: Run, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     from_pictures_to_a_report(tmp_path, trarctl, "patches")
     assert open_prepared(tmp_path / "prepared").features.width == 56
+
+
+@pytest.mark.parametrize("name", ["r50", "resnet101"])
+def test_from_a_network_to_an_answer(name: str, tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two smallest; ``make test-extractors`` takes all."""
+    monkeypatch.chdir(tmp_path)
+    from_a_network_to_an_answer(tmp_path, trarctl, name, [(1000, 20), (20, 1000)])
 
 
 def test_damaged_pictures(tmp_path: Path, trarctl: Run) -> None:

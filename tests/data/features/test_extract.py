@@ -195,7 +195,7 @@ def test_features_made_of_images_name_their_extractor(
     _describes_alike(data, tmp_path)
     with pytest.raises(DataError, match=r"were made by mean-color with weights other than .*weights\.pth") as raised:
         extractor_of(data.card, Stated(weights=tmp_path / "weights.pth"))
-    assert raised.value.hint == "--weights FILE: the file that trarctl prepare was given"
+    assert raised.value.hint == "--weights FILE: the file that they were made with"
 
 
 @pytest.mark.parametrize("extractor", ["resnet101"], indirect=True)
@@ -215,7 +215,7 @@ def test_version_0_1_left_the_folder_of_features_alone_to_tell(
     _describes_alike(data, tmp_path)
     with pytest.raises(DataError, match=r"were made by resnet101 with weights other than .*weights\.pth") as raised:
         extractor_of(data.card, Stated(weights=tmp_path / "weights.pth"))
-    assert raised.value.hint == "--weights FILE: the file that trarctl prepare was given"
+    assert raised.value.hint == "--weights FILE: the file that they were made with"
 
 
 def _describes_alike(data: PreparedData, folder: Path) -> None:

@@ -200,6 +200,7 @@ def test_what_is_stated_has_to_fit(folder: Path, monkeypatch: pytest.MonkeyPatch
         ("wide-of-a-test", DataError, "gives 2 x 2 cells of 5 numbers, the features in .*/out are 2 x 2 cells of 3"),
         ("vgg", SettingsError, "unknown extractor 'vgg'"),
         ("patches", SettingsError, "patches was fitted to training pictures"),
+        ("x152", SettingsError, "x152 gives no grid of 2 x 2 cells, which the features in .*/out have"),
     ):
         for attempt in (lambda one: extractor_of(data.card, Stated(one)), lambda one: known_extractor(data.card, one)):
             with pytest.raises(error, match=message):

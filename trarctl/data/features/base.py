@@ -192,4 +192,4 @@ def other_weights(features: str, name: str, weights: Path | None) -> DataError:
     """Say that ``the features in FOLDER`` were made with other weights."""
     here = "those that are downloaded" if weights is None else weights
     what = f"{features} were made by {name} with weights other than {here}"
-    return DataError(what, "--weights FILE: the file that trarctl prepare was given")
+    return DataError(what, "--weights FILE: the file that they were made with")

@@ -27,7 +27,7 @@ from trarctl.data.features.base import (
 from trarctl.data.features.extract import extractor_of_version_0_1
 from trarctl.data.features.images import ImageSet
 from trarctl.data.features.reading import read_image
-from trarctl.data.features.sizes import Geometry
+from trarctl.data.features.sizes import Geometry, NoSuchGridError
 from trarctl.data.manifest import BACKBONE, EXTRACTION
 from trarctl.errors import DataError, SettingsError, TrarError
 from trarctl.registry import EXTRACTORS
@@ -139,7 +139,11 @@ def _is_stated(card: DataCard, name: str | None) -> bool:
 def _stated(card: DataCard, name: str, options: ExtractorOptions) -> Extractor:
     if not is_extractor(name):
         raise SettingsError(f"unknown extractor {name!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
-    extractor = make_extractor(name, options)
+    try:
+        extractor = make_extractor(name, options)
+    except NoSuchGridError as error:  # the grid is the data's, and cannot be chosen here
+        what = f"{error.what}, which {card.features} have"
+        raise SettingsError(what, "state the extractor that made them") from None
     if extractor.is_fitted:
         what = f"{name} was fitted to training pictures, so that its name does not say what made the features"
         raise SettingsError(what, f"prepare with the folder that holds {BACKBONE} beside them: --features DIR")

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test fuzz test-features test-extractors check-features test-browser test-serve lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -86,13 +86,26 @@ bench-quick: $(INSTALLED) ## The same at small sizes, at most 5 minutes
 full-size: $(INSTALLED) ## Prepare, score and submit generated data of the real size, one table
 	$(BIN)/python -m benchmarks.full_size
 
+CHROMIUM := command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	|| { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; } \
+	|| { echo "error: no chromium and chromedriver" >&2; \
+	     echo "hint:  install both, as root: apt-get install chromium chromium-driver" >&2; exit 1; }
+
 test-browser: $(INSTALLED) ## Open the report in headless Chromium, which is installed if need be
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
-		|| { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; } \
-		|| { echo "error: no chromium and chromedriver" >&2; \
-		     echo "hint:  install both, as root: apt-get install chromium chromium-driver" >&2; exit 1; }
+	@$(CHROMIUM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser/check_report.py
+
+SERVE_VENV := .venv-serve
+
+# Gradio takes no Pillow as new as the pinned one.
+test-serve: ## Ask through the page and its JSON, also in headless Chromium (in a second venv)
+	@$(CHROMIUM)
+	test -x $(SERVE_VENV)/bin/python || $(PYTHON) -m venv $(SERVE_VENV)
+	grep -v '^pillow=' constraints.txt > $(SERVE_VENV)/constraints.txt
+	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(SERVE_VENV)/constraints.txt \
+		-e '.[demo,report,dev,browser,serve]'
+	OMP_NUM_THREADS=1 $(SERVE_VENV)/bin/pytest tests/commands/test_serve.py tests/browser/check_serve.py
 
 clean: ## Remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from trarctl import __version__, errors
-from trarctl.commands import download, extract, predict, prepare, resume, runs, show, submit, train
+from trarctl.commands import download, extract, predict, prepare, resume, runs, serve, show, submit, train
 from trarctl.commands import eval as evaluation
 from trarctl.commands.console import shield_streams, show_error, warn
 from trarctl.commands.options import Command, Group
@@ -70,6 +70,7 @@ for name, command, epilog in (
     ("eval", evaluation.evaluate, evaluation.EPILOG),
     ("submit", submit.submit, submit.EPILOG),
     ("predict", predict.predict, predict.EPILOG),
+    ("serve", serve.serve, serve.EPILOG),
     ("runs", runs.runs, runs.EPILOG),
     ("show", show.show, show.EPILOG),
 ):

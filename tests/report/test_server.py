@@ -26,7 +26,7 @@ HOSTILE = '<script>alert(1)</script> ${alert(2)} {{constructor}} "what" is\x00it
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    return make_run(tmp_path_factory.mktemp("server"), epochs=1)
+    return make_run(tmp_path_factory.mktemp("server"), "model.spans=0,1,2,3", epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,9 @@ def test_the_page_shows_answers_routes_and_attention(desk: Desk, run: SmallRun) 
     page = answers_html({run.name: (desk.served[run.name].predictor, asked[run.name])}, picture)
     assert shares_in(page) == pytest.approx([100 * share for _, share in asked[run.name].answers], abs=0.051)
     numbers = [float(text) for text in re.findall(r"<td>([\d.]+)</td>", page)]
-    assert numbers == pytest.approx([100 * one for layer in asked[run.name].routes for one in layer], abs=0.051)
+    # On a grid of 4 x 4, spans of radius 0, the whole, and 3 hold the same cells.
+    merged = [[layer[0] + layer[3], layer[1], layer[2]] for layer in asked[run.name].routes]
+    assert numbers == pytest.approx([100 * one for layer in merged for one in layer], abs=0.051)
     assert re.findall(r"<figcaption>(.*)</figcaption>", page) == ["read for the answer", "layer 1", "layer 2"]
     assert page.count('class="over"') == 3
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from trarctl.engine.predictor import Prediction, Predictor, notes_on
 from trarctl.errors import TrarError
 from trarctl.report.page import load_template
-from trarctl.report.pictures import Thumbnail, overlay, span_color, span_names
+from trarctl.report.pictures import HEAT_COLORS, ShownSpans, Thumbnail, overlay, span_color, worth_showing
 
-_LEAST_SHOWN = 0.001  # probability of an answer after the first
 # A page may take these for its own templates, wherever they come from.
 _NO_TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 
@@ -51,26 +50,26 @@ def _grid_on_image(asked: Prediction) -> dict[str, object] | None:
 
 def answers_html(asked: Mapping[str, tuple[Predictor, Prediction]], picture: Thumbnail) -> str:
     """Show what each checkpoint, by its name, answers to one question about one picture."""
-    models = [
-        {
-            "name": name,
-            "answers": [pair for rank, pair in enumerate(one.answers) if rank == 0 or pair[1] >= _LEAST_SHOWN],
-            "routes": one.routes,
-            "spans": [
-                {"name": span, "color": span_color(index)}
-                for index, span in enumerate(span_names(predictor.settings.spans))
-            ],
-            "overlays": [overlay(each, one.geometry) for each in (one.answer_attention, *one.layer_attention)],
-            "notes": [
-                *notes_on([one]),
-                *([f"{predictor.why_no_geometry}; it is drawn over all of it"] if predictor.why_no_geometry else []),
-                *(["only the heaviest span of each layer is used"] if predictor.settings.binarize else []),
-            ],
-        }
-        for name, (predictor, one) in asked.items()
-    ]
+    models = []
+    for name, (predictor, one) in asked.items():
+        spans = ShownSpans(predictor.settings.spans, predictor.settings.grid_size)
+        notes = notes_on([one])
+        if predictor.why_no_geometry:
+            notes.append(f"{predictor.why_no_geometry}; attention is drawn over all of the picture")
+        if predictor.settings.binarize:
+            notes.append("only the heaviest span of each layer is used")
+        models.append(
+            {
+                "name": name,
+                "answers": worth_showing(one.answers),
+                "routes": spans.merged(one.routes).tolist(),
+                "spans": [{"name": span, "color": span_color(index)} for index, span in enumerate(spans.names)],
+                "overlays": [overlay(each, one.geometry) for each in (one.answer_attention, *one.layer_attention)],
+                "notes": notes,
+            }
+        )
     question = next(one.question for _, one in asked.values())
-    content = {"question": question, "picture": picture.uri, "models": models}
+    content = {"question": question, "picture": picture.uri, "models": models, "heat_colors": HEAT_COLORS}
     return load_template("answers.html").render(content).translate(_NO_TEMPLATE)
 
 

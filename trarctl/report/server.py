@@ -262,7 +262,7 @@ def _answer_form(form: Mapping[str, Any], desk: Desk, folder: Path) -> dict[str,
     upload, question = form.get("image"), form.get("question")
     name, top = form.get("ckpt") or next(iter(desk.served)), str(form.get("top") or 5)
     if upload is None or isinstance(upload, str) or not isinstance(question, str):
-        missing = "question" if isinstance(question, str) is False and upload is not None else "image"
+        missing = "image" if upload is None or isinstance(upload, str) else "question"
         raise RefusedError(400, f"the form has no {missing}", "send the fields image, a file, and question")
     if name not in desk.served:
         raise RefusedError(404, f"no checkpoint {str(name)[:80]!r} is served", f"one of {', '.join(desk.served)}")

@@ -140,6 +140,9 @@ def test_the_page_answers_at_each_width_in_each_scheme(
         name = request.node.callspec.id.translate(str.maketrans("", "", "()', "))
         (Path(os.environ["SCREENSHOTS"]) / f"serve-{name}.png").write_bytes(base64.b64decode(shot["data"]))
     assert opened.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    tops = [one.location["y"] for one in opened.find_elements(By.CSS_SELECTOR, ".trar article")]
+    is_wide = opened.execute_script("return window.innerWidth > 1000")
+    assert (tops[0] == tops[1]) == is_wide  # side by side
     is_dark = opened.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches")
     assert (brightness(opened, ".trar article", "background-color") < 300) == is_dark
     for selector in (".trar article", ".trar-legend", ".trar-head p"):

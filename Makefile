@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test docs fuzz test-features test-extractors check-features test-onnx test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test docs fuzz test-features test-extractors check-features test-onnx test-browser test-serve lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -100,13 +100,26 @@ docs: $(INSTALLED) ## The documentation as a site, build/site/index.html; a link
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+CHROMIUM := command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	|| { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; } \
+	|| { echo "error: no chromium and chromedriver" >&2; \
+	     echo "hint:  install both, as root: apt-get install chromium chromium-driver" >&2; exit 1; }
+
 test-browser: $(INSTALLED) ## Open the report in headless Chromium, which is installed if need be
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
-		|| { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; } \
-		|| { echo "error: no chromium and chromedriver" >&2; \
-		     echo "hint:  install both, as root: apt-get install chromium chromium-driver" >&2; exit 1; }
+	@$(CHROMIUM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser/check_report.py
+
+SERVE_VENV := .venv-serve
+
+# Gradio takes no Pillow as new as the pinned one.
+test-serve: ## Ask through the page and its JSON, also in headless Chromium (in a second venv)
+	@$(CHROMIUM)
+	test -x $(SERVE_VENV)/bin/python || $(PYTHON) -m venv $(SERVE_VENV)
+	grep -v '^pillow=' constraints.txt > $(SERVE_VENV)/constraints.txt
+	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(SERVE_VENV)/constraints.txt \
+		-e '.[demo,report,dev,browser,serve]'
+	OMP_NUM_THREADS=1 $(SERVE_VENV)/bin/pytest tests/commands/test_serve.py tests/browser/check_serve.py
 
 clean: ## Remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

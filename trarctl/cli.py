@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from trarctl import __version__, errors
-from trarctl.commands import download, export, extract, predict, prepare, resume, runs, settings, show, submit, train
+from trarctl.commands import (
+    download,
+    export,
+    extract,
+    predict,
+    prepare,
+    resume,
+    runs,
+    serve,
+    settings,
+    show,
+    submit,
+    train,
+)
 from trarctl.commands import eval as evaluation
 from trarctl.commands.console import shield_streams, show_error, warn
 from trarctl.commands.options import Command, Group
@@ -71,6 +84,7 @@ for name, command, epilog in (
     ("submit", submit.submit, submit.EPILOG),
     ("predict", predict.predict, predict.EPILOG),
     ("export", export.export, export.EPILOG),
+    ("serve", serve.serve, serve.EPILOG),
     ("runs", runs.runs, runs.EPILOG),
     ("show", show.show, show.EPILOG),
     ("settings", settings.settings, settings.EPILOG),

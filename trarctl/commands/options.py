@@ -168,6 +168,20 @@ SplitOption = Annotated[
     str | None,
     option("--split", DATA_PANEL, "Split of the prepared data.", metavar="NAME", autocompletion=complete_split),
 ]
+ExtractorOption = Annotated[
+    str | None,
+    option(
+        "--extractor",
+        DATA_PANEL,
+        "What made the features of the data, if it does not say so; compared with one of its images.",
+        metavar="NAME",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    option("--weights", DATA_PANEL, "Weights of the extractor; by default a download.", metavar="FILE"),
+]
+DeviceOption = Annotated[str | None, option("--gpus", DEVICE_PANEL, "Device; by default cpu.", metavar="0|cpu")]
 EvaluatorOption = Annotated[
     EvaluatorName,
     option(

@@ -12,6 +12,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from benchmarks import launches
 from benchmarks.gpu_check import Size
@@ -31,7 +33,7 @@ from trarctl.engine.jobs import plan_start
 from trarctl.engine.loading import build_model
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
-from trarctl.engine.trainer import STEPS_BETWEEN_REQUESTS, Trainer
+from trarctl.engine.trainer import STEPS_BETWEEN_REQUESTS, Trainer, answer_loss
 from trarctl.errors import Stopped
 from trarctl.groups import Group
 from trarctl.model import kernels
@@ -389,6 +391,37 @@ def test_a_compiled_step_is_compiled_once(golden_data: dict[str, Path], tmp_path
         num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert num_graphs == num_graphs[:1] * NUM_UNRECORDED
     assert num_graphs[0] > 0
+
+
+@pytest.mark.parametrize(("routing", "loss"), [("soft", "bce"), ("hard", "kld")])
+def test_forward_loss_and_backward_are_one_graph(
+    loss: Any, routing: str, golden_data: dict[str, Path], tmp_path: Path
+) -> None:
+    size = {"model__grid_size": 4, "model__dropout": 0, "model__routing": routing}
+    trainer = trainer_of(tiny_settings(golden_data["vqa"], tmp_path, **size), golden_data["vqa"])
+    (part,) = parts_of(golden_data["vqa"], 1)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def loss_of(tokens: torch.Tensor, cells: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return answer_loss(trainer.model(tokens, cells, temperature=1.0)[0], target, loss=loss).sum()
+
+    def look(module: torch.fx.GraphModule, _given: object) -> Callable[..., Any]:
+        graphs.append(module)
+        return make_boxed_func(module.forward)
+
+    found = []
+    torch.compiler.reset()
+    whole = torch.compile(loss_of, backend=aot_autograd(fw_compiler=look, bw_compiler=look), fullgraph=True)
+    for function in (loss_of, whole):
+        trainer.model.zero_grad()
+        torch.manual_seed(4)  # of hard routing's noise
+        with torch._dynamo.config.patch(allow_rnn=True):  # otherwise Dynamo leaves torch's LSTM out of any graph
+            result = function(part.question_tokens, part.cells(), part.target)
+            result.backward()
+        found.append([result.detach(), *(one.grad for one in trainer.model.parameters() if one.grad is not None)])
+    assert len(graphs) == 2  # one each way
+    for ours, right in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_of_a_step_leaves_the_device(golden_data: dict[str, Path], tmp_path: Path) -> None:

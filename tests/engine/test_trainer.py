@@ -84,7 +84,8 @@ def _in_one_of_two(rank: int, port: int, data: dict[str, Path], folder: Path) ->
     group = Group(rank, 2, rank, 2, "127.0.0.1", port)
     with joined(Placement(("cpu", "cpu"), group), timeout_seconds=60) as world:
         for dataset, path in data.items():
-            settings = settings_of(dataset, path, folder, f"{dataset}-two", 2)
+            # DistributedDataParallel takes the graph to be static where gradients are not accumulated.
+            settings = settings_of(dataset, path, folder, f"{dataset}-two", {"vqa": 2, "clevr": 1}[dataset])
             found = gradients(settings, world)
             scores, answered = scored(settings, world)
             if rank == 0:

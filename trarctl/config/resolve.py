@@ -12,8 +12,6 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.config.original_yaml import read_yaml, refuse_repeated, translate
 from trarctl.config.settings import (
@@ -293,7 +291,7 @@ def _read_file(path: Path) -> tuple[Layer, list[str]]:
         raise SettingsError(f"{path}: is not UTF-8 text", "save it as UTF-8") from None
     except RecursionError:
         raise SettingsError(f"{path}: is nested too deeply", "settings are one table of values deep") from None
-    except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         # PyYAML lets what it meets while it builds odd values through.
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: {reason}", f"correct the file; it must be valid {suffix[1:].upper()}") from None

@@ -339,7 +339,7 @@ class RunSettings(Frozen):
     compile: Compile = setting(
         "auto",
         "compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps slower. "
-        "auto: one GPU replays the recorded step, as it does with on, but nothing is compiled; off: neither",
+        "auto: GPUs replay the recorded step, as they do with on, but nothing is compiled; off: neither",
     )
     max_restarts: int = setting(0, "times that lost processes are restarted, from the latest checkpoint", ge=0, le=100)
     timeout_seconds: PositiveFloat = setting(600.0, "seconds to wait for a process before it counts as lost")

@@ -44,7 +44,7 @@ from trarctl.engine.callbacks import (
     Validated,
 )
 from trarctl.engine.checkpoint import Description, TrainedOn, TrainState
-from trarctl.engine.distributed import World
+from trarctl.engine.distributed import PackedGradients, World
 from trarctl.engine.evaluator import Evaluator
 from trarctl.engine.graph import RecordedStep, Step
 from trarctl.engine.loading import build_model, describe_data, load_weights
@@ -53,6 +53,8 @@ from trarctl.engine.schedules import learning_rate, temperature
 from trarctl.engine.signals import STOPPING, StopRequest
 from trarctl.errors import CheckpointError, DataError, DivergenceError, Stopped, listed
 from trarctl.model.trar import count_parameters
+
+STEPS_BETWEEN_REQUESTS = 16  # of several GPUs: they hear of a signal or a due save then, and where a step is logged
 
 Schedule = tuple[float, float]
 """Learning rate and temperature of a step."""
@@ -108,10 +110,16 @@ class Trainer:
         )
         checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
         self._ema = None if train.ema_decay is None else MovingAverage(self.model, train.ema_decay, tensors)
-        self.network = distributed.share_gradients(self.model, world)
-        # Several processes exchange gradients within the backward pass, which is not recorded.
-        recorder = graph.recorder_for(world.device, settings.run.compile) if world.size == 1 else None
+        recorder = graph.recorder_for(world.device, settings.run.compile)
         self._recorded = None if recorder is None else RecordedStep(self, recorder, self._note)
+        self._packed: PackedGradients | None = None
+        self.network: nn.Module = self.model
+        if recorder is None:
+            self.network = distributed.share_gradients(self.model, world, is_accumulated=train.accumulation > 1)
+        elif world.size > 1:
+            # A recording holds no collective: gradients are exchanged between the two halves of a step.
+            self._packed = PackedGradients(self.model, world)
+            distributed.share_weights(self.model)
         self._temperature: float | Tensor = self.temperature
         if self._recorded is not None:
             # A recorded step reads them from their place in memory.
@@ -183,12 +191,14 @@ class Trainer:
         for number, part in enumerate(parts, start=1):
             loss, routes = halves.forward_backward(part, is_first=number == 1, is_last=number == len(parts))
             losses.append(loss)
+        if self._packed is not None:
+            self._packed.average()
         gradient_norm = halves.update()
         question_id = np.concatenate([part.question_id for part in parts])
         return StepResult(step, question_id, torch.stack(losses).sum(), gradient_norm, routes)
 
     def forward_backward(self, part: Batch, *, is_first: bool, is_last: bool) -> tuple[Tensor, Tensor]:
-        """Add one part's gradient, the first to none; only with the last do processes exchange gradients.
+        """Add one part's gradient, the first to none; with the last, processes exchange them or pack them for that.
 
         Returns:
             The loss, summed over the part, and the mean span weights, [L, K].
@@ -209,6 +219,8 @@ class Trainer:
             loss = answer_loss(scores, part.target, loss=train.loss).sum()
             with distributed.collective():
                 (loss * scale).backward()
+        if self._packed is not None and is_last:
+            self._packed.pack()
         return loss.detach(), routes.detach().mean(dim=0)
 
     def update(self) -> Tensor:
@@ -218,6 +230,8 @@ class Trainer:
             The gradient's norm before clipping; where it is not finite, nothing was changed.
         """
         clip, optimizer = self.settings.train.gradient_clip, self.optimizer
+        if self._packed is not None:
+            self._packed.unpack()
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         gradient_norm = nn.utils.get_total_norm(gradients)
         if clip is not None:
@@ -362,7 +376,10 @@ class Trainer:
         self._unread.append(result)
         is_end = self.state.step_in_epoch == self.steps_per_epoch
         is_logged = result.step % self.settings.run.log_every == 0 or is_end
-        signal_number, is_save_due = self._synchronize(reads_loss=is_logged or self.world.device.type == "cpu")
+        reads_loss = is_logged or self.world.device.type == "cpu"
+        signal_number, is_save_due = 0, False
+        if reads_loss or self._is_asked():
+            signal_number, is_save_due = self._synchronize(reads_loss=reads_loss)
         self._report_step(result, is_logged=is_logged)
         if signal_number:
             self._stop(signal_number)
@@ -370,7 +387,7 @@ class Trainer:
             self._save()
 
     def _synchronize(self, *, reads_loss: bool) -> tuple[int, bool]:
-        """Add up the losses, and learn from all processes whether to stop or to save; one all-reduce a step.
+        """Add up the losses, and learn from all processes whether to stop or to save, by one all-reduce.
 
         Reading the losses waits for the device. Whatever is saved has them in it.
 
@@ -404,6 +421,12 @@ class Trainer:
 
     def _unread_loss(self) -> float:
         return float(_losses(self._unread).double().sum()) if self._unread else 0.0
+
+    def _is_asked(self) -> bool:
+        """Whether this is a step after which processes tell each other of requests; the same in all of them."""
+        step, every = self.state.step, self.settings.run.save_every
+        is_counted = every is not None and every.isdigit() and step % int(every) == 0
+        return self.world.size == 1 or step % STEPS_BETWEEN_REQUESTS == 0 or is_counted
 
     def _is_save_due(self) -> bool:
         """Whether ``run.save_every`` asks for a checkpoint; the end of an epoch has one anyway."""

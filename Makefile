@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test docs dist fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test docs dist fuzz test-features test-extractors check-features test-onnx test-browser test-serve lint bench bench-quick full-size clean faults soak gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -59,9 +59,14 @@ soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, thr
 gpu-check: $(INSTALLED) ## Parity, a resumed run, kernels, times on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check
 
-check-features: $(INSTALLED) ## Compare features made here with published ones, file by file: OURS=DIR PUBLISHED=DIR
-	@test -n "$(OURS)" -a -n "$(PUBLISHED)" || { echo "hint:  make check-features OURS=DIR PUBLISHED=DIR" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.check_features $(OURS) $(PUBLISHED)
+# Folders may be named as goals; they are there, so that there is nothing to make of them.
+FOLDERS = $(filter-out check-features,$(MAKECMDGOALS))
+PUBLISHED ?= $(or $(DIR),$(lastword $(FOLDERS)))
+OURS ?= $(if $(word 2,$(FOLDERS)),$(firstword $(FOLDERS)),feats)
+
+check-features: $(INSTALLED) ## Compare features in feats with published ones, file by file: make check-features DIR
+	@test -n "$(PUBLISHED)" || { echo "hint:  make check-features PUBLISHED, or make check-features OURS PUBLISHED" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.check_features "$(OURS)" "$(PUBLISHED)"
 
 FEATURES_VENV := .venv-features
 
@@ -75,7 +80,12 @@ test-features: ## Features from images, against torchvision and timm themselves 
 		tests/data/features/test_clip.py tests/data/features/test_timm_models.py
 
 test-extractors: $(INSTALLED) ## Whole pictures through whole networks, against the original's numbers (some minutes)
-	$(BIN)/pytest -s tests/data/features/check_extractors.py tests/data/features/check_clip.py
+	$(BIN)/pytest -s tests/data/features/check_extractors.py tests/data/features/check_clip.py \
+		tests/data/features/check_by_command.py
+
+test-onnx: $(INSTALLED) ## Exported ONNX and PT2 files against the model and the original's scores (some minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/engine/check_export.py
 
 bench: $(INSTALLED) ## Speed and memory against the floor, one table, benchmarks/latest.json (about 20 minutes)
 	$(BIN)/python -m benchmarks.bench
@@ -94,13 +104,26 @@ docs: $(INSTALLED) ## The documentation as a site, build/site/index.html; a link
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+CHROMIUM := command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	|| { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; } \
+	|| { echo "error: no chromium and chromedriver" >&2; \
+	     echo "hint:  install both, as root: apt-get install chromium chromium-driver" >&2; exit 1; }
+
 test-browser: $(INSTALLED) ## Open the report in headless Chromium, which is installed if need be
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
-		|| { apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver; } \
-		|| { echo "error: no chromium and chromedriver" >&2; \
-		     echo "hint:  install both, as root: apt-get install chromium chromium-driver" >&2; exit 1; }
+	@$(CHROMIUM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser/check_report.py
+
+SERVE_VENV := .venv-serve
+
+# Gradio takes no Pillow as new as the pinned one.
+test-serve: ## Ask through the page and its JSON, also in headless Chromium (in a second venv)
+	@$(CHROMIUM)
+	test -x $(SERVE_VENV)/bin/python || $(PYTHON) -m venv $(SERVE_VENV)
+	grep -v '^pillow=' constraints.txt > $(SERVE_VENV)/constraints.txt
+	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(SERVE_VENV)/constraints.txt \
+		-e '.[demo,report,dev,browser,serve]'
+	OMP_NUM_THREADS=1 $(SERVE_VENV)/bin/pytest tests/commands/test_serve.py tests/browser/check_serve.py
 
 clean: ## Remove caches and build products; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,10 +1,12 @@
 """Compare features made here with published ones, file by file: for those who have both.
 
-    python -m benchmarks.check_features OURS PUBLISHED
+    make check-features PUBLISHED          where trarctl extract wrote to ./feats
+    make check-features OURS PUBLISHED     as python -m benchmarks.check_features
 
 OURS holds what ``trarctl extract`` wrote; PUBLISHED the same pictures' features as ``.npy`` or ``.npz``, or maps as
-``.pth``. Names match by folder and by the number they end in, as ``COCO_val2014_000000000042.jpg.npy`` and ``42.npy``
-do, or else whole but for endings. Differences are in units of the published file's standard deviation.
+``.pth``. Names match by folder: whole but for endings, or else by the number they end in, as
+``COCO_val2014_000000000042.jpg.npy`` and ``42.npy`` do. Differences are in units of the published file's standard
+deviation.
 
 - same: no value differs by more than 2e-3 of itself or of the deviation; float16 rounds to half of that
 - close: on average less than 2e-3, as another JPEG decoder, Pillow or device does
@@ -24,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from trarctl.data.features import zipped
 from trarctl.data.features.base import ExtractorOptions, make_extractor
 from trarctl.data.features.grid import FeatureFileError, read_features
 from trarctl.errors import DataError, SettingsError, listed
@@ -42,15 +45,38 @@ class Difference:
     verdict: str
 
 
-def named(folder: Path) -> dict[tuple[str, str], Path]:
-    """List the feature files of a folder and those in it, by folder and id."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in ENDINGS and not path.name.startswith("."):
-            stem = _PICTURE.sub("", path.name[: -len(path.suffix)])
-            number = re.search(r"[0-9]+$", stem)
-            found[path.parent.relative_to(folder).as_posix(), str(int(number[0])) if number else stem] = path
-    return found
+def _files(folder: Path) -> list[Path]:
+    found = {*folder.rglob("*"), *(folder / name for name in zipped.names_below(folder))}
+    return sorted(path for path in found if path.suffix in ENDINGS and not path.name.startswith("."))
+
+
+def _stem(path: Path) -> str:
+    return _PICTURE.sub("", path.name[: -len(path.suffix)])
+
+
+def _number(path: Path) -> str:
+    number = re.search(r"[0-9]+$", _stem(path))
+    return str(int(number[0])) if number else ""
+
+
+def matched(ours: Path, published: Path) -> tuple[list[tuple[Path, Path]], list[Path], list[Path]]:
+    """Pair the feature files of two folders and those in them: by folder and name, then by the number at its end.
+
+    Also gives those of each folder that have none, or more than one, of their name in the other.
+    """
+    left, pairs = [_files(ours), _files(published)], list[tuple[Path, Path]]()
+    for key_of in (_stem, _number):
+        groups: list[dict[tuple[Path, str], list[Path]]] = [{}, {}]
+        for group, files, folder in zip(groups, left, (ours, published), strict=True):
+            for path in files:
+                if key := key_of(path):
+                    group.setdefault((path.parent.relative_to(folder), key), []).append(path)
+        alike = [(groups[0][key], groups[1][key]) for key in groups[0].keys() & groups[1].keys()]
+        found = [(mine[0], theirs[0]) for mine, theirs in alike if len(mine) == len(theirs) == 1]
+        pairs += found
+        done = {path for pair in found for path in pair}
+        left = [[path for path in files if path not in done] for files in left]
+    return sorted(pairs), left[0], left[1]
 
 
 def read(path: Path, num_cells: int | None = None) -> npt.NDArray[np.float64]:
@@ -85,29 +111,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("published", type=Path)
     parser.add_argument("--files", action="store_true", help="print every file")
     options = parser.parse_args(arguments)
-    ours, published = named(options.ours), named(options.published)
-    for folder, there, other, wanted in (
-        (options.published, published, options.ours, ours),
-        (options.ours, ours, options.published, published),
+    pairs, *left = matched(options.ours, options.published)
+    for paths, folder, other in zip(
+        left, (options.ours, options.published), (options.published, options.ours), strict=True
     ):
-        if missing := [wanted[key].relative_to(other).as_posix() for key in wanted.keys() - there.keys()]:
-            print(f"{len(missing):,} files have none of their name in {folder}: {listed(sorted(missing))}")
+        if paths:
+            missing = listed(path.relative_to(folder).as_posix() for path in paths)
+            print(f"{len(paths):,} files have none of their name, or more than one, in {other}: {missing}")
     found: dict[Path, Difference] = {}
-    for key in sorted(ours.keys() & published.keys()):
+    for ours, published in pairs:
         try:
-            mine = read(ours[key])
-            found[ours[key]] = compare(mine, read(published[key], len(mine)))
+            mine = read(ours)
+            found[ours] = one = compare(mine, read(published, len(mine)))
         except FeatureFileError as error:
-            found[ours[key]] = Difference(np.inf, np.inf, f"unusable: {error}")
+            found[ours] = one = Difference(np.inf, np.inf, f"unusable: {error}")
         if options.files:
-            print(f"{found[ours[key]].largest:9.2e} {found[ours[key]].mean:9.2e}  {found[ours[key]].verdict}  {key[1]}")
+            print(f"{one.largest:9.2e} {one.mean:9.2e}  {one.verdict}  {ours.relative_to(options.ours).as_posix()}")
     verdicts = Counter(one.verdict for one in found.values())
     for verdict, count in verdicts.most_common():
         some = [(path, one) for path, one in found.items() if one.verdict == verdict]
         path, worst = max(some, key=lambda pair: pair[1].largest)
         mean = np.mean([one.mean for _, one in some])
         print(f"{count:,} {verdict}: largest difference {worst.largest:.2g} ({path}), mean {mean:.2g}")
-    is_good = bool(found) and verdicts.keys() <= {"same", "close"} and ours.keys() == published.keys()
+    is_good = bool(found) and verdicts.keys() <= {"same", "close"} and not any(left)
     print(
         "no file is in both folders" if not found else f"verdict: {'the same' if is_good else 'not the same'} features"
     )

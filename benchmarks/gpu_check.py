@@ -38,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.programs import program, resume_command, train_command, wait_for_step
-from tests.engine.running import GOLDEN, golden_run, weights
+from tests.engine.running import GOLDEN, golden_run, original_sets, weights
 from tests.model import reference
 from trarctl.config import Compile, WantedCache
 from trarctl.config.resolve import resolve
@@ -114,7 +114,7 @@ class Case:
 
     def model(self) -> TRAR:
         """The model with the case's weights, on the CPU."""
-        model = TRAR(self.settings.model, model_sizes(self.data))
+        model = TRAR(self.settings.model, model_sizes(self.data.card))
         model.load_state_dict(self.state)
         return model
 
@@ -136,8 +136,8 @@ def read_cases(data: dict[str, PreparedData]) -> list[Case]:
     cases = []
     for file in sorted((GOLDEN / "cases").glob("*.json")):
         case = json.loads(file.read_text())
-        prepared, config = data[case["dataset"]], file.with_suffix(".yml")
-        settings = resolve(dataset=case["dataset"], config=config, environ={}).settings
+        prepared = data[case["dataset"]]
+        settings = resolve(dataset=case["dataset"], sets=original_sets(case), environ={}).settings
         samples = scoring_samples(prepared, case["split"])
         with np.load(file.with_suffix(".npz")) as expected:
             scores = torch.from_numpy(expected["scores"])
@@ -455,8 +455,8 @@ def published(size: Size, precision: Precision, way: Compile, attention: str = "
     spans = ",".join(map(str, size.spans))
     sets = [f"model.grid_size={size.grid}", f"model.spans={spans}", f"train.batch_size={size.batch}"]
     sets += [f"run.precision={precision}", f"run.compile={way}", f"run.attention={attention}"]
-    features = SimpleNamespace(width=2_048)
-    data = SimpleNamespace(vocabulary=range(20_573), answers=range(3_129), features=features, vectors=None)
+    card = SimpleNamespace(vocabulary=range(20_573), answers=range(3_129), feature_width=2_048)
+    data = SimpleNamespace(card=card, vectors=None)
     return resolve(dataset="vqa", environ={}, sets=sets).settings, cast(PreparedData, data)
 
 

@@ -7,8 +7,9 @@ products and the bytes that it reads and writes, and is given the time of whiche
 memory, or the shortest time that any kernel takes. Three numbers follow: ``arithmetic`` alone, ``graph`` (operators one
 after the other, launched together), and ``eager`` (where the host launches them one by one).
 
-Gradients are exchanged in float32 while the backward pass goes on. The figures of the GPUs are their makers', and what
-of them is reached in practice is a guess: see docs/scaling.md for how near it came to what an H100 measured.
+Gradients are exchanged in float32 between the backward pass and the update, which are graphs of their own. The figures
+of the GPUs are their makers', and what of them is reached in practice is a guess: see docs/scaling.md for how near it
+came to what an H100 measured.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ BATCH, STEPS_OF_AN_EPOCH, EPOCHS = 64, 6_933, 13  # of the published recipe on t
 SPANS = {8: (0, 1, 2, 3), 14: (0, 1, 3), 16: (0, 1, 2, 3), 32: (0, 1, 2, 3)}
 HOST_SECONDS = 38e-6  # of an operator from Python, as beside the H100 of gpu.json; the launch alone takes 4 to 6e-6
 SHORTEST_SECONDS = 2e-6  # of any kernel on the device
-BACKWARD_SHARE = 2 / 3  # of a step, beside which gradients are exchanged
-LAST_BUCKET = 25 << 20  # bytes that are exchanged after the backward pass at the earliest
+PASSES = 4  # over all gradients, to pack them (read, write) and to divide their sum (read, write)
 # Products of a query, or a gradient, with every key.
 ATTENTION_PRODUCTS = {"routed_attention": 2, "routed_attention_backward": 5}
 LSTM_PRODUCTS = {"lstm": 1, "lstm_backward": 2}  # of a word with each weight
@@ -107,13 +107,12 @@ class Step(Counted):
         return sum(one.seconds(gpu) for one in self.operators)
 
     def exchange_seconds(self, gpu: Gpu, num_gpus: int) -> float:
-        """What gradients of 4 bytes a weight take between GPUs, eight in a machine, beyond what the backward hides."""
+        """What exchanging gradients of 4 bytes a weight takes between GPUs, eight in a machine."""
         if num_gpus == 1:
             return 0.0
         bandwidth = gpu.link if num_gpus <= 8 else min(gpu.link, 8 * gpu.network)
-        total = 2 * (num_gpus - 1) / num_gpus * 4 * self.num_weights / bandwidth
-        last = 2 * LAST_BUCKET / bandwidth
-        return max(total - BACKWARD_SHARE * self.seconds(gpu), last)
+        num_bytes = 4 * self.num_weights
+        return 2 * (num_gpus - 1) / num_gpus * num_bytes / bandwidth + PASSES * num_bytes / gpu.memory
 
 
 def count(grid: int, batch: int) -> Step:

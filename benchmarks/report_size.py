@@ -92,7 +92,7 @@ def write_run(folder: Path, data: PreparedData, settings: Settings) -> Path:
         routes = random.dirichlet(np.ones(num_spans) * 50, size=num_layers).round(4).tolist()
         entry = {"event": "step", "epoch": step // steps + 1, "step": step, "loss": 10 / (1 + step / steps)}
         run_folder.record(entry | {"learning_rate": 1e-4, "temperature": 1.0, "routes": routes})
-    model = TRAR(settings.model, model_sizes(data))
+    model = TRAR(settings.model, model_sizes(data.card))
     path = run_folder.epoch_checkpoint(13)
     description = Description(
         trarctl="benchmark",

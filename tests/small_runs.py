@@ -24,6 +24,7 @@ TINY = (
     "train.batch_size=16",
     "train.warmup_epochs=0",
     "run.log_every=2",
+    "run.keep=0",
     "data.num_workers=0",
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.check_features import compare, main
+from trarctl.data.features import zipped
 
 
 def features(seed: int, rows: int = 64, width: int = 32) -> np.ndarray:
@@ -26,6 +29,14 @@ def test_two_names_of_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
     write(tmp_path / "published", **{"42": features(1), "a": features(2)})
     assert main([str(tmp_path / "ours"), str(tmp_path / "published"), "--files"]) == 0
     assert "2 same: largest difference 0 " in capsys.readouterr().out
+    # The same, packed by trarctl extract.
+    (tmp_path / "ours/backbone.json").write_text("{}")
+    names = ["COCO_val2014_000000000042.jpg.npy", "a.png.npy"]
+    zipped.write(tmp_path / "ours", names, tmp_path / "scratch", lambda *_: None)
+    for name in names:
+        (tmp_path / "ours" / name).unlink()
+    assert main([str(tmp_path / "ours"), str(tmp_path / "published"), "--files"]) == 0
+    assert "2 same: largest difference 0 " in capsys.readouterr().out
 
 
 def test_what_is_missing_and_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,8 +48,8 @@ def test_what_is_missing_and_what_differs(tmp_path: Path, capsys: pytest.Capture
     assert main([str(tmp_path / "ours"), str(tmp_path / "published")]) == 1
     said = capsys.readouterr().out
     for text in (
-        f"1 files have none of their name in {tmp_path / 'published'}: 5.npy",
-        f"1 files have none of their name in {tmp_path / 'ours'}: 6.npy",
+        f"1 files have none of their name, or more than one, in {tmp_path / 'published'}: 5.npy",
+        f"1 files have none of their name, or more than one, in {tmp_path / 'ours'}: 6.npy",
         "1 same",
         "1 different",
         "1 other shape: [64, 32], published [9, 32]",
@@ -46,6 +57,38 @@ def test_what_is_missing_and_what_differs(tmp_path: Path, capsys: pytest.Capture
         "verdict: not the same features",
     ):
         assert text in said
+
+
+def test_names_that_end_in_one_number_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "ours", **{"cat1.jpg": features(1), "dog1.jpg": features(2), "COCO_val_0007.jpg": features(3)})
+    write(tmp_path / "published", **{"cat1": features(1), "dog1": features(2), "7": features(3)})
+    assert main([str(tmp_path / "ours"), str(tmp_path / "published")]) == 0
+    assert "3 same" in capsys.readouterr().out
+    write(tmp_path / "ours", **{"old_7.jpg": features(4)})
+    assert main([str(tmp_path / "ours"), str(tmp_path / "published")]) == 1
+    said = capsys.readouterr().out
+    assert "2 files have none of their name, or more than one, in" in said
+    assert ": COCO_val_0007.jpg.npy, old_7.jpg.npy\n" in said
+    assert "2 same" in said
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("words", "folders"),
+    [
+        (["theirs"], '"feats" "theirs"'),
+        (["mine", "theirs"], '"mine" "theirs"'),
+        (["DIR=theirs"], '"feats" "theirs"'),
+        (["OURS=a b", "PUBLISHED=theirs"], '"a b" "theirs"'),
+    ],
+)
+def test_folders_that_make_is_given(words: list[str], folders: str, tmp_path: Path) -> None:
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+    makefile = Path(__file__).parents[1] / "Makefile"
+    command = ["make", "-n", "-o", ".venv/.installed", "-f", str(makefile), "check-features", *words]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, f"-m benchmarks.check_features {folders}\n" in ran.stdout) == (0, True), ran
 
 
 def test_verdicts() -> None:

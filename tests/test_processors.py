@@ -87,15 +87,15 @@ def test_threads_of_each(num_processes: int, omp: str | None, expected: int) -> 
 @pytest.mark.parametrize(
     ("before", "after", "warning"),
     [
-        ({}, {"GOMP_SPINCOUNT": "20000", **QUIET}, None),
+        ({}, {"GOMP_SPINCOUNT": "1000", **QUIET}, None),
         ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5", **QUIET}, None),
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active", **QUIET}, None),
-        ({"OMP_NUM_THREADS": "4,2"}, {"OMP_NUM_THREADS": "4,2", "GOMP_SPINCOUNT": "20000", **QUIET}, None),
-        ({"OMP_NUM_THREADS": ""}, {"GOMP_SPINCOUNT": "20000", **QUIET}, None),
+        ({"OMP_NUM_THREADS": "4,2"}, {"OMP_NUM_THREADS": "4,2", "GOMP_SPINCOUNT": "1000", **QUIET}, None),
+        ({"OMP_NUM_THREADS": ""}, {"GOMP_SPINCOUNT": "1000", **QUIET}, None),
         *[
             (
                 {"OMP_NUM_THREADS": text},
-                {"GOMP_SPINCOUNT": "20000", **QUIET},
+                {"GOMP_SPINCOUNT": "1000", **QUIET},
                 f"OMP_NUM_THREADS={text!r} is no number of threads: it is not used",
             )
             for text in ("abc", "0", "-2", "\u00b2", "99999")

@@ -10,7 +10,8 @@ Importing this module is cheap; each function imports what it needs. All errors 
 The functions that take a checkpoint share their arguments:
 
     ckpt: ``RUN``, ``RUN@EPOCH`` or a file, as on the command line; None for the latest run.
-    data: prepared folder; None for the one that the checkpoint was trained on.
+    data: prepared folder; None for the one that the checkpoint was trained on, where it is needed: a checkpoint stands
+        alone for questions about pictures.
     config: settings that belong to a checkpoint of the original program.
     gpus: devices as on the command line; None for a GPU if there is one.
     runs: folder of the runs.
@@ -166,13 +167,12 @@ def load_model(
     """Load a checkpoint; ``.model`` is the torch module, in evaluation mode."""
     import os
 
-    from trarctl.data.prepared import open_prepared
     from trarctl.engine.distributed import joined, plan_placement
     from trarctl.engine.evaluator import choose
 
-    chosen = choose(_request(ckpt, data, "", config, gpus, runs))
+    chosen = choose(_request(ckpt, data, "", config, gpus, runs), needs_data=False)
     with joined(plan_placement(gpus, os.environ), timeout_seconds=60.0) as world:
-        return chosen.open_model(open_prepared(chosen.data), world)
+        return chosen.open_model(None if chosen.data is None else chosen.open_data(), world)
 
 
 def score(

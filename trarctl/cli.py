@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from trarctl import __version__, errors
-from trarctl.commands import download, extract, predict, prepare, resume, runs, settings, show, submit, train
+from trarctl.commands import (
+    download,
+    export,
+    extract,
+    predict,
+    prepare,
+    resume,
+    runs,
+    serve,
+    settings,
+    show,
+    submit,
+    train,
+)
 from trarctl.commands import eval as evaluation
 from trarctl.commands.console import shield_streams, show_error, warn
 from trarctl.commands.options import Command, Group
@@ -30,7 +43,7 @@ EXIT_CODES = (
     (errors.DeviceError.exit_code, "device"),
     (errors.DivergenceError.exit_code, "the loss is not finite"),
 )
-STOPPED = ("128 + n", "stopped by signal n, after saving if training had begun")
+STOPPED = ("128 + n", "stopped by signal n, after saving if training had begun; 142: --max-time is over")
 # A line with \b tells Typer to keep the lines of the paragraph as they are.
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<8}{meaning}" for code, meaning in (*EXIT_CODES, STOPPED))
 
@@ -70,6 +83,8 @@ for name, command, epilog in (
     ("eval", evaluation.evaluate, evaluation.EPILOG),
     ("submit", submit.submit, submit.EPILOG),
     ("predict", predict.predict, predict.EPILOG),
+    ("export", export.export, export.EPILOG),
+    ("serve", serve.serve, serve.EPILOG),
     ("runs", runs.runs, runs.EPILOG),
     ("show", show.show, show.EPILOG),
     ("settings", settings.settings, settings.EPILOG),

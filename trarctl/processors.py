@@ -12,9 +12,9 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-# How long a thread of GNU OpenMP waits for work in a loop before it sleeps. Its default takes most of the time of other
-# programs on the same processors; this one costs nothing where there are none.
-_SPINS = "20000"
+# How often a thread of GNU OpenMP looks for work before it sleeps: for about as long as waking it takes. On processors
+# that other programs keep busy, its default makes a step take 10 times as long and more, and 20,000 still 3 times.
+_SPINS = "1000"
 
 
 class Memory(NamedTuple):

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
@@ -29,21 +26,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--ckpt", run.name, *run.folder_option, "--images", str(run.raw), "--report", str(folder / "report")]
     assert cli.run(["eval", *options]) == 0
     return folder / "report" / "index.html"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert browser, "make test-browser installs chromium"
-    assert driver, "make test-browser installs chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    window = webdriver.Chrome(options=options, service=Service(driver))
-    yield window
-    window.quit()
 
 
 @pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=str)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.data.features.tours import from_pictures_to_a_report
+from tests.data.features.tours import from_a_network_to_an_answer, from_pictures_to_a_report
 from tests.data.preparing import write_clevr
 from trarctl.data.prepared import open_prepared
 
@@ -24,6 +29,12 @@ PATCHES = ("--extractor", "patches", "--grid", "2")
 def draw(path: Path, color: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6), (color, 50, 200)).save(path)
+
+
+def noise(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(zlib.crc32(path.name.encode()))
+    Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
 
 
 def test_prepare_reads_what_extract_writes_for_clevr(tmp_path: Path, trarctl: Run) -> None:
@@ -59,10 +70,78 @@ def test_prepare_reads_what_extract_writes_for_a_table(tmp_path: Path, trarctl: 
     assert open_prepared(tmp_path / "p").features.num_images == 6
 
 
+def stored(out: Path) -> dict[str, bytes]:
+    """All that prepared data holds of features, and what it says of them but for places."""
+    data = open_prepared(out)
+    features = data.features.read(np.arange(data.features.num_images))
+    part = data.manifest.images
+    said = part.model_dump_json(exclude={"key", "image_sets"})
+    packed = {path.name.partition(".")[0]: path.read_bytes() for path in (out / "features").glob("*.npy")}
+    return {"all": features.tobytes(), "said": said.encode(), **packed, "by": (out / "backbone.json").read_bytes()}
+
+
+@pytest.mark.parametrize("dataset", ["clevr", "table"])
+def test_prepare_takes_a_packed_folder_as_the_files_in_it(
+    dataset: str, tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if dataset == "clevr":
+        raw = write_clevr(tmp_path)
+        shutil.rmtree("feats")
+        options = ["clevr", "--raw", str(raw)]
+        for split in ("train", "val", "test"):
+            for number in range(3):
+                noise(Path(f"images/{split}/CLEVR_{split}_{number:06d}.png"))
+    else:
+        rows = [f"deep/{number}.jpg,what is it?,{number % 2},{'val' if number > 7 else 'train'}" for number in range(9)]
+        Path("q.csv").write_text("\n".join(["image,question,answer,split", *rows]))
+        options = ["table", "--name", "mine", "--questions", "q.csv"]
+        for number in range(9):
+            noise(Path(f"images/deep/{number}.jpg"))
+    for more in ((), ("--pack",)):
+        code, stdout, stderr = trarctl("extract", "images", *PATCHES, "--out", "packed" if more else "files", *more)
+        assert code == 0, stderr
+    assert "features of 9 pictures in packed/features.zip; it took" in stdout
+    assert sorted(path.name for path in Path("packed").iterdir()) == ["backbone.json", "features.zip"]
+    for name, pack in (("in-place", ()), ("copied", ("--pack", "float16"))):
+        found = []
+        for features in ("files", "packed"):
+            command = ("prepare", *options, "--features", features, "--grid", "2", "--vectors", "none", *pack)
+            code, _, stderr = trarctl(*command, "--check")
+            assert code == 0, stderr
+            code, _, stderr = trarctl(*command, "--out", f"{name}-{features}")
+            assert code == 0, stderr
+            assert "features" not in stderr
+            found.append(stored(Path(f"{name}-{features}")))
+        assert found[0] == found[1]
+        code, stdout, stderr = trarctl(*command, "--out", f"{name}-packed")
+        assert "was up to date" in stdout
+    if dataset == "clevr":
+        Path("images/val/CLEVR_val_000001.png").unlink()
+    else:
+        Path("images/deep/1.jpg").unlink()
+    shutil.rmtree("packed")
+    assert trarctl("extract", "images", *PATCHES, "--out", "packed", "--pack")[0] == 0
+    code, _, stderr = trarctl(*command, "--out", "missing")
+    assert code == 4
+    assert stderr.startswith("error: no features for image ")
+    Path("packed/features.zip").write_bytes(b"PK")
+    code, _, stderr = trarctl(*command, "--out", "missing")
+    assert code == 4
+    assert stderr.startswith("error: packed/features.zip is damaged: file is not a zip file\n")
+
+
 def test_from_pictures_to_a_report(tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     from_pictures_to_a_report(tmp_path, trarctl, "patches")
     assert open_prepared(tmp_path / "prepared").features.width == 56
+
+
+@pytest.mark.parametrize("name", ["r50", "resnet101"])
+def test_from_a_network_to_an_answer(name: str, tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two smallest; ``make test-extractors`` takes all."""
+    monkeypatch.chdir(tmp_path)
+    from_a_network_to_an_answer(tmp_path, trarctl, name, [(1000, 20), (20, 1000)])
 
 
 def test_damaged_pictures(tmp_path: Path, trarctl: Run) -> None:
@@ -101,6 +180,79 @@ def test_refusals(
     assert not (tmp_path / "out").exists()
 
 
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def with_a_wrong_bit() -> bytes:
+    content = bytearray(saved({"stem.conv1.weight": torch.arange(500.0)}))
+    content[content.index(torch.arange(500.0).numpy().tobytes()) + 80] ^= 1
+    return bytes(content)
+
+
+def bomb() -> bytes:
+    """An archive of 4 GB of zeros in some kB, as ``torch.save`` lays it out: members share what they unpack."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(64))
+        archive.writestr("x/data/0", bytes(1 << 20))
+        one = archive.infolist()[1]
+        for number in range(1, 4096):
+            other = copy.copy(one)
+            other.filename = f"x/data/{number}"
+            archive.filelist.append(other)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("extractor", ["r50", "clip-rn50"])
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (with_a_wrong_bit(), "the weights file w.pth is damaged (changed since it was written: ", "copy it again"),
+        (bomb(), "the weights file w.pth is damaged (it would unpack to 4,294,967,360 bytes)", "copy it again"),
+        (None, "w.pth is a pipe or a device, not a weights file", "--weights FILE"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d", "w.pth is a Git LFS pointer", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>Not found", "w.pth is a web page or XML, no weights file", "save the file itself"),
+        (
+            saved({"a": torch.nn.Linear(1, 1)}),
+            "w.pth holds objects other than tensors: torch.nn.",
+            "torch.save(model.s",
+        ),
+        (saved({"a": torch.zeros(1)}), "w.pth does not hold the weights of ", "--weights FILE"),
+    ],
+)
+def test_files_that_are_no_weights(
+    extractor: str,
+    content: bytes | None,
+    message: str,
+    hint: str,
+    tmp_path: Path,
+    trarctl: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(Path("pictures/a.png"), 1)
+    os.mkfifo("w.pth") if content is None else Path("w.pth").write_bytes(content)
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, **_: tensor)  # which takes long
+    command = ("extract", "pictures", "--extractor", extractor, "--out", "out", "--gpus", "cpu", "--weights", "w.pth")
+    code, stdout, stderr = trarctl(*command)
+    assert (code, stdout) == (4, "")
+    assert stderr.startswith(f"error: {message}")
+    assert hint in stderr.partition("\nhint:")[2]
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["extract", "prepare"])
+def test_help_names_every_extractor(command: str, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # where no name is broken
+    code, stdout, _ = trarctl(command, "--help")
+    assert code == 0
+    names = "patches, resnet101, r50, x101, x152, x152pp, clip-rn50, clip-rn101, clip-rn50x4, timm:MODEL, maps"
+    assert f"{names}, or one that a plugin adds" in " ".join(stdout.split())
+
+
 def test_two_processes_that_rank_and_world_size_tell(tmp_path: Path) -> None:
     for number in range(40):
         draw(tmp_path / f"pictures/{number}.png", 6 * number)
@@ -117,7 +269,7 @@ def test_two_processes_that_rank_and_world_size_tell(tmp_path: Path) -> None:
     ]
     outputs = [program.communicate(timeout=300)[0] for program in programs]
     assert [program.returncode for program in programs] == [0, 0]
-    assert "features of 40 pictures in out" in outputs[0]
+    assert "features of 40 pictures in out, 32 of them in the share of this process; it took" in outputs[0]
     assert outputs[1] == ""
     assert len(list((tmp_path / "out").glob("*.npy"))) == 40
     assert not list((tmp_path / "out").glob(".un*"))

@@ -54,7 +54,7 @@ def test_help_has_metavar_choices_and_limits(trarctl: Run) -> None:
 def test_panels_have_one_order(trarctl: Run) -> None:
     out = trarctl("train", "--help")[1]
     panels = [line.rstrip(":") for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert panels == ["Arguments", "Data", "Settings", "Training", "Devices", "Output", "General"]
+    assert panels == ["Arguments", "Data", "Settings", "Training", "Several runs", "Devices", "Output", "General"]
 
 
 def test_what_was_given_reaches_the_command() -> None:
@@ -136,7 +136,7 @@ def test_completion_knows_runs_splits_and_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "meant"),
     [
-        ("--learning-rate", "--set train.learning_rate"),
+        ("--learning-rate", "--lr"),
         ("--max-grad-norm", "--set train.gradient_clip"),
         ("--bs", "--batch-size"),
         ("--device", "--gpus"),

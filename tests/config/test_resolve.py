@@ -501,7 +501,7 @@ def test_what_the_user_asked_for_in_vain_is_noted() -> None:
     def notes(**given: Any) -> list[str]:
         return resolve(**{"environ": {}, **given}).notes
 
-    assert notes() == notes(sets=["train.epochs=5"]) == notes(sets=["train.decay_epochs=11,12"]) == []
+    assert notes() == notes(sets=["train.decay_epochs=11,12"]) == []
     assert notes(sets=["train.decay_epochs=2,13,40"]) == [
         "--set train.decay_epochs=2,13,40: without effect, since epoch 13 is not reached in 13"
     ]
@@ -509,6 +509,58 @@ def test_what_the_user_asked_for_in_vain_is_noted() -> None:
         "TRARCTL_TRAIN_TEMPERATURE_MAX=3: without effect, since routing is soft"
     ]
     assert notes(sets=["train.temperature_max=3", "model.routing=hard"]) == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "epochs", "decay", "warmup"),
+    [
+        ("vqa", 13, (10, 12), 3),  # the recipe's own
+        ("vqa", 26, (20, 24), 3),  # 2 * 10 and 2 * 12
+        ("vqa", 20, (15, 18), 3),  # 15.4 and 18.5, that is 240/13 = 18.46
+        ("vqa", 5, (4,), 1),  # 3.8; 4.6 would be after the end; warm-up 1.15
+        ("vqa", 2, (1,), 0),
+        ("vqa", 1, (), 0),
+        ("easy-vqa", 3, (2,), 0),  # 2.5, rounded up, would be after the end
+        ("easy-vqa", 12, (10,), 0),
+        ("clevr", 8, (7,), 2),  # 6.5 and 7.5; warm-up 1.5
+    ],
+)
+def test_a_recipes_schedule_follows_the_number_of_epochs(
+    dataset: str, epochs: int, decay: tuple[int, ...], warmup: int
+) -> None:
+    result = resolve(dataset=dataset, environ={}, options={"train.epochs": (epochs, "--epochs")})
+    train, recipe = result.settings.train, resolve(dataset=dataset, environ={}).settings.train
+    assert (train.decay_epochs, train.warmup_epochs) == (decay, warmup)
+    changed = train.decay_epochs != recipe.decay_epochs or train.warmup_epochs != recipe.warmup_epochs
+    assert len(result.notes) == changed
+    assert train.model_copy(update=recipe.model_dump(include={"epochs", "decay_epochs", "warmup_epochs"})) == recipe
+
+
+def test_what_the_schedule_became_is_said_once(tmp_path: Path) -> None:
+    result = resolve(dataset="vqa", environ={}, options={"train.epochs": (4, "--epochs")})
+    assert result.notes == [
+        "the recipe's schedule is fitted to 4 epochs: "
+        "train.decay_epochs = [3] ([10, 12] of 13 epochs), train.warmup_epochs = 1 (3 of 13 epochs)"
+    ]
+    assert result.origins["train.decay_epochs"] == Origin(Source.RECIPE, "recipe vqa, fitted to 4 epochs")
+    again = resolve(config=toml(tmp_path, result.to_toml()), environ={})
+    assert (again.settings, again.notes) == (result.settings, [])
+
+
+def test_a_schedule_of_the_users_stays(tmp_path: Path) -> None:
+    fewer = {"train.epochs": (4, "--epochs")}
+    assert settle(options=fewer, sets=["train.decay_epochs=2,3"]).train.decay_epochs == (2, 3)
+    assert settle(options=fewer, sets=["train.decay_epochs=10,12"]).train.decay_epochs == (10, 12)
+    assert settle(options=fewer, config=toml(tmp_path, "[train]\ndecay_epochs = [3]")).train.decay_epochs == (3,)
+    assert settle(options=fewer, environ={"TRARCTL_TRAIN_WARMUP_EPOCHS": "2"}).train.warmup_epochs == 2
+    original = tmp_path / "trar.yml"
+    original.write_text("MAX_EPOCH: 20\n")
+    assert settle(config=original).train.decay_epochs == (10, 12)  # the original's own, whatever its epochs
+    assert amend(settle(), "run x", options={"train.epochs": (26, "--epochs")}).settings.train.decay_epochs == (10, 12)
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[train]\nepochs = 10\ndecay_epochs = [5, 9]\nwarmup_epochs = 0\n")
+    assert settle(recipe=str(recipe)).train.decay_epochs == (5, 9)
+    assert settle(recipe=str(recipe), options={"train.epochs": (20, "--epochs")}).train.decay_epochs == (10, 18)
 
 
 @pytest.mark.parametrize("name", ["a.yml", "a.toml", "a.json"])

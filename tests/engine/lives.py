@@ -336,6 +336,7 @@ class Step(NamedTuple):
     split: str
     log_every: int
     is_validated: bool  # the epoch, once it is over
+    ema_decay: float | None
 
 
 History = tuple[Step, ...]
@@ -402,6 +403,7 @@ def planned(settings: Settings, data: Data, name: str, place: Place) -> Iterator
                 settings.data.split,
                 settings.run.log_every,
                 validates(settings, now),
+                train.ema_decay,
             )
         done = 0
 
@@ -466,6 +468,13 @@ class Reference:
             state = optimizer.state[parameter]
             after["adam.step"] = state["step"]
             after[f"adam.average.{name}"], after[f"adam.square.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        if step.ema_decay is not None:
+            count = int(before.get("ema.step", 0)) + 1
+            after["ema.step"] = torch.tensor(count)
+            share = torch.tensor((1 - step.ema_decay) / (1 - step.ema_decay**count))
+            for name, parameter in model.named_parameters():
+                old = before.get(f"ema.weights.{name}", torch.zeros_like(parameter.detach()))
+                after[f"ema.weights.{name}"] = old + (parameter.detach() - old) * share
         return Trained(after, loss.detach().double().item())
 
     def _built(self, tensors: Mapping[str, Tensor]) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -482,18 +491,20 @@ class Reference:
                 }
         return model, optimizer
 
-    def accuracy(self, start: str, steps: History) -> float:
-        """Percent of the val questions answered right."""
-        if (start, steps) not in self._validated:
-            step = steps[-1]
-            model, _ = self._built(self.after(start, steps).tensors)
+    def accuracy(self, start: str, steps: History, kind: str = "model.") -> float:
+        """Percent of the val questions answered right, with the moving average for ``ema.weights.``."""
+        if (kind + start, steps) not in self._validated:
+            step, tensors = steps[-1], self.after(start, steps).tensors
+            own = {name: tensor for name, tensor in tensors.items() if name.startswith(kind)}
+            model, _ = self._built({name.replace(kind, "model.", 1): tensor for name, tensor in own.items()})
             data = self._data[step.data].opened
             samples = training_samples(data, "val", "ce")
             batch = samples.batch(np.arange(NUM_VAL))
             with torch.inference_mode():
                 scores, _ = model.eval()(batch.question_tokens, batch.cells(), temperature=step.temperature)
-            self._validated[start, steps] = 100 * float((scores.argmax(dim=1) == batch.target).double().mean())
-        return self._validated[start, steps]
+            share = float((scores.argmax(dim=1) == batch.target).double().mean())
+            self._validated[kind + start, steps] = 100 * share
+        return self._validated[kind + start, steps]
 
     def lines(self, place: Place) -> list[dict[str, Any]]:
         """What ``metrics.jsonl`` ought to hold, as far as the clock has no say in it."""
@@ -516,9 +527,18 @@ class Reference:
                 if step.is_validated:
                     accuracy = self.accuracy(place.start, place.steps[: index + 1])
                     lines.append({"event": "validation", **common, "overall": accuracy})
+                    if step.ema_decay is not None:
+                        accuracy = self.accuracy(place.start, place.steps[: index + 1], "ema.weights.")
+                        lines.append({"event": "candidate", **common, "name": "ema", "overall": accuracy})
             if is_last:
                 window, whole = [0.0, 0], [0.0, 0]
         return lines
+
+    def num_worse(self, place: Place) -> int:
+        """Validations after the best."""
+        best = self.best(place)
+        epochs = [line["epoch"] for line in self.lines(place) if line["event"] == "validation"]
+        return sum(best is not None and epoch > best for epoch in epochs)
 
     def best(self, place: Place) -> int | None:
         """The epoch, counted from 1, with the best validation, the first of equals."""

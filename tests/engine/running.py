@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from trarctl.config.original_yaml import translate
 from trarctl.config.resolve import amend, resolve
-from trarctl.config.settings import Settings
+from trarctl.config.settings import Settings, to_text
 from trarctl.engine.callbacks import Callback, Event, StepDone, no_callback
 from trarctl.engine.checkpoint import load_checkpoint
 from trarctl.engine.jobs import TrainJob, plan_resume, plan_start
@@ -36,6 +37,7 @@ TINY = {
     "run.gpus": "cpu",
     "run.name": "tiny",
     "run.log_every": 2,
+    "run.keep": 0,
 }
 
 
@@ -65,6 +67,12 @@ def train(settings: Settings, *, on_event: OnEvent = no_callback, init: Path | N
     return _run(job, on_event)
 
 
+def original_sets(case: dict[str, Any]) -> list[str]:
+    """``KEY=VALUE`` settings of a golden case, out of the original's own, where PyYAML may be absent."""
+    values, _ = translate(case["config"], "")
+    return [f"{key}={to_text(value)}" for key, (value, _) in values.items()]
+
+
 def golden_run(
     name: str, data: Path, folder: Path, *, gpus: str, **changes: object
 ) -> tuple[RunFolder, list[StepDone], dict[str, Any]]:
@@ -76,11 +84,15 @@ def golden_run(
         if isinstance(event, StepDone):
             steps.append(event)
 
+    case = json.loads((GOLDEN / "cases" / f"{name.removesuffix('_accu2')}.json").read_text())
     settings = resolve(
         dataset="vqa",
-        config=GOLDEN / "cases" / f"{name.removesuffix('_accu2')}.yml",
         environ={},
         sets=[
+            *original_sets(case),
+            f"train.adam_betas={golden['betas'][0]},{golden['betas'][1]}",
+            f"train.adam_epsilon={golden['eps']}",
+            "train.caps_warmup=false",
             f"data.path={data}",
             f"run.folder={folder}",
             f"run.gpus={gpus}",

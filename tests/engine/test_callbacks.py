@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -52,6 +54,64 @@ def test_a_logger_that_is_not_installed(golden_data: dict[str, Path], tmp_path: 
         train(tiny_settings(golden_data["vqa"], tmp_path, run__loggers="wandb"))
     assert raised.value.hint == "pip install 'trarctl[wandb]'"
     assert not (tmp_path / "runs").exists()
+
+
+FAKE_WANDB = """
+import os, sys, types
+
+logged = []
+Settings = lambda **values: types.SimpleNamespace(**values)
+
+def init(**values):
+    assert not sys.stdin.isatty(), "it would ask for a key"
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return types.SimpleNamespace(log=lambda numbers, step: logged.append(step), finish=lambda: None, url=None)
+    if "WANDB_API_KEY" not in os.environ:
+        raise RuntimeError("No API key configured. Use `wandb login` to log in.")
+    assert values["settings"].init_timeout <= 60
+    raise ConnectionError("Timed out while retrying: no such host\\nConsider increasing the init_timeout setting")
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [
+        ({}, "No API key configured. Use `wandb login` to log in."),
+        ({"WANDB_API_KEY": "x"}, "Timed out while retrying: no such host"),
+        ({"WANDB_MODE": "offline"}, None),
+        ({"WANDB_MODE": "disabled"}, None),
+    ],
+)
+def test_wandb_without_a_key_or_a_network_ends_before_the_run_begins(
+    environ: Mapping[str, str],
+    reason: str | None,
+    golden_data: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    settings = tiny_settings(golden_data["vqa"], tmp_path, train__epochs=1, run__loggers="wandb", run__log_every=3)
+    if reason is None:
+        train(settings)
+        assert importlib.import_module("wandb").logged == [3, 6, 7, 7, 7]  # steps, the epoch, its validation
+    else:
+        events: list[Event] = []
+        with pytest.raises(SettingsError) as raised:
+            train(settings, on_event=events.append)
+        assert raised.value.what == f"run.loggers: wandb cannot begin: {reason}"
+        assert "WANDB_MODE=offline needs neither key nor network" in str(raised.value.hint)
+        assert raised.value.exit_code == 3
+        assert not (tmp_path / "runs" / "tiny").exists()
+        assert not [event for event in events if isinstance(event, RunStarted | StepDone)]
+    assert sys.stdin is terminal
 
 
 def test_what_is_worth_a_curve() -> None:

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from benchmarks import launches
 from benchmarks.gpu_check import Size
 from tests.engine.op_recorder import Counted, OpRecorder
+from tests.engine.programs import free_port
 from tests.engine.running import Killed, golden_run, kill_after, resume, tiny_settings, train, weights
 from trarctl.config.settings import Settings
 from trarctl.data.loader import Batch, load_batches, training_samples, trimmed_length
 from trarctl.data.prepared import open_prepared
-from trarctl.engine import evaluator, graph
+from trarctl.engine import distributed, evaluator, graph
 from trarctl.engine.callbacks import Event, Note, StepDone, no_callback
 from trarctl.engine.checkpoint import TrainState, state_tensors
-from trarctl.engine.distributed import World
+from trarctl.engine.distributed import Placement, World, joined
 from trarctl.engine.evaluator import Evaluator
 from trarctl.engine.graph import NUM_UNRECORDED, CudaRecorder, Outputs, Work
+from trarctl.engine.jobs import plan_start
 from trarctl.engine.loading import build_model
 from trarctl.engine.run import RunFolder
 from trarctl.engine.signals import StopRequest
-from trarctl.engine.trainer import Trainer
+from trarctl.engine.trainer import STEPS_BETWEEN_REQUESTS, Trainer, answer_loss
+from trarctl.errors import Stopped
+from trarctl.groups import Group
 from trarctl.model import kernels
 
 HARD = {"model__routing": "hard", "train__accumulation": 2, "train__gradient_clip": 0.5, "train__epochs": 2}
-HARD |= {"run__validate_every": 0}  # scoring is recorded too, and would be counted
+HARD |= {"train__ema_decay": 0.9, "run__validate_every": 0}  # scoring is recorded too, and would be counted
 
 
 class Unrecorded(OpRecorder):
@@ -116,6 +124,40 @@ def test_a_replayed_run_is_the_run(
     if not dropout:  # otherwise questions of another length draw another mask
         assert losses(found["replayed"]) == pytest.approx(losses(found["eager"]), rel=1e-5)
         assert difference(found["replayed"], found["eager"]) < 1e-3
+
+
+def _train_in_one_of_two(rank: int, port: int, data: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    placement = Placement(("cpu", "cpu"), Group(rank, 2, rank, 2, "127.0.0.1", port))
+    with joined(placement, timeout_seconds=60) as world, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "runs_on_cpu", lambda _states: False)
+        for name, recorder in {"replayed": OpRecorder(), "unrecorded": OpRecorder(), "eager": None}.items():
+            use(recorder, patch)
+            patch.setattr(graph, "NUM_UNRECORDED", 10_000 if name == "unrecorded" else NUM_UNRECORDED)
+            changes = HARD | {"train__accumulation": 3, "train__batch_size": 24, "model__dropout": 0}
+            settings = tiny_settings(data, folder, **changes, run__name=name)
+            job, _ = plan_start(settings, {}, init=None)
+            all_reduce = torch.distributed.all_reduce
+            with mock.patch.object(torch.distributed, "all_reduce", wraps=all_reduce) as exchanged:
+                job.work(world, no_callback)
+            # Beside the sums of losses and requests, which are few numbers.
+            num_large = sum(call.args[0].numel() > 100 for call in exchanged.call_args_list)
+            num_steps = 2 * (len(open_prepared(data).split("train").training_order) // 24)
+            assert num_large == num_steps
+            if name == "replayed" and recorder is not None:
+                # The first, the middle and the last part, and the update.
+                assert (recorder.num_recorded, recorder.num_replays) == (4, 4 * (num_steps - NUM_UNRECORDED - 1))
+
+
+def test_two_processes_replay_their_steps_and_exchange_gradients_once(
+    golden_data: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = (free_port(), golden_data["vqa"], tmp_path)
+    torch.multiprocessing.spawn(_train_in_one_of_two, arguments, nprocs=2)
+    replayed, unrecorded, eager = (RunFolder(tmp_path / "runs" / name) for name in ("replayed", "unrecorded", "eager"))
+    assert weights(replayed) == weights(unrecorded)
+    assert losses(replayed) == losses(unrecorded) == pytest.approx(losses(eager), rel=1e-5)
+    assert difference(replayed, eager) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["vqa_soft_avg", "vqa_soft_attention_accu2"])
@@ -287,6 +329,55 @@ def test_nothing_is_computed_between_steps_that_are_not_logged(
     assert not counted.counts
 
 
+class Counting(World):
+    """One of two GPUs, whose exchanges of values are counted and change nothing."""
+
+    def all_reduce(self, array: Any) -> Any:
+        exchanges.append(array.copy())
+        return array
+
+    def all_gather(self, value: Any) -> list[Any]:
+        raise AssertionError(f"{value} was gathered")
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
+exchanges: list[Any] = []
+
+
+def test_several_gpus_exchange_values_only_where_a_step_is_logged_or_now_and_then(
+    golden_data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(None, monkeypatch)
+    settings = tiny_settings(
+        golden_data["vqa"], tmp_path, model__grid_size=4, train__batch_size=2, run__log_every=25, run__save_every="40"
+    )
+    trainer = trainer_of(settings, golden_data["vqa"])
+    assert trainer.steps_per_epoch > 60
+    (part,) = parts_of(golden_data["vqa"], 1, size=2)
+    result, found = trainer.train_step([part], learning_rate=1e-3), []
+    stop, saved = StopRequest(), []
+    trainer.world, trainer.stop = Counting(0, 2, torch.device("cuda"), stop=stop), stop
+    monkeypatch.setattr(trainer, "_save", lambda: saved.append(trainer.state.step) or Path("saved"))
+    monkeypatch.setattr(distributed, "peak_memory_bytes", lambda _device: 0)
+    exchanges.clear()
+    for step in range(1, 64):
+        if step == 52:
+            stop.signal_number = signal.SIGTERM
+        num_before = len(exchanges)
+        trainer._finish_step(replace(result, step=step))
+        found += [step] * (len(exchanges) > num_before)
+    with pytest.raises(Stopped) as stopped:
+        trainer._finish_step(replace(result, step=64))
+    assert STEPS_BETWEEN_REQUESTS == 16
+    assert found == [16, 25, 32, 40, 48, 50]
+    # The losses of 25 steps at once; where nothing else is logged, they are read for what is saved.
+    loss = float(result.loss)
+    assert [round(float(one[0]) / loss, 3) for one in exchanges[:6]] == [0, 25, 0, 0, 15, 0]
+    assert (stopped.value.signal_number, saved) == (signal.SIGTERM, [40, 64])
+
+
 @pytest.mark.filterwarnings("ignore:Dynamo")
 def test_a_compiled_step_is_compiled_once(golden_data: dict[str, Path], tmp_path: Path, recorder: OpRecorder) -> None:
     settings = tiny_settings(golden_data["vqa"], tmp_path, model__grid_size=4, model__routing="hard")
@@ -300,6 +391,37 @@ def test_a_compiled_step_is_compiled_once(golden_data: dict[str, Path], tmp_path
         num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert num_graphs == num_graphs[:1] * NUM_UNRECORDED
     assert num_graphs[0] > 0
+
+
+@pytest.mark.parametrize(("routing", "loss"), [("soft", "bce"), ("hard", "kld")])
+def test_forward_loss_and_backward_are_one_graph(
+    loss: Any, routing: str, golden_data: dict[str, Path], tmp_path: Path
+) -> None:
+    size = {"model__grid_size": 4, "model__dropout": 0, "model__routing": routing}
+    trainer = trainer_of(tiny_settings(golden_data["vqa"], tmp_path, **size), golden_data["vqa"])
+    (part,) = parts_of(golden_data["vqa"], 1)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def loss_of(tokens: torch.Tensor, cells: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return answer_loss(trainer.model(tokens, cells, temperature=1.0)[0], target, loss=loss).sum()
+
+    def look(module: torch.fx.GraphModule, _given: object) -> Callable[..., Any]:
+        graphs.append(module)
+        return make_boxed_func(module.forward)
+
+    found = []
+    torch.compiler.reset()
+    whole = torch.compile(loss_of, backend=aot_autograd(fw_compiler=look, bw_compiler=look), fullgraph=True)
+    for function in (loss_of, whole):
+        trainer.model.zero_grad()
+        torch.manual_seed(4)  # of hard routing's noise
+        with torch._dynamo.config.patch(allow_rnn=True):  # otherwise Dynamo leaves torch's LSTM out of any graph
+            result = function(part.question_tokens, part.cells(), part.target)
+            result.backward()
+        found.append([result.detach(), *(one.grad for one in trainer.model.parameters() if one.grad is not None)])
+    assert len(graphs) == 2  # one each way
+    for ours, right in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_of_a_step_leaves_the_device(golden_data: dict[str, Path], tmp_path: Path) -> None:

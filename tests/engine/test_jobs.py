@@ -296,6 +296,7 @@ def test_a_checkpoint_of_another_run_is_named(
     assert notes == [
         "epoch-004.safetensors was written by run other, under that name",
         "changed from here on: train.seed = 0 (was 5)",
+        "train.decay_epochs stays [3] in 5 epochs; --set train.decay_epochs=LIST changes it",
     ]
 
 
@@ -576,7 +577,10 @@ def test_a_restart_of_a_whole_group_finds_the_run_that_it_began(
 def test_more_epochs_change_the_temperature_of_hard_routing(golden_data: dict[str, Path], tmp_path: Path) -> None:
     run, notes = train(tiny_settings(golden_data["vqa"], tmp_path, model__routing="hard", train__epochs=1)), list[str]()
     resume(run, on_event=notes_of(notes), epochs=2)
-    assert notes == ["the temperature schedule depends on the number of epochs: it changes from here on"]
+    assert notes == [
+        "the temperature schedule depends on the number of epochs: it changes from here on",
+        "train.decay_epochs stays [3] in 2 epochs; --set train.decay_epochs=LIST changes it",
+    ]
 
 
 def test_settings_from_a_changed_checkpoint_are_not_taken(finished: RunFolder, tmp_path: Path) -> None:

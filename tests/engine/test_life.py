@@ -63,6 +63,7 @@ BASE = {
     "run.gpus": "cpu",
     "run.num_threads": 1,
     "run.name": NAME,
+    "run.keep": 0,
     "data.num_workers": 0,
 }
 # What may differ from epoch to epoch, but not within one.
@@ -78,6 +79,8 @@ changes = st.fixed_dictionaries(
         "run.save_every": st.sampled_from(["none", "1", "2", "3"]),
         "run.keep": st.integers(0, 2),
         "run.validate_every": st.integers(0, 2),
+        "train.ema_decay": st.sampled_from(["none", 0.5, 0.9]),
+        "train.patience": st.sampled_from(["none", 1, 2]),
     },
 )
 sample_changes = st.fixed_dictionaries(
@@ -182,7 +185,8 @@ class Life(RuleBasedStateMachine):
         target = self.target(None, None)
         settings = self.settings()
         if target is not None and settings is not None:
-            self.resumed({"train.epochs": max(settings.train.epochs, target.epoch + 1)}, fault)
+            further = {"train.epochs": max(settings.train.epochs, target.epoch + 1), "train.patience": "none"}
+            self.resumed(further, fault)
 
     @rule(
         changes=resume_changes,
@@ -288,7 +292,7 @@ class Life(RuleBasedStateMachine):
         before = self.trained_with[self.target_digest(epoch, file)]
         expected = "accept"
         is_other_model = "model.hidden_size" in changes or self.variant(settings) in ("other grid", "other words")
-        if target.epoch >= settings.train.epochs or is_other_model:
+        if self.is_over(settings, target) or is_other_model:
             expected = "refuse"
         elif target.in_epoch and any(value_of(settings, key) != value_of(before, key) for key in SAMPLES):
             expected = "refuse" if changes else "accept"
@@ -383,8 +387,9 @@ class Life(RuleBasedStateMachine):
         found = []
         for path in self.run.checkpoints.glob("*.safetensors") if self.run.checkpoints.is_dir() else ():
             match = CHECKPOINT.match(path.name)
-            assert match, path
-            found.append((int(match[1]), int(match[2] or 0), path))
+            assert match or path.name.endswith("-ema.safetensors"), path
+            if match:
+                found.append((int(match[1]), int(match[2] or 0), path))
         return sorted(found)
 
     def target_digest(self, epoch: int | None, file: Path | None) -> str:
@@ -410,6 +415,12 @@ class Life(RuleBasedStateMachine):
         except (OSError, ValueError):
             return self.trained_with.get(self.target_digest(None, None))
 
+    def is_over(self, settings: Settings, place: Place) -> bool:
+        """Whether nothing is left to do: all epochs are done, or the last validations were no better."""
+        patience = settings.train.patience
+        is_out = patience is not None and self.reference.num_worse(place) >= patience
+        return place.epoch >= settings.train.epochs or is_out
+
     def variant(self, settings: Settings) -> str:
         return next(name for name, data in self.data.items() if data.folder == settings.data.path)
 
@@ -431,7 +442,14 @@ class Life(RuleBasedStateMachine):
             assert latest.steps == place.steps, f"saved {len(latest.steps)} of {len(place.steps)} steps"
             assert not list(self.run.path.rglob("*.tmp"))
             if outcome.end == "done":
-                assert latest.epoch == settings.train.epochs
+                assert latest.epoch == place.epoch
+                assert self.is_over(settings, place)
+        self.check_averages(place)
+        for count in range(len(target.steps) + 1, len(place.steps)):
+            step = place.steps[count - 1]
+            if step.in_epoch == step.steps_per_epoch:
+                reached = Place(place.start, place.steps[:count], step.epoch + 1)
+                assert not self.is_over(settings, reached), f"{reached.epoch} epochs were enough"
         self.check_metrics(target, place, is_whole=is_whole, may_be_old=not outcome.steps and not is_whole)
         self.check_settings(settings, before, is_whole=is_whole or bool(outcome.steps))
 
@@ -447,9 +465,14 @@ class Life(RuleBasedStateMachine):
         before = target.steps
         if target.in_epoch and target.in_epoch == before[-1].steps_per_epoch:
             # The end of its epoch is still to come.
-            before = (*before[:-1], before[-1]._replace(is_validated=validates(settings, before[-1].epoch)))
+            last = before[-1]._replace(is_validated=validates(settings, before[-1].epoch))
+            if settings.train.ema_decay is None:
+                last = last._replace(ema_decay=None)  # the checkpoint to come holds no average
+            before = (*before[:-1], last)
         steps = (*before, *plan[: len(outcome.steps)])
-        epoch = settings.train.epochs if outcome.end == "done" else max(target.epoch, steps[-1].epoch if steps else 0)
+        epoch = max(target.epoch, steps[-1].epoch if steps else 0)
+        if outcome.end == "done":
+            epoch = steps[-1].epoch + 1
         check_epochs(steps, self.data)
         return Place(target.start, steps, epoch)
 
@@ -487,6 +510,20 @@ class Life(RuleBasedStateMachine):
                 assert epoch != best, f"{path} is gone, the best"
                 assert len(newer) >= settings.run.keep, f"{path} is gone, one of the latest {settings.run.keep}"
 
+    def check_averages(self, place: Place) -> None:
+        """The file of a moving average holds what it was after some epoch of the run; there is one at most."""
+        files = list(self.run.checkpoints.glob("*-ema.safetensors")) if self.run.checkpoints.is_dir() else []
+        for path in files:
+            described = header(path)
+            assert described is not None, f"{path} is not whole"
+            progress = described["progress"]
+            assert path.name == f"epoch-{progress['epoch']:03d}-ema.safetensors"
+            if progress["step"] > len(place.steps):
+                continue  # of an epoch whose own checkpoint a kill has kept from being written
+            right = self.reference.after(place.start, place.steps[: progress["step"]]).tensors
+            for key, tensor in load_tensors(path.read_bytes()).items():
+                assert np.array_equal(tensor.numpy(), right[key.replace("model.", "ema.weights.", 1)].numpy()), key
+
     def learn(self, path: Path, found: str, settings: Settings, place: Place) -> None:
         """Take note of a new checkpoint, and compare it with the reference."""
         described = header(path)
@@ -506,6 +543,7 @@ class Life(RuleBasedStateMachine):
             assert np.array_equal(tensor.numpy(), tensors[key].numpy()), f"{key} of {path} is not as undisturbed"
         if "-step-" not in path.name:
             assert progress["best_epoch"] == self.reference.best(reached)
+            assert progress["validations_since_best"] == self.reference.num_worse(reached)
         self.known[found] = reached
         self.trained_with[found] = settings
         self.count["checkpoints"] += 1
@@ -559,7 +597,7 @@ def value_of(settings: Settings, key: str) -> object:
 
 
 def checkpoints_among(files: Mapping[str, str]) -> dict[str, str]:
-    return {path: found for path, found in files.items() if path.endswith(".safetensors")}
+    return {path: found for path, found in files.items() if CHECKPOINT.match(Path(path).name)}
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> str:

@@ -11,17 +11,32 @@ import pytest
 
 from tests.engine.running import Killed, kill_after, resume, tiny_settings, train, weights
 from trarctl.engine import distributed
-from trarctl.engine.callbacks import CheckpointSaved, EpochDone, Event, Note, Progressed, StepDone, Validated
+from trarctl.engine.callbacks import (
+    CandidateValidated,
+    CheckpointSaved,
+    EpochDone,
+    Event,
+    Note,
+    Progressed,
+    StepDone,
+    Validated,
+)
 from trarctl.engine.checkpoint import load_description
 from trarctl.engine.run import RunFolder
 from trarctl.errors import CheckpointError, SettingsError
 
+HARDEST = {"model__routing": "hard", "train__epochs": 4, "train__patience": 4}
+HARDEST |= {"train__ema_decay": 0.9, "train__average_epochs": 2}
+
 
 @pytest.fixture(scope="module")
 def undisturbed(golden_data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """Four epochs of hard routing with dropout, the hardest to go on with: noise and temperature must fit."""
+    """Four epochs of hard routing with dropout, the hardest to go on with: noise and temperature must fit.
+
+    There are averages of weights, too, and patience that counts.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
-    return train(tiny_settings(golden_data["vqa"], folder, model__routing="hard", train__epochs=4))
+    return train(tiny_settings(golden_data["vqa"], folder, **HARDEST))
 
 
 def metrics_of(run: RunFolder) -> list[dict[str, object]]:
@@ -33,6 +48,7 @@ def metrics_of(run: RunFolder) -> list[dict[str, object]]:
 KILLS: dict[str, Callable[[Event], bool]] = {
     "in the first step": lambda event: isinstance(event, StepDone) and event.step == 1,
     "after the second epoch": lambda event: isinstance(event, CheckpointSaved) and (event.epoch, event.step) == (2, 0),
+    "before its average was written": lambda event: isinstance(event, CandidateValidated) and event.epoch == 4,
     "before it was reported": lambda event: isinstance(event, EpochDone) and event.epoch == 2,
     "in the middle of an epoch": lambda event: isinstance(event, StepDone) and event.step == 12,
     "in a validation": lambda event: isinstance(event, Progressed),
@@ -42,7 +58,7 @@ KILLS: dict[str, Callable[[Event], bool]] = {
 
 @pytest.mark.parametrize("moment", KILLS)
 def test_killed_and_resumed(moment: str, undisturbed: RunFolder, golden_data: dict[str, Path], tmp_path: Path) -> None:
-    settings = tiny_settings(golden_data["vqa"], tmp_path, model__routing="hard", train__epochs=4, run__save_every=2)
+    settings = tiny_settings(golden_data["vqa"], tmp_path, **HARDEST, run__save_every=2)
     with pytest.raises(Killed):
         train(settings, on_event=kill_after(KILLS[moment]))
     run = RunFolder(tmp_path / "runs" / "tiny")
@@ -53,6 +69,13 @@ def test_killed_and_resumed(moment: str, undisturbed: RunFolder, golden_data: di
     assert weights(run) == weights(undisturbed)
     assert metrics_of(run) == metrics_of(undisturbed)
     assert [path.name for _, step, path in run.saved() if step] == []
+    assert not (run.path / "superseded").exists()
+    averages = undisturbed.saved_candidates()
+    assert run.saved_candidates() == averages
+    assert [name for _, name in averages].count("ema") == [name for _, name in averages].count("average") == 1
+    for one in averages:
+        ours, theirs = (weights(each, each.candidate_checkpoint(*one)) for each in (run, undisturbed))
+        assert ours == theirs
 
 
 def test_two_epochs_extended_to_four(golden_data: dict[str, Path], tmp_path: Path) -> None:
@@ -78,12 +101,15 @@ def test_a_precision_that_this_device_does_not_have_is_said_once(
             notes.append(event.text)
 
     resume(run, epochs=2, on_event=on_event)
-    assert notes == ["trained in bf16 so far, which cpu does not have: in fp32 from here on"]
+    stays = "train.decay_epochs stays [3] in {} epochs; --set train.decay_epochs=LIST changes it"
+    assert notes == [stays.format(2), "trained in bf16 so far, which cpu does not have: in fp32 from here on"]
     assert load_description(run.epoch_checkpoint(2)).precision == "fp32"
     resume(run, epochs=3, on_event=on_event)
     resume(run, epoch=1, epochs=2, run__precision="fp32", on_event=on_event)
-    assert [note.partition(": ")[0] for note in notes[1:]] == [
+    assert [note.partition(": ")[0] for note in notes[2:]] == [
+        stays.format(3),
         "changed from here on",
+        stays.format(2),
         f"what the run did after {run.epoch_checkpoint(1).name} is set aside as a run of its own",
     ]
 
@@ -99,7 +125,9 @@ def test_from_an_earlier_epoch(undisturbed: RunFolder, tmp_path: Path) -> None:
     assert weights(run) == weights(undisturbed)
     assert metrics_of(run) == metrics_of(undisturbed)
     aside = run.path / "superseded" / "1" / "checkpoints"
-    assert sorted(path.name for path in aside.iterdir()) == [f"epoch-00{n}.safetensors" for n in (2, 3, 4)]
+    found = sorted(path.name for path in aside.iterdir() if path.name.removesuffix(".safetensors")[-1].isdigit())
+    assert found == [f"epoch-00{n}.safetensors" for n in (2, 3, 4)]
+    assert (aside / "epoch-004-average.safetensors").is_file()
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(undisturbed: RunFolder, tmp_path: Path) -> None:

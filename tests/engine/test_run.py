@@ -9,6 +9,7 @@ import pytest
 
 from trarctl.engine.run import RunFolder, find_checkpoint, find_run, list_runs, read_settings, saved_settings
 from trarctl.errors import CheckpointError, DataError, SettingsError
+from trarctl.report.history import overviews
 
 
 @pytest.fixture
@@ -47,6 +48,43 @@ def test_a_checkpoint_by_run_epoch_or_file(folder: Path) -> None:
     path, how = find_checkpoint(None, folder)
     assert path.name == "epoch-000-step-000040.safetensors"
     assert how == "the latest run, its latest checkpoint (no validation to choose the best by)"
+
+
+def test_the_best_of_all_that_was_validated(folder: Path) -> None:
+    run = RunFolder(folder / "old")
+    for epoch, name, overall in ((1, "ema", 60.0), (2, "ema", 63.0), (3, "ema", 62.0), (3, "average", 61.5)):
+        run.record({"event": "candidate", "name": name, "epoch": epoch, "step": epoch, "overall": overall})
+        run.candidate_checkpoint(epoch, name).write_bytes(b"")
+    run.record({"event": "candidate", "name": "median", "epoch": 3, "step": 3, "overall": 99.0})
+    assert run.read_metrics().num_unreadable == 1
+    assert run.read_metrics().best() == (2, "ema", 63.0)
+    told = "run old (unreadable lines of its metrics.jsonl: 1)"
+    assert find_checkpoint("old", folder) == (run.candidate_checkpoint(2, "ema"), f"{told}, its best: ema of epoch 2")
+    assert find_checkpoint("old@average", folder)[0] == run.candidate_checkpoint(3, "average")
+    run.prune(epoch=3, best_epoch=2, keep=1)
+    assert run.saved_candidates() == [(2, "ema"), (3, "average")]
+    assert run.saved_epochs() == [2, 3]
+    (overview,) = (one for one in overviews(folder) if one.name == "old")
+    assert (overview.best, overview.best_epoch, overview.best_weights) == (63.0, 2, "ema")
+    run.candidate_checkpoint(2, "ema").unlink()
+    # Of equals the epoch's own weights are taken.
+    assert find_checkpoint("old", folder)[1] == f"{told}, its best epoch 2"
+    with pytest.raises(CheckpointError, match="run old has no checkpoint of epoch ema") as raised:
+        find_checkpoint("old@ema", folder)
+    assert str(raised.value.hint).startswith("there are: 2, 3, average; ")
+
+
+def test_averages_of_later_epochs_go_with_them(folder: Path) -> None:
+    run = RunFolder(folder / "old")
+    for epoch in (1, 3):
+        run.candidate_checkpoint(epoch, "ema").write_bytes(b"")
+    aside = run.rewind(epoch=2, step_in_epoch=0, step=0)
+    assert aside is not None
+    assert (run.saved_candidates(), RunFolder(aside).saved_candidates()) == ([(1, "ema")], [(3, "ema")])
+    # That of an epoch which has no checkpoint yet is made again with it.
+    run.candidate_checkpoint(3, "ema").write_bytes(b"")
+    assert run.rewind(epoch=2, step_in_epoch=0, step=0) is None
+    assert run.saved_candidates() == [(1, "ema")]
 
 
 def test_what_is_not_there(folder: Path, tmp_path: Path) -> None:
@@ -289,6 +327,11 @@ def test_old_runs_keep_the_warm_up_of_their_version(values: dict[str, dict[str, 
     train = saved_settings(values, Path("settings.json")).train
     assert (train.epochs, train.caps_warmup) == (3, caps)
     assert "caps_warmup" not in values["train"] or values["train"]["caps_warmup"] is caps
+
+
+def test_old_runs_keep_all_checkpoints() -> None:
+    assert saved_settings({"run": {}}, Path("settings.json")).run.keep == 0
+    assert saved_settings({"run": {"keep": 3}}, Path("settings.json")).run.keep == 3
 
 
 def test_saved_settings_name_the_file_that_holds_what_is_wrong(folder: Path) -> None:

@@ -61,6 +61,8 @@ def settings_of(dataset: str, data: Path, folder: Path, name: str, accumulation:
         model__grid_size={"vqa": 4, "clevr": 5}[dataset],
         train__accumulation=accumulation,
         train__epochs=20,
+        train__ema_decay=0.9,
+        train__average_epochs=2,
         run__name=name,
         run__validate_every=0,
     )
@@ -82,7 +84,8 @@ def _in_one_of_two(rank: int, port: int, data: dict[str, Path], folder: Path) ->
     group = Group(rank, 2, rank, 2, "127.0.0.1", port)
     with joined(Placement(("cpu", "cpu"), group), timeout_seconds=60) as world:
         for dataset, path in data.items():
-            settings = settings_of(dataset, path, folder, f"{dataset}-two", 2)
+            # DistributedDataParallel takes the graph to be static where gradients are not accumulated.
+            settings = settings_of(dataset, path, folder, f"{dataset}-two", {"vqa": 2, "clevr": 1}[dataset])
             found = gradients(settings, world)
             scores, answered = scored(settings, world)
             if rank == 0:

@@ -103,7 +103,9 @@ def test_check_lists_its_files(raw: Path, trarctl: Run) -> None:
 
 def test_two_epochs_are_one_and_a_resumed_one(there: Path, trarctl: Run) -> None:
     name = ["--name", "whole", *_runs(there), "-q"]
-    assert trarctl("train", "--data", there / "prepared", "--epochs", 2, *name)[0] == 0
+    # As the recipe's was fitted to the one epoch that the other run began with.
+    schedule = ["--set", "train.decay_epochs=[]", "--set", "train.warmup_epochs=0"]
+    assert trarctl("train", "--data", there / "prepared", "--epochs", 2, *schedule, *name)[0] == 0
     files = [max((there / "runs" / run).rglob("*.safetensors")) for run in ("first", "whole")]
     first, whole = map(load_file, files)
     assert first.keys() == whole.keys()

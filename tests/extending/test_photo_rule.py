@@ -93,7 +93,7 @@ def test_all_drawings_show_the_bright_place(folder: Path, trarctl: Run) -> None:
     for more, said in (
         (("--data", "made"), ""),
         ((*stated, "--images", "images"), "bright-photo gives the stored features of images/train/CLEVR_train_0000"),
-        (stated, "that bright-photo made the features of given could not be checked: no folder of the data's pic"),
+        (stated, "that bright-photo made the features in given could not be checked: no folder of the data's pic"),
         ((*stated, *feature_file), ""),
         (("--data", "made", *feature_file), ""),
     ):
@@ -113,7 +113,8 @@ def test_all_drawings_show_the_bright_place(folder: Path, trarctl: Run) -> None:
     assert code == 0, stderr
     document = json.loads(stdout)
     assert (document["extractor"], document["predictions"][0]["grid_on_image"]) == (None, None)
-    unknown = "what made the features of given is unknown: attention is drawn as if the grid covered the picture"
+    trained = "the features that runs/toy/checkpoints/epoch-001.safetensors was trained on"
+    unknown = f"what made {trained} is unknown: attention is drawn as if the grid covered the picture"
     assert f"note:  {unknown} (--extractor NAME)\n" in stderr.replace(f"{folder}/", "")
 
     report = ("eval", "--ckpt", "toy", "--gpus", "cpu", "--images", "images", "--report", "report")
@@ -125,7 +126,7 @@ def test_all_drawings_show_the_bright_place(folder: Path, trarctl: Run) -> None:
         shades = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in shown]
         assert len(shades) == 16
         assert [near(lightest(shade)) for shade in shades] == [is_known] * 16
-        assert (unknown in stderr.replace(f"{folder}/", "")) is not is_known
+        assert ("what made the features in given is unknown" in stderr.replace(f"{folder}/", "")) is not is_known
 
 
 def test_what_is_stated_has_to_fit_the_data_before_the_work(folder: Path, trarctl: Run) -> None:

@@ -7,9 +7,10 @@ import torch
 
 from tests.conftest import GOLDEN
 from trarctl.config.settings import ModelSettings
-from trarctl.engine.checkpoint import PREFIXES, load_upstream
+from trarctl.engine.checkpoint import load_upstream
 from trarctl.model.original import shape_settings, translate_name
 from trarctl.model.trar import TRAR, ModelSizes
+from trarctl.weights import PREFIXES
 
 CASES = sorted(path.stem for path in (GOLDEN / "cases").glob("*.pkl"))
 

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+from torch import nn
 
-from trarctl.data.features.base import Extractor
+from trarctl.data.features.base import Extractor, ExtractorOptions, make_extractor
+from trarctl.data.features.network import NetworkExtractor
 from trarctl.data.features.sizes import Geometry, photo_geometry, photo_size
+from trarctl.data.features.timm_models import TimmExtractor
 
 SIDE = 0.06  # of the bright square, in lengths of the picture's shorter side
 
@@ -70,11 +74,45 @@ def picture(width: int, height: int, across: float, down: float) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def save_on_its_side(image: Image.Image, path: Path) -> None:
+UNDONE = {  # by value of the tag: what a viewer undoes
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def save_on_its_side(image: Image.Image, path: Path, orientation: int = 6) -> None:
     """Store a picture as phones do: turned, with a tag that says so."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    exif[0x0112] = orientation
+    stored = image.transpose(UNDONE[orientation]) if orientation in UNDONE else image
+    stored.save(path, exif=exif)
+
+
+def real_extractor(name: str, grid_size: int, monkeypatch: pytest.MonkeyPatch) -> Extractor:
+    """An extractor of trarctl's as it is, but for a network that gives the mean color of what a cell sees."""
+    if name.startswith("timm:"):  # the package may be missing, and any model of it would do
+        monkeypatch.setattr(TimmExtractor, "__init__", NetworkExtractor.__init__)
+        monkeypatch.setattr(TimmExtractor, "takes_model", False)
+        monkeypatch.setattr(TimmExtractor, "fetch", lambda _: None)
+        name = "timm"
+    extractor = make_extractor(name, ExtractorOptions(grid_size))
+    if isinstance(extractor, TimmExtractor):
+        extractor._stride = 16
+        extractor._input = {"mean": [0.5] * 3, "deviation": [0.5] * 3, "interpolation": "bicubic"}
+    if isinstance(extractor, NetworkExtractor):
+        stride = 16 if name in ("resnet101", "timm") else 32
+        # Of the photo rule's networks, CLIP's round down.
+        network = nn.AvgPool2d(stride, ceil_mode=not name.startswith("clip"), count_include_pad=False)
+        for method, result in (("build", network), ("fill", None), ("fast", network)):
+            monkeypatch.setattr(type(extractor), method, lambda *_, result=result: result)
+        extractor.width = 3
+        extractor.load()
+    return extractor
 
 
 def lightest(colors: np.ndarray) -> tuple[float, float]:

@@ -12,6 +12,8 @@ from trarctl.report.history import MOST_POINTS, read_history
 def entry(step: int, epoch: int) -> dict[str, object]:
     routes = [[0.5, 0.5], [step / 1000, 1 - step / 1000]]
     values = {"loss": 1 / step, "learning_rate": 1e-4, "temperature": 1.0, "routes": routes}
+    if step > 500:  # as if an early version had written the beginning
+        values["gradient_norm"] = 2.0 * epoch
     return {"event": "step", "epoch": epoch, "step": step} | values
 
 
@@ -29,6 +31,8 @@ def test_curves_are_in_epochs_and_thinned_out(tmp_path: Path) -> None:
     assert history.routes.shape == (len(history.epoch), 2, 2)
     assert np.abs(history.routes.sum(axis=2) - 1).max() < 1e-9
     assert history.loss[0] == pytest.approx(np.mean([1, 1 / 2, 1 / 3, 1 / 4]))
+    assert history.gradient_norm[0] != history.gradient_norm[0]  # NaN
+    assert history.gradient_norm[[-100, -1]].tolist() == [6.0, 8.0]
     assert history.validations == [(epoch, 25.0 * epoch, {"a": 1.0}) for epoch in (1, 2, 3, 4)]
 
 

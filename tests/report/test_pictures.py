@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.bright import Bright, BrightClip, BrightPhoto, lightest, picture, save_on_its_side
+from tests.report.bright import Bright, BrightClip, BrightPhoto, lightest, picture, real_extractor, save_on_its_side
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.reading import read_image
 from trarctl.errors import DataError
+from trarctl.registry import EXTRACTORS
 from trarctl.report.pictures import LONGEST_SIDE, ShownSpans, overlay, thumbnail, type_name, worth_showing
 
 
@@ -105,6 +106,46 @@ def test_the_brightest_cell_is_drawn_over_the_bright_place(
         columns, rows = cells or (one / pooled for one in PHOTO_CELLS[shape])
         assert abs(found[0] - across) <= 0.75 / columns, (number, found)
         assert abs(found[1] - down) <= 0.75 / rows, (number, found)
+
+
+REAL = {  # cells across and down a portrait picture of 240 x 320, grid 8: rounded to a cell of the grid
+    **dict.fromkeys(("patches", "resnet101", "timm:any"), (8, 8)),
+    **dict.fromkeys(("r50", "x101", "x152", "x152pp"), (19 / 4, 25 / 4)),
+    **dict.fromkeys(("clip-rn50", "clip-rn101", "clip-rn50x4"), (31 / 4, 19 / 4)),
+}
+
+
+def test_the_table_has_all_extractors_that_see_pictures() -> None:
+    assert {name.partition(":")[0] for name in REAL} | {"maps"} == {*EXTRACTORS.built_in}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_portrait_of_a_phone_is_drawn_upright_by_every_extractor(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all eight orientations: features are the same, and the lightest place is over the bright square."""
+    extractor = real_extractor(name, 8, monkeypatch)
+    across, down, (columns, rows) = 0.85, 0.3, REAL[name]
+    upright = picture(240, 320, across, down)
+    found = []
+    for orientation in range(1, 9):
+        path = tmp_path / f"{orientation}.png"
+        save_on_its_side(upright, path, orientation)
+        with Image.open(path) as stored:
+            assert stored.size == ((320, 240) if orientation > 4 else (240, 320))
+        found.append(read_image(path))
+        assert thumbnail(path).size == (240, 320)
+    one, *others = extractor.extract([extractor.shrink(image) for image in found])
+    assert all(np.allclose(one, other, atol=1e-5) for other in others)
+    brightness = one[:, :3].sum(axis=1)
+    assert extractor.extract(found[:1])[0] == pytest.approx(one, abs=1e-5)
+    geometry = extractor.geometry(240, 320)
+    # Padding is 0, and dark cells are below it; where there is none, all cells may be.
+    brightness -= 0 if geometry.is_padded else brightness.min()
+    _, shade = decoded(overlay(np.maximum(brightness, 0), geometry))
+    place = lightest(np.asarray(shade))
+    assert abs(place[0] - across) <= 0.75 / columns, place
+    assert abs(place[1] - down) <= 0.75 / rows, place
 
 
 @pytest.mark.parametrize("shape", SIZES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trarctl.commands.console import add_row, make_table, note, show_table, warn, write_json
+from trarctl.commands.comparison import (
+    choose_split,
+    columns_of,
+    compared,
+    gather,
+    groups_document,
+    how_compared,
+    labels_of,
+    measured_and_kept,
+    row_document,
+    show_groups,
+    value_of,
+)
+from trarctl.commands.console import add_row, make_table, note, say, show_table, warn, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -24,6 +38,7 @@ from trarctl.commands.options import (
     SetOption,
     SplitOption,
     check_targets,
+    complete_run,
     option,
     refuse_ignored,
 )
@@ -33,11 +48,10 @@ if TYPE_CHECKING:
     from trarctl.data.datasets.base import Published
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData, PreparedSplit
-    from trarctl.engine.evaluator import Chosen, Request, Scores
+    from trarctl.engine.evaluator import Request
     from trarctl.engine.launch import Watch
+    from trarctl.report.comparison import Row
     from trarctl.report.page import ReportRequest
-
-    Row = tuple[str, Accuracy, Published | None]
 
 EPILOG = (
     "Example: trarctl eval --ckpt RUN@13 --evaluator upstream --json scores.json"
@@ -48,7 +62,7 @@ EPILOG = (
 _IGNORED = {
     "--ckpt": (),
     "--answers": ("--ckpt", "--config", "--save-scores", "--report", "--images", "--extractor"),
-    "--compare": ("--ckpt", "--answers", "--save-scores", "--report", "--images", "--extractor"),
+    "--compare": ("--ckpt", "--answers", "--save-scores", "--extractor"),
 }
 
 
@@ -73,7 +87,12 @@ def evaluate(
     save_scores: SaveScoresOption = None,
     report: Annotated[
         Path | None,
-        option("--report", OUTPUT_PANEL, "Write DIR/index.html: curves, routes and examples.", metavar="DIR"),
+        option(
+            "--report",
+            OUTPUT_PANEL,
+            "Write DIR/index.html: curves, routes and examples; with --compare one page for all.",
+            metavar="DIR",
+        ),
     ] = None,
     images: Annotated[
         Path | None,
@@ -90,7 +109,13 @@ def evaluate(
     ] = None,
     compare: Annotated[
         list[str] | None,
-        option("--compare", DATA_PANEL, "Compare several checkpoints, also with published results.", metavar="RUN..."),
+        option(
+            "--compare",
+            DATA_PANEL,
+            "Compare checkpoints, sweeps or patterns in quotes ('rates-*'), also with published results.",
+            metavar="RUN...",
+            autocompletion=complete_run,
+        ),
     ] = None,
     more: Annotated[
         list[str] | None, typer.Argument(metavar="RUN", help="Further checkpoints for --compare.", hidden=True)
@@ -114,30 +139,37 @@ def evaluate(
     wanted = split or "val"
     if split is None:
         note("no split given: using val")
-    names: list[str | None] = [*compare, *(more or [])] if compare else [ckpt]
+    names: list[str | None] = [ckpt]
+    if compare:
+        from trarctl.config.resolve import resolve
+        from trarctl.engine.sweep import find_checkpoint_names
+
+        folders = [text for text in sets or [] if text.startswith("run.folder")]
+        folder = resolve(sets=folders).settings.run.folder
+        names = [*find_checkpoint_names([*compare, *(more or [])], folder)]
     requests = [Request(name, data, wanted, config, tuple(sets or ()), gpus) for name in names]
     watched = functools.partial(watch, is_quiet=is_quiet)
     if compare:
-        _compare(requests, evaluator, json, watched)
+        _compare(requests, evaluator, json, watched, report, images)
         return
     if answers is not None:
         if data is None:
             raise SettingsError("--answers needs the data that the file answers", "--data data/vqa/prepared")
         _evaluate_answers(answers, data, wanted, evaluator, json)
         return
-    chosen, opened, part = _choose(requests[0], evaluator)
+    chosen, opened, part = choose_split(requests[0], evaluator)
     if report is not None:
         from trarctl.data.features.origin import known_extractor
         from trarctl.report.page import ReportRequest, prepare_folder
 
         prepare_folder(report)
-        known_extractor(opened, extractor)  # what does not fit is said before the work
+        known_extractor(opened.card, extractor)  # what does not fit is said before the work
     scores = score_chosen(chosen, watched)
     note(f"checkpoint {chosen.checkpoint} ({chosen.how})")
     if save_scores is not None:
         scores.save(save_scores)
         note(f"scores written to {save_scores}")
-    measured = _measure(scores, chosen, opened, part, evaluator)
+    measured = measured_and_kept(scores, chosen, opened, part, evaluator)
     _give(measured, opened, wanted, str(chosen.checkpoint), json)
     if report is not None:
         _report(report, ReportRequest(scores, measured, opened, part, chosen, images, extractor), is_quiet=is_quiet)
@@ -165,37 +197,6 @@ def _give(measured: Accuracy, data: PreparedData, split: str, source: str, json:
         write_json(_document(measured, source, split, data.name), json)
     if json != "-":
         _show(measured, data, data.split(split))
-
-
-def _choose(request: Request, evaluator: EvaluatorName) -> tuple[Chosen, PreparedData, PreparedSplit]:
-    """What a request means, refused before the work if its split cannot be measured."""
-    from trarctl.data.metrics import refuse_unmeasurable
-    from trarctl.data.prepared import open_prepared
-    from trarctl.engine.evaluator import choose
-
-    chosen = choose(request)
-    opened = open_prepared(chosen.data)
-    part = opened.split(request.split)
-    refuse_unmeasurable(opened, part, evaluator)
-    return chosen, opened, part
-
-
-def _measure(
-    scores: Scores, chosen: Chosen, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName
-) -> Accuracy:
-    """Measure; warn if a checkpoint that names no words and answers does no better than one answer to all questions."""
-    from trarctl.data.metrics import commonest_answer, measure
-    from trarctl.engine.checkpoint import is_ours
-
-    measured = measure(scores.predictions(), data, split, evaluator)
-    if not is_ours(chosen.checkpoint):
-        guess = measure(commonest_answer(data, split), data, split, evaluator).overall
-        if measured.overall <= guess:
-            warn(
-                f"{measured.overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: "
-                f"words, answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
-            )
-    return measured
 
 
 def _report(folder: Path, request: ReportRequest, *, is_quiet: bool) -> None:
@@ -243,16 +244,21 @@ def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit) -> None:
         note(f"question alone: the commonest training answer by {rule}")
 
 
-def _compare(requests: Sequence[Request], evaluator: EvaluatorName, json: str | None, watch: Watch) -> None:
-    """Measure several checkpoints and show them side by side.
+def _compare(
+    requests: Sequence[Request],
+    evaluator: EvaluatorName,
+    json: str | None,
+    watch: Watch,
+    report: Path | None,
+    images: Path | None,
+) -> None:
+    """Measure several checkpoints and show them side by side, then in groups of seeds.
 
     Beside each stands the published result that has the same kind of routing, or else the first.
     """
-    import dataclasses
-
     from trarctl.engine.checkpoint import is_ours
-    from trarctl.engine.evaluator import score_chosen
     from trarctl.errors import SettingsError
+    from trarctl.report.comparison import differing
 
     # --config belongs to checkpoints of the original program alone; the others hold their settings.
     named = [Path(request.ckpt or "") for request in requests]
@@ -263,52 +269,81 @@ def _compare(requests: Sequence[Request], evaluator: EvaluatorName, json: str | 
     if requests[0].config is not None and not any(configs):
         raise SettingsError("--config is for checkpoints of the original program, and none is compared", "leave it out")
     requests = [dataclasses.replace(request, config=config) for request, config in zip(requests, configs, strict=True)]
-    rows: list[Row] = []
-    # All are looked at before the first is scored.
-    for chosen, opened, part in [_choose(request, evaluator) for request in requests]:
-        name = chosen.request.ckpt or ""
-        measured = _measure(score_chosen(chosen, watch), chosen, opened, part, evaluator)
-        candidates = opened.spec.published_on(part.name, len(part))
-        if not candidates and opened.spec.published_on(part.name):
-            whole = next(one.num_questions for one in opened.spec.splits if one.name == part.name)
-            note(f"{name}: published results are of {whole:,} questions, not of these {len(part):,}")
-        same = [row for row in candidates if row.name.startswith(chosen.settings.model.routing)]
-        rows.append((name, measured, next(iter(same or candidates), None)))
-    note(*dict.fromkeys(measured.note for _, measured, _ in rows if measured.note))
+    if report is not None:
+        from trarctl.report.page import prepare_folder
+
+        prepare_folder(report, "compare.html")
+    rows = gather(requests, evaluator, watch)
+    published = [_published(row) for row in rows]
+    accuracies = [row.answered.accuracy for row in rows]
+    note(*dict.fromkeys(accuracy.note for accuracy in accuracies if accuracy.note))
+    names, settings = [row.name for row in rows], [row.settings for row in rows]
+    is_paired = len({(row.split.digest, row.data.dataset) for row in rows}) == 1
+    answered = [row.answered for row in rows] if is_paired else None
+    overall = [accuracy.overall for accuracy in accuracies]
+    groups, contrasts = compared(settings, [row.epoch for row in rows], overall, answered)
+    if not is_paired:
+        note("not the same questions: without paired differences")
     if json is not None:
-        write_json({"split": requests[0].split, "checkpoints": [_row_document(*row) for row in rows]}, json)
+        keys = differing([one for one in settings if one is not None])
+        documents = [
+            row_document(row, keys, _published_document(row, one)) for row, one in zip(rows, published, strict=True)
+        ]
+        found = groups_document(groups, contrasts, names, accuracies[0].questions)
+        write_json({"split": requests[0].split, "checkpoints": documents, **found}, json)
     if json != "-":
-        _show_rows(rows, requests[0].split, evaluator)
+        _show_rows(rows, published, requests[0].split, evaluator)
+        if len(groups) > 1 or len(rows) > 1:
+            say("")
+            show_groups(groups, contrasts, names, f"compared on {requests[0].split}")
+        if contrasts:
+            note(how_compared(accuracies[0].questions, has_seeds=len(groups) < len(rows)))
+    if report is not None:
+        from trarctl.report.comparison_page import write_comparison
+
+        path, notes = write_comparison(report, rows, groups, contrasts, labels_of(groups, names), images)
+        note(*notes)
+        note(f"report written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _row_document(name: str, measured: Accuracy, published: Published | None) -> dict[str, object]:
-    document: dict[str, object] = {
-        "checkpoint": name,
-        "overall": measured.overall,
-        "per_type": measured.per_type,
-        "questions": measured.questions,
-        "evaluator": measured.evaluator,
-    }
-    if published is not None:
-        document["published"] = {"name": published.name, "overall": published.overall, "per_type": published.per_type}
-        document["difference"] = round(measured.overall - published.overall, 2)
-    return document
+def _published(row: Row) -> Published | None:
+    candidates = row.data.spec.published_on(row.split.name, len(row.split))
+    if not candidates and row.data.spec.published_on(row.split.name):
+        whole = next(one.num_questions for one in row.data.spec.splits if one.name == row.split.name)
+        note(f"{row.name}: published results are of {whole:,} questions, not of these {len(row.split):,}")
+    same = [one for one in candidates if one.name.startswith(row.chosen.settings.model.routing)]
+    return next(iter(same or candidates), None)
 
 
-def _show_rows(rows: Sequence[Row], split: str, evaluator: EvaluatorName) -> None:
-    types = sorted({name for _, measured, _ in rows for name in measured.per_type})
-    table = make_table("checkpoint", "overall, %", *types, title=f"accuracy on {split}", numbers=["overall, %", *types])
-    for name, measured, published in rows:
+def _published_document(row: Row, published: Published | None) -> dict[str, object]:
+    if published is None:
+        return {}
+    shown = {"name": published.name, "overall": published.overall, "per_type": published.per_type}
+    return {"published": shown, "difference": round(row.answered.accuracy.overall - published.overall, 2)}
+
+
+def _show_rows(
+    rows: Sequence[Row], published: Sequence[Published | None], split: str, evaluator: EvaluatorName
+) -> None:
+    types = sorted({name for row in rows for name in row.answered.accuracy.per_type})
+    keys, headings = columns_of([row.settings for row in rows])
+    differs = [headings[key] for key in keys]
+    numbers = ["overall, %", *types]
+    title = f"accuracy on {split}"
+    table = make_table("checkpoint", *differs, *numbers, title=title, numbers=[*differs, *numbers])
+    for row, one in zip(rows, published, strict=True):
+        measured = row.answered.accuracy
         values = [measured.per_type.get(kind) for kind in types]
         cells = ["-" if value is None else f"{value:.2f}" for value in values]
-        add_row(table, name, f"{measured.overall:.2f}", *cells)
-        if published is not None:
+        add_row(table, row.name, *(value_of(row.settings, key) for key in keys), f"{measured.overall:.2f}", *cells)
+        if one is not None:
             differences = [
-                "-" if value is None or kind not in published.per_type else f"{value - published.per_type[kind]:+.2f}"
+                "-" if value is None or kind not in one.per_type else f"{value - one.per_type[kind]:+.2f}"
                 for kind, value in zip(types, values, strict=True)
             ]
-            label = f"  against published ({published.name})"
-            add_row(table, label, f"{measured.overall - published.overall:+.2f}", *differences, style="dim")
+            label = f"  against published ({one.name})"
+            cells = [*([""] * len(keys)), f"{measured.overall - one.overall:+.2f}", *differences]
+            add_row(table, label, *cells, style="dim")
     show_table(table)
-    if evaluator != "upstream" and any(published is not None for _, _, published in rows):
+    if evaluator != "upstream" and any(one is not None for one in published):
         note("published results follow the older rules; compare with --evaluator upstream")

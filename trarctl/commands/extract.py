@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from trarctl.commands.console import duration, note, say, warn
-from trarctl.commands.options import DATA_PANEL, OUTPUT_PANEL, GpusOption, extracting_devices, option
-from trarctl.registry import EXTRACTORS
+from trarctl.commands.options import DATA_PANEL, EXTRACTOR_NAMES, OUTPUT_PANEL, GpusOption, extracting_devices, option
 
 EPILOG = """Examples:
   trarctl extract data/vqa/images --extractor resnet101 --grid 8 --out data/vqa/feats --gpus 0,1
@@ -33,7 +32,7 @@ def extract(
         option(
             "--extractor",
             FEATURES_PANEL,
-            f"What makes the features: {', '.join(EXTRACTORS.built_in)}, or one that a plugin adds; patches is fitted"
+            f"What makes the features: {EXTRACTOR_NAMES}, or one that a plugin adds; patches is fitted"
             " to the pictures; maps pads and pools maps that others have published.",
             metavar="NAME",
         ),
@@ -71,6 +70,14 @@ def extract(
         bool,
         option("--skip-damaged", DATA_PANEL, "Leave out pictures that are unusable, with a warning and a count."),
     ] = False,
+    pack: Annotated[
+        bool,
+        option(
+            "--pack",
+            OUTPUT_PANEL,
+            "Put all files into one at the end, DIR/features.zip, which prepare --features DIR reads as it does them.",
+        ),
+    ] = False,
 ) -> None:
     """Make a file of grid features of every picture in a folder.
 
@@ -80,19 +87,21 @@ def extract(
     from trarctl.data.features.base import ExtractorOptions
     from trarctl.data.features.extract import extract_folder, share_of_environment
 
-    is_first = share_of_environment()[0] == 0
+    rank, num_processes = share_of_environment()
+    is_first, is_shared = rank == 0, num_processes > 1
     options = ExtractorOptions(grid, weights, extracting_devices(gpus))
     with show_progress(is_quiet=not is_first) as progress:
         report = extract_folder(
-            images, extractor, options, out, progress, precision=precision, skips_damaged=skip_damaged
+            images, extractor, options, out, progress, precision=precision, skips_damaged=skip_damaged, packs=pack
         )
     if not is_first:
         return
     note(*report.notes)
     if report.skipped is not None:
         warn(f"{report.skipped.what}; left out")
-    what = report.description
+    what, place = report.description, report.place
+    share = f", {report.num_own:,} of them in the share of this process" if is_shared else ""
     there = f", {report.num_there:,} of which were there" if report.num_there else ""
-    say(f"features of {report.num_pictures:,} pictures in {out}{there}; it took {duration(report.seconds)}")
+    say(f"features of {report.num_pictures:,} pictures in {place}{share}{there}; it took {duration(report.seconds)}")
     say(f"  {grid} x {grid} cells of {report.width:,} numbers, by {what['name']}, {what['extraction']['precision']}")
     say(f"next: trarctl prepare DATASET --features {shlex.quote(str(out))} --grid {grid}")

@@ -23,15 +23,17 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from trarctl.config import EvaluatorName
-from trarctl.registry import DATASETS, load_plugins
+from trarctl.registry import DATASETS, EXTRACTORS, load_plugins
 
 DATA_PANEL = "Data"
 SETTINGS_PANEL = "Settings"
 TRAINING_PANEL = "Training"
+SWEEP_PANEL = "Several runs"
 DEVICE_PANEL = "Devices"
 OUTPUT_PANEL = "Output"
 GENERAL_PANEL = "General"
-PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
+EXTRACTOR_NAMES = ", ".join("timm:MODEL" if name == "timm" else name for name in EXTRACTORS.built_in)
+PANELS = (DATA_PANEL, SETTINGS_PANEL, TRAINING_PANEL, SWEEP_PANEL, DEVICE_PANEL, OUTPUT_PANEL)
 
 
 def option(name: str, panel: str, help: str, *, short: str = "", shows_default: bool = False, **more: Any) -> Any:
@@ -80,14 +82,14 @@ def dataset_argument(more: str = "", *, takes_own: bool = False) -> Any:
 
 
 def complete_run(typed: str) -> list[str]:
-    """Complete the name of a run in the folder ``runs``, and after ``@`` one of its epochs."""
+    """Complete the name of a run or a sweep in the folder ``runs``, and after ``@`` one of a run's epochs."""
     name, at, _ = typed.partition("@")
     if at:
         saved = (Path("runs") / name / "checkpoints").glob("epoch-???.safetensors")
         return [f"{name}@{int(path.stem.removeprefix('epoch-'))}" for path in sorted(saved)]
-    return sorted(
-        path.parent.name for path in Path("runs").glob("*/settings.json") if path.parent.name.startswith(typed)
-    )
+    names = [path.parent.name for path in Path("runs").glob("*/settings.json")]
+    names += [path.name.removesuffix(".sweep.json") for path in Path("runs").glob("*.sweep.json")]
+    return sorted(name for name in names if name.startswith(typed))
 
 
 def complete_split(ctx: typer.Context, typed: str) -> list[str]:
@@ -114,13 +116,23 @@ def complete_setting(typed: str) -> list[str]:
     return [key for key in FIELDS if key.startswith(typed)]
 
 
-def _complete_assignment(typed: str) -> list[str]:
+def complete_assignment(typed: str) -> list[str]:
+    """Complete the key of a setting, with its sign of equality."""
     return [key if "=" in key else f"{key}=" for key in complete_setting(typed)]
 
 
 DataOption = Annotated[
     Path | None,
     option("--data", DATA_PANEL, "Prepared folder; by default that of the run, or data/vqa/prepared.", metavar="DIR"),
+]
+OptionalDataOption = Annotated[
+    Path | None,
+    option(
+        "--data",
+        DATA_PANEL,
+        "Prepared folder; needed by checkpoints of older versions and the original.",
+        metavar="DIR",
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
@@ -133,14 +145,17 @@ SetOption = Annotated[
         SETTINGS_PANEL,
         "Any setting, such as model.spans=0,1; may be repeated.",
         metavar="KEY=VALUE",
-        autocompletion=_complete_assignment,
+        autocompletion=complete_assignment,
     ),
 ]
 GpusOption = Annotated[
     str | None,
     option("--gpus", DEVICE_PANEL, "Devices, or cpu; by default a GPU if there is one.", metavar="0,1|cpu"),
 ]
-_CKPT = "A run (its best epoch), one epoch of it, or a file, the original's .pkl included; by default the latest run."
+_CKPT = (
+    "A run (the best of it), one epoch or average of it (RUN@ema), an exported folder, or a file, the original's .pkl"
+    " included; by default the latest run."
+)
 _CKPT_KIND: dict[str, Any] = {"metavar": "RUN|RUN@EPOCH|FILE", "autocompletion": complete_run}
 CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, **_CKPT_KIND)]
 CkptsOption = Annotated[
@@ -153,6 +168,20 @@ SplitOption = Annotated[
     str | None,
     option("--split", DATA_PANEL, "Split of the prepared data.", metavar="NAME", autocompletion=complete_split),
 ]
+ExtractorOption = Annotated[
+    str | None,
+    option(
+        "--extractor",
+        DATA_PANEL,
+        "What made the features of the data, if it does not say so; compared with one of its images.",
+        metavar="NAME",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    option("--weights", DATA_PANEL, "Weights of the extractor; by default a download.", metavar="FILE"),
+]
+DeviceOption = Annotated[str | None, option("--gpus", DEVICE_PANEL, "Device; by default cpu.", metavar="0|cpu")]
 EvaluatorOption = Annotated[
     EvaluatorName,
     option(
@@ -265,7 +294,10 @@ class SettingOption:
 
 DATA = SettingOption("data.path", "--data", DATA_PANEL)
 EPOCHS = SettingOption("train.epochs", "--epochs", TRAINING_PANEL)
+LEARNING_RATE = SettingOption("train.learning_rate", "--lr", TRAINING_PANEL)
 GPUS = SettingOption("run.gpus", "--gpus", DEVICE_PANEL)
+PATIENCE = SettingOption("train.patience", "--patience", TRAINING_PANEL)
+MAX_TIME = SettingOption("run.max_time", "--max-time", TRAINING_PANEL)
 MAX_RESTARTS = SettingOption("run.max_restarts", "--max-restarts", DEVICE_PANEL)
 
 Function = TypeVar("Function", bound=Callable[..., None])
@@ -362,7 +394,7 @@ def _write_options(parameters: list[Any], context: Any, formatter: Any) -> None:
     for parameter in parameters:
         if record := parameter.get_help_record(context):
             is_argument = parameter.param_type_name == "argument"
-            panel = "Arguments" if is_argument else parameter.rich_help_panel or GENERAL_PANEL
+            panel = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or GENERAL_PANEL
             panels.setdefault(panel, []).append(record)
     panels[GENERAL_PANEL] = panels.pop(GENERAL_PANEL, [])
     for name, rows in panels.items():

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 from trarctl.commands.console import add_row, make_table, note, say, show_table, warn, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
-    DEVICE_PANEL,
     OUTPUT_PANEL,
     CkptOption,
     ConfigOption,
-    DataOption,
+    DeviceOption,
+    ExtractorOption,
     JsonOption,
+    OptionalDataOption,
     SetOption,
+    WeightsOption,
     check_targets,
     option,
     refuse_ignored,
@@ -23,8 +25,6 @@ from trarctl.commands.options import (
 _SHOWN = 5
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from trarctl.data.question_files import Asking
     from trarctl.engine.predictor import Prediction, Predictor
 
@@ -54,27 +54,16 @@ def predict(
         ),
     ] = None,
     ckpt: CkptOption = None,
-    data: DataOption = None,
+    data: OptionalDataOption = None,
     config: ConfigOption = None,
     sets: SetOption = None,
-    extractor: Annotated[
-        str | None,
-        option(
-            "--extractor",
-            DATA_PANEL,
-            "What made the features of the data, if it does not say so; compared with one of its images.",
-            metavar="NAME",
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        option("--weights", DATA_PANEL, "Weights of the extractor; by default a download.", metavar="FILE"),
-    ] = None,
+    extractor: ExtractorOption = None,
+    weights: WeightsOption = None,
     images: Annotated[
         Path | None,
         option("--images", DATA_PANEL, "Folder of the data's images, to compare --extractor with.", metavar="DIR"),
     ] = None,
-    gpus: Annotated[str | None, option("--gpus", DEVICE_PANEL, "Device; by default cpu.", metavar="0|cpu")] = None,
+    gpus: DeviceOption = None,
     top: Annotated[
         int | None, option("--top", OUTPUT_PANEL, "Answers to show; by default 5.", metavar="N", min=1)
     ] = None,
@@ -123,9 +112,10 @@ def predict(
         _save(asked[0], paths[0], predictor, save)
         note(f"picture written to {save}")
     if json is not None:
+        from trarctl.report.answers import answers_document
+
         named = [None] if features is not None and image is None else paths
-        document = _document(asked, named, predictor) | {"checkpoint": str(chosen.checkpoint)}
-        write_json(document, json)
+        write_json(answers_document(asked, named, predictor, chosen.checkpoint), json)
     if json == "-":
         return
     if batch is None:
@@ -163,37 +153,6 @@ def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> 
     note(*[predictor.why_no_geometry] if predictor.why_no_geometry else [])
     spans = ShownSpans(predictor.settings.spans, predictor.settings.grid_size)
     save_picture(picture_of(asked, read_image(path), spans=spans), target)
-
-
-def _document(asked: Sequence[Prediction], paths: Sequence[Path | None], predictor: Predictor) -> dict[str, object]:
-    return {
-        "trained_on": predictor.trained_on(),
-        "extractor": predictor.extractor_name,
-        "grid_size": predictor.settings.grid_size,
-        "spans": list(predictor.settings.spans),
-        "predictions": [
-            {
-                "image": path and str(path),
-                "image_size": one.image_size,
-                "grid_on_image": _grid_on_image(one),
-                "question": one.question,
-                "answers": [{"answer": answer, "probability": share} for answer, share in one.answers],
-                "routes": one.routes,
-                "answer_attention": one.answer_attention,
-                "layer_attention": one.layer_attention,
-                "unknown_words": list(one.unknown_words),
-            }
-            for path, one in zip(paths, asked, strict=True)
-        ],
-    }
-
-
-def _grid_on_image(asked: Prediction) -> dict[str, object] | None:
-    """Where the grid lies on the upright picture, for those who draw attention over it; None if that is unknown."""
-    if asked.geometry is None or asked.image_size is None:
-        return None
-    box = [share * side for share, side in zip(asked.geometry.box, asked.image_size * 2, strict=True)]
-    return {"box": box, "is_transposed": asked.geometry.is_transposed}
 
 
 def _show_one(asked: Prediction, predictor: Predictor) -> None:

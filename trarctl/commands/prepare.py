@@ -12,11 +12,13 @@ import typer
 from trarctl.commands.console import add_row, duration, make_table, note, say, show_error, show_table, warn
 from trarctl.commands.options import (
     DATA_PANEL,
+    EXTRACTOR_NAMES,
     OUTPUT_PANEL,
     GpusOption,
     dataset_argument,
     extracting_devices,
     option,
+    refuse_ignored,
 )
 
 if TYPE_CHECKING:
@@ -60,8 +62,8 @@ def prepare(
         option(
             "--extractor",
             FEATURES_PANEL,
-            "What makes them: resnet101, x152, patches or another; by default resnet101; patches for a table,"
-            " easy-vqa, vqa-rad and slake.",
+            f"What makes them: {EXTRACTOR_NAMES}, or one that a plugin adds; by default resnet101;"
+            " patches for a table, easy-vqa, vqa-rad and slake.",
             metavar="NAME",
         ),
     ] = None,
@@ -184,6 +186,15 @@ def prepare(
     from trarctl.data.features.extract import share_of_environment
     from trarctl.errors import DataError
 
+    given = {"--rebuild": rebuild, "--pack": pack, "--gpus": gpus, "--backbone": backbone}
+    if check:
+        refuse_ignored("prepare --check", given, ["--rebuild"])
+    if without_features:
+        refuse_ignored("prepare --without-features", given, ["--pack"])
+    if images is None and extractor is None and backbone is None:
+        refuse_ignored("prepare without --images or --extractor", given, ["--gpus"])
+    if extractor is not None:
+        refuse_ignored("prepare --extractor", given, ["--backbone"])
     described = {
         "name": name,
         "questions": questions,
@@ -210,7 +221,7 @@ def prepare(
         images=images,
         extractor=extractor or backbone,
         weights=weights,
-        devices=extracting_devices(gpus) if images is not None or extractor is not None else ("cpu",),
+        devices=extracting_devices(gpus) if images or extractor or backbone else ("cpu",),
     )
     if check:
         with show_progress() as progress:

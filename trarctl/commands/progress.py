@@ -27,6 +27,7 @@ from trarctl.commands.console import (
 from trarctl.data import Progress
 from trarctl.engine.callbacks import (
     Callback,
+    CandidateValidated,
     EpochDone,
     Event,
     Note,
@@ -175,6 +176,8 @@ class ProgressPrinter:
                 case Validated():
                     self._validation_seconds = event.seconds
                     self._tasks.clear()
+                case CandidateValidated():
+                    self._print(f"epoch {event.epoch}, {event.name}: {event.overall:.2f} %")
                 case Note():
                     self._print(f"note:  {event.text}")
                 case RunFinished():
@@ -239,6 +242,8 @@ class ProgressPrinter:
         figures.append(f"rate {step.learning_rate:.3g}")
         if self._run is not None and self._run.is_hard:
             figures.append(f"temperature {step.temperature:.3g}")
+        if logged is not None and logged.gradient_norm is not None:
+            figures.append(f"gradient {logged.gradient_norm:.3g}")
         return [*figures, f"{step.samples_per_second:,.0f} samples/s"]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -14,13 +14,18 @@ from trarctl.commands.options import (
     DATA_PANEL,
     EPOCHS,
     GPUS,
+    LEARNING_RATE,
     MAX_RESTARTS,
+    MAX_TIME,
+    PATIENCE,
     QuietOption,
     SetOption,
     complete_run,
     option,
+    refuse_ignored,
     takes_settings,
 )
+from trarctl.commands.sweeps import amended, carry_out
 
 EPILOG = (
     "Example: trarctl resume vqa-20260101-120000"
@@ -28,14 +33,14 @@ EPILOG = (
 )
 
 
-@takes_settings(DATA, EPOCHS, GPUS, MAX_RESTARTS)
+@takes_settings(DATA, EPOCHS, LEARNING_RATE, PATIENCE, MAX_TIME, GPUS, MAX_RESTARTS)
 def resume(
     context: typer.Context,
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN",
-            help="A run's name, folder, or one of its checkpoints; by default the latest.",
+            metavar="RUN|SWEEP",
+            help="A run's name, folder, or one of its checkpoints, or a sweep; by default the latest run.",
             autocompletion=complete_run,
         ),
     ] = None,
@@ -61,8 +66,17 @@ def resume(
     from trarctl.engine.jobs import plan_resume
     from trarctl.engine.launch import run_job
     from trarctl.engine.run import find_run, read_settings
+    from trarctl.engine.sweep import find_sweep
 
     folder: Path = resolve(sets=[text for text in sets or [] if text.startswith("run.folder")]).settings.run.folder
+    if (sweep := find_sweep(run, folder)) is not None:
+        given = {flag: value for value, flag in context.obj.values()} | {"--epoch": epoch}
+        others = [text for text in sets or [] if not text.startswith("run.folder")]
+        refuse_ignored(
+            "resume of a sweep", given | {"--set": others}, ["--epochs", "--epoch", "--lr", "--patience", "--set"]
+        )
+        carry_out(amended(sweep, context.obj), is_quiet=is_quiet)
+        return
     found = find_run(run, folder)
     if run is None:
         note(f"no run given: using the latest, {found.name}")

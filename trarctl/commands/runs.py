@@ -1,51 +1,54 @@
-"""``trarctl runs``: the runs of a folder in a table. Short, but a command is a file of its own."""
+"""``trarctl runs``: the runs of a folder in a table, or some of them compared."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trarctl.commands.console import add_row, compact_bytes, make_table, note, open_console, show_table, write_json
-from trarctl.commands.options import JsonOption, check_targets
+from trarctl.commands.comparison import show_runs
+from trarctl.commands.console import note, write_json
+from trarctl.commands.options import JsonOption, check_targets, complete_run
 
-EPILOG = "Example: trarctl runs --json -"
-
-WIDE = 100  # columns of a terminal that has room for the model
+EPILOG = "Example: trarctl runs 'rates-*'\n\nWhich rate is best, and is it real: trarctl runs SWEEP"
 
 
 def runs(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(metavar="FOLDER", help="Folder of the runs; by default runs.", show_default=False),
+    which: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FOLDER|SWEEP|RUN|'PATTERN*']...",
+            help="A folder of runs, by default runs; or a sweep, runs, or patterns in quotes: these are compared.",
+            autocompletion=complete_run,
+            show_default=False,
+        ),
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """List the runs: data, model, epochs, best accuracy, size and state."""
+    """List runs: data, the settings that differ, epochs, best accuracy, size and state."""
     from trarctl.config.resolve import resolve
-    from trarctl.report.history import overviews
+    from trarctl.engine.run import RunFolder, list_runs
+    from trarctl.engine.sweep import find_runs, find_sweep, is_pattern
+    from trarctl.errors import CheckpointError
 
     check_targets({"--json": json}, [])
-    where = folder or resolve().settings.run.folder
-    found = overviews(where)
-    if unreadable := [f"{run.num_unreadable} of {run.name}" for run in found if run.num_unreadable]:
-        note(f"unreadable lines of metrics.jsonl, which are left out: {', '.join(unreadable)}")
+    default: Path = resolve().settings.run.folder
+    where, named = default, which or []
+    if len(named) == 1 and not is_pattern(named[0]) and find_sweep(named[0], default) is None:
+        path = Path(named[0])
+        if path.exists() or len(path.parts) > 1:
+            where, named = path, []
+    if named:
+        show_runs(find_runs(named, default), str(default), json, has_groups=True)
+        return
+    if where.exists() and not where.is_dir():
+        raise CheckpointError(f"{where} is not a folder", "name the folder of the runs: trarctl runs DIR")
+    itself = RunFolder(where)
+    found = [itself] if itself.exists() else list_runs(where)
+    if found or json == "-":
+        show_runs(found, str(where), json, has_groups=False)
+        return
     if json is not None:
-        write_json({"folder": str(where), "runs": [asdict(run) for run in found]}, json)
-    if json == "-":
-        return
-    if not found:
-        note(f"no runs in {where}; start one: trarctl train")
-        return
-    numbers = ["epochs", "best, %", "size"]
-    model = ["model"] if open_console().width >= WIDE else []
-    table = make_table("run", "data", *model, *numbers, "state", numbers=numbers)
-    for run in found:
-        best = "" if run.best is None else f"{run.best:.2f}"
-        data = run.dataset if run.split in ("", "train") else f"{run.dataset}, {run.split}"
-        epochs = f"{run.epochs_done}/{run.epochs}" if run.epochs else ""
-        figures = (epochs, best, compact_bytes(run.num_bytes))
-        add_row(table, run.name, data, *([run.model] if model else []), *figures, run.state_text)
-    show_table(table)
+        write_json({"folder": str(where), "runs": []}, json)
+    note(f"no runs in {where}; start one: trarctl train")

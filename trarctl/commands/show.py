@@ -14,6 +14,7 @@ from trarctl.commands.options import (
     check_targets,
     dataset_argument,
     option,
+    refuse_ignored,
     refuse_unknown,
 )
 
@@ -53,6 +54,11 @@ def show(
 
     if dataset is None and data is None:
         raise SettingsError("nothing says which data to show", "trarctl show DATASET, or --data DIR")
+    given = {"--images": images, "--seed": seed}
+    if report is None:
+        refuse_ignored("show without --report", given, ["--images"])
+    if samples == 0:
+        refuse_ignored("show --samples 0", given, ["--images", "--seed"])
     refuse_unknown(dataset, data, takes_own=True)
     check_targets({"--json": None if json in (None, "-") else Path(str(json))}, [])
     opened = open_prepared(data or default_folder(str(dataset)))
@@ -62,7 +68,7 @@ def show(
     if report is not None:
         prepare_folder(report, "show.html")
     found = [contents_of(opened, opened.split(name)) for name in opened.split_names]
-    drawn, why = samples_of(opened, part, samples, images if report is not None or images else None, seed)
+    drawn, why = samples_of(opened, part, samples, images, seed)
     if report is not None:
         path = write_page(report, "show.html", page_of(opened, found, drawn, why))
         note(*[why] if why else [])

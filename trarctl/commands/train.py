@@ -14,23 +14,31 @@ from trarctl.commands.options import (
     DEVICE_PANEL,
     EPOCHS,
     GPUS,
+    LEARNING_RATE,
     MAX_RESTARTS,
+    MAX_TIME,
     OUTPUT_PANEL,
+    PATIENCE,
     SETTINGS_PANEL,
+    SWEEP_PANEL,
     TRAINING_PANEL,
     ConfigOption,
     QuietOption,
     SetOption,
     SettingOption,
+    complete_assignment,
     complete_run,
     dataset_argument,
     option,
+    refuse_ignored,
     refuse_unknown,
     takes_settings,
 )
+from trarctl.commands.sweeps import carry_out, plan_sweep
 
 EPILOG = (
     "Example: trarctl train vqa --split train+val --gpus 0,1 --accu 2"
+    "\n\nWhich rate, and is it real: trarctl train vqa --grid train.learning_rate=1e-4,3e-4 --seeds 1,2"
     "\n\nUnder torchrun or Slurm the same command joins the processes that they start."
 )
 
@@ -39,9 +47,12 @@ EPILOG = (
     DATA,
     SettingOption("data.split", "--split", DATA_PANEL),
     EPOCHS,
+    LEARNING_RATE,
     SettingOption("train.batch_size", "--batch-size", TRAINING_PANEL),
     SettingOption("train.accumulation", "--accu", TRAINING_PANEL),
     SettingOption("train.seed", "--seed", TRAINING_PANEL),
+    PATIENCE,
+    MAX_TIME,
     GPUS,
     SettingOption("run.precision", "--precision", DEVICE_PANEL),
     SettingOption("run.compile", "--compile", DEVICE_PANEL),
@@ -81,12 +92,27 @@ def train(
             autocompletion=complete_run,
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        option("--seeds", SWEEP_PANEL, "Train one run for each seed, one after another.", metavar="1,2,3"),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        option(
+            "--grid",
+            SWEEP_PANEL,
+            "Train one run for each value, such as train.learning_rate=1e-4,3e-4; repeated, for each combination.",
+            metavar="KEY=A,B",
+            autocompletion=complete_assignment,
+        ),
+    ] = None,
     is_quiet: QuietOption = False,
 ) -> None:
     """Train TRAR on prepared data, validating and saving after each epoch.
 
     Settings come from the data set's recipe, then --config, the environment (TRARCTL_MODEL_HIDDEN_SIZE=256), these
-    options, and --set; later ones win.
+    options, and --set; later ones win. With --seeds or --grid several runs are trained, and compared at the end; the
+    same command goes on with what a stop has left.
     """
     from trarctl.config.resolve import resolve
     from trarctl.data.manifest import read_manifest
@@ -95,7 +121,15 @@ def train(
     data, _ = options["data.path"]
     refuse_unknown(dataset, data, takes_own=True)
     wanted = dataset or (read_manifest(data).name if data is not None else None)
-    resolved = resolve(dataset=wanted, config=config, options=options, sets=sets or [], recipe=recipe)
+    if dry_run:
+        refuse_ignored("train --dry-run", {"--init": init}, ["--init"])
+    resolving = functools.partial(resolve, dataset=wanted, config=config, sets=sets or [], recipe=recipe)
+    if seeds is not None or grid:
+        sweep = plan_sweep(resolving, options, seeds, grid or [], init, shows_only=dry_run)
+        if sweep is not None:
+            carry_out(sweep, is_quiet=is_quiet)
+        return
+    resolved = resolving(options=options)
     note(*resolved.notes)
     if dry_run:
         show_settings(resolved)

@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from trarctl.config.settings import nearest_key
 from trarctl.errors import SettingsError, listed
 
@@ -95,28 +93,34 @@ ADAM: dict[str, tuple[str, object]] = {"betas": ("train.adam_betas", (0.9, 0.999
 ADAM_REFUSED = ("weight_decay", "amsgrad")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as the original reads it, but for what it would read in silence as something else than it looks."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        refuse_repeated([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        number = super().construct_yaml_int(node)
-        text = str(node.value).lstrip("+-")
-        if (text.isdecimal() and text[0] == "0" and number) or ":" in text:
-            line = node.start_mark.line + 1
-            raise ValueError(f"line {line}: YAML reads {node.value} as {number}: write {number}, or the number meant")
-        return number
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-
-
 def read_yaml(text: str) -> object:
-    """Read YAML; ValueError or YAMLError if it is none, has a key twice, or a number that is not decimal."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    """Read YAML as the original does, but for what that would read in silence as something else than it looks.
+
+    ValueError if it is none, has a key twice, or a number that is not decimal.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise SettingsError("files of the original's settings are read by PyYAML", "pip install pyyaml") from error
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            refuse_repeated([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            return super().construct_mapping(node, deep)
+
+        def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+            number = super().construct_yaml_int(node)
+            text = str(node.value).lstrip("+-")
+            if (text.isdecimal() and text[0] == "0" and number) or ":" in text:
+                reads = f"line {node.start_mark.line + 1}: YAML reads {node.value} as {number}"
+                raise ValueError(f"{reads}: write {number}, or the number meant")
+            return number
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def refuse_repeated(names: Sequence[object]) -> None:

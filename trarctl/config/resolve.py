@@ -12,8 +12,6 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.config.original_yaml import read_yaml, refuse_repeated, translate
 from trarctl.config.settings import (
@@ -124,7 +122,51 @@ def resolve(
     chosen = next((layer["data.dataset"].value for layer in reversed(given) if "data.dataset" in layer), None)
     known = str(chosen) if chosen in dataset_names() else DEFAULT_DATASET
     values = _layer(recipe_of(known, recipe).values, Origin(Source.RECIPE, f"recipe {recipe or known}"))
-    return _build([{"data.dataset": Entry(known, DEFAULT, "its default")}, values, *given], notes)
+    resolved = _build([{"data.dataset": Entry(known, DEFAULT, "its default")}, values, *given], notes)
+    return _follow_epochs(resolved, values["train.epochs"].value if "train.epochs" in values else None)
+
+
+def _follow_epochs(resolved: Resolved, recipe_epochs: object) -> Resolved:
+    """Fit a recipe's decay and warm-up to the user's number of epochs; what the user gave stays.
+
+    The original's files too mean the epochs that they, or its defaults, name.
+    """
+    train, origins = resolved.settings.train, resolved.origins
+    before = recipe_epochs if isinstance(recipe_epochs, int) else FIELDS["train.epochs"].default
+    if train.epochs == before or origins["train.epochs"].source in (Source.RECIPE, Source.ORIGINAL_FILE):
+        return resolved
+    follow: dict[str, Callable[[Any], object]] = {
+        "train.decay_epochs": lambda epochs: scaled_decay(epochs, before, train.epochs),
+        "train.warmup_epochs": lambda epochs: min(epochs, _scaled(epochs, before, train.epochs)),
+    }
+    values, origins, said = flat(resolved.settings), dict(origins), list[str]()
+    length = f"{train.epochs} epoch{'' if train.epochs == 1 else 's'}"
+    for key, fit in follow.items():
+        value = values[key]
+        if origins[key].is_users_choice or (fitted := fit(value)) == value:
+            continue
+        values[key] = fitted
+        origins[key] = replace(origins[key], text=f"{origins[key].text}, fitted to {length}")
+        said.append(f"{key} = {to_text(fitted)} ({to_text(value)} of {before} epochs)")
+    if not said:
+        return resolved
+    note = f"the recipe's schedule is fitted to {length}: {', '.join(said)}"
+    return Resolved(from_dict(nested(values), "settings"), origins, [*resolved.notes, note])
+
+
+def scaled_decay(decay_epochs: Sequence[int], before: int, epochs: int) -> tuple[int, ...]:
+    """Move the epochs where the rate falls to the same fractions of a run of another length, rounded.
+
+    Each is within the run, after its first epoch, and stands once; those that were not reached are left out.
+    """
+    reached = [epoch for epoch in decay_epochs if epoch < before]
+    moved = {min(max(_scaled(epoch, before, epochs), 1), epochs - 1) if epoch else 0 for epoch in reached}
+    return tuple(sorted(moved if 0 in reached else moved - {0}))
+
+
+def _scaled(count: int, before: int, epochs: int) -> int:
+    """``count * epochs / before``, rounded, a half up."""
+    return (2 * count * epochs + before) // (2 * before)
 
 
 def _dataset_layer(name: str) -> Layer:
@@ -249,7 +291,7 @@ def _read_file(path: Path) -> tuple[Layer, list[str]]:
         raise SettingsError(f"{path}: is not UTF-8 text", "save it as UTF-8") from None
     except RecursionError:
         raise SettingsError(f"{path}: is nested too deeply", "settings are one table of values deep") from None
-    except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         # PyYAML lets what it meets while it builds odd values through.
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: {reason}", f"correct the file; it must be valid {suffix[1:].upper()}") from None

@@ -160,6 +160,14 @@ Span = Annotated[
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
 _LARGEST = 2**31 - 1
 INTERVAL = r"^[1-9][0-9]*(m|min)?$"
+_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?:in)?)?(?:([0-9]{1,6})s)?")
+
+
+def seconds_of(duration: str) -> int:
+    """The seconds of a time such as ``2h30m``; 0 if it is none."""
+    match = _DURATION.fullmatch(duration)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -259,14 +267,35 @@ class TrainSettings(Frozen):
     batch_size: PositiveInt = setting(64, "samples of one optimizer step, over all GPUs and parts", le=999_999)
     accumulation: PositiveInt = setting(1, "parts that a batch is computed in, to save memory; must divide its size")
     learning_rate: PositiveFloat = setting(1e-4, "base rate of Adam")
-    warmup_epochs: int = setting(3, "the rate rises in four stages over the first warmup_epochs + 1", ge=0)
+    warmup_epochs: int = setting(
+        3,
+        "the rate rises in four stages over the first warmup_epochs + 1; a recipe's shrinks with a run of fewer epochs",
+        ge=0,
+    )
     caps_warmup: bool = setting(
         True, "no stage of it exceeds the base rate; false: as the original's of one epoch does"
     )
-    decay_epochs: tuple[NonNegativeInt, ...] = setting((10, 12), "epoch indices, from 0, at whose start the rate falls")
+    decay_epochs: tuple[NonNegativeInt, ...] = setting(
+        (10, 12),
+        "epoch indices, from 0, at whose start the rate falls; a recipe's move with epochs, to the same fraction of "
+        "the run, at least one before its end",
+    )
     decay_factor: PositiveFloat = setting(0.2, "what the rate is multiplied by at each of them", le=1)
     adam_betas: tuple[Fraction, Fraction] = setting((0.9, 0.98), "decay rates of Adam's two averages")
     adam_epsilon: PositiveFloat = setting(1e-9, "term in Adam's denominator")
+    patience: int | None = setting(
+        None, "end the run after N validations in a row that are no better than the best; none: after all epochs", gt=0
+    )
+    ema_decay: float | None = setting(
+        None,
+        "also keep a moving average of the weights, in which those of t steps ago count ema_decay ** t times as much, "
+        "such as 0.999, and validate it; none: not",
+        gt=0,
+        lt=1,
+    )
+    average_epochs: int | None = setting(
+        None, "at the end also average the weights of the last N epochs, and validate that; none: not", ge=2
+    )
     gradient_clip: PositiveFloat | None = setting(None, "largest norm of the whole gradient; none: no limit")
     loss: Loss = setting("bce", "binary cross entropy, KL divergence or cross entropy")
     loss_reduction: Literal["sum", "mean"] = setting("sum", "over a batch; mean is over its elements, as in torch")
@@ -310,7 +339,7 @@ class RunSettings(Frozen):
     compile: Compile = setting(
         "auto",
         "compile the model with torch.compile; for GPUs. On a CPU it needs a C++ compiler and makes steps slower. "
-        "auto: one GPU replays the recorded step, as it does with on, but nothing is compiled; off: neither",
+        "auto: GPUs replay the recorded step, as they do with on, but nothing is compiled; off: neither",
     )
     max_restarts: int = setting(0, "times that lost processes are restarted, from the latest checkpoint", ge=0, le=100)
     timeout_seconds: PositiveFloat = setting(600.0, "seconds to wait for a process before it counts as lost")
@@ -320,10 +349,22 @@ class RunSettings(Frozen):
         pattern=INTERVAL,
         examples=["500", "10m"],
     )
+    max_time: str | None = setting(
+        None,
+        "stop, saved, after this time of training; trarctl resume goes on, for as long again",
+        examples=["2h30m", "90m"],
+    )
     validate_every: int = setting(1, "epochs between validations; 0: never", ge=0)
     log_every: PositiveInt = setting(50, "optimizer steps between two lines of metrics.jsonl")
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = setting((), "where else to send curves; each is an extra")
-    keep: int = setting(0, "keep the checkpoints of the latest N epochs and of the best; 0: of all", ge=0)
+    keep: int = setting(2, "keep the checkpoints of the best epoch and the latest N, by default 2; 0: of all", ge=0)
+
+    @field_validator("max_time")
+    @classmethod
+    def _is_time(cls, value: str | None) -> str | None:
+        if value is not None and not seconds_of(value):
+            raise PydanticCustomError("time", "must be a time, such as 2h30m, 90m or 45s")
+        return value
 
     @field_validator("compile", mode="before")
     @classmethod

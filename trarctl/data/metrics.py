@@ -58,6 +58,7 @@ class Accuracy:
     type_of: npt.NDArray[np.int64]  # each question's type, an index into types, [Q]
     types: tuple[str, ...]  # all of them occur
     note: str | None = None  # by which rule, where it is not the usual one
+    is_counted: npt.NDArray[np.bool_] | None = None  # questions that ``overall`` is the mean of, [Q]; None for all
 
     def __repr__(self) -> str:
         types = ", ".join(f"{name} {value:.2f}" for name, value in sorted(self.per_type.items()))
@@ -191,6 +192,7 @@ def matched_thirds(
         type_of=type_of,
         types=types,
         note=note,
+        is_counted=is_counted,
     )
 
 

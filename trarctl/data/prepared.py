@@ -17,6 +17,7 @@ import numpy.typing as npt
 import orjson
 from pydantic import ValidationError
 
+from trarctl.data.card import DataCard
 from trarctl.data.datasets.base import DatasetSpec
 from trarctl.data.features.grid import FeatureStore
 from trarctl.data.manifest import (
@@ -154,6 +155,14 @@ class PreparedData:
         if digest_of(answers) != self.manifest.text.answers_digest:
             raise self._files.damaged(ANSWERS)
         return answers
+
+    @cached_property
+    def card(self) -> DataCard:
+        """What a model needs to know of the data to be asked about any picture."""
+        images, max_words = self.manifest.images, self.manifest.text.max_words
+        shape = max_words, images.grid_size, images.feature_width
+        texts = self.spec.title, self.vocabulary, self.answers
+        return DataCard(self.path, *texts, *shape, images.backbone, prepared=self)
 
     @cached_property
     def vectors(self) -> npt.NDArray[np.float32] | None:

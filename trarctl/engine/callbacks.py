@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -111,6 +113,19 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class CandidateValidated:
+    """Accuracy of an average of weights on the validation split after an epoch, in percent."""
+
+    name: str  # ``ema`` or ``average``
+    epoch: int
+    step: int
+    overall: float
+    per_type: dict[str, float]
+    seconds: float
+    evaluator: EvaluatorName = "official"
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """A checkpoint is on the disk, after ``epoch`` finished epochs and ``step`` steps of the next."""
 
@@ -138,7 +153,17 @@ class RunFinished:
     best_overall: float | None
 
 
-Event = RunStarted | StepDone | EpochDone | Progressed | Validated | CheckpointSaved | Note | RunFinished
+Event = (
+    RunStarted
+    | StepDone
+    | EpochDone
+    | Progressed
+    | Validated
+    | CandidateValidated
+    | CheckpointSaved
+    | Note
+    | RunFinished
+)
 Callback = Callable[[Event], None]
 
 
@@ -153,6 +178,7 @@ _RECORDED: dict[type[Event], tuple[str, str]] = {
     StepDone: ("step", _STEP_NUMBERS),
     EpochDone: ("epoch", "epoch step loss learning_rate temperature seconds samples_per_second"),
     Validated: ("validation", "epoch step overall per_type evaluator routes seconds"),
+    CandidateValidated: ("candidate", "name epoch step overall per_type evaluator seconds"),
 }
 _DECIMALS = {"seconds": 3, "samples_per_second": 1}
 
@@ -215,9 +241,10 @@ def _line(event: Event) -> str | None:
             f"epoch {event.epoch}: loss {event.loss:.4f}, rate {event.learning_rate:.3g}, temperature "
             f"{event.temperature:.4g}, {event.seconds:.0f} s, {event.seconds / event.steps_per_epoch:.3f} s a step"
         )
-    if isinstance(event, Validated):
+    if isinstance(event, Validated | CandidateValidated):
         types = ", ".join(f"{name} {value:.2f}" for name, value in event.per_type.items())
-        return f"epoch {event.epoch}: val {event.overall:.2f} ({types}), {event.seconds:.0f} s"
+        weights = f" of {event.name}" if isinstance(event, CandidateValidated) else ""
+        return f"epoch {event.epoch}: val{weights} {event.overall:.2f} ({types}), {event.seconds:.0f} s"
     if isinstance(event, RunFinished):
         best = "" if event.best_epoch is None else f", best epoch {event.best_epoch} with {event.best_overall:.2f}"
         return f"finished in {event.seconds:.0f} s{best}"
@@ -290,6 +317,8 @@ def numbers_of(event: Event) -> tuple[Numbers, int] | None:
     if isinstance(event, Validated):
         types = {f"validation/{name}": value for name, value in event.per_type.items()}
         return {"validation/overall": event.overall} | types, event.step
+    if isinstance(event, CandidateValidated):
+        return {f"validation/{event.name}/overall": event.overall}, event.step
     return None
 
 
@@ -310,21 +339,40 @@ def _tensorboard(run: RunFolder, _settings: Settings, first_step: int) -> Iterat
 
 
 @contextmanager
+def _no_input() -> Iterator[None]:
+    """Have nobody to ask: the standard input is empty, and no terminal, while the block runs."""
+    before = sys.stdin
+    with Path(os.devnull).open(encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
+@contextmanager
 def _wandb(run: RunFolder, settings: Settings, _first_step: int) -> Iterator[Write]:
     import wandb
 
     # One name, one run there: who resumes a run continues its curves.
     config: dict[str, Any] = settings.model_dump(mode="json")
     names = {"project": "trarctl", "id": run.name, "name": run.name, "dir": str(run.path)}
-    session = wandb.init(**names, config=config, resume="allow")
+    # Its own lines would run through the live ones. Without a key it would ask for one where it can, and wait.
+    quiet = wandb.Settings(silent=True, init_timeout=_WANDB_SECONDS)
+    with _no_input():
+        session = wandb.init(**names, config=config, resume="allow", settings=quiet)
+    if not getattr(session, "offline", False) and (url := session.url):
+        run.log(f"wandb: {url}")
     try:
         yield lambda numbers, step: session.log(dict(numbers), step=step)
     finally:
         session.finish()
 
 
+_WANDB_SECONDS = 20.0  # to reach its server before the run begins
 _LOGGER_HINTS = {
     "tensorboard": "see that it can write the run's folder, or leave it out: --set run.loggers=",
-    "wandb": "wandb login keeps your key, WANDB_MODE=offline needs none; or leave it out: --set run.loggers=",
+    "wandb": "wandb login keeps your key, WANDB_MODE=offline needs neither key nor network; "
+    "or leave it out: --set run.loggers=",
 }
 _LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}

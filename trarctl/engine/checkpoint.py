@@ -2,22 +2,17 @@
 
 A file holds the weights (``model.NAME``), both averages of Adam (``adam.average.NAME``, ``adam.square.NAME``), the
 number of updates they have seen (``adam.step``) and, in its header, a JSON description: settings, vocabulary, answers,
-state of the training, and a checksum over all of it. A file with the final name is whole. Loading reads tensors only;
-nothing in a checkpoint is executed. What kind a file is, its content says, never its name.
+state of the training, and a checksum over all of it. With ``train.ema_decay`` there are ``ema.weights.NAME`` and
+``ema.step``, too; the file of an average of weights holds the weights alone. A file with the final name is whole. Of an
+exported folder, the file holds the weights alone, under their own names, and the description is beside it. Loading
+reads tensors only; nothing in a checkpoint is executed. What kind a file is, its content says, never its name.
 """
 
 from __future__ import annotations
 
-import argparse
-import codecs
 import hashlib
 import math
-import pathlib
-import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,19 +20,24 @@ import numpy as np
 import orjson
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trarctl.config import Cache, Precision
-from trarctl.engine.run import CHECKPOINT
-from trarctl.errors import CheckpointError, DataError, first_line, listed
-from trarctl.files import refusing, whole_file
+from trarctl.data.card import DataCard
+from trarctl.data.text import Vocabulary
+from trarctl.engine.averaging import EMA
+from trarctl.engine.run import CHECKPOINT, EXPORTED, EXPORTED_CONFIG
+from trarctl.errors import CheckpointError, DataError, first_line
+from trarctl.files import refusing, whole_file, write_json
 from trarctl.model.original import translate_name
 from trarctl.model.trar import TRAR
+from trarctl.weights import Kind, WeightsReader, archive_members, fault_of, without_prefixes
 
 MODEL = "model."
 _ADAM = "adam."
+_BESIDE = orjson.dumps({"description": EXPORTED_CONFIG}).decode()  # stands for a description in a file of its own
 _AVERAGE, _SQUARE, _STEP = "adam.average.", "adam.square.", "adam.step"
 
 
@@ -60,6 +60,19 @@ class TrainState(BaseModel):
     window_samples: int = 0
     best_epoch: int | None = None
     best_overall: float | None = None
+    validations_since_best: int = 0
+
+
+class TrainedOn(BaseModel):
+    """The questions that a model was trained on; of foreign weights it is not known which they were."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str  # what commands call the data
+    title: str  # what it shows, in a few words
+    split: str | None  # the splits of the last epoch
+    questions: int | None  # samples of an epoch
+    type_label: str  # what accuracies by type group questions by
 
 
 class Description(BaseModel):
@@ -88,6 +101,20 @@ class Description(BaseModel):
     features: dict[str, Any] | None = None  # statistics of the features that it was trained on; None in old files
     precision: Precision | None = None  # that it was trained in; None in old files
     cache: Cache | None = None  # where the features were kept; None in old files
+    max_words: int | None = None  # words of a question that are read; None in old files
+    extractor: dict[str, Any] | None = None  # what made the features, as ``backbone.json`` has it; None: unknown
+    trained_on: TrainedOn | None = None  # None in old files
+    candidate: str | None = None  # ``ema`` or ``average`` if the weights are one; None: those of the training
+
+    def card(self, path: Path) -> DataCard | None:
+        """What is needed to ask the model in ``path`` about a picture; None if it lacks a part that old files lack."""
+        grid_size = self.settings.get("model", {}).get("grid_size")
+        if self.max_words is None or not grid_size or (self.backbone is None) != (self.extractor is None):
+            return None
+        title = self.dataset if self.trained_on is None else self.trained_on.title
+        texts = title, Vocabulary(tuple(self.vocabulary)), tuple(self.answers)
+        shape = self.max_words, grid_size, self.feature_width
+        return DataCard(path, *texts, *shape, self.backbone, self.extractor)
 
 
 def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
@@ -103,7 +130,8 @@ def state_tensors(model: TRAR, optimizer: torch.optim.Adam) -> dict[str, Tensor]
 
 def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights among a checkpoint's tensors, under the model's own names."""
-    return {_without_prefixes(name): tensor for name, tensor in tensors.items() if not name.startswith(_ADAM)}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith((_ADAM, EMA))}
+    return {without_prefixes(name): tensor for name, tensor in own.items()}
 
 
 def restore_optimizer(model: TRAR, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
@@ -143,6 +171,16 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Desc
         ) from error
 
 
+def save_exported(folder: Path, weights: Mapping[str, Tensor], description: Description) -> None:
+    """Write weights and description as two files, which together are read as a checkpoint; an OSError if it fails."""
+    held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    content = description.model_dump(mode="json")
+    checksum = _checksum(held, orjson.dumps(content).decode())
+    with whole_file(folder / EXPORTED) as temporary:
+        save_file(held, temporary, metadata={"trarctl": _BESIDE})
+    write_json(folder / EXPORTED_CONFIG, {"sha256": checksum, **content})
+
+
 def misnamed(path: Path, description: Description) -> str | None:
     """Say that a checkpoint was saved at another point than its name says; None if it was not."""
     match, state = CHECKPOINT.match(path.name), description.progress
@@ -159,15 +197,17 @@ def load_description(path: Path) -> Description:
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Description]:
     """Read a checkpoint and verify its checksum; CheckpointError if it is missing, damaged, or not one of ours."""
-    tensors, metadata = _content(path)
+    if _kind_of(path) != "safetensors":
+        raise _not_ours(path)
+    tensors, metadata = _READER.safetensors(path)
     description = _describe(path, metadata)
-    text, checksum = metadata["trarctl"], metadata.get("sha256")
+    text, checksum = _description_text(path, metadata) or "", metadata.get("sha256")
     if checksum is None:  # it stood beside the description up to version 0.3
         content = orjson.loads(text)
         checksum = content.pop("sha256", None)
         text = orjson.dumps(content).decode()
     if _checksum(tensors, text) != checksum:
-        raise _damaged(path, "its checksum does not match")
+        raise _READER.damaged(path, "its checksum does not match", _READER.damaged_hint)
     refuse_nonfinite(path, tensors)
     return tensors, description
 
@@ -188,175 +228,35 @@ def load_upstream(path: Path) -> tuple[dict[str, Tensor], int | None]:
     Returns:
         Weights under this project's names in float32, and the number of finished epochs, None if the file does not say.
     """
-    content = _content(path)[0] if _kind_of(path) == "safetensors" else _unpickled(path)
-    state = _state_in(content)
-    if state is None:
-        inside = f"it is of type {type(content).__name__}"
-        if isinstance(content, Mapping) and content:
-            inside = f"its keys are {listed((repr(str(key)) for key in content), len(content))}"
-        raise CheckpointError(f"{path} holds no state_dict of tensors: {inside}", _FOREIGN_HINT)
+    _kind_of(path)
+    content = _READER.content(path)
+    state = _READER.state_in(path, content)
     epoch = state.pop("epoch", None) if state is content else content.get("epoch")
     return _usable(path, state), _whole_number(epoch)
 
 
 def refuse_nonfinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """See that all tensors are finite; a CheckpointError names those that are not."""
-    odd = []
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and (count := int((~tensor.isfinite()).sum())):
-            odd.append(f"{name} ({count:,} of {tensor.numel():,})")
-    if odd:
-        raise CheckpointError(
-            f"{path} holds values that are not finite in {len(odd)} of {len(tensors)} tensors: {listed(odd)}",
-            "give an earlier checkpoint: --ckpt RUN@EPOCH, or another file",
-        )
+    _READER.refuse_nonfinite(path, tensors, "give an earlier checkpoint: --ckpt RUN@EPOCH, or another file")
 
 
-_COPY_HINT = "copy it again from where it came, and compare the sizes"
 _FOREIGN_HINT = "give the epochN.pkl that the original program wrote, or a state dict of its model"
-# What is taken for a checkpoint: how it begins, what it is, and what to do.
-_OTHER_FILES = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file that it stands for", "fetch the file: git lfs pull"),
-    (b"<", "a web page or XML, no checkpoint", "save the file itself, not the page about it"),
-    (b"\x80", "a pickle that torch.save did not write", _FOREIGN_HINT),
-    ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), "a gzip, bzip2 or xz archive", "unpack it and give the checkpoint in it"),
-)
-# Where other programs keep a model's weights, and what they and their wrappers put before each name.
-_STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 SAVED_SCORES = {"question_id.npy", "scores.npy"}  # what an archive of saved scores holds, and no checkpoint
-PREFIXES = {"module", "_orig_mod", "model", "net", "network"}
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# The pickles of torch before 1.6 begin with this number.
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_CHUNK = 1 << 20
-# Plain values that programs keep beside the weights. None of them runs anything when it is read.
-_scalar, _reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-_HARMLESS: list[Any] = [
-    _scalar,
-    _reconstruct,
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_reconstruct, "numpy.core.multiarray._reconstruct"),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"),
-    (codecs.encode, "_codecs.encode"),
-    argparse.Namespace,
-    pathlib.PosixPath,
-    pathlib.PurePosixPath,
-]
+_READER = WeightsReader(
+    "checkpoint",
+    CheckpointError,
+    _FOREIGN_HINT,
+    missing="trarctl train makes one; --ckpt takes RUN, RUN@EPOCH or FILE",
+    folder="give a file in it, or the name of a run",
+    damaged_hint="use an earlier one: --ckpt RUN@EPOCH, or trarctl resume RUN",
+)
 
 
-def _kind_of(path: Path) -> Literal["safetensors", "zip", "legacy"]:
-    """What a file is by its first bytes; CheckpointError says what it is if it cannot be a checkpoint."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a checkpoint", "give a file in it, or the name of a run")
-    if not path.is_file():
-        raise CheckpointError(
-            f"no checkpoint at {path}", "trarctl train makes one; --ckpt takes RUN, RUN@EPOCH or FILE"
-        )
-    with refusing(f"cannot read {path}", "make it readable: chmod u+r", CheckpointError), path.open("rb") as file:
-        head = file.read(512)
-    if head[:4] == b"PK\x03\x04":
-        _refuse_other_archive(path)
-        return "zip"
-    if head.startswith(_LEGACY):
-        return "legacy"
-    header_bytes = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and header_bytes < 1 << 32:
-        return "safetensors"
-    if not head:
-        raise _damaged(path, "it is empty")
-    for start, what, hint in _OTHER_FILES:
-        if head.lstrip().startswith(start):
-            raise CheckpointError(f"{path} is {what}", hint)
-    if head.isascii() and b"\0" not in head:
-        raise CheckpointError(f"{path} is a text file, no checkpoint", _FOREIGN_HINT)
-    raise _damaged(path, "its beginning is that of no checkpoint")
-
-
-@contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
-        raise _damaged(path, "its archive is cut off or changed", _COPY_HINT) from error
-
-
-def _refuse_other_archive(path: Path) -> None:
-    """See that a zip archive holds what ``torch.save`` writes; one that cannot be listed is damaged."""
-    with _archive(path) as archive:
-        names = archive.namelist()
-    if set(names) >= SAVED_SCORES:
+def _kind_of(path: Path) -> Kind:
+    """What a file is by its content; CheckpointError says what it is if it cannot be a checkpoint."""
+    if archive_members(path) >= SAVED_SCORES:
         raise CheckpointError(f"{path} holds saved scores, no checkpoint", f"trarctl submit --ckpt {path} --data DIR")
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise CheckpointError(f"{path} is an archive of other files: {listed(names)}", _FOREIGN_HINT)
-
-
-def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
-    try:
-        with _opened(path) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return tensors, file.metadata() or {}
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _unpickled(path: Path) -> Any:
-    """What ``torch.save`` wrote, if it is tensors and plain values."""
-    if _kind_of(path) == "zip":
-        _check_archive(path)
-    try:
-        # The open file, since torch goes by the ending of a name.
-        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes its reader raise whatever it stumbles over
-        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{path} holds objects other than tensors: {foreign[1]}",
-                "save its weights alone, where they come from: torch.save(model.state_dict(), FILE)",
-            ) from error
-        raise _damaged(path, "its content cannot be read", _COPY_HINT) from error
-
-
-def _check_archive(path: Path) -> None:
-    """See that a zip archive is one of ``torch.save``, whole by its own checksums, which torch does not compare."""
-    with _archive(path) as archive:
-        members = archive.infolist()
-        unpacked = sum(member.file_size for member in members)
-        if unpacked > 4 * path.stat().st_size + _CHUNK:
-            raise _damaged(path, f"it would unpack to {unpacked:,} bytes", _COPY_HINT)
-        changed = [member.filename for member in members if not _is_intact(archive, member)]
-    # Without a single right checksum the program that wrote it had them switched off.
-    if changed and len(changed) < sum(member.file_size > 0 for member in members):
-        what = f"changed since it was written: {listed(changed, most=3)}"
-        raise _damaged(path, what, _COPY_HINT)
-
-
-def _is_intact(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
-    try:
-        with archive.open(member) as file:
-            while file.read(_CHUNK):
-                pass
-    except zipfile.BadZipFile:
-        return False
-    return True
-
-
-def _state_in(content: Any, depth: int = 4) -> dict[Any, Any] | None:
-    """The state dict in what a program saved: the content itself, or what stands under one of the usual keys."""
-    if not isinstance(content, dict) or not depth:
-        return None
-    inside = (_state_in(content.get(key), depth - 1) for key in _STATES)
-    own = content if any(isinstance(value, Tensor) for value in content.values()) else None
-    return next((state for state in inside if state is not None), own)
-
-
-def _without_prefixes(name: str) -> str:
-    """A parameter's name without what programs and their wrappers put before it."""
-    return ".".join(part for part in name.split(".") if part not in PREFIXES)
+    return _READER.kind_of(path)
 
 
 def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -366,22 +266,17 @@ def _usable(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or name.startswith(_ADAM):
             continue
-        if not isinstance(value, Tensor):
-            faults.append(f"{name} is a {type(value).__name__}, not a tensor")
-        elif value.dtype not in _FLOATS or value.layout is not torch.strided:
+        if isinstance(value, Tensor) and not value.is_floating_point():
             faults.append(f"{name} holds {value.dtype}".replace("torch.", "") + ", expected floating-point numbers")
-        elif value.is_meta or value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            faults.append(f"{name} is {list(value.shape)}, the file has fewer numbers")
+        elif fault := fault_of(value):
+            faults.append(f"{name} {fault}")
         else:
-            own = translate_name(_without_prefixes(name))
+            own = translate_name(without_prefixes(name))
             if own in renamed:
                 faults.append(f"{name} is there twice, with and without a prefix")
             renamed[own] = value.float()
     if faults:
-        raise CheckpointError(
-            f"{len(faults):,} of {len(state):,} weights in {path} cannot be used: {listed(faults)}",
-            _FOREIGN_HINT,
-        )
+        raise _READER.unusable(path, faults, len(state))
     refuse_nonfinite(path, renamed)
     return renamed
 
@@ -405,8 +300,19 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
+def _description_text(path: Path, metadata: Mapping[str, str] | None) -> str | None:
+    """The description as JSON, from the header or from the file that it names; None if it is not ours."""
     text = (metadata or {}).get("trarctl")
+    if text != _BESIDE:
+        return text
+    beside = path.with_name(EXPORTED_CONFIG)
+    hint = f"{path.name} and {beside.name} belong together: take the whole exported folder"
+    with refusing(f"cannot read {beside}", hint, CheckpointError):
+        return beside.read_text(encoding="utf-8", errors="replace")
+
+
+def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
+    text = _description_text(path, metadata)
     if text is None:
         raise _not_ours(path)
     try:
@@ -422,18 +328,8 @@ def _describe(path: Path, metadata: dict[str, str] | None) -> Description:
 def _opened(path: Path) -> Any:
     if _kind_of(path) != "safetensors":
         raise _not_ours(path)
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, str(error)) from error
+    return _READER.opened(path)
 
 
 def _not_ours(path: Path) -> CheckpointError:
     return CheckpointError(f"{path} was not written by trarctl", "give a run, a trarctl checkpoint or a .pkl file")
-
-
-def _damaged(path: Path, why: str, hint: str | None = None) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint {path} is damaged ({why})",
-        hint or "use an earlier one: --ckpt RUN@EPOCH, or trarctl resume RUN",
-    )

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -167,19 +167,73 @@ def collective() -> Iterator[None]:
         ) from error
 
 
-def share_gradients(model: nn.Module, world: World) -> nn.Module:
-    """The model as training calls it: with several processes, their gradients are averaged after each batch."""
+def share_gradients(model: nn.Module, world: World, *, is_accumulated: bool) -> nn.Module:
+    """The model as training calls it: with several processes, their gradients are averaged after each batch.
+
+    ``is_accumulated``: gradients of several parts are added up first.
+    """
     if world.size == 1:
         return model
     ids = [world.device.index] if world.device.type == "cuda" else None
     with collective(), warnings.catch_warnings():
         # Newer versions call the argument another name, which older ones do not know.
         warnings.simplefilter("ignore", FutureWarning)
-        network = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        network = DistributedDataParallel(
+            model,
+            device_ids=ids,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            # With it, torch would exchange the first gradients of all after the first part instead of the last.
+            static_graph=not is_accumulated,
+        )
     if world.device.type == "cpu":
         # A lambda, since torch compares a function's annotations and they are text here.
         network.register_comm_hook(world.size, lambda size, bucket: _average_in_order(size, bucket))
     return network
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give all processes the weights of the main one."""
+    with collective():
+        for weight in model.parameters():
+            dist.broadcast(weight.detach(), src=0)
+
+
+class PackedGradients:
+    """The gradients of a model in one tensor that keeps its place, for one collective between two recordings.
+
+    Args:
+        model: the same in all processes.
+        world: which average its gradients.
+    """
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        self._model, self._world = model, world
+        self._parameters: list[nn.Parameter] = []  # those that have a gradient
+        self._packed = torch.empty(0)
+        self._parts: list[torch.Tensor] = []  # of it, one for each of them
+
+    def pack(self) -> None:
+        """Copy the gradients there."""
+        if not self._parameters:
+            self._parameters = [one for one in self._model.parameters() if one.grad is not None]
+            # Each begins at a multiple of 16 bytes, where kernels read four numbers at once.
+            sizes = [-(-one.numel() // 4) * 4 for one in self._parameters]
+            self._packed = self._parameters[0].new_zeros(sum(sizes))
+            parts = zip(self._packed.split(sizes), self._parameters, strict=True)
+            self._parts = [part[: one.numel()].view_as(one) for part, one in parts]
+        torch._foreach_copy_(self._parts, [cast(torch.Tensor, one.grad) for one in self._parameters])
+
+    def average(self) -> None:
+        """Average them over all processes."""
+        with collective():
+            dist.all_reduce(self._packed)
+        self._packed /= self._world.size
+
+    def unpack(self) -> None:
+        """Let the parameters have them as their gradients."""
+        for parameter, part in zip(self._parameters, self._parts, strict=True):
+            parameter.grad = part
 
 
 def _average_in_order(num_processes: int, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

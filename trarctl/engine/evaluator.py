@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import shlex
 import tempfile
 import warnings
 import zipfile
@@ -49,6 +50,7 @@ from trarctl.engine.run import RunFolder, find_checkpoint, read_settings, saved_
 from trarctl.errors import CheckpointError, DataError, listed
 from trarctl.files import refusing, whole_result
 from trarctl.model.trar import TRAR
+from trarctl.weights import archive_members
 
 FEWEST_AT_ONCE = 64  # questions that any machine that trains can score at once
 ROWS_AT_ONCE = 16_384  # bounds the memory for temporary probabilities
@@ -288,18 +290,27 @@ class Chosen:
     request: Request
     checkpoint: Path
     how: str
-    data: Path
+    data: Path | None  # prepared folder; None: none is needed
     settings: Settings
     origin: dict[str, Origin]
     notes: tuple[str, ...]
 
-    def open_model(self, data: PreparedData, world: World) -> Loaded:
-        """Load the model onto this process's device."""
+    def open_data(self) -> PreparedData:
+        """Open the prepared folder."""
+        if self.data is None:
+            raise AssertionError("chosen without data")
+        return open_prepared(self.data)
+
+    def open_model(self, data: PreparedData | None, world: World) -> Loaded:
+        """Load the model onto this process's device; without data one that stands alone, see ``load_model``."""
         return load_model(self.checkpoint, data, self.settings, origin=self.origin, world=world)
 
 
-def choose(request: Request) -> Chosen:
-    """Find the checkpoint, its settings and its data, or raise the TrarError that says what is missing."""
+def choose(request: Request, *, needs_data: bool = True) -> Chosen:
+    """Find the checkpoint, its settings and its data, or raise the TrarError that says what is missing.
+
+    Unless it ``needs_data``, a checkpoint that stands alone gets only the data that the request names.
+    """
     folder_sets = [text for text in request.sets if text.startswith("run.folder")]
     try:
         path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
@@ -310,10 +321,10 @@ def choose(request: Request) -> Chosen:
             is_ours(named)  # says that it is a folder, or that there is no such file
         raise
     if not is_ours(path):
-        data = request.data or prepared_folder(resolve(dataset="vqa").settings)
-        dataset = open_prepared(data).dataset
+        folder = request.data or prepared_folder(resolve(dataset="vqa").settings)
+        dataset = open_prepared(folder).dataset
         resolved = resolve(dataset=dataset, config=request.config, sets=request.sets)
-        return Chosen(request, path, how, data, resolved.settings, resolved.origins, tuple(resolved.notes))
+        return Chosen(request, path, how, folder, resolved.settings, resolved.origins, tuple(resolved.notes))
     if request.config is not None:
         raise CheckpointError(
             f"{path} holds its own settings, --config {request.config} is for checkpoints of the original program",
@@ -322,7 +333,16 @@ def choose(request: Request) -> Chosen:
     description = load_description(path)
     trained = saved_settings(description.settings, path)
     resolved = amend(trained, f"checkpoint {path.name}", sets=request.sets)
-    data = request.data or _data_of(path, description)
+    data = request.data
+    if data is None and (needs_data or description.card(path) is None):
+        try:
+            data = _data_of(path, description)
+        except DataError as error:
+            if needs_data:
+                raise
+            older = "an older trarctl wrote this checkpoint, which does not hold all that predict needs; with the data,"
+            makes = f"trarctl export --ckpt {shlex.quote(str(path))} --data DIR --out DIR makes one that does"
+            raise DataError(error.what, f"{error.hint}; {older} {makes}") from error
     notes = [text] if (text := misnamed(path, description)) else []
     if changes := model_changes(trained, resolved.settings, may_change=["model.binarize"]):
         notes.append(f"what is scored is not the model that was trained: {', '.join(changes)}")
@@ -339,6 +359,13 @@ def _data_of(path: Path, description: Description) -> Path:
     return recorded_data(next(filter(is_prepared, places), places[-1]), description.dataset)
 
 
+def recorded_folder(chosen: Chosen) -> Path | None:
+    """The prepared folder that a checkpoint was trained on, where it is still there."""
+    with suppress(DataError):
+        return chosen.data or _data_of(chosen.checkpoint, load_description(chosen.checkpoint))
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreJob(Job):
     """Score a split; several processes leave the result in a folder, since gigabytes do not fit through a pipe."""
@@ -350,7 +377,7 @@ class ScoreJob(Job):
 
     def work(self, world: World, callback: Callback) -> Scores | None:
         """Score in one process, or this process's share; see ``trarctl.engine.launch.Job``."""
-        data = open_prepared(self.chosen.data)
+        data = self.chosen.open_data()
         loaded = self.chosen.open_model(data, world)
         for text in (*self.chosen.notes, *loaded.warnings):
             callback(Note(text))
@@ -370,7 +397,7 @@ class ScoreJob(Job):
 
 def score_chosen(chosen: Chosen, watch: Watch) -> Scores:
     """Score the split of a request with what was chosen for it, in as many processes as there are devices."""
-    request, data = chosen.request, open_prepared(chosen.data)
+    request, data = chosen.request, chosen.open_data()
     data.split(request.split)
     with tempfile.TemporaryDirectory(prefix="trarctl-") as temporary:
         job = ScoreJob(chosen=chosen, folder=Path(temporary), gpus=request.gpus)
@@ -464,13 +491,7 @@ def answers_to_submit(parts: Sequence[Scores]) -> tuple[list[str], NDArray[np.fl
 
 def is_saved_scores(path: Path) -> bool:
     """Whether a file holds saved scores: by its ending, or by its content if that can be read."""
-    if path.suffix.lower() == ".npz":
-        return True
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return set(archive.namelist()) >= SAVED_SCORES
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return path.suffix.lower() == ".npz" or archive_members(path) >= SAVED_SCORES
 
 
 def load_scores(path: Path, data: PreparedData, split: str) -> tuple[Scores, list[str]]:

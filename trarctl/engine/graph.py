@@ -141,8 +141,9 @@ class RecordedStep:
             raise AssertionError("a step begins with begin")
         for place, new in zip(_tensors(inputs), _tensors(part), strict=True):
             place.copy_(new)
-        # The first part makes the gradients, at their place in the recording's memory; later ones add to them.
-        name = "first part" if is_first else "later part"
+        # The first part makes the gradients, at their place in the recording's memory; later ones add to them, and with
+        # the last they are made ready for an exchange.
+        name = f"part, is first: {is_first}, is last: {is_last}"
         loss, routes = self._run(name, lambda: self._step.forward_backward(inputs, is_first=is_first, is_last=is_last))
         return loss, routes
 

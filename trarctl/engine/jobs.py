@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from trarctl.data.metrics import refuse_unmeasurable
 from trarctl.data.prepared import PreparedData, open_prepared
 from trarctl.engine import callbacks
 from trarctl.engine.callbacks import Callback, Note
-from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint, misnamed
+from trarctl.engine.checkpoint import MODEL, Description, TrainState, load_checkpoint, load_description, misnamed
 from trarctl.engine.distributed import World, plan_placement, use_threads
 from trarctl.engine.launch import Job
 from trarctl.engine.loading import (
@@ -36,7 +36,15 @@ from trarctl.engine.loading import (
     setting_changes,
 )
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings, saved_settings
-from trarctl.engine.trainer import Schedule, Trainer, digest_of_samples, is_validated, split_of_epoch
+from trarctl.engine.sweep import Member, Sweep
+from trarctl.engine.trainer import (
+    Schedule,
+    Trainer,
+    digest_of_samples,
+    is_out_of_patience,
+    is_validated,
+    split_of_epoch,
+)
 from trarctl.errors import CheckpointError, SettingsError
 from trarctl.groups import num_restarts
 
@@ -139,7 +147,10 @@ class TrainJob(Job):
         if any(is_validated(settings, data, split) for split in splits):
             refuse_unmeasurable(data, data.split("val"), "official")
         if self.kind == "resume" or is_restarted:
-            return _resumed(run, settings, data, None if is_restarted else self.checkpoint, callback)
+            origin = _resumed(run, settings, data, None if is_restarted else self.checkpoint, callback)
+            if not is_restarted:
+                _refuse_out_of_patience(run, settings, origin.state)
+            return origin
         refuse_existing(run)
         weights = {} if self.init is None else read_weights(self.init)
         return Beginning({MODEL + name: tensor for name, tensor in weights.items()}, TrainState())
@@ -169,6 +180,14 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
     Returns:
         The job, and notes on what was chosen for the user.
     """
+    job, notes = fit_start(settings, origin, init=init)
+    if not num_restarts():
+        refuse_existing(job.run)
+    return job, notes
+
+
+def fit_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | None) -> tuple[TrainJob, list[str]]:
+    """Fit the start of a run to its data, as ``plan_start`` does, whether or not the run exists."""
     path = prepared_folder(settings)
     data = open_prepared(path)
     weights: Path | None = None
@@ -181,10 +200,7 @@ def plan_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | 
     is_named = settings.run.name is not None
     if not is_named:
         settings = _named(settings, _new_name(data.name))
-    job = TrainJob.of(settings, kind="start", data=path, is_named=is_named, init=weights)
-    if not num_restarts():
-        refuse_existing(job.run)
-    return job, odd + notes
+    return TrainJob.of(settings, kind="start", data=path, is_named=is_named, init=weights), odd + notes
 
 
 def refuse_existing(run: RunFolder) -> None:
@@ -214,6 +230,19 @@ def plan_resume(
     settings, notes = fit_to_data(settings, data, {})
     _check_fit(settings, data)
     return TrainJob.of(settings, kind="resume", data=path, checkpoint=chosen), notes
+
+
+def plan_member(sweep: Sweep, member: Member) -> tuple[TrainJob | None, list[str]]:
+    """Plan what is left of a sweep's run, its start or its resume, as ``plan_start`` does; None if nothing is."""
+    settings = member.settings
+    if member.run.epoch_checkpoint(settings.train.epochs).is_file():
+        return None, []
+    if saved := member.run.saved():
+        with suppress(CheckpointError):  # what is damaged, resuming passes over
+            if is_out_of_patience(settings, load_description(saved[-1][2]).progress):
+                return None, []
+        return plan_resume(member.run, settings, named=None, epoch=None)
+    return TrainJob.of(settings, kind="start", data=sweep.data, init=sweep.init), []
 
 
 def _run_folder(settings: Settings) -> RunFolder:
@@ -260,7 +289,11 @@ def _check_fit(settings: Settings, data: PreparedData) -> None:
 def _training_notes(settings: Settings, data: PreparedData) -> list[str]:
     """List what is to be known of the splits that are trained on."""
     trained = {*settings.data.split.split("+"), *(settings.data.later_split or "").split("+")}
-    return [split.training_note for split in data.spec.splits if split.training_note and split.name in trained]
+    notes = [split.training_note for split in data.spec.splits if split.training_note and split.name in trained]
+    splits = settings.data.split, settings.data.later_split or settings.data.split
+    if settings.train.patience and not any(is_validated(settings, data, split) for split in splits):
+        notes.append("train.patience: without effect, since this run validates nothing")
+    return notes
 
 
 def _write_beginning(
@@ -320,6 +353,9 @@ def _resumed(
         notes.append(f"changed from here on: {', '.join(changes)}")
     if settings.model.routing == "hard" and then.train.epochs != epochs:
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
+    if then.train.epochs != epochs and then.train.decay_epochs == settings.train.decay_epochs:
+        decays = to_text(settings.train.decay_epochs)
+        notes.append(f"train.decay_epochs stays {decays} in {epochs} epochs; --set train.decay_epochs=LIST changes it")
     if not is_same_data and split_of_epoch(then.data, state.epoch) == split_of_epoch(settings.data, state.epoch):
         notes.append(f"{data.path} has other training questions than those before: they are trained on from here on")
     schedule = description.learning_rate, description.temperature
@@ -332,7 +368,13 @@ def _load_chosen(
 ) -> tuple[Path, dict[str, Tensor], Description]:
     """Load a checkpoint, by default the latest that is whole; damaged ones are named and passed over."""
     if chosen is not None:
-        return chosen, *load_checkpoint(chosen)
+        tensors, description = load_checkpoint(chosen)
+        if description.candidate is not None:
+            raise CheckpointError(
+                f"{chosen} is an average of weights ({description.candidate}), which no training goes on from",
+                f"trarctl resume {run.reference}, or trarctl train --init {chosen} starts another run from it",
+            )
+        return chosen, tensors, description
     for _, _, path in reversed(run.saved()):
         try:
             tensors, description = load_checkpoint(path)
@@ -345,9 +387,21 @@ def _load_chosen(
     raise CheckpointError(f"run {run.name} has no usable checkpoint", run.start_again)
 
 
+def _refuse_out_of_patience(run: RunFolder, settings: Settings, state: TrainState) -> None:
+    """See that a run which ``train.patience`` has ended is not resumed with the same patience."""
+    if is_out_of_patience(settings, state):
+        count, patience = state.validations_since_best, settings.train.patience
+        raise SettingsError(
+            f"run {run.name} has ended early, after epoch {state.epoch}: {count} validations were no better than epoch "
+            f"{state.best_epoch}, and train.patience is {patience}",
+            f"trarctl resume {run.reference} --patience {count + (patience or 0)} trains on; "
+            "--set train.patience=none does to the last epoch",
+        )
+
+
 # Where things are, which changes no number, and how far to train, which was just asked for.
 _UNSAID = (
-    *("run.name", "run.folder", "run.gpus", "run.num_threads"),
+    *("run.name", "run.folder", "run.gpus", "run.num_threads", "run.max_time"),
     *("data.path", "data.num_workers", "data.cache", "train.epochs"),
 )
 # What may not change within an epoch: which samples are left of it, and what its loss is a mean of.

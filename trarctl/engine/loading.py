@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from trarctl.config.resolve import Origin, Source
 from trarctl.config.settings import ModelSettings, Settings, flat, to_text
+from trarctl.data.card import DataCard
 from trarctl.data.manifest import MANIFEST, prepare_command
 from trarctl.data.prepared import PreparedData, default_folder
 from trarctl.engine.checkpoint import Description, is_ours, load_checkpoint, load_upstream, model_tensors
@@ -86,16 +88,37 @@ def check_shape(settings: ModelSettings) -> None:
         raise SettingsError(str(error), "--set model.spans=LIST or --set model.pooling=NAME chooses others") from error
 
 
-def model_sizes(data: PreparedData) -> ModelSizes:
+def model_sizes(card: DataCard) -> ModelSizes:
     """The sizes that the data gives the model."""
-    return ModelSizes(vocabulary=len(data.vocabulary), answers=len(data.answers), feature_width=data.features.width)
+    return ModelSizes(vocabulary=len(card.vocabulary), answers=len(card.answers), feature_width=card.feature_width)
+
+
+def describe_data(data: PreparedData) -> dict[str, Any]:
+    """What a checkpoint's description says of its data: all that asking the model about a picture takes, and more."""
+    card, vectors = data.card, data.manifest.text.vectors
+    extractor = None
+    if card.extractor_name is not None:
+        with suppress(DataError):  # then predict will need the data
+            extractor = card.describe_extractor()
+    return {
+        "dataset": data.dataset,
+        "vocabulary": list(card.vocabulary.words),
+        "answers": list(card.answers),
+        "feature_width": card.feature_width,
+        "vectors": None if vectors is None else vectors.model_dump(mode="json"),
+        "backbone": card.extractor_name,
+        "data": str(data.path.resolve()),
+        "features": data.feature_statistics(),
+        "max_words": card.max_words,
+        "extractor": extractor,
+    }
 
 
 def build_model(settings: Settings, data: PreparedData) -> TRAR:
     """A model with start weights: a function of the seed, and of the data's word vectors if it has any."""
     torch.manual_seed(settings.train.seed)
     vectors = None if data.vectors is None else torch.from_numpy(data.vectors.astype("float32"))
-    return _new_model(settings, data, vectors)
+    return _new_model(settings, model_sizes(data.card), vectors)
 
 
 def setting_changes(then: Settings, now: Settings, keys: Iterable[str]) -> list[str]:
@@ -120,6 +143,7 @@ class Loaded:
     epoch: int  # finished ones
     source: Path
     description: Description | None  # None for the original's checkpoints
+    card: DataCard  # of the data that it was loaded for, or its own
     warnings: tuple[str, ...] = ()  # what is odd about it, or could not be checked
 
     def __repr__(self) -> str:
@@ -138,15 +162,18 @@ def is_exclusive(settings: Settings) -> bool:
 
 
 def load_model(
-    path: Path, data: PreparedData, settings: Settings, *, origin: Mapping[str, Origin], world: World
+    path: Path, data: PreparedData | None, settings: Settings, *, origin: Mapping[str, Origin], world: World
 ) -> Loaded:
     """Load a checkpoint of ours, or a ``.pkl`` of the original program, for scoring ``data`` on this process's device.
 
+    Without ``data`` it has to be one that stands alone, see ``Description.card``.
     ``settings`` are for our own checkpoint those it holds, with what the user changed; for the original's what the
     shapes do not say.
     """
     state, epoch, description, warnings = _read(path, data)
     if description is None:
+        if data is None:
+            raise CheckpointError(f"{path} does not name its words and answers", "give the data: --data DIR")
         settings = _with_shape(path, state, settings, origin, data)
         last_temperature = _last_temperature(path, settings, epoch)
         if settings.model.routing == "hard" and (epoch or 0) > settings.train.epochs:
@@ -156,17 +183,19 @@ def load_model(
             )
     else:
         last_temperature = description.temperature
-        _refuse_other_features(path, description, data)
-    if (given := settings.model.grid_size) != (grid := data.manifest.images.grid_size):
+        if data is not None:
+            _refuse_other_features(path, description, data)
+    card = _card_of(path, data, description)
+    if (given := settings.model.grid_size) != card.grid_size:
         raise CheckpointError(
-            f"{path} is scored with model.grid_size = {given}, {data.path} has a grid of size {grid}",
+            f"{path} is scored with model.grid_size = {given}, {card.source} has a grid of size {card.grid_size}",
             "leave model.grid_size out, or give other data: --data DIR",
         )
     check_shape(settings.model)
-    model = _new_model(settings, data)
+    model = _new_model(settings, model_sizes(card))
     load_weights(model, state, path)
     model = model.to(world.device).eval()
-    return Loaded(model, settings, last_temperature, epoch or 0, path, description, tuple(warnings))
+    return Loaded(model, settings, last_temperature, epoch or 0, path, description, card, tuple(warnings))
 
 
 def adopt_shape(
@@ -254,23 +283,45 @@ def check_words(path: Path, description: Description, data: PreparedData) -> Non
         )
 
 
-def _new_model(settings: Settings, data: PreparedData, word_vectors: Tensor | None = None) -> TRAR:
+def _new_model(settings: Settings, sizes: ModelSizes, word_vectors: Tensor | None = None) -> TRAR:
     """The one place where a command's model is built."""
     with enough_memory("take a smaller model: --set model.hidden_size=N or model.num_layers=N"):
-        return TRAR(settings.model, model_sizes(data), word_vectors, attention=settings.run.attention)
+        return TRAR(settings.model, sizes, word_vectors, attention=settings.run.attention)
 
 
-def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None, Description | None, list[str]]:
+def _card_of(path: Path, data: PreparedData | None, description: Description | None) -> DataCard:
+    """What is known of the data, from the data or else from the checkpoint."""
+    if data is not None:
+        return data.card
+    if description is None or (card := description.card(path)) is None:
+        raise CheckpointError(f"{path} does not say all that asking it takes", "give its data: --data DIR")
+    return card
+
+
+def _read(path: Path, data: PreparedData | None) -> tuple[dict[str, Tensor], int | None, Description | None, list[str]]:
     """Weights, finished epochs and description of a checkpoint of either kind, checked against the data; oddities."""
     epoch: int | None
     description = None
     if is_ours(path):
         tensors, description = load_checkpoint(path)
-        check_words(path, description, data)
+        if data is not None:
+            check_words(path, description, data)
         state, epoch = model_tensors(tensors), description.progress.epoch
     else:
         state, epoch = load_upstream(path)
-    sizes = model_sizes(data)
+    odd = [] if data is None else _compared(path, state, description, data)
+    # No training leaves such layers behind.
+    zero = [name for name, tensor in state.items() if name.endswith(("weight", "gain")) and not tensor.any()]
+    if zero:
+        odd.append(f"{path}: all weights are zero in {len(zero)} layers: {listed(zero)}")
+    return state, epoch, description, odd
+
+
+def _compared(
+    path: Path, state: Mapping[str, Tensor], description: Description | None, data: PreparedData
+) -> list[str]:
+    """Compare weights with the sizes of data, and give what is odd; a CheckpointError says that they do not fit."""
+    sizes = model_sizes(data.card)
     for name, axis, ours, what in (
         ("embedding.weight", 0, sizes.vocabulary, "words"),
         ("head.weight", 0, sizes.answers, "answers"),
@@ -282,12 +333,9 @@ def _read(path: Path, data: PreparedData) -> tuple[dict[str, Tensor], int | None
                 "give the data that it was trained on; a published checkpoint needs every question file, Visual Genome"
                 " and test included, when the data is prepared",
             )
-    odd = [_order_warning(path, state, data)] if description is None else _feature_warnings(path, description, data)
-    # No training leaves such layers behind.
-    zero = [name for name, tensor in state.items() if name.endswith(("weight", "gain")) and not tensor.any()]
-    if zero:
-        odd.append(f"{path}: all weights are zero in {len(zero)} layers: {listed(zero)}")
-    return state, epoch, description, odd
+    if description is None:
+        return [_order_warning(path, state, data)]
+    return _feature_warnings(path, description, data)
 
 
 def _last_temperature(path: Path, settings: Settings, epoch: int | None) -> float:

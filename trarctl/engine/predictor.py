@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trarctl.data import Progress, batched, no_progress
+from trarctl.data.card import DataCard
 from trarctl.data.features.base import Extractor
 from trarctl.data.features.grid import FeatureFileError, Floats, read_grid, whole_grid
 from trarctl.data.features.origin import Stated, extractor_of, geometry_of, known_extractor
 from trarctl.data.features.reading import read_images, to_rgb
 from trarctl.data.features.sizes import Geometry
 from trarctl.data.features.survey import Oddity, oddity_of
-from trarctl.data.prepared import PreparedData, open_prepared
+from trarctl.data.prepared import open_prepared
 from trarctl.data.text import UNK, encode, tokenize
 from trarctl.engine.distributed import World, joined, plan_placement, use_threads
-from trarctl.engine.evaluator import Chosen, Evaluator, Request, choose, probabilities
+from trarctl.engine.evaluator import Chosen, Evaluator, Request, choose, probabilities, recorded_folder
 from trarctl.engine.loading import Loaded, is_exclusive
 from trarctl.errors import CheckpointError, DataError, listed, shortened
 from trarctl.model.trar import TRAR
@@ -152,14 +153,14 @@ class Prediction:
 class Predictor:
     """A trained model that takes questions about pictures, or about ready features.
 
-    Pictures are described as those of the data were; the extractor is loaded when the first is asked about. ``stated``
-    is what a user says about it, ``images`` included.
+    Pictures are described as those of the data were; the extractor is loaded when the first is asked about. ``card`` is
+    that of the data, or the checkpoint's own; ``stated`` is what a user says about the extractor, ``images`` included.
     """
 
-    def __init__(self, loaded: Loaded, data: PreparedData, stated: Stated | None = None) -> None:
-        self._loaded, self._data, self._stated = loaded, data, stated or Stated()
+    def __init__(self, loaded: Loaded, card: DataCard, stated: Stated | None = None) -> None:
+        self._loaded, self._card, self._stated = loaded, card, stated or Stated()
         self._extractor: Extractor | None = None
-        self._known = known_extractor(data, self._stated.extractor)
+        self._known = known_extractor(card, self._stated.extractor)
         self.settings = loaded.model.settings  # the shape of the model
         self.notes: tuple[str, ...] = ()  # how it is known what made the features; complete after the first answer
 
@@ -178,7 +179,7 @@ class Predictor:
         """Load what describes pictures, once; a TrarError says that it is unknown, or does not fit the data."""
         if self._extractor is None:
             devices = (str(self._loaded.device),)
-            self._extractor, self.notes = extractor_of(self._data, self._stated, devices, progress)
+            self._extractor, self.notes = extractor_of(self._card, self._stated, devices, progress)
         return self._extractor
 
     @property
@@ -188,9 +189,9 @@ class Predictor:
 
     def trained_on(self) -> str:
         """What the model was trained on and what it can answer, in one sentence."""
-        answers = self._data.answers
+        answers = self._card.answers
         few = listed(answers, most=13 if len(answers) <= 13 else 8)
-        return f"trained on {self._data.spec.title}; it can only answer {few}"
+        return f"trained on {self._card.title}; it can only answer {few}"
 
     def ask(self, images: Sequence[Image], questions: Sequence[str], *, top: int = 5) -> list[Prediction]:
         """Answer a question about each picture, of any size and mode; errors as in ``ask_files``."""
@@ -242,7 +243,7 @@ class Predictor:
 
     def _given(self, features: NDArray[np.floating] | str | Path, number: int) -> Described:
         """Take features of a picture, the ``number``-th."""
-        shape = self.settings.grid_size, self._data.features.width
+        shape = self.settings.grid_size, self._card.feature_width
         name = str(features) if isinstance(features, str | Path) else f"array {number} of features"
         try:
             if isinstance(features, str | Path):
@@ -305,8 +306,8 @@ class Predictor:
         return [Described(*one) for one in zip(features, is_plain, sizes, strict=True)]
 
     def _answer(self, described: Sequence[Described], questions: Sequence[str], top: int) -> list[Prediction]:
-        vocabulary, answers = self._data.vocabulary, self._data.answers
-        tokens = encode(questions, vocabulary.index, self._data.manifest.text.max_words)
+        vocabulary, answers, max_words = self._card.vocabulary, self._card.answers, self._card.max_words
+        tokens = encode(questions, vocabulary.index, max_words)
         features = torch.from_numpy(np.stack([one.features for one in described]))
         insight = inspect(self._loaded, torch.from_numpy(tokens.astype(np.int64)), features)
         if not all(np.isfinite(values).all() for values in vars(insight).values()):
@@ -323,7 +324,7 @@ class Predictor:
                 insight.layer_attention[row].tolist(),
                 tuple(word for word in tokenize(question) if vocabulary.index.get(word, UNK) == UNK),
                 described[row].is_plain,
-                max(len(tokenize(question)) - self._data.manifest.text.max_words, 0),
+                max(len(tokenize(question)) - max_words, 0),
                 described[row].size,
                 geometry_of(extractor, described[row].size),
                 described[row].oddity,
@@ -376,9 +377,13 @@ def _questions(asked: Sequence[Prediction]) -> str:
 
 
 def open_predictor(request: Request, stated: Stated | None = None) -> tuple[Predictor, Chosen]:
-    """Load a checkpoint for asking, but no extractor yet; a TrarError says what does not fit together."""
-    chosen = choose(request)
-    data = open_prepared(chosen.data)
+    """Load a checkpoint for asking, but no extractor yet; a TrarError says what does not fit together.
+
+    Prepared data is only needed by checkpoints that do not stand alone, and to check a stated extractor against.
+    """
+    chosen = choose(request, needs_data=False)
+    folder = chosen.data if stated is None or stated.extractor is None else recorded_folder(chosen)
+    data = None if folder is None else open_prepared(folder)
     with joined(plan_placement(request.gpus or "cpu", os.environ), timeout_seconds=60.0) as world:
         loaded = chosen.open_model(data, world)
-    return Predictor(loaded, data, stated), chosen
+    return Predictor(loaded, loaded.card, stated), chosen

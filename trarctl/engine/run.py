@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from trarctl.errors import CheckpointError, DataError, SettingsError
 from trarctl.files import claimed, is_claimed, open_regular, remove, sync_folder, whole_file, write_bytes
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
+EXPORTED, EXPORTED_CONFIG = "model.safetensors", "config.json"  # weights of an exported folder, and all else
+CANDIDATES = ("ema", "average")  # averages of weights that are validated beside those of the epochs
+_CANDIDATE = re.compile(rf"^epoch-(\d+)-({'|'.join(CANDIDATES)})\.safetensors$")
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
 
 
@@ -26,6 +29,7 @@ _NUMBERS: dict[str, tuple[str, ...]] = {
     "step": ("epoch", "step", "loss", "learning_rate", "temperature"),
     "epoch": ("epoch", "step"),
     "validation": ("epoch", "overall"),
+    "candidate": ("epoch", "step", "overall"),
 }
 
 
@@ -37,6 +41,7 @@ class Metrics:
     epochs: list[dict[str, Any]]
     validations: dict[int, dict[str, Any]]  # by epoch, counted from 1; of one validated again, the last
     num_unreadable: int = 0  # lines that were left out
+    candidates: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)  # by epoch and name
 
     def best_epoch(self, among: Collection[int] | None = None) -> int | None:
         """Find the epoch with the best validation, the first of equals; None without one."""
@@ -44,6 +49,20 @@ class Metrics:
             epoch: entry["overall"] for epoch, entry in self.validations.items() if among is None or epoch in among
         }
         return max(scores, key=lambda epoch: (scores[epoch], -epoch)) if scores else None
+
+    def best_candidate(self, among: Collection[tuple[int, str]] | None = None) -> tuple[int, str] | None:
+        """Find epoch and name of the average of weights with the best validation, the first of equals."""
+        scores = {key: one["overall"] for key, one in self.candidates.items() if among is None or key in among}
+        return max(scores, key=lambda key: (scores[key], -key[0])) if scores else None
+
+    def best(
+        self, epochs: Collection[int] | None = None, candidates: Collection[tuple[int, str]] | None = None
+    ) -> tuple[int, str, float] | None:
+        """Find the best of all that was validated: epoch, name (empty for the epoch's own weights) and percent."""
+        epoch, candidate = self.best_epoch(epochs), self.best_candidate(candidates)
+        found = [] if epoch is None else [(epoch, "", self.validations[epoch]["overall"])]
+        found += [] if candidate is None else [(*candidate, self.candidates[candidate]["overall"])]
+        return max(found, key=lambda one: one[2]) if found else None
 
 
 class RunFolder:
@@ -77,13 +96,24 @@ class RunFolder:
         """The checkpoint of an epoch that a user named; a CheckpointError says which there are, and the hint."""
         path = self.epoch_checkpoint(int(epoch)) if epoch.isascii() and epoch.isdecimal() else None
         if path is None or not path.is_file():
-            kept = ", ".join(map(str, self.saved_epochs())) or "none"
+            names = sorted({name for _, name in self.saved_candidates()})
+            kept = ", ".join(map(str, [*self.saved_epochs(), *names])) or "none"
             raise CheckpointError(f"run {self.name} has no checkpoint of epoch {epoch}", f"there are: {kept}; {hint}")
         return path
 
     def step_checkpoint(self, epoch: int, step: int) -> Path:
         """Where a checkpoint ``step`` steps into the epoch after ``epoch`` finished ones is, or will be."""
         return self.checkpoints / f"epoch-{epoch:03d}-step-{step:06d}.safetensors"
+
+    def candidate_checkpoint(self, epoch: int, name: str) -> Path:
+        """Where an average of weights after ``epoch`` finished epochs is, or will be; nothing is trained from it."""
+        return self.checkpoints / f"epoch-{epoch:03d}-{name}.safetensors"
+
+    def saved_candidates(self, only: str | None = None) -> list[tuple[int, str]]:
+        """Epoch and name of the averages of weights that have a file, oldest first."""
+        files = self.checkpoints.glob("epoch-*.safetensors") if self.checkpoints.is_dir() else ()
+        found = [(int(match[1]), match[2]) for file in files if (match := _CANDIDATE.match(file.name))]
+        return sorted(one for one in found if only in (None, one[1]))
 
     def saved(self) -> list[tuple[int, int, Path]]:
         """(finished epochs, steps done of the next, file) of all checkpoints, oldest first."""
@@ -162,7 +192,8 @@ class RunFolder:
             else:
                 kinds[entry["event"]].append(entry)
         validations = {entry["epoch"]: entry for entry in kinds["validation"]}
-        return Metrics(kinds["step"], kinds["epoch"], validations, num_unreadable)
+        candidates = {(entry["epoch"], entry["name"]): entry for entry in kinds["candidate"]}
+        return Metrics(kinds["step"], kinds["epoch"], validations, num_unreadable, candidates)
 
     def _lines(self) -> Iterator[dict[str, Any] | None]:
         """Each whole line of ``metrics.jsonl``, None for one that cannot be used."""
@@ -188,7 +219,7 @@ class RunFolder:
         """Remove the checkpoints that a new one, after ``epoch`` finished epochs, makes superfluous.
 
         Those within finished epochs go, older ones within the next, and all finished epochs but the latest ``keep``
-        (0 for all) and the best.
+        (0 for all) and the best. Of each kind of average the best stays, or the latest if none was validated.
         """
         saved = self.saved()
         within = [(number, path) for number, step, path in saved if step]
@@ -196,6 +227,10 @@ class RunFolder:
         surplus = [path for number, path in within if number < epoch]
         surplus += [path for _, path in within[:-KEPT_WITHIN_EPOCH]]
         surplus += [path for number, path in epochs[:-keep] if number != best_epoch] if keep else []
+        for name in CANDIDATES:
+            if len(there := self.saved_candidates(name)) > 1:
+                best = self.read_metrics().best_candidate(there) or there[-1]
+                surplus += [self.candidate_checkpoint(*one) for one in there if one != best]
         for path in surplus:
             path.unlink(missing_ok=True)
 
@@ -214,11 +249,16 @@ class RunFolder:
             return entry.get("step", 0) < step or (entry.get("step", 0) == step and not is_end_of_epoch)
 
         later = [path for number, steps, path in self.saved() if (number, steps) > (epoch, step_in_epoch)]
+        averages = [self.candidate_checkpoint(*one) for one in self.saved_candidates() if one[0] > epoch]
         kept = [entry for entry in self.metrics() if is_before(entry)]
         with self.writable(), whole_file(self.metrics_file) as temporary:
             # A full disk shows here, before anything is moved.
             temporary.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in kept))
-            aside = self._set_aside(later) if later else None
+            aside = self._set_aside([*averages, *later]) if later else None
+            if aside is None:
+                # Of an epoch whose own checkpoint was not written yet: they come again with it.
+                for path in averages:
+                    path.unlink()
         return aside
 
     def remove_torn_files(self) -> None:
@@ -263,6 +303,9 @@ def find_run(text: str | None, folder: Path) -> RunFolder:
             raise CheckpointError(f"no runs in {folder}", "start one: trarctl train")
         return runs[-1]
     for path in (folder / text, Path(text)):
+        if is_exported(path):
+            what = f"{path} is an exported folder, which holds no state of a training to resume"
+            raise CheckpointError(what, f"trarctl train --init {shlex.quote(str(path))} starts a run from its weights")
         path = path.parent.parent if path.is_file() else path
         if RunFolder(path).exists():
             return RunFolder(path if path.name not in ("", "..") else path.resolve())
@@ -270,23 +313,37 @@ def find_run(text: str | None, folder: Path) -> RunFolder:
     raise CheckpointError(f"no run {text!r} in {folder} (latest: {known})", "trarctl train starts one")
 
 
+def is_exported(path: Path) -> bool:
+    """Whether a folder is one that ``trarctl export`` wrote, by its files."""
+    return all((path / name).is_file() for name in (EXPORTED, EXPORTED_CONFIG))
+
+
 def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
-    """The checkpoint file that ``RUN``, ``RUN@EPOCH`` or ``FILE`` means, and how it was chosen, in words."""
+    """The checkpoint file that ``RUN``, ``RUN@EPOCH``, ``FILE`` or an exported folder means; how it was chosen."""
     if text is not None and Path(text).is_file():
         return Path(text), "the file given"
+    for path in () if not text else (folder / text, Path(text)):
+        if is_exported(path):
+            return path / EXPORTED, "the exported folder"
     named = re.fullmatch(r"(.*)@([^@]*)", text or "", re.DOTALL)
     name, epoch_text = named.groups() if named else (text or "", "")
     run = find_run(name or None, folder)
     chosen = "the latest run" if not name else f"run {run.name}"
+    there = run.saved_candidates()
+    metrics = run.read_metrics()
+    if epoch_text in CANDIDATES and (own := run.saved_candidates(epoch_text)):
+        picked = metrics.best_candidate(own) or own[-1]
+        return run.candidate_checkpoint(*picked), f"{chosen}, {epoch_text} of epoch {picked[0]}"
     if epoch_text:
         path = run.existing_checkpoint(epoch_text, f"--ckpt {run.reference}@EPOCH, or without @EPOCH the best")
         return path, f"{chosen}, epoch {epoch_text}"
-    metrics = run.read_metrics()
     if metrics.num_unreadable:
         chosen += f" (unreadable lines of its metrics.jsonl: {metrics.num_unreadable})"
-    best = metrics.best_epoch(run.saved_epochs())
-    if best is not None:
-        return run.epoch_checkpoint(best), f"{chosen}, its best epoch {best}"
+    if best := metrics.best(run.saved_epochs(), there):
+        epoch, name, _ = best
+        if name:
+            return run.candidate_checkpoint(epoch, name), f"{chosen}, its best: {name} of epoch {epoch}"
+        return run.epoch_checkpoint(epoch), f"{chosen}, its best epoch {epoch}"
     saved = run.saved()
     if not saved:
         raise CheckpointError(f"run {run.name} has no checkpoint yet", f"if it does not train: {run.start_again}")
@@ -311,7 +368,8 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
     numbers = [entry.get("samples_per_second", 0.0), *(per_type.values() if isinstance(per_type, dict) else [None])]
     is_sound = all(type(value) in (int, float) for value in numbers) and (not routes or _is_table(routes))
     is_counted = type(step) is type(entry["epoch"]) is int and step >= (entry["event"] != "validation")
-    return entry if is_sound and is_counted and entry["epoch"] >= 1 else None
+    is_named = entry["event"] != "candidate" or entry.get("name") in CANDIDATES
+    return entry if is_sound and is_counted and is_named and entry["epoch"] >= 1 else None
 
 
 def _is_table(rows: Any) -> bool:
@@ -355,10 +413,11 @@ def read_settings(run: RunFolder, notes: list[str] | None = None) -> Settings:
 
 
 def saved_settings(values: Mapping[str, Any], path: Path) -> Settings:
-    """Settings as a run or a checkpoint keeps them; those of earlier versions trained without ``caps_warmup``."""
-    train = values.get("train")
-    if isinstance(train, Mapping) and "caps_warmup" not in train:
-        values = {**values, "train": {**train, "caps_warmup": False}}
+    """Settings as a run or a checkpoint keeps them; what earlier versions did not know is as they did it."""
+    for table, key, value in (("train", "caps_warmup", False), ("run", "keep", 0)):
+        held = values.get(table)
+        if isinstance(held, Mapping) and key not in held:
+            values = {**values, table: {**held, key: value}}
     return from_dict(values, str(path))
 
 

@@ -24,15 +24,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 import trarctl
 from trarctl.config import Cache, Loss, Precision
-from trarctl.config.settings import DataSettings, Settings
+from trarctl.config.settings import DataSettings, Settings, seconds_of
 from trarctl.data.features.resident import ResidentFeatures
 from trarctl.data.loader import Batch, Rows, Samples, load_batches, scoring_samples, training_plan, training_samples
-from trarctl.data.metrics import measure
+from trarctl.data.metrics import baselines, measure
 from trarctl.data.prepared import PreparedData
 from trarctl.data.records import bytes_of
 from trarctl.engine import checkpoint, distributed, feeding, graph
+from trarctl.engine.averaging import MovingAverage, exchanged, mean_of
 from trarctl.engine.callbacks import (
     Callback,
+    CandidateValidated,
     CheckpointSaved,
     EpochDone,
     Note,
@@ -41,16 +43,18 @@ from trarctl.engine.callbacks import (
     StepDone,
     Validated,
 )
-from trarctl.engine.checkpoint import Description, TrainState
-from trarctl.engine.distributed import World
+from trarctl.engine.checkpoint import Description, TrainedOn, TrainState
+from trarctl.engine.distributed import PackedGradients, World
 from trarctl.engine.evaluator import Evaluator
 from trarctl.engine.graph import RecordedStep, Step
-from trarctl.engine.loading import build_model, load_weights
+from trarctl.engine.loading import build_model, describe_data, load_weights
 from trarctl.engine.run import RunFolder
 from trarctl.engine.schedules import learning_rate, temperature
 from trarctl.engine.signals import STOPPING, StopRequest
-from trarctl.errors import DataError, DivergenceError, Stopped, listed
+from trarctl.errors import CheckpointError, DataError, DivergenceError, Stopped, listed
 from trarctl.model.trar import count_parameters
+
+STEPS_BETWEEN_REQUESTS = 16  # of several GPUs: they hear of a signal or a due save then, and where a step is logged
 
 Schedule = tuple[float, float]
 """Learning rate and temperature of a step."""
@@ -105,10 +109,17 @@ class Trainer:
             self.model.parameters(), lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_epsilon, fused=True
         )
         checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
-        self.network = distributed.share_gradients(self.model, world)
-        # Several processes exchange gradients within the backward pass, which is not recorded.
-        recorder = graph.recorder_for(world.device, settings.run.compile) if world.size == 1 else None
+        self._ema = None if train.ema_decay is None else MovingAverage(self.model, train.ema_decay, tensors)
+        recorder = graph.recorder_for(world.device, settings.run.compile)
         self._recorded = None if recorder is None else RecordedStep(self, recorder, self._note)
+        self._packed: PackedGradients | None = None
+        self.network: nn.Module = self.model
+        if recorder is None:
+            self.network = distributed.share_gradients(self.model, world, is_accumulated=train.accumulation > 1)
+        elif world.size > 1:
+            # A recording holds no collective: gradients are exchanged between the two halves of a step.
+            self._packed = PackedGradients(self.model, world)
+            distributed.share_weights(self.model)
         self._temperature: float | Tensor = self.temperature
         if self._recorded is not None:
             # A recorded step reads them from their place in memory.
@@ -122,14 +133,14 @@ class Trainer:
         self._kept: ResidentFeatures | None = None
         self._schedule: Schedule = schedule or (self._learning_rate(1), self.temperature)
         self._unread: list[StepResult] = []  # steps whose losses were not read yet
-        self._saved_at = self._epoch_started = time.monotonic()
+        self._started = self._saved_at = self._epoch_started = time.monotonic()
         self._samples_before = 0  # of the epoch, by an earlier process
 
     def fit(self) -> TrainState:
-        """Train to the run's last epoch, validating and saving after each.
+        """Train to the run's last epoch, or as far as ``train.patience`` goes, validating and saving after each.
 
         Raises:
-            Stopped: after a signal; the state is saved.
+            Stopped: after a signal, or ``run.max_time``; the state is saved.
             DivergenceError: if the loss is not finite; the state is saved.
         """
         run, started = self.run, time.monotonic()
@@ -141,9 +152,17 @@ class Trainer:
         )
         self.callback(self._run_started())
         with distributed.tf32_allowed(self.world.device, self.precision):
-            while self.state.epoch < self.settings.train.epochs:
+            while self.state.epoch < self.settings.train.epochs and not is_out_of_patience(self.settings, self.state):
                 self.train_epoch()
         best = self.state.best_epoch, self.state.best_overall
+        if self.state.epoch < (epochs := self.settings.train.epochs):
+            ended = (
+                f"ended early, after epoch {self.state.epoch} of {epochs}: no better validation than epoch {best[0]}"
+            )
+            self._note(f"{ended} in {self.state.validations_since_best} (train.patience)")
+        if self.world.is_main and (found := run.read_metrics().best()) and found[1]:
+            epoch, name, overall = found
+            self._note(f"the best of all is {name} of epoch {epoch}, {overall:.2f} %: --ckpt {run.reference} takes it")
         self.callback(RunFinished(run.name, run.path, time.monotonic() - started, *best))
         return self.state
 
@@ -163,6 +182,8 @@ class Trainer:
         step = self.state.step + 1
         distributed.seed_step(self.settings.train.seed, step=step, rank=self.world.rank)
         self._set_rates(learning_rate)
+        if self._ema is not None:
+            self._ema.begin_step()
         halves: Step = self
         if self._recorded is not None and self._recorded.begin(parts):
             halves = self._recorded
@@ -170,12 +191,14 @@ class Trainer:
         for number, part in enumerate(parts, start=1):
             loss, routes = halves.forward_backward(part, is_first=number == 1, is_last=number == len(parts))
             losses.append(loss)
+        if self._packed is not None:
+            self._packed.average()
         gradient_norm = halves.update()
         question_id = np.concatenate([part.question_id for part in parts])
         return StepResult(step, question_id, torch.stack(losses).sum(), gradient_norm, routes)
 
     def forward_backward(self, part: Batch, *, is_first: bool, is_last: bool) -> tuple[Tensor, Tensor]:
-        """Add one part's gradient, the first to none; only with the last do processes exchange gradients.
+        """Add one part's gradient, the first to none; with the last, processes exchange them or pack them for that.
 
         Returns:
             The loss, summed over the part, and the mean span weights, [L, K].
@@ -196,6 +219,8 @@ class Trainer:
             loss = answer_loss(scores, part.target, loss=train.loss).sum()
             with distributed.collective():
                 (loss * scale).backward()
+        if self._packed is not None and is_last:
+            self._packed.pack()
         return loss.detach(), routes.detach().mean(dim=0)
 
     def update(self) -> Tensor:
@@ -205,6 +230,8 @@ class Trainer:
             The gradient's norm before clipping; where it is not finite, nothing was changed.
         """
         clip, optimizer = self.settings.train.gradient_clip, self.optimizer
+        if self._packed is not None:
+            self._packed.unpack()
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         gradient_norm = nn.utils.get_total_norm(gradients)
         if clip is not None:
@@ -215,6 +242,8 @@ class Trainer:
         # torch asks for the mark while it records, and warns of it at any other time.
         optimizer.param_groups[0]["capturable"] = graph.is_recording()
         optimizer.step()
+        if self._ema is not None:
+            self._ema.update()
         return gradient_norm
 
     def _note(self, text: str) -> None:
@@ -347,7 +376,10 @@ class Trainer:
         self._unread.append(result)
         is_end = self.state.step_in_epoch == self.steps_per_epoch
         is_logged = result.step % self.settings.run.log_every == 0 or is_end
-        signal_number, is_save_due = self._synchronize(reads_loss=is_logged or self.world.device.type == "cpu")
+        reads_loss = is_logged or self.world.device.type == "cpu"
+        signal_number, is_save_due = 0, False
+        if reads_loss or self._is_asked():
+            signal_number, is_save_due = self._synchronize(reads_loss=reads_loss)
         self._report_step(result, is_logged=is_logged)
         if signal_number:
             self._stop(signal_number)
@@ -355,7 +387,7 @@ class Trainer:
             self._save()
 
     def _synchronize(self, *, reads_loss: bool) -> tuple[int, bool]:
-        """Add up the losses, and learn from all processes whether to stop or to save; one all-reduce a step.
+        """Add up the losses, and learn from all processes whether to stop or to save, by one all-reduce.
 
         Reading the losses waits for the device. Whatever is saved has them in it.
 
@@ -365,6 +397,7 @@ class Trainer:
         loss = self._unread_loss() if reads_loss else 0.0
         # By the clock, only the main process can say whether to save.
         wants_save = float(self.world.is_main and self._is_save_due())
+        self._look_at_clock()
         asked = [float(self.stop.signal_number == number) for number in STOPPING]
         loss, is_save_due, *asked = self.world.all_reduce(np.array([loss, wants_save, *asked])).tolist()
         signal_number = next((int(number) for number, count in zip(STOPPING, asked, strict=True) if count), 0)
@@ -378,8 +411,22 @@ class Trainer:
             self._update_state(loss_sum=sums[0], window_loss_sum=sums[1])
         return signal_number, bool(is_save_due)
 
+    def _look_at_clock(self) -> None:
+        """Ask for a stop, as an alarm does, once ``run.max_time`` is over; the main process does so for all."""
+        most = self.settings.run.max_time
+        if most is None or not self.world.is_main or self.stop.signal_number:
+            return
+        if time.monotonic() - self._started >= seconds_of(most):
+            self.stop.handle(signal.SIGALRM, None)
+
     def _unread_loss(self) -> float:
         return float(_losses(self._unread).double().sum()) if self._unread else 0.0
+
+    def _is_asked(self) -> bool:
+        """Whether this is a step after which processes tell each other of requests; the same in all of them."""
+        step, every = self.state.step, self.settings.run.save_every
+        is_counted = every is not None and every.isdigit() and step % int(every) == 0
+        return self.world.size == 1 or step % STEPS_BETWEEN_REQUESTS == 0 or is_counted
 
     def _is_save_due(self) -> bool:
         """Whether ``run.save_every`` asks for a checkpoint; the end of an epoch has one anyway."""
@@ -424,40 +471,76 @@ class Trainer:
         )
 
     def _stop(self, signal_number: int) -> NoReturn:
-        path = self._save()
+        path, most = self._save(), self.settings.run.max_time
+        is_by_clock = most is not None and signal_number == signal.SIGALRM
+        by = f"run.max_time = {most}" if is_by_clock else signal.Signals(signal_number).name
         raise Stopped(
-            f"run {self.run.name} stopped by {signal.Signals(signal_number).name} after step {self.state.step}; "
-            f"its state is saved in {path.name}",
+            f"run {self.run.name} stopped by {by} after step {self.state.step}; its state is saved in {path.name}",
             signal_number,
             f"trarctl resume {self.run.reference}",
         )
 
     def _stop_if_asked(self) -> None:
+        self._look_at_clock()
         if signal_number := max(self.world.all_gather(self.stop.signal_number)):
-            self._stop(signal_number)
+            raise _StopAsked(signal_number)
 
     def _finish_epoch(self) -> None:
         state = self.state
         loss = state.loss_sum / max(state.samples_in_epoch, 1)
         speed = time.monotonic() - self._epoch_started, self._samples_per_second()
         ended = EpochDone(state.epoch + 1, state.step, self.steps_per_epoch, loss, *self._schedule, *speed)
-        validated = self._validate() if self._is_validation_due() else None
+        is_due = self._is_validation_due()
+        try:
+            validated = self._validate() if is_due else None
+            candidates = self._average(validated, is_due=is_due)
+        except _StopAsked as asked:  # only now the model has its own weights again, whatever was validated
+            self._stop(asked.signal_number)
         # Events are written down before the checkpoint: a resume drops what it finds twice, but cannot know what was
         # never written.
         self.callback(ended)
-        best, accuracy = (state.best_epoch, state.best_overall), None
         if validated is not None:
             self.callback(validated)
-            if validated.is_best:
-                best = validated.epoch, validated.overall
-            accuracy = {name: getattr(validated, name) for name in ("overall", "per_type", "evaluator")}
-        self.state = TrainState(epoch=state.epoch + 1, step=state.step, best_epoch=best[0], best_overall=best[1])
-        self._save(accuracy)
+        self.state = _after_epoch(state, validated)
+        self._save(_accuracy(validated), candidates)
 
     def _is_validation_due(self) -> bool:
         every, finished = self.settings.run.validate_every, self.state.epoch + 1
         is_due = bool(every) and (finished % every == 0 or finished == self.settings.train.epochs)
         return is_due and is_validated(self.settings, self.data, self.split)
+
+    def _average(self, validated: Validated | None, *, is_due: bool) -> list[_Candidate]:
+        """The averages of weights that belong beside the epoch's own: validated where those are, else at the end."""
+        train, after = self.settings.train, _after_epoch(self.state, validated)
+        is_last = after.epoch == train.epochs or is_out_of_patience(self.settings, after)
+        averages: dict[str, Mapping[str, Tensor]] = {}
+        if self._ema is not None and self._ema.num_steps and (is_due or is_last):
+            averages["ema"] = self._ema.weights
+        if train.average_epochs is not None and is_last and (mean := self._mean_of_epochs(train.average_epochs)):
+            averages["average"] = mean
+        found = []
+        for name, weights in averages.items():
+            with exchanged(self.model, weights):
+                measured = self._validate() if is_due else None
+                tensors = {key: tensor.cpu().clone() for key, tensor in self.model.state_dict().items()}
+            found.append(_Candidate(name, tensors, measured))
+        return found
+
+    def _mean_of_epochs(self, count: int) -> dict[str, Tensor]:
+        """The mean of the weights after this epoch and those before it, ``count`` in all; empty without one before."""
+        mean: dict[str, Tensor] = {}
+        if self.world.is_main:
+            states: list[Mapping[str, Tensor]] = [self.model.state_dict()]
+            finished = self.state.epoch + 1
+            for epoch in range(max(finished - count, 0) + 1, finished):
+                try:
+                    states.append(
+                        checkpoint.model_tensors(checkpoint.load_checkpoint(self.run.epoch_checkpoint(epoch))[0])
+                    )
+                except CheckpointError as error:
+                    self._note(f"left out of the average: {error.what}")
+            mean = mean_of(states) if len(states) > 1 else {}
+        return self.world.broadcast_tensors(mean)
 
     def _validate(self) -> Validated:
         started = time.monotonic()
@@ -477,8 +560,11 @@ class Trainer:
             routes=routes.mean(axis=0, dtype=np.float64).round(4).tolist(),
         )
 
-    def _save(self, accuracy: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint and remove those that it makes superfluous; all processes take part, and fail together."""
+    def _save(self, accuracy: dict[str, Any] | None = None, candidates: Sequence[_Candidate] = ()) -> Path:
+        """Write a checkpoint and remove those that it makes superfluous; all processes take part, and fail together.
+
+        Averages of weights are written before it: a resume makes those of an epoch without checkpoint again.
+        """
         run, state = self.run, self.state
         at, is_end = (state.epoch, state.step_in_epoch), not state.step_in_epoch
         path = run.epoch_checkpoint(state.epoch) if is_end else run.step_checkpoint(*at)
@@ -486,10 +572,16 @@ class Trainer:
         if self.world.is_main:
             started = time.monotonic()
             description = self._describe(accuracy)
+            tensors = checkpoint.state_tensors(self.model, self.optimizer)
+            tensors |= {} if self._ema is None else self._ema.tensors()
+            # An average at the end needs the epochs before it.
+            keep = self.settings.run.keep and max(self.settings.run.keep, (self.settings.train.average_epochs or 1) - 1)
             try:
-                checkpoint.save_checkpoint(path, checkpoint.state_tensors(self.model, self.optimizer), description)
+                for candidate in candidates:
+                    self._save_candidate(candidate, description)
+                checkpoint.save_checkpoint(path, tensors, description)
                 self.callback(CheckpointSaved(path, *at, time.monotonic() - started))
-                run.prune(epoch=state.epoch, best_epoch=state.best_epoch, keep=self.settings.run.keep)
+                run.prune(epoch=state.epoch, best_epoch=state.best_epoch, keep=keep)
             except DataError as error:
                 problem = error.what, error.hint
         self._saved_at = time.monotonic()
@@ -497,30 +589,98 @@ class Trainer:
             raise DataError(*problem)
         return path
 
+    def _save_candidate(self, candidate: _Candidate, description: Description) -> None:
+        """Report an average of weights, and write it unless an earlier one of its kind is as good."""
+        name, tensors, measured = candidate
+        epoch, metrics = self.state.epoch, self.run.read_metrics()
+        if measured is not None:
+            shown = ("overall", "per_type", "seconds", "evaluator")
+            values: dict[str, Any] = {key: getattr(measured, key) for key in shown}
+            self.callback(CandidateValidated(name, epoch, self.state.step, **values))
+            best = metrics.best_candidate(self.run.saved_candidates(name))
+            if best is not None and metrics.candidates[best]["overall"] >= measured.overall:
+                return
+        described = description.model_copy(update={"accuracy": _accuracy(measured), "candidate": name})
+        held = {checkpoint.MODEL + key: tensor for key, tensor in tensors.items()}
+        checkpoint.save_checkpoint(self.run.candidate_checkpoint(epoch, name), held, described)
+
     def _describe(self, accuracy: dict[str, Any] | None) -> Description:
-        vectors = self.data.manifest.text.vectors
+        if accuracy is not None:
+            accuracy = accuracy | self._measured_on
         return Description(
             trarctl=trarctl.__version__,
             torch=str(torch.__version__),
             run=self.run.name,
-            dataset=self.data.dataset,
             settings=self.settings.model_dump(mode="json"),
             progress=self.state,
             learning_rate=self._schedule[0],
             temperature=self._schedule[1],
             accuracy=accuracy,
-            vocabulary=list(self.data.vocabulary.words),
-            answers=list(self.data.answers),
-            feature_width=self.data.features.width,
-            vectors=None if vectors is None else vectors.model_dump(mode="json"),
-            backbone=self.data.manifest.images.backbone,
-            data=str(self.data.path.resolve()),
             num_processes=self.world.size,
             samples=self._digest_of(self.split),
-            features=self.data.feature_statistics(),
             precision=self.precision,
             cache=self._cache,
+            trained_on=TrainedOn(
+                name=self.data.name,
+                title=self.data.spec.title,
+                split=self.split,
+                questions=len(self.samples),
+                type_label=self.data.spec.type_label,
+            ),
+            **describe_data(self.data),
         )
+
+    @functools.cached_property
+    def _measured_on(self) -> dict[str, Any]:
+        """What an accuracy is to be compared with: the questions, and what guessing scores there."""
+        split = self.data.split("val")
+        found, _ = baselines(self.data, split, "official")
+        guessed = {name: {"overall": one.overall, "per_type": one.per_type} for name, one in found}
+        return {"split": split.name, "questions": len(split), "baselines": guessed}
+
+
+class _StopAsked(Exception):
+    """A signal asks to stop; what was being done is left first, then the state is saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+
+class _Candidate(NamedTuple):
+    """An average of weights beside an epoch's own."""
+
+    name: str
+    tensors: dict[str, Tensor]  # under the model's names, on the CPU
+    measured: Validated | None  # None where the epoch is not validated
+
+
+def _accuracy(validated: Validated | None) -> dict[str, Any] | None:
+    """What a checkpoint says of its validation."""
+    names = ("overall", "per_type", "evaluator")
+    return None if validated is None else {name: getattr(validated, name) for name in names}
+
+
+def _after_epoch(state: TrainState, validated: Validated | None) -> TrainState:
+    """The state once an epoch is over."""
+    after = TrainState(
+        epoch=state.epoch + 1,
+        step=state.step,
+        best_epoch=state.best_epoch,
+        best_overall=state.best_overall,
+        validations_since_best=state.validations_since_best,
+    )
+    if validated is None:
+        return after
+    if validated.is_best:
+        best = {"best_epoch": validated.epoch, "best_overall": validated.overall, "validations_since_best": 0}
+        return after.model_copy(update=best)
+    return after.model_copy(update={"validations_since_best": state.validations_since_best + 1})
+
+
+def is_out_of_patience(settings: Settings, state: TrainState) -> bool:
+    """Whether ``train.patience`` ends the run here."""
+    return settings.train.patience is not None and state.validations_since_best >= settings.train.patience
 
 
 def split_of_epoch(settings: DataSettings, epoch: int) -> str:

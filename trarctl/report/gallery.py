@@ -88,7 +88,7 @@ def examples(
     Pictures come from the folder ``images``; None for the data set's own raw folder, if it has pictures. ``extractor``
     is the name of what made the features, where the data does not say it; without it the grid covers the pictures.
     """
-    made_by, why_no_geometry = known_extractor(data, extractor)
+    made_by, why_no_geometry = known_extractor(data.card, extractor)
     spans = ShownSpans(chosen.settings.model.spans, chosen.settings.model.grid_size)
     insights = _look(rows, data, split, chosen)
     pictures, why = pictures_of(rows, data, split, images)

@@ -6,15 +6,17 @@ Axes: P points, L layers, K spans.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trarctl.config.settings import Settings
-from trarctl.engine.run import RunFolder, list_runs, read_settings
+from trarctl.engine.evaluations import Evaluation, kept_in
+from trarctl.engine.run import Metrics, RunFolder, list_runs, read_settings
 from trarctl.errors import CheckpointError
 
 MOST_POINTS = 300
@@ -32,6 +34,7 @@ class History:
     temperature: Floats  # of hard routing, [P]
     routes: Floats  # mean span weights, [P, L, K]
     validations: list[tuple[int, float, dict[str, float]]]  # epoch, overall and by type, in percent
+    gradient_norm: Floats  # of a batch before clipping, NaN where it was not logged, [P]
 
 
 def read_history(run: RunFolder) -> History:
@@ -43,14 +46,15 @@ def read_history(run: RunFolder) -> History:
     group = -(-len(steps) // MOST_POINTS) or 1
 
     def column(name: str) -> Floats:
-        values = np.array([entry[name] for entry in steps], dtype=np.float64)
+        # Files of early versions have no norm; that of a fault is no number.
+        values = np.array([entry.get(name) for entry in steps], dtype=np.float64)
         starts = range(0, len(values), group)
         return np.stack([values[start : start + group].mean(axis=0) for start in starts]) if len(values) else values
 
     validated = sorted(metrics.validations.items())
     validations = [(epoch, entry["overall"], entry.get("per_type", {})) for epoch, entry in validated]
     epoch, (loss, rate) = column("step") / (last["step"] / last["epoch"]), map(column, ("loss", "learning_rate"))
-    return History(epoch, loss, rate, column("temperature"), column("routes"), validations)
+    return History(epoch, loss, rate, column("temperature"), column("routes"), validations, column("gradient_norm"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +69,13 @@ class RunOverview:
     epochs: int = 0  # epochs to do
     best: float | None = None  # best validation so far, percent; None without one
     best_epoch: int | None = None  # its epoch, from 1
+    best_weights: str = ""  # ``ema`` or ``average`` if that was best; empty for the epoch's own weights
     num_bytes: int  # size on the disk
     state: str  # ``finished``, ``running``, ``stopped`` or ``damaged``
     state_text: str  # the same for people: ``stopped in epoch 3``
     changed: float  # when it last wrote something, seconds since 1970
     num_unreadable: int = 0  # lines of its metrics that cannot be read
+    evaluations: list[Evaluation] = field(default_factory=list)  # that it keeps
 
 
 def overviews(folder: Path) -> list[RunOverview]:
@@ -77,7 +83,12 @@ def overviews(folder: Path) -> list[RunOverview]:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder", "name the folder of the runs: trarctl runs DIR")
     itself = RunFolder(folder)
-    return [_overview(run, time.time()) for run in ([itself] if itself.exists() else list_runs(folder))]
+    return look_at([itself] if itself.exists() else list_runs(folder))
+
+
+def look_at(runs: Sequence[RunFolder]) -> list[RunOverview]:
+    """Look at some runs."""
+    return [_overview(run, time.time()) for run in runs]
 
 
 def _overview(run: RunFolder, now: float) -> RunOverview:
@@ -88,7 +99,7 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         text = "settings.json cannot be read"
         return RunOverview(name=run.name, num_bytes=num_bytes, state="damaged", state_text=text, changed=changed)
     metrics = run.read_metrics()
-    best_epoch = metrics.best_epoch()
+    best = metrics.best()
     ended = [entry["epoch"] for entry in metrics.epochs]
     epochs_done = max([*(epoch for epoch, _, _ in run.saved()), *ended], default=0)
     started = max((entry["epoch"] for entry in metrics.steps), default=epochs_done)
@@ -97,6 +108,8 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         state, text = "running", f"running {where}, wrote {now - changed:.0f} s ago"
     elif epochs_done >= settings.train.epochs:
         state, text = "finished", "finished"
+    elif is_over_early(metrics, settings):
+        state, text = "finished", f"finished early, {where}"
     else:
         state, text = "stopped", f"stopped {where}"
     return RunOverview(
@@ -106,14 +119,24 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         model=model_in_words(settings),
         epochs_done=epochs_done,
         epochs=settings.train.epochs,
-        best=None if best_epoch is None else metrics.validations[best_epoch]["overall"],
-        best_epoch=best_epoch,
+        best=None if best is None else best[2],
+        best_epoch=None if best is None else best[0],
+        best_weights="" if best is None else best[1],
         num_bytes=num_bytes,
         state=state,
         state_text=text,
         changed=changed,
         num_unreadable=metrics.num_unreadable,
+        evaluations=kept_in(run),
     )
+
+
+def is_over_early(metrics: Metrics, settings: Settings) -> bool:
+    """Whether ``train.patience`` has ended the run."""
+    best, patience = metrics.best_epoch(), settings.train.patience
+    if best is None or patience is None:
+        return False
+    return sum(epoch > best for epoch in metrics.validations) >= patience
 
 
 def model_in_words(settings: Settings) -> str:

@@ -55,7 +55,7 @@ class ReportRequest:
 
 def prepare_folder(folder: Path, name: str = "report.html") -> None:
     """Make the folder, before any long work begins; DataError if a page by that template cannot be written there."""
-    _template(name)
+    load_template(name)
     with refusing(f"cannot write the report to {folder}", _OTHER_FOLDER):
         page = folder / FILE_NAME
         if page.exists() and not (page.is_file() and _SIGNATURE in page.read_bytes()):
@@ -77,7 +77,7 @@ def write_report(request: ReportRequest, folder: Path, progress: Progress = no_p
 
 def write_page(folder: Path, template: str, content: dict[str, Any]) -> Path:
     """Write ``index.html`` by a template, whole or not at all, and give its path."""
-    path, page = folder / FILE_NAME, _template(template).render(content)
+    path, page = folder / FILE_NAME, load_template(template).render(content)
     with refusing(f"cannot write the report to {folder}", _OTHER_FOLDER):
         write_bytes(path, page.encode())
     return path
@@ -88,7 +88,8 @@ def styled(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"style": (Path(__file__).with_name("templates") / "report.css").read_text(encoding="utf-8")}
 
 
-def _template(name: str) -> Any:
+def load_template(name: str) -> Any:
+    """Give a template of Jinja's that escapes what it is given; DataError if Jinja is not installed."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ModuleNotFoundError:
@@ -193,6 +194,7 @@ def _curves(history: History, *, is_hard: bool) -> list[tuple[str, str, Sequence
         ("loss per sample", [Line("loss", history.epoch, history.loss)]),
         ("accuracy on val, %", _validation_lines(history)),
         ("learning rate", [Line("learning rate", history.epoch, history.rate)]),
+        ("gradient norm", [Line("gradient norm", history.epoch, history.gradient_norm)]),
     ]
     if is_hard:
         charts.append(("temperature", [Line("temperature", history.epoch, history.temperature)]))

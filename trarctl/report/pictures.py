@@ -96,7 +96,11 @@ class Thumbnail(NamedTuple):
 
 def thumbnail(path: Path) -> Thumbnail:
     """Shrink an image file, upright as the model saw it, to a data URI; DataError if it cannot be read."""
-    image = read_image(path)
+    return thumbnail_of(read_image(path))
+
+
+def thumbnail_of(image: Image) -> Thumbnail:
+    """Shrink an upright RGB picture, in place, to a data URI."""
     size = image.size
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return Thumbnail(_data_uri(image, "PNG" if max(image.size) <= 96 else "JPEG"), size)

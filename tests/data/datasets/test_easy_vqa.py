@@ -55,7 +55,7 @@ def test_the_stored_backbone_gives_the_stored_features(tmp_path: Path) -> None:
     prepare(PrepareRequest("easy-vqa", raw=raw, out=tmp_path / "out", vectors="none"))
     data = open_prepared(tmp_path / "out")
     with Image.open(raw / "test/images/1.png") as picture:
-        described = extractor_of(data)[0].extract([picture])
+        described = extractor_of(data.card)[0].extract([picture])
     np.testing.assert_array_equal(described, data.features.read(data.split("val").image[1:2]))
 
 

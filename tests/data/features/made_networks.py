@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trarctl.data.features.base import ExtractorOptions, make_extractor
 from trarctl.data.features.resnet import PhotoResNet
-from trarctl.data.features.weights import Weights
+from trarctl.weights import Weights
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "features"
 NETWORKS = {"r50": "R-50", "x101": "X-101", "x152": "X-152", "x152pp": "X-152pp"}

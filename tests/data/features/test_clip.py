@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.data.features import plain_networks
 from tests.data.features.made_networks import GOLDEN, MAP_TOLERANCE, fingerprint, normal, small_input
 from trarctl.data.features.base import ExtractorOptions, make_extractor
-from trarctl.data.features.clip import ClipExtractor, ClipResNet, ClipRN50, openai_name
+from trarctl.data.features.bottlenecks import ClipResNet
+from trarctl.data.features.clip import ClipExtractor, ClipRN50, openai_name
 from trarctl.data.features.reading import read_image
 from trarctl.errors import DataError, SettingsError
 
@@ -116,6 +118,18 @@ def test_small_map_of_rn50x4() -> None:
         | {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
     )
     assert_small_map("RN50x4", network)
+
+
+def test_small_map_of_rn101_by_plain_functions(tmp_path: Path) -> None:
+    """The original was not run on it: the same network, written as functions of the file's tensors."""
+    tensors = plain_networks.made_up("clip-rn101")
+    torch.save(tensors, tmp_path / "RN101.pth")
+    pixels = torch.randn(2, 3, 70, 101, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        made = loaded("clip-rn101", tmp_path / "RN101.pth")[1](pixels).numpy()
+        expected = plain_networks.plain_map("clip-rn101", tensors, pixels).numpy()
+    assert made.shape == (2, 2048, 2, 3)
+    np.testing.assert_allclose(made, expected, rtol=0, atol=MAP_TOLERANCE * expected.std())
 
 
 def timm_name(name: str) -> str:

@@ -194,8 +194,8 @@ def test_features_made_of_images_name_their_extractor(
     assert data.manifest.images.backbone == "mean-color"
     _describes_alike(data, tmp_path)
     with pytest.raises(DataError, match=r"were made by mean-color with weights other than .*weights\.pth") as raised:
-        extractor_of(data, Stated(weights=tmp_path / "weights.pth"))
-    assert raised.value.hint == "--weights FILE: the file that trarctl prepare was given"
+        extractor_of(data.card, Stated(weights=tmp_path / "weights.pth"))
+    assert raised.value.hint == "--weights FILE: the file that they were made with"
 
 
 @pytest.mark.parametrize("extractor", ["resnet101"], indirect=True)
@@ -214,12 +214,12 @@ def test_version_0_1_left_the_folder_of_features_alone_to_tell(
     data = open_prepared(tmp_path / "out")
     _describes_alike(data, tmp_path)
     with pytest.raises(DataError, match=r"were made by resnet101 with weights other than .*weights\.pth") as raised:
-        extractor_of(data, Stated(weights=tmp_path / "weights.pth"))
-    assert raised.value.hint == "--weights FILE: the file that trarctl prepare was given"
+        extractor_of(data.card, Stated(weights=tmp_path / "weights.pth"))
+    assert raised.value.hint == "--weights FILE: the file that they were made with"
 
 
 def _describes_alike(data: PreparedData, folder: Path) -> None:
-    described = extractor_of(data)[0].extract([Image.open(folder / "images/train/CLEVR_train_000000.png")])
+    described = extractor_of(data.card)[0].extract([Image.open(folder / "images/train/CLEVR_train_000000.png")])
     assert np.allclose(described[0], data.features.read(np.array([0]))[0], rtol=1e-3)
 
 
@@ -235,7 +235,7 @@ def test_what_lies_about_is_not_taken_for_it(
         np.save(file, np.load(file) + 1)
     prepare(replace(request_with_images, images=None, features=tmp_path / "others", extractor=None))
     with pytest.raises(DataError, match="came from files made elsewhere"):
-        extractor_of(open_prepared(tmp_path / "out"))
+        extractor_of(open_prepared(tmp_path / "out").card)
 
 
 def test_patches_are_fitted_once_to_the_training_images(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import shutil
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -292,3 +294,131 @@ def test_times_that_a_file_system_cuts_off(pictures: Path, tmp_path: Path, extra
     assert made(pictures, tmp_path / "out").num_there == NUM_PICTURES
     shutil.rmtree(tmp_path / "out/val2014")
     assert made(pictures, tmp_path / "out").num_there == 40
+
+
+def packed(pictures: Path, out: Path, **more: Any) -> ExtractReport:
+    return made(pictures, out, packs=True, **more)
+
+
+def members(out: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(out / "features.zip") as archive:
+        assert archive.testzip() is None
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_a_packed_folder_holds_the_same_files_in_one(pictures: Path, tmp_path: Path) -> None:
+    made(pictures, tmp_path / "files")
+    files = contents(tmp_path / "files")
+    description = files.pop("backbone.json")
+    for _ in range(2):
+        report = packed(pictures, tmp_path / "packed")
+        assert contents(tmp_path / "packed").keys() == {"backbone.json", "features.zip"}
+        assert (tmp_path / "packed/backbone.json").read_bytes() == description
+        assert not [path for path in (tmp_path / "packed").iterdir() if path.is_dir()]
+        assert members(tmp_path / "packed") == files
+    assert report.num_there == NUM_PICTURES
+    assert list(members(tmp_path / "packed")) == sorted(files)
+    with np.load(tmp_path / "packed/features.zip") as arrays:  # numpy reads it as well
+        np.testing.assert_array_equal(arrays["val2014/deep/050.png"], [[50, 100, 200, 32]] * 4)
+    # Files that are there are packed without a network.
+    packed(pictures, tmp_path / "files")
+    assert contents(tmp_path / "files") == contents(tmp_path / "packed")
+
+
+def test_killed_resumed_and_shared_gives_the_same_archive(
+    pictures: Path, tmp_path: Path, extractor: type[OfTheBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed(pictures, tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    for _ in range(2):
+        extractor.calls, extractor.dies_after = 0, 1
+        with pytest.raises(Killed):
+            packed(pictures, tmp_path / "killed")
+    extractor.calls, extractor.dies_after = 0, 10**9
+
+    def dying(_: str, done: int, __: int | None) -> None:
+        if done == 50:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # nobody tidies up after a kill
+        with pytest.raises(Killed):
+            packed(pictures, tmp_path / "killed", progress=dying)
+    assert "features.zip" not in contents(tmp_path / "killed")
+    assert ".unfinished-0/features.zip" in contents(tmp_path / "killed")
+    unlink, num_removed = Path.unlink, iter(range(10**6))
+
+    def removing(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".npy" and next(num_removed) == 20:
+            raise Killed
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", removing)
+        with pytest.raises(Killed):
+            packed(pictures, tmp_path / "killed")
+    left = contents(tmp_path / "killed")
+    assert left["features.zip"] == whole["features.zip"]
+    assert len(left) == NUM_PICTURES - 20 + 2
+    calls = extractor.calls
+    assert packed(pictures, tmp_path / "killed").num_there == NUM_PICTURES
+    assert extractor.calls == calls
+    assert contents(tmp_path / "killed") == whole
+
+    monkeypatch.setattr(extract, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(extract, "_LONGEST_SILENCE_SECONDS", 0.1)
+    for rank in (0, 1, 0):
+        share(monkeypatch, rank, 2)
+        with suppress(DataError):
+            packed(pictures, tmp_path / "shared")
+    assert contents(tmp_path / "shared") == whole
+    share(monkeypatch, 1, 2)
+    assert packed(pictures, tmp_path / "shared").num_there == 32  # the second of three groups
+    assert contents(tmp_path / "shared") == whole
+
+
+def test_a_packed_folder_is_continued(pictures: Path, tmp_path: Path, extractor: type[OfTheBatch]) -> None:
+    """New, changed, damaged and removed pictures, without --pack; and pictures of another folder."""
+    packed(pictures, tmp_path / "out")
+    extractor.calls = 0
+    Image.new("RGB", (6, 4), (9, 9, 9)).save(pictures / "train2014/001.png")
+    (pictures / "train2014/002.png").write_bytes(b"x")
+    Image.new("RGB", (6, 4), (7, 7, 7)).save(pictures / "val2014/deep/070.png")
+    with pytest.raises(DataError, match="1 image file is unusable"):
+        made(pictures, tmp_path / "out")
+    assert extractor.calls == 2  # of three groups
+    assert contents(tmp_path / "out").keys() == {"backbone.json", "features.zip"}
+    now = members(tmp_path / "out")
+    assert len(now) == NUM_PICTURES
+    assert "train2014/002.png.npy" not in now
+    for name, color in (("train2014/001.png", 9), ("val2014/deep/070.png", 7)):
+        assert np.load(io.BytesIO(now[f"{name}.npy"]))[0, 0] == color
+    shutil.rmtree(pictures / "val2014")
+    made(pictures, tmp_path / "out", skips_damaged=True)
+    assert members(tmp_path / "out") == now
+    Image.new("RGB", (6, 4), (1, 1, 1)).save(tmp_path / "pictures/other.png")
+    shutil.rmtree(pictures / "train2014")
+    made(pictures, tmp_path / "out")
+    assert members(tmp_path / "out").keys() == {*now, "other.png.npy"}
+
+
+def test_an_archive_that_is_damaged_or_cannot_be_written(pictures: Path, tmp_path: Path) -> None:
+    made(pictures, tmp_path / "out")
+    before, limits = contents(tmp_path / "out"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(DataError, match="cannot write features to .*out: File too large"):
+            packed(pictures, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(tmp_path / "out") == before
+    packed(pictures, tmp_path / "out")
+    whole = (tmp_path / "out/features.zip").read_bytes()
+    (tmp_path / "out/features.zip").write_bytes(whole[:-100])
+    with pytest.raises(DataError, match=r"out/features\.zip is damaged: file is not a zip file") as error:
+        packed(pictures, tmp_path / "out")
+    assert error.value.hint is not None
+    assert "or remove it" in error.value.hint
+    (tmp_path / "out/features.zip").unlink()
+    packed(pictures, tmp_path / "out")
+    assert (tmp_path / "out/features.zip").read_bytes() == whole

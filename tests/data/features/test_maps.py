@@ -57,7 +57,9 @@ def test_what_is_no_map_is_named_and_the_others_kept(tmp_path: Path) -> None:
         "nan": (with_nan, "holds 1 values that are NaN or infinite"),
         "int": (torch.zeros(1, 2048, 2, 2, dtype=torch.int64), "holds a tensor of type int64"),
         "dict": ({"map": torch.zeros(1)}, "holds an object of type dict, not a tensor"),
-        "code": (Path("x"), "is not a tensor that torch.save wrote, or is damaged"),
+        "path": (Path("x"), "holds an object of type PosixPath, not a tensor"),
+        "code": (torch.nn.Linear(1, 1), r"holds objects other than tensors: torch\.nn\.modules\.linear\.Linear"),
+        "few": (torch.zeros(1).expand(1, 2048, 30, 30), r"is \[1, 2048, 30, 30\], the file has fewer numbers"),
     }
     for name, (content, _) in faults.items():
         write(tmp_path / f"maps/{name}.pth", content)
@@ -66,10 +68,10 @@ def test_what_is_no_map_is_named_and_the_others_kept(tmp_path: Path) -> None:
     for number, match in enumerate(match for _, match in faults.values()):
         with pytest.raises(DataError, match=match):
             make_extractor("maps", ExtractorOptions(8)).read(tmp_path / f"maps/{list(faults)[number]}.pth")
-    with pytest.raises(DataError, match="10 map files are unusable"):
+    with pytest.raises(DataError, match=r"12 map files are unusable: .*cut\.pth is damaged \(its archive is cut off"):
         extract_folder(tmp_path / "maps", "maps", ExtractorOptions(8), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.npy")] == ["good.npy"]
-    with pytest.raises(DataError, match="is not a file"):
+    with pytest.raises(DataError, match="is a folder, not a map file"):
         make_extractor("maps", ExtractorOptions(8)).read(tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_prepare_takes_over_what_made_features(folder: Path, pack: Any) -> None:
     assert data.manifest.images.backbone == Scaled.name
     assert json.loads((folder / "out" / BACKBONE).read_text()) == content
     assert prepare(request(folder, pack=pack)).was_current
-    extractor, notes = extractor_of(data)
+    extractor, notes = extractor_of(data.card)
     assert notes == ()
     np.testing.assert_array_equal(extractor.extract([Image.new("RGB", (9, 9), (1, 2, 3))])[0], [[1, 2, 3]] * 4)
     (folder / "feats" / BACKBONE).unlink()
@@ -156,26 +156,26 @@ def test_an_extractor_that_is_not_here_is_taken_over_with_a_warning(folder: Path
     assert "backbone.json names the extractor of-a-plugin, which cannot be made here" in warning
     data = open_prepared(folder / "out")
     assert data.manifest.images.backbone == "of-a-plugin"
-    extractor, why = known_extractor(data)
+    extractor, why = known_extractor(data.card)
     assert extractor is None
     assert "attention is drawn as if the grid covered the picture" in str(why)
     with pytest.raises(DataError, match="unknown extractor 'of-a-plugin'"):
-        extractor_of(data)
+        extractor_of(data.card)
 
 
 def test_a_stated_extractor_is_compared_with_a_picture(folder: Path) -> None:
     data = prepared(folder)
     stated = Stated(Scaled.name, None, folder / "images")
-    _, notes = extractor_of(data, stated)
+    _, notes = extractor_of(data.card, stated)
     assert notes == (
         f"scaled-of-a-test gives the stored features of {folder}/images/train/CLEVR_train_000000.png but for"
         " 0 % of their deviation",
     )
     (folder / "weights").write_text("1.001")
-    assert "but for 0.2" in extractor_of(data, replace(stated, weights=folder / "weights"))[1][0]
+    assert "but for 0.2" in extractor_of(data.card, replace(stated, weights=folder / "weights"))[1][0]
     (folder / "weights").write_text("2")
     with pytest.raises(DataError) as raised:
-        extractor_of(data, replace(stated, weights=folder / "weights"))
+        extractor_of(data.card, replace(stated, weights=folder / "weights"))
     # The numbers of a cell, 90, 50 and 35, have the mean 58.3 and the deviation 23.2; root of their mean square: 62.8.
     assert raised.value.what == (
         f"scaled-of-a-test did not make the features in {folder}/out: those that it makes of"
@@ -186,10 +186,10 @@ def test_a_stated_extractor_is_compared_with_a_picture(folder: Path) -> None:
 
 def test_pictures_that_are_not_at_hand_are_a_note(folder: Path) -> None:
     data = prepared(folder)
-    _, (note,) = extractor_of(data, Stated(Scaled.name))
-    what = f"that scaled-of-a-test made the features of {folder}/out could not be checked: "
+    _, (note,) = extractor_of(data.card, Stated(Scaled.name))
+    what = f"that scaled-of-a-test made the features in {folder}/out could not be checked: "
     assert note == f"{what}no folder of the data's pictures is known (--images DIR)"
-    _, (note,) = extractor_of(data, Stated(Scaled.name, images=folder / "raw"))
+    _, (note,) = extractor_of(data.card, Stated(Scaled.name, images=folder / "raw"))
     assert note == f"{what}none of its pictures is in {folder}/raw (--images DIR)"
 
 
@@ -200,17 +200,18 @@ def test_what_is_stated_has_to_fit(folder: Path, monkeypatch: pytest.MonkeyPatch
         ("wide-of-a-test", DataError, "gives 2 x 2 cells of 5 numbers, the features in .*/out are 2 x 2 cells of 3"),
         ("vgg", SettingsError, "unknown extractor 'vgg'"),
         ("patches", SettingsError, "patches was fitted to training pictures"),
+        ("x152", SettingsError, "x152 gives no grid of 2 x 2 cells, which the features in .*/out have"),
     ):
-        for attempt in (lambda one: extractor_of(data, Stated(one)), lambda one: known_extractor(data, one)):
+        for attempt in (lambda one: extractor_of(data.card, Stated(one)), lambda one: known_extractor(data.card, one)):
             with pytest.raises(error, match=message):
                 attempt(name)
     with pytest.raises(DataError, match="came from files made elsewhere"):
-        extractor_of(data)
+        extractor_of(data.card)
     describe(folder / "feats" / BACKBONE)
     data = prepared(folder)
-    assert extractor_of(data, Stated(Scaled.name))[1] == ()
+    assert extractor_of(data.card, Stated(Scaled.name))[1] == ()
     with pytest.raises(SettingsError, match=r"were made by scaled-of-a-test, not by patches"):
-        extractor_of(data, Stated("patches"))
+        extractor_of(data.card, Stated("patches"))
 
 
 def test_who_pooled_published_maps_can_be_said_to_have_had_them_of(
@@ -221,8 +222,8 @@ def test_who_pooled_published_maps_can_be_said_to_have_had_them_of(
     describe(folder / "feats" / BACKBONE, name="maps-of-a-test")
     data, stated = prepared(folder), Stated(Scaled.name, images=folder / "images")
     with pytest.raises(SettingsError, match="were made by maps-of-a-test, not by scaled"):
-        extractor_of(data, stated)
+        extractor_of(data.card, stated)
     monkeypatch.setattr(EXTRACTORS["maps-of-a-test"], "takes_pictures", False)
-    extractor, notes = extractor_of(data, stated)
+    extractor, notes = extractor_of(data.card, stated)
     assert (extractor.name, len(notes)) == (Scaled.name, 1)
-    assert [known_extractor(data, name)[0].name for name in (None, Scaled.name)] == ["maps-of-a-test", Scaled.name]
+    assert [known_extractor(data.card, name)[0].name for name in (None, Scaled.name)] == ["maps-of-a-test", Scaled.name]

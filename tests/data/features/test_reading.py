@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
@@ -19,7 +21,7 @@ from PIL import Image, ImageDraw
 from tests.small_runs import make_raw
 from trarctl.config import MOST_PIXELS_VARIABLE
 from trarctl.data.features.base import ExtractorOptions
-from trarctl.data.features.reading import read_image, read_images, to_rgb
+from trarctl.data.features.reading import MOST_BYTES_A_PIXEL, read_image, read_images, to_rgb
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.data.prepared import open_prepared
 from trarctl.errors import DataError, SettingsError
@@ -187,6 +189,19 @@ def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
     assert np.array_equal(seen(tmp_path / "key.png"), expected)
 
 
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBA", "RGBa", "PA"])
+def test_pictures_in_memory_of_every_mode_with_alpha(mode: str) -> None:
+    values = np.array([[[90, 90, 90, 255], [90, 90, 90, 0], [0, 0, 0, 0], [200, 200, 200, 102]]], dtype=np.uint8)
+    image = Image.fromarray(values, "RGBA")
+    if mode == "PA":
+        whole, image = image, image.convert("L").convert("PA")
+        image.putalpha(whole.getchannel("A"))
+    else:
+        image = image.convert("LA").convert(mode) if mode == "La" else image.convert(mode)
+    white = [[[90] * 3, [255] * 3, [255] * 3, [255 - round(55 * 102 / 255)] * 3]]
+    assert np.abs(np.asarray(to_rgb(image)).astype(int) - white).max() <= 1
+
+
 def test_opaque_alpha_changes_nothing(tmp_path: Path) -> None:
     """CLEVR's own pictures are of this kind."""
     values = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
@@ -329,6 +344,66 @@ def test_a_large_picture_is_not_called_damaged_and_the_hint_allows_it(
     monkeypatch.setenv(MOST_PIXELS_VARIABLE, "many")
     with pytest.raises(SettingsError, match="TRARCTL_MAX_PIXELS is 'many', expected a number of pixels"):
         read_image(tmp_path / "small.png")
+
+
+READ_EACH = """
+import os
+import sys
+from pathlib import Path
+import PIL.Image
+from trarctl.data.features.reading import MOST_BYTES_A_PIXEL, read_image
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+PIL.Image.init()
+read_image(Path(sys.argv[1]))  # what is loaded once
+for name in sys.argv[2:]:
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    before = peak()
+    read_image(Path(name))
+    print(peak() - before, flush=True)
+    os._exit(0)
+"""
+
+
+def test_memory_stays_below_the_stated_bound(tmp_path: Path) -> None:
+    """Of the kinds that take the most, turned and transparent; files are read whole, so that theirs are small."""
+    width, height = 3200, 1250
+    clear = Image.new("RGBA", (width, height), (200, 30, 60, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear.convert("RGB").save(tmp_path / "a.jpg", exif=exif)
+    clear.save(tmp_path / "a.png", exif=exif, compress_level=1)
+    clear.save(tmp_path / "a.webp", exif=exif, lossless=True, method=0)
+    Image.fromarray(np.full((height, width), 0.5, dtype=np.float32)).save(tmp_path / "a.tif", exif=exif)
+    clear.crop((0, 0, width // 2, height)).save(tmp_path / "a.jp2")
+    drawing().save(tmp_path / "small.webp")
+    bounds = {"a.jpg": 12, "a.png": 14, "a.webp": 20, "a.tif": 14, "a.jp2": 25}
+    command = [sys.executable, "-c", READ_EACH, "small.webp", *bounds]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+    block = 16 << 20  # of Pillow's memory
+    for (name, most), taken in zip(bounds.items(), ran.stdout.split(), strict=True):
+        pixels = width * height // (2 if name == "a.jp2" else 1)
+        assert 8 * pixels <= int(taken) <= most * pixels + block, (name, int(taken) / pixels)
+    assert max(bounds.values()) == MOST_BYTES_A_PIXEL
+
+
+def test_a_picture_that_memory_cannot_hold_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing().save(tmp_path / "a.png")
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(DataError, match="a.png takes more memory than there is; .* up to 25 bytes a pixel"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(DataError, match="the picture takes more memory than there is"):
+        to_rgb(drawing())
 
 
 def test_pillow_is_left_as_it_was(tmp_path: Path) -> None:

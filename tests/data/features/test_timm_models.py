@@ -284,7 +284,7 @@ def test_unfit_weights(timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DataError, match="b.pth does not hold the weights of test_vit"):
         fetched(tmp_path / "b.pth")
     torch.save(state | {"norm.weight": torch.full([64], torch.nan)}, tmp_path / "c.pth")
-    with pytest.raises(DataError, match="the weights of timm:test_vit hold NaN or infinite numbers in norm.weight"):
+    with pytest.raises(DataError, match=r"c\.pth holds values that are not finite in 1 of \d+ tensors: norm\.weight"):
         fetched(tmp_path / "c.pth")
 
     def refused(*_: object, **__: object) -> None:
@@ -297,6 +297,28 @@ def test_unfit_weights(timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         error.value.hint
         == "--weights FILE, as timm publishes it for this model, such as model.safetensors, needs no network"
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "grid", "num_built"),
+    [("test_resnet", 4, 1), ("test_vit", 4, 1), ("test_vit", 10, 1), ("test_vit_relpos", 4, 2)],
+)
+def test_a_model_is_built_once_where_it_takes_any_size(
+    timm: Any, make: Make, model: str, grid: int, num_built: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative positions are interpolated in a second one, since the digest is that of the weights as they are."""
+    create, built = timm.create_model, list[object]()
+
+    def counting(*given: Any, **options: Any) -> torch.nn.Module:
+        network = create(*given, **options)
+        built.append(network)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", counting)
+    extractor, _ = make(model, grid)
+    extractor.load()
+    assert len(built) == 1 + num_built  # one by the test itself
+    assert extractor.extract(pictures((30, 40))).shape == (1, grid**2, extractor.width)
 
 
 def test_from_a_table_to_a_report(make: Make, tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ class Extractor(ABC):
         return ()
 
     def load(self) -> None:
-        """Load what ``extract`` needs and what takes its time; called once before it."""
+        """Load what ``extract`` needs and what takes its time; called before it, perhaps more than once."""
         return
 
 
@@ -173,17 +173,23 @@ def restored(description: Mapping[str, Any], path: Path, options: ExtractorOptio
 
 def read_extractor(path: Path, options: ExtractorOptions, progress: Progress = no_progress) -> Extractor:
     """Make the extractor that a file describes, and have its weights; a DataError says why that cannot be done."""
-    description = read_description(path)
+    return made_again(read_description(path), path, f"the features in {path.parent}", options, progress)
+
+
+def made_again(
+    description: Mapping[str, Any], path: Path, features: str, options: ExtractorOptions, progress: Progress
+) -> Extractor:
+    """As ``read_extractor``, of a description found in a file; ``features`` says in messages what it made."""
     extractor = restored(description, path, options)
     extractor.fetch(progress)
     # The file may say more, such as how pictures were read.
-    if description | extractor.describe() != description:
-        raise other_weights(path.parent, extractor.name, options.weights)
+    if {**description, **extractor.describe()} != description:
+        raise other_weights(features, extractor.name, options.weights)
     return extractor
 
 
-def other_weights(folder: Path, name: str, weights: Path | None) -> DataError:
-    """Say that features were made with other weights."""
+def other_weights(features: str, name: str, weights: Path | None) -> DataError:
+    """Say that ``the features in FOLDER`` were made with other weights."""
     here = "those that are downloaded" if weights is None else weights
-    what = f"the features in {folder} were made by {name} with weights other than {here}"
-    return DataError(what, "--weights FILE: the file that trarctl prepare was given")
+    what = f"{features} were made by {name} with weights other than {here}"
+    return DataError(what, "--weights FILE: the file that they were made with")

@@ -1,7 +1,9 @@
-"""ResNet and ResNeXt in plain torch, with deformable convolutions: what describes pictures, without a classifier.
+"""The ResNets that describe pictures, in plain torch and without a classifier: plain, ResNeXt, deformable, and CLIP's.
 
-Sources: He et al., CVPR 2016; Xie et al., CVPR 2017 (groups); Dai et al., ICCV 2017 (deformable convolutions).
-Tensors' names are detectron2's. Axes: B images, C channels, H x W rows and columns of a map, R x S after a stride.
+Sources: He et al., CVPR 2016; Xie et al., CVPR 2017 (groups); Dai et al., ICCV 2017 (deformable convolutions); Radford
+et al., ICML 2021 (CLIP). Tensors' names are detectron2's, those of CLIP's networks OpenAI's.
+
+Axes: B images, C channels, H x W or R x C rows and columns of a map, R x S after a stride.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _STEM_WIDTH, _FIRST_WIDTH = 64, 256  # channels after the stem, and after the first stage
 _TAPS = 3  # along a side of a deformable convolution
+_CLIP_EXPANSION = 4  # channels of a block's output for one of its inner 3x3 convolution
 _CORNERS = 4  # of the cell of a map that a shifted tap falls into
 
 
@@ -179,3 +182,62 @@ def fold(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, ConvNorm):
             module.fold()
+
+
+class ClipBlock(nn.Module):
+    """Bottleneck block [B, inputs, R, C] -> [B, 4 * inner, R // stride, C // stride]; the stride is an average pool."""
+
+    def __init__(self, inputs: int, inner: int, stride: int) -> None:
+        super().__init__()
+        outputs = _CLIP_EXPANSION * inner
+        self.stride = stride
+        self.conv1, self.bn1 = nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the block makes of a map to the map itself."""
+        inner = functional.relu(self.bn1(self.conv1(x)))
+        inner = functional.relu(self.bn2(self.conv2(inner)))
+        if self.stride > 1:
+            inner, x = (functional.avg_pool2d(one, self.stride) for one in (inner, x))
+        return functional.relu(self.bn3(self.conv3(inner)) + self.downsample(x))
+
+
+class ClipResNet(nn.Module):
+    """A ResNet of CLIP's without its attention pool: [B, 3, height, width] -> [B, 32 * width of the stem, R, C].
+
+    Modules have the names that OpenAI gave them.
+
+    Args:
+        num_blocks: of each of the four stages.
+        stem_width: channels that the stem gives.
+    """
+
+    def __init__(self, num_blocks: tuple[int, int, int, int], stem_width: int) -> None:
+        super().__init__()
+        half = stem_width // 2
+        self.conv1, self.bn1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(half)
+        self.conv2, self.bn2 = nn.Conv2d(half, half, 3, padding=1, bias=False), nn.BatchNorm2d(half)
+        self.conv3, self.bn3 = nn.Conv2d(half, stem_width, 3, padding=1, bias=False), nn.BatchNorm2d(stem_width)
+        inputs = stem_width
+        for stage, count in enumerate(num_blocks):
+            blocks = nn.Sequential()
+            for block in range(count):
+                inner = stem_width << stage
+                blocks.append(ClipBlock(inputs, inner, stride=2 if stage and not block else 1))
+                inputs = _CLIP_EXPANSION * inner
+            self.add_module(f"layer{stage + 1}", blocks)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Give the map of the fourth stage."""
+        x = functional.relu(self.bn1(self.conv1(pixels)))
+        x = functional.relu(self.bn2(self.conv2(x)))
+        x = functional.relu(self.bn3(self.conv3(x)))
+        x = functional.avg_pool2d(x, 2)
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x

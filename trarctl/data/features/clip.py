@@ -14,82 +14,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
-from torch.nn import functional
 
 from trarctl.data.download import Download
 from trarctl.data.features.base import ExtractorOptions, Float32s
 from trarctl.data.features.network import NetworkExtractor, standardized
 from trarctl.data.features.sizes import LONGER_SIDE, SHORTER_SIDE, Geometry, photo_size, refuse_photo_grid
-from trarctl.data.features.weights import Weights
 from trarctl.registry import EXTRACTORS
+from trarctl.weights import Weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor, nn
 
 _ROWS, _COLUMNS = SHORTER_SIDE // 32, LONGER_SIDE // 32
-_EXPANSION = 4  # channels of a block's output for one of its inner 3x3 convolution
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue in 0 to 1
 _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-
-
-class ClipBlock(nn.Module):
-    """Bottleneck block [B, inputs, R, C] -> [B, 4 * inner, R // stride, C // stride]; the stride is an average pool."""
-
-    def __init__(self, inputs: int, inner: int, stride: int) -> None:
-        super().__init__()
-        outputs = _EXPANSION * inner
-        self.stride = stride
-        self.conv1, self.bn1 = nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner)
-        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
-        self.conv3, self.bn3 = nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.downsample: nn.Module = nn.Identity()
-        if inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add what the block makes of a map to the map itself."""
-        inner = functional.relu(self.bn1(self.conv1(x)))
-        inner = functional.relu(self.bn2(self.conv2(inner)))
-        if self.stride > 1:
-            inner, x = (functional.avg_pool2d(one, self.stride) for one in (inner, x))
-        return functional.relu(self.bn3(self.conv3(inner)) + self.downsample(x))
-
-
-class ClipResNet(nn.Module):
-    """A ResNet of CLIP's without its attention pool: [B, 3, height, width] -> [B, 32 * width of the stem, R, C].
-
-    Modules have the names that OpenAI gave them.
-
-    Args:
-        num_blocks: of each of the four stages.
-        stem_width: channels that the stem gives.
-    """
-
-    def __init__(self, num_blocks: tuple[int, int, int, int], stem_width: int) -> None:
-        super().__init__()
-        half = stem_width // 2
-        self.conv1, self.bn1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(half)
-        self.conv2, self.bn2 = nn.Conv2d(half, half, 3, padding=1, bias=False), nn.BatchNorm2d(half)
-        self.conv3, self.bn3 = nn.Conv2d(half, stem_width, 3, padding=1, bias=False), nn.BatchNorm2d(stem_width)
-        inputs = stem_width
-        for stage, count in enumerate(num_blocks):
-            blocks = nn.Sequential()
-            for block in range(count):
-                inner = stem_width << stage
-                blocks.append(ClipBlock(inputs, inner, stride=2 if stage and not block else 1))
-                inputs = _EXPANSION * inner
-            self.add_module(f"layer{stage + 1}", blocks)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Give the map of the fourth stage."""
-        x = functional.relu(self.bn1(self.conv1(pixels)))
-        x = functional.relu(self.bn2(self.conv2(x)))
-        x = functional.relu(self.bn3(self.conv3(x)))
-        x = functional.avg_pool2d(x, 2)
-        for stage in range(1, 5):
-            x = self.get_submodule(f"layer{stage}")(x)
-        return x
 
 
 _RENAMED = {  # names of OpenCLIP and timm, as regular expressions, and OpenAI's
@@ -130,6 +69,8 @@ class ClipExtractor(NetworkExtractor):
 
     def build(self) -> nn.Module:
         """Make the network."""
+        from trarctl.data.features.bottlenecks import ClipResNet
+
         return ClipResNet(self.num_blocks, self.stem_width)
 
     def renamed(self, weights: Weights) -> Mapping[str, Tensor]:

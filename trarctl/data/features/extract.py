@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,6 +29,7 @@ import numpy as np
 import orjson
 
 from trarctl.data import Progress, batched, in_threads, no_progress
+from trarctl.data.features import zipped
 from trarctl.data.features.base import Extractor, ExtractorOptions, make_extractor, other_weights, read_extractor
 from trarctl.data.features.grid import (
     REPLACE,
@@ -45,7 +46,7 @@ from trarctl.data.features.reading import READING_VERSION, read_images
 from trarctl.data.features.resnet import TORCHVISION_WEIGHTS
 from trarctl.data.manifest import BACKBONE, EXTRACTION, StoredType, key_of
 from trarctl.errors import DataError, SettingsError, listed
-from trarctl.files import claimed, refuse_readonly, refusing, write_bytes, write_json
+from trarctl.files import claimed, refuse_readonly, refusing, sync_folder, write_bytes, write_json
 from trarctl.groups import read_group
 from trarctl.processors import usable_processors
 
@@ -75,10 +76,11 @@ class Item(NamedTuple):
 class ExtractReport:
     """What became of a folder of pictures."""
 
-    out: Path
+    place: Path  # the folder of feature files, or the file that they are packed in
     description: dict[str, Any]  # what made the features, as ``backbone.json`` has it
     num_pictures: int
-    num_there: int  # had features before
+    num_own: int  # of them in this process's share
+    num_there: int  # of its share, had features before
     width: int
     skipped: DataError | None  # names pictures that were left out
     notes: tuple[str, ...]
@@ -138,7 +140,7 @@ def extract_files(
     items = {images.name: [_item(folder, images, one) for one in images.ids.tolist()] for images in sets}
     for images in sets:
         (folder / images.name).mkdir(exist_ok=True)
-    _, problems = _make_files(items, extractor, folder, options.devices, progress)
+    *_, problems = _make_files(items, extractor, folder, options.devices, progress)
     if rank == 0:
         refuse_problems("image", problems)
     return folder, extractor
@@ -153,12 +155,14 @@ def extract_folder(
     *,
     precision: str = "fp32",
     skips_damaged: bool = False,
+    packs: bool = False,
 ) -> ExtractReport:
     """Make a feature file of every picture in a folder and the folders in it, and say in ``out`` what made them.
 
     The features of ``a/b.jpg`` are ``out/a/b.jpg.npy``, [N, W] in the extractor's type, or float32 where that cannot
     hold them; those of a map ``a/b.pth`` are ``out/a/b.npy``. What is whole and of the present picture is kept. An
-    extractor that is fitted sees all pictures once.
+    extractor that is fitted sees all pictures once. With ``packs`` all files end in one, ``out/features.zip``, as if
+    they lay in ``out``; a folder that was packed once stays so. Until then it takes twice the room.
 
     ``out/backbone.json`` has what the extractor says of itself, and under ``extraction`` the version of the rules by
     which pictures are read, the rule of size, and the precision. Sizes of pictures are not in it: the geometry follows
@@ -181,14 +185,21 @@ def extract_folder(
         stack.enter_context(refusing(f"cannot write features to {out}", hint))
         if rank == 0:
             _refuse_others(out)
+        extractor.fetch(progress)
+        if rank == 0:
+            if not extractor.is_fitted and not _description(out):
+                extractor.load()  # weights that cannot be used must not be written down
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claimed(out, f"the folder {out}"))
-        extractor.fetch(progress)
         first_problems, more = _describe(out, extractor, items, precision, progress, skips_damaged=skips_damaged)
         notes += more
         notes += extractor.about()
-        num_there, problems = _make_files({"": items}, extractor, out, options.devices, progress)
+        zipped.archive_in(out)  # a damaged one is told before anything is made
+        num_own, num_there, problems = _make_files({"": items}, extractor, out, options.devices, progress)
         description = orjson.loads((out / BACKBONE).read_bytes())
+        packs = packs or zipped.archive_in(out) is not None
+        if rank == 0 and packs:
+            _pack(out, items, progress)
     kind = "image" if extractor.takes_pictures else "map"
     problems = list({problem.path: problem for problem in [*first_problems, *problems]}.values())
     if rank == 0 and (not skips_damaged or len(problems) == len(items)):
@@ -196,8 +207,42 @@ def extract_folder(
     skipped = error_of(kind, problems) if problems else None
     seconds = time.monotonic() - began
     return ExtractReport(
-        out, description, len(items) - len(problems), num_there, extractor.width, skipped, tuple(notes), seconds
+        out / zipped.ARCHIVE if packs else out,
+        description,
+        num_pictures=len(items) - len(problems),
+        num_own=num_own,
+        num_there=num_there,
+        width=extractor.width,
+        skipped=skipped,
+        notes=tuple(notes),
+        seconds=seconds,
     )
+
+
+def _pack(out: Path, items: Sequence[Item], progress: Progress) -> None:
+    """Put the feature files into the archive of ``out``, and out of it those of pictures that changed or are gone bad.
+
+    What it holds of other folders of pictures stays.
+    """
+    archive, scratch = zipped.archive_in(out), _scratch(out, 0)
+    old = set[str]() if archive is None else {*archive.members}
+    wanted = {item.target.relative_to(out).as_posix(): item for item in items}
+    flags = in_threads(lambda item: _num_done([item]), wanted.values(), _NUM_LOOKING)
+    done = {name for name, is_done in zip(wanted, flags, strict=True) if is_done}
+    files = [wanted[name].target for name in done if wanted[name].target.is_file()]
+    kept = done | (old - wanted.keys())
+    if files or kept != old:
+        try:
+            zipped.write(out, kept, scratch, progress)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        sync_folder(out)
+    for path in files:
+        path.unlink()
+    folders = {above for path in files for above in path.relative_to(out).parents if above.name}
+    for folder in sorted(folders, key=lambda one: len(one.parts), reverse=True):
+        with suppress(OSError):  # it holds something else
+            (out / folder).rmdir()
 
 
 def _listed_items(pictures: Path, out: Path, extractor: Extractor) -> tuple[list[Item], list[str]]:
@@ -336,11 +381,11 @@ def _waiting(folder: Path, still_left: Callable[[Sequence[Any]], list[Any]], ite
 
 def _make_files(
     items: Mapping[str, Sequence[Item]], extractor: Extractor, folder: Path, devices: Sequence[str], progress: Progress
-) -> tuple[int, list[Problem]]:
+) -> tuple[int, int, list[Problem]]:
     """Make this process's share of the feature files of each set; the first process waits for the others.
 
-    Gives the number of files that were there, and what is wrong with pictures: with its own, and in the first process
-    with all.
+    Gives the number of files in the share, and of those that were there, and what is wrong with pictures: with its own,
+    and in the first process with all.
     """
     rank, num_processes = share_of_environment()
     numbered = dict(enumerate(chain.from_iterable(items.values())))
@@ -367,11 +412,11 @@ def _make_files(
             finished += count
             progress(task, finished, total)
     shutil.rmtree(scratch, ignore_errors=True)
-    if rank:
-        if problems:
-            _report(folder, rank, numbered, problems)
-        return sum(done), problems
-    return sum(done), problems + (_others_problems(folder, numbered, progress) if num_processes > 1 else [])
+    if rank and problems:
+        _report(folder, rank, numbered, problems)
+    if rank == 0 and num_processes > 1:
+        problems += _others_problems(folder, numbered, progress)
+    return sum(len(group) for _, group in own), sum(done), problems
 
 
 def _scratch(folder: Path, rank: int) -> Path:
@@ -427,7 +472,7 @@ def _num_done(group: Sequence[Item]) -> int:
     def is_done(item: Item) -> bool:
         try:
             read_shape(item.target)
-            ours, theirs = item.target.stat().st_mtime_ns, item.picture.stat().st_mtime_ns
+            (_, ours), theirs = zipped.size_and_time(item.target), item.picture.stat().st_mtime_ns
         except (FeatureFileError, OSError):
             return False
         # File systems cut off what they do not keep of a time.
@@ -539,7 +584,7 @@ def extractor_of_version_0_1(data: PreparedData, options: ExtractorOptions, prog
         extractor.restore({"grid_size": options.grid_size, "weights": said})
         named |= {_extracted_folder(data.path, extractor, None, one) for one in (None, READING_VERSION)}
     if not ours & named:
-        raise other_weights(data.path, extractor.name, options.weights)
+        raise other_weights(f"the features in {data.path}", extractor.name, options.weights)
     return extractor
 
 
@@ -577,8 +622,8 @@ def _problems(pictures: Mapping[Path, DataError]) -> list[Problem]:
 
 
 def _problem(path: Path, error: DataError) -> Problem:
-    names_it = error.what.startswith(f"{path} ")
-    why = error.what.removeprefix(f"{path} ") if names_it else f"cannot be used: {error.what}"
+    before, names_it, rest = error.what.partition(f"{path} ")
+    why = rest if names_it and (not before or before.startswith("the ")) else f"cannot be used: {error.what}"
     return Problem(path, why, error.hint or REPLACE)
 
 

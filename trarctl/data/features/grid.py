@@ -23,6 +23,7 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
+from trarctl.data.features import zipped
 from trarctl.data.manifest import FEATURES, FeatureStatistics, ImageSetPart, ImagesPart, prepare_command
 from trarctl.errors import DataError
 
@@ -168,7 +169,7 @@ def read_shape(path: Path) -> tuple[tuple[int, int], np.dtype[np.floating]]:
     if path.suffix == ".npz":
         array = read_features(path)
         return (array.shape[0], array.shape[1]), array.dtype
-    with _opened(path) as (file, size):
+    with _opened(path, _LARGEST_HEADER) as (file, size):
         header = _header(file.read(_LARGEST_HEADER), size)
     _refuse_other_shape(header.shape)
     return (header.shape[0], header.shape[1]), header.native
@@ -223,8 +224,11 @@ def read_cells(path: Path, out: Floats, again: str = "run trarctl prepare again"
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
-    """Open a file and give its size; pipes and devices, which would be read forever, are refused."""
+def _opened(path: Path, most_bytes: int | None = None) -> Iterator[tuple[BufferedReader | BytesIO, int]]:
+    """Open a file and give its size; pipes and devices, which would be read forever, are refused.
+
+    Of one that lies in an archive, no more than ``most_bytes`` can be read.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -233,12 +237,29 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
             raise FeatureFileError("is empty")
         with path.open("rb") as file:
             yield file, status.st_size
+    except FileNotFoundError:
+        yield _packed(path, most_bytes)
     except OSError as error:
-        why = f"cannot be read: {error.strerror or error}".lower()
-        raise FeatureFileError("is missing" if isinstance(error, FileNotFoundError) else why) from None
+        raise FeatureFileError(f"cannot be read: {error.strerror or error}".lower()) from None
 
 
-def _npz_member(file: BufferedReader) -> bytes:
+def _packed(path: Path, most_bytes: int | None) -> tuple[BytesIO, int]:
+    """Read a file that is not there out of an archive, and give its size."""
+    try:
+        found = zipped.find(path)
+        if found is None:
+            raise FeatureFileError("is missing")
+        archive, member = found
+        if not member.is_stored:
+            raise FeatureFileError(f"is compressed in {zipped.ARCHIVE}", f"unzip {zipped.ARCHIVE}, and remove it")
+        return BytesIO(archive.read(member, most_bytes)), member.num_bytes
+    except DataError as error:
+        raise FeatureFileError(f"cannot be read: {error.what}", error.hint or REPLACE) from error
+    except OSError as error:
+        raise FeatureFileError(f"cannot be read: {error.strerror or error}".lower()) from None
+
+
+def _npz_member(file: BufferedReader | BytesIO) -> bytes:
     try:
         with zipfile.ZipFile(file) as archive:
             arrays = {member.filename: member for member in archive.infolist() if member.filename.endswith(".npy")}

@@ -20,6 +20,7 @@ import orjson
 
 from trarctl.data import batched, in_threads
 from trarctl.data.datasets.base import DatasetSpec, FileNaming, ImageSetFiles, feature_namings
+from trarctl.data.features import zipped
 from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, read_features
 from trarctl.data.manifest import BACKBONE, EXTRACTION, IMAGES
 from trarctl.data.records import Ids, rows_of
@@ -111,13 +112,19 @@ def scan_folder(path: Path, namings: Sequence[FileNaming], asked: Sequence[str] 
 
     With ``asked``, only those of images that questions name.
     """
+    is_nested = any(one.is_nested for one in namings)
+    packed = [name for name in zipped.names_below(path) if is_nested or "/" not in name]
     try:
-        names = nested_names(path) if any(one.is_nested for one in namings) else os.listdir(path)  # noqa: PTH208
+        names = nested_names(path) if is_nested else os.listdir(path)  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        if not packed:
+            return None
+        names = []
     except OSError as error:
         what = f"cannot read the folder {path}: {error.strerror or error}"
         raise DataError(what, "make it readable: chmod u+rx") from error
+    if packed:
+        names = list(dict.fromkeys([*packed, *(name for name in names if name != zipped.ARCHIVE)]))
     found = {namings[0]: namings[0].ids(names, asked)}
     if len(found[namings[0]]) < len(names):
         found |= {naming: naming.ids(names, asked) for naming in namings[1:]}
@@ -357,7 +364,7 @@ def _to_add(spec: DatasetSpec, command: Command, what: str, name: str) -> str:
 def _instead(images: ImageSet, folder: Folder, absent: Sequence[Any], what: str) -> list[tuple[str, str]]:
     """Say what lies in a folder that lacks images, and the command that helps, if there is one."""
     # Where names are nested, folders hold other files as well, and no place is a wrong one.
-    if not absent or folder.naming.is_nested:
+    if not absent or folder.naming.is_nested or not folder.path.is_dir():
         return []
     namings = feature_namings(images.files) if what == "features" else [images.files.images]
     entries = sorted(folder.path.iterdir())
@@ -378,7 +385,7 @@ def fingerprint(images: ImageSet) -> str:
         return ""
 
     def look(ids: Sequence[Any]) -> list[tuple[int, int]]:
-        return [(status.st_size, status.st_mtime_ns) for status in (images.file(one).stat() for one in ids)]
+        return [zipped.size_and_time(images.file(one)) for one in ids]
 
     digest = hashlib.sha256(images.ids.tobytes())
     try:

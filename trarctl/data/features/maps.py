@@ -15,6 +15,7 @@ from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s
 from trarctl.data.features.sizes import MAP_SIDE, PIXELS_PER_CELL, Geometry, photo_geometry, refuse_photo_grid
 from trarctl.errors import DataError, SettingsError
 from trarctl.registry import EXTRACTORS
+from trarctl.weights import WeightsReader, fault_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 WIDTH = 2048
 _MOST_BYTES = 256 << 20
 _HINT = "give maps as grid-feats-vqa writes them: one tensor [1, 2048, rows, columns] a file, saved by torch.save"
+_READER = WeightsReader("map file", DataError, _HINT)
 
 
 @EXTRACTORS.register("maps")
@@ -52,26 +54,21 @@ class Maps(Extractor):
         """Read a map, [R, C, W]; no code in the file is run."""
         import torch
 
-        try:
-            if not path.is_file():
-                raise DataError(f"{path} is not a file", _HINT)
-            if path.stat().st_size > _MOST_BYTES:
-                raise DataError(f"{path} has {path.stat().st_size:,} bytes, more than any map", _HINT)
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(found, torch.Tensor):
-                raise DataError(f"{path} holds an object of type {type(found).__name__}, not a tensor", _HINT)
-            if not found.is_floating_point() or found.layout != torch.strided:
-                raise DataError(f"{path} holds a tensor of type {str(found.dtype).removeprefix('torch.')}", _HINT)
-            shape = list(found.shape)
-            sides = shape[-2:]
-            if shape not in ([1, WIDTH, *sides], [WIDTH, *sides]) or not all(0 < one <= MAP_SIDE for one in sides):
-                what = f"{path} has the shape {shape}, expected [1, {WIDTH}, rows, columns] with at most {MAP_SIDE}"
-                raise DataError(f"{what} of each", _HINT)
-            cells: Float32s = found.detach().float().reshape(WIDTH, *sides).permute(1, 2, 0).numpy()
-        except DataError:
-            raise
-        except Exception as error:  # what a damaged file makes its reader raise is not documented
-            raise DataError(f"{path} is not a tensor that torch.save wrote, or is damaged", _HINT) from error
+        if path.is_file() and path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes, more than any map", _HINT)
+        found = _READER.content(path)
+        if not isinstance(found, torch.Tensor):
+            raise DataError(f"{path} holds an object of type {type(found).__name__}, not a tensor", _HINT)
+        if not found.is_floating_point():
+            raise DataError(f"{path} holds a tensor of type {str(found.dtype).removeprefix('torch.')}", _HINT)
+        if fault := fault_of(found):
+            raise DataError(f"{path} {fault}", _HINT)
+        shape = list(found.shape)
+        sides = shape[-2:]
+        if shape not in ([1, WIDTH, *sides], [WIDTH, *sides]) or not all(0 < one <= MAP_SIDE for one in sides):
+            what = f"{path} has the shape {shape}, expected [1, {WIDTH}, rows, columns] with at most {MAP_SIDE}"
+            raise DataError(f"{what} of each", _HINT)
+        cells: Float32s = found.detach().float().reshape(WIDTH, *sides).permute(1, 2, 0).numpy()
         if not np.isfinite(cells).all():
             raise DataError(f"{path} holds {(~np.isfinite(cells)).sum():,} values that are NaN or infinite", _HINT)
         return cells

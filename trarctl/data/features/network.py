@@ -6,9 +6,10 @@ Axes: B images, S cells along one side, N = S * S cells in row-major order, W fe
 from __future__ import annotations
 
 import copy
+import threading
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +18,9 @@ import numpy as np
 from trarctl.data import Progress, batched, no_progress
 from trarctl.data.download import Download
 from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s
-from trarctl.data.features.weights import HINT, Weights, digest_of_file, fetch_weights, read_weights
+from trarctl.data.features.weights import HINT, digest_of_file, fetch_weights, weights_reader
 from trarctl.errors import DataError
+from trarctl.weights import Weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +46,9 @@ class NetworkExtractor(Extractor):
         super().__init__(options)
         self._devices = options.devices
         self._path: Path | None = options.weights
-        self._digest: str | None = None if options.weights is None else digest_of_file(options.weights)
+        self._digest: str | None = None
+        if options.weights is not None:
+            self._digest = digest_of_file(options.weights, self.weights_hint)
         self._idle: SimpleQueue[tuple[str, nn.Module]] | None = None
 
     @abstractmethod
@@ -77,17 +81,16 @@ class NetworkExtractor(Extractor):
         return {"weights": self._digest}
 
     def load(self) -> None:
-        """Put one copy of the network on each device."""
-        import torch
-
-        # Convolutions on a GPU would be of 10 bits, and values move by 1e-3.
-        torch.backends.cudnn.allow_tf32 = False
+        """Put one copy of the network on each device, once."""
+        if self._idle is not None:
+            return
         network = self.build()
         self.fill(network)
         network = self.fast(network.eval().requires_grad_(False))
-        self._idle = SimpleQueue()
+        idle: SimpleQueue[tuple[str, nn.Module]] = SimpleQueue()
         for device in self._devices:
-            self._idle.put((device, copy.deepcopy(network).to(device)))
+            idle.put((device, copy.deepcopy(network).to(device)))
+        self._idle = idle
 
     def fill(self, network: nn.Module) -> None:
         """Load the weights into a network that ``build`` made.
@@ -95,17 +98,15 @@ class NetworkExtractor(Extractor):
         Raises:
             DataError: if the weights are not those of this network.
         """
-        import torch
-
         assert self._path is not None, "fetch comes first"  # noqa: S101 - a promise of the interface
-        state, given = network.state_dict(), self.renamed(read_weights(self._path, self.weights_hint))
+        reader = weights_reader(self.weights_hint)
+        state, given = network.state_dict(), self.renamed(reader.weights(self._path))
         missing = [name for name in state if name not in given and not name.endswith("num_batches_tracked")]
         others = [name for name in state if name in given and given[name].shape != state[name].shape]
         if missing or others:
             first = f"without {missing[0]}" if missing else f"{others[0]} has the shape {list(given[others[0]].shape)}"
             raise DataError(f"{self._path} does not hold the weights of {self.name}: {first}", self.weights_hint)
-        if bad := [name for name in state if name in given and not torch.isfinite(given[name]).all()]:
-            raise DataError(f"{self._path} holds NaN or infinite weights in {bad[0]}", self.weights_hint)
+        reader.refuse_nonfinite(self._path, {name: given[name] for name in state if name in given})
         network.load_state_dict({name: given.get(name, value) for name, value in state.items()})
 
     def extract(self, images: Sequence[Image]) -> Float32s:
@@ -121,7 +122,7 @@ class NetworkExtractor(Extractor):
                 same = [row for row, image in enumerate(shrunk) if image.size == size]
                 for rows in batched(same, max(_PIXELS_AT_ONCE // (size[0] * size[1]), 1)):
                     batch = torch.from_numpy(np.stack([self.pixels(shrunk[row]) for row in rows]))
-                    with torch.inference_mode(), self._autocast(device):
+                    with torch.inference_mode(), _exact_convolutions(), self._autocast(device):
                         maps = network(batch.to(device)).float().cpu()
                     for row, cells in zip(rows, maps.permute(0, 2, 3, 1).numpy(), strict=True):
                         features[row] = self.geometry(*images[row].size).to_grid(cells)
@@ -135,6 +136,35 @@ class NetworkExtractor(Extractor):
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(device.partition(":")[0], torch.bfloat16)
+
+
+class _ExactConvolutions:
+    """Keep cuDNN from convolutions of 10 bits, which move values by 1e-3, while any thread extracts.
+
+    The switch is global; it is afterwards what it was.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._num_extracting, self._before = threading.Lock(), 0, False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        from torch.backends import cudnn
+
+        with self._lock:
+            if self._num_extracting == 0:
+                self._before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+            self._num_extracting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_extracting -= 1
+                if self._num_extracting == 0:
+                    cudnn.allow_tf32 = self._before
+
+
+_exact_convolutions = _ExactConvolutions()
 
 
 def standardized(colors: Float32s, mean: Sequence[float], deviation: Sequence[float]) -> Float32s:

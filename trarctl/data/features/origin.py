@@ -1,4 +1,4 @@
-"""What made the features of prepared data: written down beside them, stated by the user, or unknown.
+"""What made the features that a model is trained on: written down beside them, stated by the user, or unknown.
 
 Whoever knows it can make features of any other picture, and lay what a model looks at over the pictures.
 Axes: N cells, W feature width.
@@ -19,20 +19,21 @@ from trarctl.data.features.base import (
     Extractor,
     ExtractorOptions,
     is_extractor,
+    made_again,
     make_extractor,
     read_description,
-    read_extractor,
     restored,
 )
 from trarctl.data.features.extract import extractor_of_version_0_1
 from trarctl.data.features.images import ImageSet
 from trarctl.data.features.reading import read_image
-from trarctl.data.features.sizes import Geometry
+from trarctl.data.features.sizes import Geometry, NoSuchGridError
 from trarctl.data.manifest import BACKBONE, EXTRACTION
 from trarctl.errors import DataError, SettingsError, TrarError
 from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
+    from trarctl.data.card import DataCard
     from trarctl.data.prepared import PreparedData
 
 # In deviations of the stored numbers, root mean square: float16, another decoder of JPEG or a GPU's rounding stay far
@@ -44,7 +45,7 @@ _MOST_LOOKED_FOR = 10_000  # images of which one with a picture is looked for
 
 @dataclass(frozen=True)
 class Stated:
-    """What a user says about the extractor of prepared data.
+    """What a user says about the extractor of the features that a model was trained on.
 
     Attributes:
         extractor: its name, where the data does not say it.
@@ -57,29 +58,29 @@ class Stated:
     images: Path | None = None
 
 
-def known_extractor(data: PreparedData, name: str | None = None) -> tuple[Extractor | None, str | None]:
-    """Make the extractor of prepared data, without its weights, to ask it for a geometry; None and why, if unknown.
+def known_extractor(card: DataCard, name: str | None = None) -> tuple[Extractor | None, str | None]:
+    """Make the extractor of the data, without its weights, to ask it for a geometry; None and why, if unknown.
 
     ``name`` is what a user states, where the data does not say it; a TrarError says that both do not fit.
     """
-    options = ExtractorOptions(data.manifest.images.grid_size)
-    if _is_stated(data, name):
-        return _stated(data, str(name), options), None
-    if data.manifest.images.backbone is None:
-        return None, f"what made the features of {data.path} is unknown: {_COVERS} (--extractor NAME)"
+    options = ExtractorOptions(card.grid_size)
+    if _is_stated(card, name):
+        return _stated(card, str(name), options), None
+    if card.extractor_name is None:
+        return None, f"what made {card.features} is unknown: {_COVERS} (--extractor NAME)"
     try:
-        return _recorded(data), None
+        return _recorded(card), None
     except TrarError as error:
         return None, f"{error.what}: {_COVERS}"
 
 
 def extractor_of(
-    data: PreparedData,
+    card: DataCard,
     stated: Stated | None = None,
     devices: Sequence[str] = ("cpu",),
     progress: Progress = no_progress,
 ) -> tuple[Extractor, tuple[str, ...]]:
-    """Load the extractor that made the features of prepared data, and give notes on how that is known.
+    """Load the extractor that made the features of the data, and give notes on how that is known.
 
     A stated one is compared with the stored features of one picture, where that is at hand.
 
@@ -88,26 +89,27 @@ def extractor_of(
         SettingsError: if what is stated does not fit.
     """
     stated = stated or Stated()
-    options = ExtractorOptions(data.manifest.images.grid_size, stated.weights, tuple(devices))
-    extractor: Extractor | None
-    is_stated = _is_stated(data, stated.extractor)
+    options = ExtractorOptions(card.grid_size, stated.weights, tuple(devices))
+    extractor: Extractor | None = None
+    is_stated = _is_stated(card, stated.extractor)
     if is_stated:
-        extractor = _stated(data, str(stated.extractor), options)
-    elif data.manifest.images.backbone is not None:
-        extractor = read_extractor(data.path / BACKBONE, options, progress)
-    else:
-        extractor = extractor_of_version_0_1(data, options, progress)
+        extractor = _stated(card, str(stated.extractor), options)
+    elif card.extractor_name is not None:
+        description = card.describe_extractor()
+        extractor = made_again(description, card.extractor_source, card.features, options, progress)
+    elif card.prepared is not None:
+        extractor = extractor_of_version_0_1(card.prepared, options, progress)
     if extractor is None:
         why = "came from files made elsewhere, so trarctl cannot make matching features of a picture"
         hint = "say what made them: --extractor NAME --weights FILE; or give the picture's features: --features FILE"
-        raise DataError(f"the features in {data.path} {why}", hint)
-    _refuse_other_shape(data, extractor)
+        raise DataError(f"{card.features} {why}", hint)
+    _refuse_other_shape(card, extractor)
     extractor.fetch(progress)
-    _refuse_other_shape(data, extractor)
+    _refuse_other_shape(card, extractor)
     if stated.weights is not None and "weights" not in extractor.identity():
-        raise SettingsError(f"the features of {data.path} were made without weights", "leave out --weights")
+        raise SettingsError(f"{card.features} were made without weights", "leave out --weights")
     extractor.load()
-    return extractor, (_compared(data, extractor, stated.images),) if is_stated else ()
+    return extractor, (_compared(card, extractor, stated.images),) if is_stated else ()
 
 
 def geometry_of(extractor: Extractor | None, size: tuple[int, int] | None) -> Geometry | None:
@@ -118,52 +120,58 @@ def geometry_of(extractor: Extractor | None, size: tuple[int, int] | None) -> Ge
         return None
 
 
-def _recorded(data: PreparedData) -> Extractor:
+def _recorded(card: DataCard) -> Extractor:
     """Make the extractor that the data names, without its weights."""
-    path = data.path / BACKBONE
-    return restored(read_description(path), path, ExtractorOptions(data.manifest.images.grid_size))
+    return restored(card.describe_extractor(), card.extractor_source, ExtractorOptions(card.grid_size))
 
 
-def _is_stated(data: PreparedData, name: str | None) -> bool:
+def _is_stated(card: DataCard, name: str | None) -> bool:
     """Whether a user states the extractor, and not the data; a SettingsError says that both do, and differ."""
-    recorded = data.manifest.images.backbone
+    recorded = card.extractor_name
     if name is None or name == recorded:
         return False
-    if recorded is not None and not (is_extractor(recorded) and not _recorded(data).takes_pictures):
-        what = f"the features of {data.path} were made by {recorded}, not by {name}"
+    if recorded is not None and not (is_extractor(recorded) and not _recorded(card).takes_pictures):
+        what = f"{card.features} were made by {recorded}, not by {name}"
         raise SettingsError(what, "leave out --extractor")
     return True
 
 
-def _stated(data: PreparedData, name: str, options: ExtractorOptions) -> Extractor:
+def _stated(card: DataCard, name: str, options: ExtractorOptions) -> Extractor:
     if not is_extractor(name):
         raise SettingsError(f"unknown extractor {name!r}", f"--extractor {' or '.join(EXTRACTORS.names())}")
-    extractor = make_extractor(name, options)
+    try:
+        extractor = make_extractor(name, options)
+    except NoSuchGridError as error:  # the grid is the data's, and cannot be chosen here
+        what = f"{error.what}, which {card.features} have"
+        raise SettingsError(what, "state the extractor that made them") from None
     if extractor.is_fitted:
         what = f"{name} was fitted to training pictures, so that its name does not say what made the features"
         raise SettingsError(what, f"prepare with the folder that holds {BACKBONE} beside them: --features DIR")
-    _refuse_other_shape(data, extractor)
+    _refuse_other_shape(card, extractor)
     return extractor
 
 
-def _refuse_other_shape(data: PreparedData, extractor: Extractor) -> None:
-    kept = data.manifest.images.grid_size, data.features.width
+def _refuse_other_shape(card: DataCard, extractor: Extractor) -> None:
+    kept = card.grid_size, card.feature_width
     made = extractor.grid_size, extractor.width or kept[1]
     if made != kept:
         given, there = (f"{size} x {size} cells of {width} numbers" for size, width in (made, kept))
-        what = f"the extractor {extractor.name} gives {given}, the features in {data.path} are {there}"
-        is_recorded = data.manifest.images.backbone is not None
+        what = f"the extractor {extractor.name} gives {given}, {card.features} are {there}"
+        is_recorded = card.extractor_name is not None
         raise DataError(what, "prepare the data again" if is_recorded else "state the extractor that made them")
 
 
-def _compared(data: PreparedData, extractor: Extractor, images: Path | None) -> str:
+def _compared(card: DataCard, extractor: Extractor, images: Path | None) -> str:
     """Make features of one picture whose features are stored, and compare both; DataError if they differ."""
+    unchecked = f"that {extractor.name} made {card.features} could not be checked:"
+    if (data := card.prepared) is None:
+        return f"{unchecked} none of them is at hand (--data DIR)"
     folder = images if images is not None else data.own_pictures()
     found = None if folder is None else next(_pictures(data, folder), None)
     if found is None:
         where = "no folder of the data's pictures is known"
         where = where if folder is None else f"none of its pictures is in {folder}"
-        return f"that {extractor.name} made the features of {data.path} could not be checked: {where} (--images DIR)"
+        return f"{unchecked} {where} (--images DIR)"
     row, path = found
     made = extractor.extract([extractor.shrink(read_image(path))])[0].astype(np.float64)
     stored = data.features.read(np.array([row]))[0].astype(np.float64)

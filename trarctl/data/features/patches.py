@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from trarctl.data.features.base import Extractor, ExtractorOptions, Float32s, resized
 from trarctl.data.manifest import StoredType
-from trarctl.errors import DataError
+from trarctl.errors import DataError, SettingsError
 from trarctl.registry import EXTRACTORS
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Patches(Extractor):
 
     def __init__(self, options: ExtractorOptions) -> None:
         super().__init__(options)
+        if options.weights is not None:
+            raise SettingsError("patches need no weights, since they are fitted to the pictures", "leave out --weights")
         self.settings = PatchSettings(options.grid_size)
         self.width = self.settings.width
         self._mean, self._deviation = np.zeros(self.width), np.ones(self.width)

@@ -8,8 +8,8 @@ A picture becomes 8-bit RGB by these rules:
   file says. 32-bit gray has no usual range: white is the least of 255, 65535 and 2 ** 31 - 1 that no value exceeds.
 - Floating-point gray is taken as 0 to 1 where no value exceeds 1, else as 0 to 255; other values are refused.
 - Of several frames or pages the first counts. Color profiles are ignored; CMYK is converted without one.
-- More than ``most_pixels`` are refused before they are decoded. Decoding takes up to 9 bytes a pixel,
-  and 16 of gray with more than 8 bits.
+- More than ``most_pixels`` are refused before they are decoded. Decoding takes up to ``MOST_BYTES_A_PIXEL``: 8 of most
+  pictures, 4 more to turn one, 14 of AVIF and gray of more than 8 bits, 20 of WebP, 25 of JPEG 2000.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 READING_VERSION = 2  # raise it with every rule above that changes: features made by other rules are made again
+MOST_BYTES_A_PIXEL = 25  # of memory, at the most, while a picture is decoded
 _MOST_PIXELS = 178_956_970  # what Pillow itself decodes at most
 _HINT = "give image files that open, such as .jpg or .png"
 _NOT_DECODED = ("EPS", "MPEG")  # Pillow knows them, but decodes EPS by another program, and MPEG not at all
@@ -104,6 +105,8 @@ def read_image(path: Path) -> Image:
         raise _too_large(path, most) from None
     except DataError:
         raise
+    except MemoryError:
+        raise _too_little_memory(str(path)) from None
     except Exception as error:  # what damage makes Pillow's plugins raise is not documented
         if isinstance(error, OSError) and error.errno is not None:
             what = f"cannot read {path}: {error.strerror}"
@@ -132,6 +135,8 @@ def to_rgb(image: Image) -> Image:
             return _to_rgb(image, "the picture")
     except DataError:
         raise
+    except MemoryError:
+        raise _too_little_memory("the picture") from None
     except Exception as error:  # as in read_image
         raise _damaged("the picture", error) from error
 
@@ -146,7 +151,9 @@ def _to_rgb(image: Image, name: str) -> Image:
     orientation = _orientation(image)
     if image.mode.startswith(("I", "F")):
         image = _scaled_gray(image, name, tags)
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "RGBa"):
         colors = image if image.mode == "RGBA" else image.convert("RGBA")
         rgb = PIL.Image.new("RGB", image.size, "white")
         rgb.paste(colors, mask=colors.getchannel("A"))
@@ -233,6 +240,11 @@ def _too_large(path: Path, most: int) -> DataError:
         return _damaged(str(path), error)
     what = f"{path} has {width:,} x {height:,} pixels, more than {most:,} in all"
     return DataError(f"{what} ({MOST_PIXELS_VARIABLE}={width * height} allows it)", "shrink it, or set the variable")
+
+
+def _too_little_memory(name: str) -> DataError:
+    what = f"{name} takes more memory than there is; decoding takes up to {MOST_BYTES_A_PIXEL} bytes a pixel"
+    return DataError(what, f"shrink it, or refuse large ones: {MOST_PIXELS_VARIABLE}=N")
 
 
 def _damaged(name: str, error: Exception) -> DataError:

@@ -16,9 +16,10 @@ from trarctl.data.download import Download
 from trarctl.data.features.base import ExtractorOptions, Float32s, resized
 from trarctl.data.features.network import NetworkExtractor, standardized
 from trarctl.data.features.sizes import Geometry, photo_geometry, photo_size, refuse_photo_grid
-from trarctl.data.features.weights import HINT, Weights
+from trarctl.data.features.weights import HINT
 from trarctl.errors import DataError
 from trarctl.registry import EXTRACTORS
+from trarctl.weights import Weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -131,8 +131,12 @@ def photo_geometry(grid_size: int, width: int, height: int) -> Geometry:
     return Geometry(grid_size, -(-height // PIXELS_PER_CELL), -(-width // PIXELS_PER_CELL), height, width)
 
 
+class NoSuchGridError(SettingsError):
+    """An extractor's rule gives no grid of this size."""
+
+
 def refuse_photo_grid(grid_size: int, name: str) -> None:
-    """Refuse grids that the photo rule cannot give."""
+    """Refuse grids that the photo rule cannot give, by a NoSuchGridError."""
     if grid_size not in PHOTO_GRIDS:
         grids = " or ".join(f"--grid {size}" for size in PHOTO_GRIDS)
-        raise SettingsError(f"{name} gives no grid of {grid_size} x {grid_size} cells", grids)
+        raise NoSuchGridError(f"{name} gives no grid of {grid_size} x {grid_size} cells", grids)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from trarctl.data import Progress, no_progress
 from trarctl.data.features.base import ExtractorOptions, Float32s
 from trarctl.data.features.network import NetworkExtractor, standardized
-from trarctl.data.features.weights import read_weights
+from trarctl.data.features.weights import weights_reader
 from trarctl.errors import DataError, SettingsError, first_line
 from trarctl.registry import EXTRACTORS
 
@@ -72,7 +74,8 @@ class TimmExtractor(NetworkExtractor):
         self._model = _full_name(options.model)
         self._digest = None  # of the tensors, not of the file
         self._input: dict[str, Any] | None = None  # how pictures are standardized and resized
-        self._tensors: dict[str, Tensor] = {}
+        self._native: Any = None  # the model, of its own size or of any
+        self._takes_any_size = False
         self._stride = 0
 
     def fetch(self, progress: Progress = no_progress) -> None:
@@ -81,11 +84,10 @@ class TimmExtractor(NetworkExtractor):
             return
         progress(f"weights of {self._model}", 0, None)
         native: Any = self._published() if self._path is None else self._from_file()
-        self._tensors = dict(native.state_dict())
-        for name, value in self._tensors.items():
-            if not torch.isfinite(value).all():
-                raise DataError(f"the weights of {self.name} hold NaN or infinite numbers in {name}", self.weights_hint)
-        self._digest = _digest_of(self._tensors)
+        self._native = native
+        tensors = native.state_dict()
+        weights_reader(self.weights_hint).refuse_nonfinite(self._path or Path(self._model), tensors)
+        self._digest = _digest_of(tensors)
         config = native.pretrained_cfg
         self._input = self._input or {
             "mean": list(config["mean"]),
@@ -121,10 +123,15 @@ class TimmExtractor(NetworkExtractor):
             DataError: if it gives none of this size.
         """
         side, problem = self.grid_size * self._stride, ""
+
+        def resized() -> nn.Module:
+            return self._created(self._native.state_dict(), img_size=side)
+
         # Positions are interpolated as it runs, or when its weights are loaded; the others take any size, or one only.
-        for options in ({"dynamic_img_size": True}, {"img_size": side}, {}):
+        ways: list[Callable[[], nn.Module]] = [lambda: self._native, resized]
+        for way in ways if self._takes_any_size else reversed(ways):
             try:
-                network = LastMap(self._created(self._tensors, **options)).eval()
+                network = LastMap(way()).eval()
                 with torch.inference_mode():
                     shape = list(network(torch.zeros(1, 3, side, side)).shape[1:])
             except Exception as error:  # noqa: BLE001 - what a model raises over an option or a size is its own
@@ -162,7 +169,7 @@ class TimmExtractor(NetworkExtractor):
         if not _config_of(self._model).has_weights:
             raise DataError(f"timm publishes no weights for {self._model}", self.weights_hint)
         try:
-            return timm.create_model(self._model, pretrained=True)
+            return self._of_any_size(partial(timm.create_model, self._model, pretrained=True))
         except Exception as error:  # those of timm, its hub, and what they download with
             what = f"timm cannot download the weights of {self._model}: {first_line(error)}"
             raise DataError(what, f"{self.weights_hint}, needs no network") from error
@@ -170,12 +177,20 @@ class TimmExtractor(NetworkExtractor):
     def _from_file(self) -> nn.Module:
         """Have timm make the model at its own size with the weights of a file."""
         assert self._path is not None, "that is asked before"  # noqa: S101 - a promise of the interface
-        tensors = read_weights(self._path, self.weights_hint).tensors
+        tensors = weights_reader(self.weights_hint).weights(self._path).tensors
         try:
-            return self._created(tensors)
+            return self._of_any_size(partial(self._created, tensors))
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             what = f"{self._path} does not hold the weights of {self._model}: {_reason(error)}"
             raise DataError(what, self.weights_hint) from error
+
+    def _of_any_size(self, make: Callable[..., nn.Module]) -> nn.Module:
+        """Make a model that interpolates its positions as it runs; of its own size, if it has no such option."""
+        try:
+            model, self._takes_any_size = make(dynamic_img_size=True), True
+        except TypeError:
+            model = make()
+        return model
 
     def _created(self, tensors: Mapping[str, Tensor], **options: Any) -> nn.Module:
         """Have timm make the model and load tensors, all of them or none; the head has the classes that they have."""

@@ -147,6 +147,8 @@ def main() -> None:
     for name, use in found.items():
         numbers = f"{use.get('REG', 0):10}{use.get('STACK', 0):7}{use['shared'] / 1024:11.1f}"
         sys.stdout.write(f"{name:52}{numbers}\n")
+    if any(use.get("STACK") for use in found.values()):
+        sys.exit("error: a kernel spills registers")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak triton-shapes gpu-check lives mutants
+.PHONY: help install demo test docs fuzz test-features test-extractors check-features test-browser lint bench bench-quick full-size clean faults soak triton-shapes gpu-check lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -90,6 +90,10 @@ bench-quick: $(INSTALLED) ## The same at small sizes, at most 5 minutes
 
 full-size: $(INSTALLED) ## Prepare, score and submit generated data of the real size, one table
 	$(BIN)/python -m benchmarks.full_size
+
+docs: $(INSTALLED) ## The documentation as a site, build/site/index.html; a link that leads nowhere is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 test-browser: $(INSTALLED) ## Open the report in headless Chromium, which is installed if need be
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
 from PIL import Image
@@ -187,3 +190,81 @@ def test_ready_features_are_asked_about(golden_data: dict[str, Path], tmp_path: 
     stated = {"config": f"{file}.yml", "data": golden_data["vqa"], "extractor": "patches"}
     with pytest.raises(SettingsError, match="patches was fitted to training pictures"):
         api.open_predictor(f"{file}.pkl", **stated)
+
+
+def cells_of(notebook: Path) -> list[str]:
+    content = orjson.loads(notebook.read_bytes())
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+def value_of(cell: str, names: dict[str, Any]) -> Any:
+    """Run a cell as a notebook does: the value of its last line, if that is an expression, is shown."""
+    tree = ast.parse(cell)
+    last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None  # type: ignore[attr-defined]
+    exec(compile(tree, "cell", "exec"), names)  # noqa: S102 - the project's own notebook
+    return None if last is None else eval(compile(last, "cell", "eval"), names)  # noqa: S307 - as above
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    shown = [value_of(cell, names) for cell in cells_of(EXAMPLE.with_name("tour.ipynb"))]
+    data, run, measured, asked, figure = [one for one in shown if one is not None]
+    assert repr(data).startswith("<PreparedData shapes in data/shapes/prepared: questions train 1")
+    assert repr(run).startswith("<RunFolder runs/first: checkpoints of epochs [")
+    assert measured.overall > 50, "four colors by chance are 25 %"
+    assert repr(measured).startswith(
+        f"<Accuracy {measured.overall:.2f} % of {len(data.split('test'))} questions, official: "
+    )
+    assert repr(asked).startswith(f"<Prediction 'what color is it?': {asked.answers[0][0]} ")
+    assert figure.axes
+    out = capsys.readouterr().out
+    assert "['what', 'color', 'is', 'it']" in out
+    assert "epoch 12: " in out
+    assert "first: finished, best " in out
+
+
+def test_what_is_exported_is_there_and_documented() -> None:
+    assert sorted(api.__all__) == api.__all__
+    assert all((getattr(api, name).__doc__ or "").strip() for name in api.__all__)
+
+
+def test_prepare_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match=r"prepare takes no colour; it takes .*images"):
+        api.prepare("table", colour="red")
+    with pytest.raises(SettingsError, match="unknown data set 'birds'"):
+        api.prepare("birds")
+
+
+def test_one_question_about_a_file_or_a_picture(run: SmallRun) -> None:
+    asked = api.predict(run.picture, "what color is the shape?", "tiny", runs=run.runs, top=2)
+    again = api.predict(Image.open(run.picture), "what color is the shape?", "tiny", runs=run.runs, top=2)
+    assert asked.answers == again.answers
+    assert len(asked.answers) == 2
+
+
+def test_training_tells_its_events_and_refuses_a_wrong_setting(run: SmallRun, tmp_path: Path) -> None:
+    events: list[str] = []
+    made = api.train(
+        data=run.prepared,
+        runs=tmp_path,
+        settings={
+            "train.epochs": 1,
+            "train.batch_size": 32,
+            "model.hidden_size": 16,
+            "model.num_heads": 2,
+            "run.gpus": "cpu",
+        },
+        callback=lambda event: events.append(type(event).__name__),
+    )
+    assert made.path.parent == tmp_path
+    assert [event for event in events if event in ("RunStarted", "Validated", "RunFinished")] == [
+        "RunStarted",
+        "Validated",
+        "RunFinished",
+    ]
+    assert [one.epochs_done for one in api.list_runs(tmp_path)] == [1]
+    with pytest.raises(SettingsError, match=r"settings train.epochs 0: train.epochs must be greater than 0"):
+        api.train("easy-vqa", data=run.prepared, settings={"train.epochs": 0})

@@ -62,9 +62,20 @@ def test_every_command_has_grouped_options_and_an_example(capsys: pytest.Capture
         assert "\nGeneral:\n  -h, --help" in out
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["--version"]) == 0
+@pytest.mark.parametrize("argument", ["--version", "-V", "version"])
+def test_version(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([argument]) == 0
     assert capsys.readouterr().out == f"trarctl {__version__}\n"
+
+
+def test_help_as_a_word_is_that_of_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["train"]):
+        assert cli.run([*command, "--help"]) == 0
+        expected = capsys.readouterr().out
+        assert cli.run(["help", *command]) == 0
+        assert capsys.readouterr().out == expected
+    assert cli.run(["help", "trian"]) == 2
+    assert "Did you mean 'train'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["download", "--help"], ["--version"]])

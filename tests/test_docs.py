@@ -68,6 +68,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
+def test_the_site_has_every_page() -> None:
+    listed = re.findall(r"[\w-]+\.md\b", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(listed) == [page.name for page in PAGES if page.parent.name == "docs"]
+
+
 def test_every_flag_and_key_of_the_original_is_in_the_table() -> None:
     text = (ROOT / "docs" / "from-the-original.md").read_text(encoding="utf-8")
     assert [flag for flag in UPSTREAM_FLAGS if f"{flag} " not in text and f"{flag}`" not in text] == []

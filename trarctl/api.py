@@ -1,10 +1,10 @@
-"""A few functions for notebooks and scripts: open data, load a checkpoint, score, measure, look inside, predict.
+"""A few functions for notebooks and scripts: prepare, train, load, predict, score, measure, look inside.
 
     from trarctl import api
 
-    data = api.open_data("data/easy-vqa/prepared")
-    scores = api.score("demo", split="val")
-    print(api.accuracy(scores, data, "val").per_type)
+    data = api.prepare("easy-vqa")
+    run = api.train("easy-vqa", name="demo", settings={"train.epochs": 2})
+    print(api.predict("photo.png", "what shape is it?", ckpt="demo").answers)
 
 Importing this module is cheap; each function imports what it needs. All errors are ``trarctl.errors.TrarError``.
 The functions that take a checkpoint share their arguments:
@@ -19,7 +19,8 @@ The functions that take a checkpoint share their arguments:
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,24 +28,124 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from trarctl.config import EvaluatorName
     from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData
     from trarctl.engine.evaluator import Request, Scores
     from trarctl.engine.loading import Loaded
-    from trarctl.engine.predictor import Insight, Predictor
+    from trarctl.engine.predictor import Insight, Prediction, Predictor
+    from trarctl.engine.run import RunFolder
+    from trarctl.report.history import RunOverview
 
 __all__ = [
     "accuracy",
+    "list_runs",
+    "load",
     "load_model",
     "load_scores",
     "look_inside",
     "open_data",
     "open_predictor",
+    "predict",
+    "prepare",
     "routes_by_type",
     "score",
+    "tokenize",
+    "train",
 ]
+
+
+def prepare(dataset: str, **options: Any) -> PreparedData:
+    """Check raw files and turn them into prepared data, as ``trarctl prepare`` does; what is up to date is kept.
+
+    Args:
+        dataset: name of a data set; ``table`` for one's own.
+        **options: those of the command, ``-`` written ``_``: ``images="photos"``, ``extractor="patches"``, ``grid=8``,
+            and for a table ``name="birds"``, ``questions="questions.csv"``.
+    """
+    from dataclasses import fields
+
+    from trarctl.data.prepare import PrepareRequest
+    from trarctl.data.prepare import prepare as prepare_data
+    from trarctl.data.prepared import open_prepared
+    from trarctl.registry import load_plugins
+
+    load_plugins()
+    names = {field.name for field in fields(PrepareRequest)} - {"options"}
+    paths = {"out", "raw", "features", "images", "weights", "questions", "train", "val", "test"}
+    given: dict[str, Any] = {
+        name: Path(value) if name in paths and value is not None else value for name, value in options.items()
+    }
+    described = {name: given.pop(name) for name in list(given) if name not in names}
+    if unknown := sorted(set(described) - _OF_A_TABLE):
+        raise TypeError(f"prepare takes no {', '.join(unknown)}; it takes {', '.join(sorted(names | _OF_A_TABLE))}")
+    report = prepare_data(PrepareRequest(dataset, options=described, **given))
+    for text in report.warnings:
+        warnings.warn(text, stacklevel=2)
+    return open_prepared(report.out)
+
+
+# Options of prepare that describe a data set such as a table.
+_OF_A_TABLE = {"name", "questions", "train", "val", "test", "column", "answers", "skip_missing"}
+
+
+def train(
+    dataset: str | None = None,
+    *,
+    data: str | Path | None = None,
+    name: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    recipe: str | None = None,
+    init: str | Path | None = None,
+    callback: Callable[[Any], None] | None = None,
+    runs: str | Path = "runs",
+) -> RunFolder:
+    """Train a run to its end, as ``trarctl train`` does, and give its folder.
+
+    Args:
+        dataset: name of the data set, or of one's own; None for that of ``data``.
+        data: prepared folder; None for ``data/DATASET/prepared``.
+        name: of the run's folder; None for data set and time.
+        settings: others than the recipe's by key: ``{"train.epochs": 2, "model.spans": [0, 1]}``.
+        recipe: ``small``, ``published`` or a file in place of the data set's own.
+        init: checkpoint to take the start weights from.
+        callback: called with each event of ``trarctl.engine.callbacks``, such as ``StepDone`` and ``Validated``; a
+            function of a module, where several processes train.
+        runs: folder of the runs.
+    """
+    from trarctl.config.resolve import resolve
+    from trarctl.data.manifest import read_manifest
+    from trarctl.engine.callbacks import Note, no_callback
+    from trarctl.engine.jobs import plan_start
+    from trarctl.engine.launch import run_job
+
+    wanted = dataset or (read_manifest(Path(data)).name if data is not None else None)
+    given = {"data.path": None if data is None else Path(data), "run.name": name, "run.folder": Path(runs)}
+    options = {key: (value, f"settings {key}") for key, value in {**given, **(settings or {})}.items()}
+    resolved = resolve(wanted, options=options, recipe=recipe)
+    job, notes = plan_start(resolved.settings, resolved.origins, init=None if init is None else str(init))
+    callback = callback or no_callback
+    for text in (*resolved.notes, *notes):
+        callback(Note(text))
+    watch: Any = functools.partial(nullcontext, callback)  # can be sent to processes that are started
+    run_job(job, watch)
+    return job.run
+
+
+def list_runs(runs: str | Path = "runs") -> list[RunOverview]:
+    """List the runs of a folder, the latest last: data, model, epochs, best accuracy, size and state."""
+    from trarctl.report.history import overviews
+
+    return overviews(Path(runs))
+
+
+def tokenize(question: str) -> list[str]:
+    """Split a question into its words, as models read it."""
+    from trarctl.data.text import tokenize as split
+
+    return split(question)
 
 
 def open_data(path: str | Path) -> PreparedData:
@@ -165,7 +266,31 @@ def open_predictor(
     return predictor.open_predictor(request, Stated(extractor, weights, images))[0]
 
 
+load = open_predictor
 open_asker = open_predictor  # its name in version 0.1
+
+
+def predict(
+    image: str | Path | Image,
+    question: str,
+    ckpt: str | Path | None = None,
+    *,
+    top: int = 5,
+    **options: Any,
+) -> Prediction:
+    """Answer one question about one picture, a file or a PIL image; for several, ``load`` once.
+
+    Args:
+        image: of any size and mode.
+        question: in words.
+        ckpt: see above.
+        top: answers to give.
+        **options: those of ``load``.
+    """
+    predictor = load(ckpt, **options)
+    if isinstance(image, str | Path):
+        return predictor.ask_files([Path(image)], [question], top=top)[0]
+    return predictor.ask([image], [question], top=top)[0]
 
 
 def _request(

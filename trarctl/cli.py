@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from trarctl import __version__, errors
-from trarctl.commands import download, extract, predict, prepare, resume, runs, show, submit, train
+from trarctl.commands import download, extract, predict, prepare, resume, runs, settings, show, submit, train
 from trarctl.commands import eval as evaluation
 from trarctl.commands.console import shield_streams, show_error, warn
 from trarctl.commands.options import Command, Group
@@ -54,7 +54,7 @@ def _show_version(is_wanted: bool) -> None:
 @app.callback()
 def trarctl(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Train, evaluate and submit TRAR: visual question answering with routed attention spans."""
@@ -72,8 +72,25 @@ for name, command, epilog in (
     ("predict", predict.predict, predict.EPILOG),
     ("runs", runs.runs, runs.EPILOG),
     ("show", show.show, show.EPILOG),
+    ("settings", settings.settings, settings.EPILOG),
 ):
     app.command(name, cls=Command, epilog=f"\b\n{epilog}")(command)
+
+
+@app.command("version", cls=Command, epilog="Example: trarctl version")
+def version() -> None:
+    """Show the version."""
+    typer.echo(f"trarctl {__version__}")
+
+
+@app.command("help", cls=Command, epilog="Example: trarctl help train")
+def show_help(
+    command: Annotated[
+        str | None, typer.Argument(metavar="COMMAND", help="By default all commands.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what a command takes, as trarctl COMMAND --help does."""
+    raise typer.Exit(_exit_code_of([*([command] if command else []), "--help"]))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -111,7 +111,44 @@ def test_tables_sort_both_ways(opened: webdriver.Chrome) -> None:
     assert column(opened, 1) == sorted(column(opened, 1))
 
 
+def unfold(browser: webdriver.Chrome) -> None:
+    browser.execute_script("for (const card of document.querySelectorAll('#gallery details')) card.open = true")
+
+
+def test_cards_are_folded_on_a_phone_alone(opened: webdriver.Chrome) -> None:
+    is_phone = opened.execute_script("return window.innerWidth") < 600
+    assert bool(shown(opened, ".example .ids")) is not is_phone
+    assert bool(shown(opened, ".example summary")) is is_phone
+    opened.find_element(By.CSS_SELECTOR, ".example summary").click() if is_phone else None
+    assert shown(opened, ".example .ids")[0].startswith("image ")
+
+
+def test_wrong_answers_come_first(opened: webdriver.Chrome) -> None:
+    marks = [mark != "wrong" for mark in shown(opened, ".example .mark")]
+    assert {True, False} == set(marks)
+    assert marks == sorted(marks)
+
+
+def test_a_table_says_that_it_scrolls(opened: webdriver.Chrome) -> None:
+    for box in opened.find_elements(By.CSS_SELECTOR, ".wide"):
+        across, down = opened.execute_script(
+            "const [box] = arguments;"
+            "return [box.scrollWidth > box.clientWidth + 1, box.scrollHeight > box.clientHeight + 1]",
+            box,
+        )
+        hint = opened.execute_script("return arguments[0].nextElementSibling.textContent", box)
+        assert (("sideways" in hint), ("down" in hint)) == (across, down)
+
+
+def test_a_curve_tells_its_values_under_the_pointer(opened: webdriver.Chrome) -> None:
+    titles = opened.execute_script(
+        "return [...document.querySelectorAll('#training .strip title')].map((one) => one.textContent)"
+    )
+    assert any(title.startswith("epoch 3, ") and ", overall: " in title for title in titles)
+
+
 def test_examples_filter_by_type_and_by_answer(opened: webdriver.Chrome) -> None:
+    unfold(opened)
     everything = len(shown(opened, ".example"))
     by_type, by_answer = opened.find_elements(By.CSS_SELECTOR, "#examples select")
     Select(by_type).select_by_value("color")
@@ -128,6 +165,7 @@ def test_examples_filter_by_type_and_by_answer(opened: webdriver.Chrome) -> None
 
 
 def test_layers_lie_over_the_picture(opened: webdriver.Chrome) -> None:
+    unfold(opened)
     example = opened.find_element(By.CSS_SELECTOR, ".example")
     overlay = example.find_element(By.CSS_SELECTOR, ".overlay")
     picture, answer, first_layer = example.find_elements(By.CSS_SELECTOR, ".layers button")[:3]

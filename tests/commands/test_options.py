@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -46,8 +47,8 @@ def test_help_has_metavar_choices_and_limits(trarctl: Run) -> None:
     assert "--gpus 0,1|cpu " in text
     assert "--precision auto|fp32|tf32|bf16 " in text
     assert "--compile Compile the model" in text
-    assert "--epochs N Passes over the training split. [N > 0]" in text
-    assert "[N >= 0, N <= 100]" in text
+    assert "--epochs N Passes over the training split. [1 or more]" in text
+    assert "[0 to 100]" in text
 
 
 def test_panels_have_one_order(trarctl: Run) -> None:
@@ -100,6 +101,51 @@ def test_completion_knows_the_options() -> None:
         [sys.executable, "-m", "trarctl"], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == ["--batch-size"]
+
+
+def completed(words: str, folder: Path) -> list[str]:
+    environment = os.environ | {
+        "_TRARCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1 + words.endswith(" ")),
+    }
+    command = [sys.executable, "-m", "trarctl"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=folder)
+    return result.stdout.split()
+
+
+def test_completion_knows_runs_splits_and_settings(tmp_path: Path) -> None:
+    for run in ("birds-1", "birds-2", "other"):
+        (tmp_path / "runs" / run / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / run / "settings.json").touch()
+    (tmp_path / "runs/birds-1/checkpoints/epoch-012.safetensors").touch()
+    (tmp_path / "data/birds/prepared").mkdir(parents=True)
+    (tmp_path / "data/birds/prepared/manifest.json").write_text('{"text": {"splits": {"train": {}, "test": {}}}}')
+    (tmp_path / "data/damaged/prepared").mkdir(parents=True)
+    (tmp_path / "data/damaged/prepared/manifest.json").write_text("{")
+    assert completed("trarctl eval --ckpt bi", tmp_path) == ["birds-1", "birds-2"]
+    assert completed("trarctl eval --ckpt birds-1@", tmp_path) == ["birds-1@12"]
+    assert completed("trarctl resume o", tmp_path) == ["other"]
+    assert completed("trarctl train birds --split t", tmp_path) == ["train", "test"]
+    assert completed("trarctl eval --data data/birds/prepared --split te", tmp_path) == ["test"]
+    assert completed("trarctl train --set train.learn", tmp_path) == ["train.learning_rate="]
+    assert completed("trarctl train --set model.routing=", tmp_path) == ["model.routing=soft", "model.routing=hard"]
+    assert completed("trarctl settings model.num_h", tmp_path) == ["model.num_heads"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--learning-rate", "--set train.learning_rate"),
+        ("--max-grad-norm", "--set train.gradient_clip"),
+        ("--bs", "--batch-size"),
+        ("--device", "--gpus"),
+    ],
+)
+def test_a_setting_that_is_no_option_is_named(flag: str, meant: str, trarctl: Run) -> None:
+    code, _, err = trarctl("train", flag, "3")
+    assert code == 2
+    assert f"No such option: {flag}. Did you mean {meant}?" in err
 
 
 def test_the_help_of_the_program_does_without_the_settings() -> None:

@@ -43,7 +43,7 @@ def test_answers_with_probabilities_and_routes(run: SmallRun, capsys: pytest.Cap
     assert lines[1] == ["answer", "probability,", "%"]
     shares = [float(line[-1]) for line in lines[3:6]]
     assert shares == sorted(shares, reverse=True)
-    assert lines[6] == ["route,", "%", "whole", "3x3", "5x5", "7x7"]
+    assert lines[6] == ["route,", "%", "whole", "3x3", "5x5"]
     assert [line[:2] for line in lines[8:]] == [["layer", "1"], ["layer", "2"]]
     assert sum(float(share) for share in lines[8][2:]) == pytest.approx(100, abs=0.3)
     assert "trained on easy-VQA: 64 x 64 pictures of one colored shape each; it can only answer " in captured.err

@@ -30,7 +30,7 @@ from trarctl.engine.callbacks import (
     Validated,
 )
 
-STARTED = RunStarted("demo", Path("runs/demo"), "cpu", 1, 1000, 640, 10, 3, 0, 0, 1, (0, 1, 2), is_hard=True)
+STARTED = RunStarted("demo", Path("runs/demo"), "cpu", 1, 1000, 640, 10, 3, 0, 0, 1, (0, 1, 2), 8, is_hard=True)
 TYPES = {"color": 90.0, "shape": 80.5, "yes/no": 70.25}
 
 

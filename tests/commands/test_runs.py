@@ -32,14 +32,14 @@ def test_a_finished_run_in_a_table_and_as_json(run: SmallRun, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["run", "data", "model", "epochs", "best,", "%", "size", "state"]
     (row,) = rows(out).values()
-    assert row[:8] == ["easy-vqa", "soft,", "avg,", "spans", "0", "1", "2", "3"]
-    assert row[8] == "2/2"
+    assert row[:7] == ["easy-vqa", "soft,", "avg,", "spans", "0", "1", "2"]
+    assert row[7] == "2/2"
     assert row[-1] == "finished"
     assert cli.run(["runs", str(run.runs), "--json", "-"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)["runs"]
     assert entry["state"] == "finished"
     assert entry["num_bytes"] == sum(path.stat().st_size for path in run.runs.rglob("*") if path.is_file())
-    assert f"{entry['best']:.2f}" == row[9]
+    assert f"{entry['best']:.2f}" == row[8]
 
 
 def test_runs_that_are_going_on_stopped_or_damaged(

@@ -77,8 +77,9 @@ def save_on_its_side(image: Image.Image, path: Path) -> None:
     image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
 
 
-def clearest(opacity: np.ndarray) -> tuple[float, float]:
-    """Find the middle of where a shade [height, width] is clearest, in shares of its width and height."""
-    rows, columns = np.nonzero(opacity == opacity.min())
-    height, width = opacity.shape
+def lightest(colors: np.ndarray) -> tuple[float, float]:
+    """Find the middle of where colors [height, width, 3 or more] are lightest, in shares of width and height."""
+    lightness = colors[..., :3].astype(float) @ (0.2126, 0.7152, 0.0722)
+    rows, columns = np.nonzero(lightness == lightness.max())
+    height, width = lightness.shape
     return (columns.min() + columns.max() + 1) / 2 / width, (rows.min() + rows.max() + 1) / 2 / height

@@ -21,6 +21,8 @@ def test_examples_of_each_type_right_and_wrong() -> None:
         surest = all_wrong[np.argsort(-outcome.confidence[all_wrong])][:5]
         assert set(surest.tolist()) <= set(wrong.tolist())
     assert np.array_equal(rows, choose_rows(outcome, most=40))
+    assert (outcome.right[rows[:20]] == 0).all()
+    assert (np.diff(outcome.confidence[rows[:20]]) <= 0).all()
 
 
 def test_few_questions_give_few_examples() -> None:

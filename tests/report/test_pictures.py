@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.bright import Bright, BrightClip, BrightPhoto, clearest, picture, save_on_its_side
+from tests.report.bright import Bright, BrightClip, BrightPhoto, lightest, picture, save_on_its_side
 from trarctl.data.features.base import ExtractorOptions
 from trarctl.data.features.reading import read_image
 from trarctl.errors import DataError
-from trarctl.report.pictures import LONGEST_SIDE, overlay, span_names, thumbnail, type_name
+from trarctl.report.pictures import LONGEST_SIDE, ShownSpans, overlay, thumbnail, type_name, worth_showing
 
 
 def decoded(uri: str) -> tuple[str, Image.Image]:
@@ -21,15 +21,17 @@ def decoded(uri: str) -> tuple[str, Image.Image]:
     return kind, Image.open(io.BytesIO(base64.b64decode(content)))
 
 
-def test_an_overlay_is_clear_where_the_most_is_looked_at() -> None:
-    uri = overlay(np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32))
-    kind, _, content = uri.partition(",")
+def test_an_overlay_is_the_lighter_the_more_is_looked_at() -> None:
+    uri = overlay(np.array([0.0, 0.1, 0.2, 0.4], dtype=np.float32))
+    kind, image = decoded(uri)
     assert kind == "data:image/png;base64"
-    with Image.open(io.BytesIO(base64.b64decode(content))) as image:
-        opacity = np.asarray(image)[..., 3]
-    assert opacity.shape == (2, 2)
-    assert opacity[1, 1] == 0
-    assert (np.diff(opacity.reshape(-1).astype(int)) < 0).all()
+    pixels = np.asarray(image).reshape(4, 4)
+    # The ends of viridis, and its colors at a quarter and a half of the way.
+    expected = [(68, 1, 84), (59, 82, 139), (33, 145, 140), (253, 231, 37)]
+    assert np.abs(pixels[:, :3].astype(int) - expected).max() <= 4
+    assert set(pixels[:, 3]) == {153}
+    lightness = pixels[:, :3] @ np.array([0.2126, 0.7152, 0.0722])
+    assert (np.diff(lightness) > 30).all()
 
 
 @pytest.mark.parametrize(
@@ -56,10 +58,23 @@ def test_no_thumbnail_of_what_is_no_picture(tmp_path: Path) -> None:
 
 
 def test_names_of_spans_and_types() -> None:
-    assert span_names([0, 1, 3]) == ["whole", "3x3", "7x7"]
-    assert span_names([1, "cross:2", 1]) == ["3x3 (1)", "cross:2", "3x3 (2)"]
+    assert ShownSpans([0, 1, 3], 8).names == ["whole", "3x3", "7x7"]
+    assert ShownSpans([1, "window:2", 1], 8).names == ["3x3", "window:2"]
     assert type_name("compare_numbers") == "compare numbers"
     assert type_name("") == "none"
+
+
+def test_spans_that_show_the_same_cells_are_one() -> None:
+    spans = ShownSpans([0, 1, 2, 3], 4)
+    assert spans.names == ["whole", "3x3", "5x5"]
+    merged = spans.merged([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(merged, [[0.5, 0.2, 0.3], [1.0, 0.0, 0.0]])
+
+
+def test_answers_of_less_than_a_thousandth_are_left_out() -> None:
+    assert worth_showing([("a", 0.9), ("b", 0.001), ("c", 0.0009)]) == [("a", 0.9), ("b", 0.001)]
+    assert worth_showing([("a", 0.0001), ("b", 0.0001)]) == [("a", 0.0001)]
+    assert worth_showing([]) == []
 
 
 SIZES = {"landscape": (320, 240), "portrait": (240, 320), "panorama": (800, 200), "tower": (200, 800), "even": (99, 99)}
@@ -73,7 +88,7 @@ PHOTO_CELLS = {"landscape": (25, 19), "portrait": (19, 25), "panorama": (32, 8),
 def test_the_brightest_cell_is_drawn_over_the_bright_place(
     kind: type[Bright], shape: str, grid_size: int, tmp_path: Path
 ) -> None:
-    """Stored upright and on its side: the clearest part of the shade lies within a cell of the bright square."""
+    """Stored upright and on its side: the lightest part of the shade lies within a cell of the bright square."""
     extractor = kind(ExtractorOptions(grid_size))
     width, height = SIZES[shape]
     pooled = 32 // grid_size
@@ -85,7 +100,7 @@ def test_the_brightest_cell_is_drawn_over_the_bright_place(
         assert shrunk.size == (width, height)
         attention = extractor.extract([read_image(path)])[0, :, 0]
         _, shade = decoded(overlay(attention, extractor.geometry(*shrunk.size)))
-        found = clearest(np.asarray(shade)[..., 3])
+        found = lightest(np.asarray(shade))
         cells = {Bright: (grid_size, grid_size), BrightClip: (31 / pooled, 19 / pooled)}.get(kind)
         columns, rows = cells or (one / pooled for one in PHOTO_CELLS[shape])
         assert abs(found[0] - across) <= 0.75 / columns, (number, found)

@@ -228,21 +228,18 @@ def _document(measured: Accuracy, checkpoint: str, split: str, dataset: str) -> 
 
 
 def _show(measured: Accuracy, data: PreparedData, split: PreparedSplit) -> None:
-    from trarctl.data.metrics import commonest_answer, measure, question_prior
+    from trarctl.data.metrics import baselines
 
-    columns = ["accuracy, %"]
-    values = [measured]
-    if data.spec.shows_baselines:
-        columns += ["question alone, %", "commonest answer, %"]
-        guess, rule = question_prior(data, split)
-        values += [measure(one, data, split, measured.evaluator) for one in (guess, commonest_answer(data, split))]
+    guesses, rule = baselines(data, split, measured.evaluator)
+    columns = ["accuracy, %", *(f"{name}, %" for name, _ in guesses)]
+    values = [measured, *(one for _, one in guesses)]
     title = f"{measured.questions:,} questions of {data.spec.split_title(split.name)}"
     table = make_table(data.spec.type_label, *columns, title=title, numbers=columns)
     for name in sorted(measured.per_type):
         add_row(table, name, *(f"{value.per_type[name]:.2f}" for value in values))
     add_row(table, "overall", *(f"{value.overall:.2f}" for value in values), style="bold")
     show_table(table)
-    if data.spec.shows_baselines:
+    if rule:
         note(f"question alone: the commonest training answer by {rule}")
 
 

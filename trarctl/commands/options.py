@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import orjson
 import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
@@ -75,6 +76,48 @@ def dataset_argument(more: str = "", *, takes_own: bool = False) -> Any:
     )
 
 
+# What a shell completes; it asks while somebody types, so that nothing heavy is loaded and nothing is ever wrong.
+
+
+def complete_run(typed: str) -> list[str]:
+    """Complete the name of a run in the folder ``runs``, and after ``@`` one of its epochs."""
+    name, at, _ = typed.partition("@")
+    if at:
+        saved = (Path("runs") / name / "checkpoints").glob("epoch-???.safetensors")
+        return [f"{name}@{int(path.stem.removeprefix('epoch-'))}" for path in sorted(saved)]
+    return sorted(
+        path.parent.name for path in Path("runs").glob("*/settings.json") if path.parent.name.startswith(typed)
+    )
+
+
+def complete_split(ctx: typer.Context, typed: str) -> list[str]:
+    """Complete the name of a split of the prepared data that the rest of the line names, or of all there is."""
+    named = ctx.params.get("data") or (Path("data") / (ctx.params.get("dataset") or "*") / "prepared")
+    splits: dict[str, None] = {}
+    folder = Path(named)
+    for path in Path(folder.anchor or ".").glob(str(folder.relative_to(folder.anchor) / "manifest.json")):
+        try:
+            splits |= dict.fromkeys(orjson.loads(path.read_bytes())["text"]["splits"])
+        except (OSError, ValueError, TypeError, LookupError):
+            continue
+    return [split for split in splits if split.startswith(typed)]
+
+
+def complete_setting(typed: str) -> list[str]:
+    """Complete the key of a setting, and after ``=`` its value where there is a choice."""
+    from trarctl.config.settings import FIELDS
+
+    key, equals, value = typed.partition("=")
+    if equals:
+        choices = get_args(FIELDS[key].annotation) if key in FIELDS else ()
+        return [f"{key}={one}" for one in choices if isinstance(one, str | int) and str(one).startswith(value)]
+    return [key for key in FIELDS if key.startswith(typed)]
+
+
+def _complete_assignment(typed: str) -> list[str]:
+    return [key if "=" in key else f"{key}=" for key in complete_setting(typed)]
+
+
 DataOption = Annotated[
     Path | None,
     option("--data", DATA_PANEL, "Prepared folder; by default that of the run, or data/vqa/prepared.", metavar="DIR"),
@@ -85,19 +128,31 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    option("--set", SETTINGS_PANEL, "Any setting, such as model.spans=0,1; may be repeated.", metavar="KEY=VALUE"),
+    option(
+        "--set",
+        SETTINGS_PANEL,
+        "Any setting, such as model.spans=0,1; may be repeated.",
+        metavar="KEY=VALUE",
+        autocompletion=_complete_assignment,
+    ),
 ]
 GpusOption = Annotated[
     str | None,
     option("--gpus", DEVICE_PANEL, "Devices, or cpu; by default a GPU if there is one.", metavar="0,1|cpu"),
 ]
 _CKPT = "A run (its best epoch), one epoch of it, or a file, the original's .pkl included; by default the latest run."
-CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, metavar="RUN|RUN@EPOCH|FILE")]
+_CKPT_KIND: dict[str, Any] = {"metavar": "RUN|RUN@EPOCH|FILE", "autocompletion": complete_run}
+CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, **_CKPT_KIND)]
 CkptsOption = Annotated[
     list[str] | None,
-    option("--ckpt", DATA_PANEL, f"{_CKPT} May be repeated.", metavar="RUN|RUN@EPOCH|FILE"),
+    option(
+        "--ckpt", DATA_PANEL, f"{_CKPT} May be repeated.", metavar="RUN|RUN@EPOCH|FILE", autocompletion=complete_run
+    ),
 ]
-SplitOption = Annotated[str | None, option("--split", DATA_PANEL, "Split of the prepared data.", metavar="NAME")]
+SplitOption = Annotated[
+    str | None,
+    option("--split", DATA_PANEL, "Split of the prepared data.", metavar="NAME", autocompletion=complete_split),
+]
 EvaluatorOption = Annotated[
     EvaluatorName,
     option(
@@ -192,6 +247,7 @@ class SettingOption:
 
         A setting that may be ``on`` gets a flag; its other values come from files and ``--set``.
         """
+        from trarctl.config.reference import limits_text, meaning
         from trarctl.config.settings import FIELDS, kinds_of
 
         field, kinds = FIELDS[self.key], kinds_of(self.key)
@@ -199,12 +255,10 @@ class SettingOption:
         known = (kind for kind in (bool, int, float, Path) if kind in kinds)
         kind = bool if "on" in choices else next(known, str)
         metavar = "|".join(map(str, choices)) or {int: "N", float: "X", Path: "DIR"}.get(kind, "NAME")
-        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-        limits = [(sign, getattr(limit, name, None)) for limit in field.metadata for name, sign in signs.items()]
-        shown = ", ".join(f"{metavar} {sign} {limit}" for sign, limit in limits if limit is not None)
-        text = field.description or ""
-        help = f"{text[:1].upper()}{text[1:]}.{f' [{shown}]' if shown else ''}"
-        info = option(self.flag, self.panel, help, metavar=None if kind is bool else metavar)
+        limits = limits_text(self.key)
+        help = f"{meaning(self.key)}.{f' [{limits}]' if limits else ''}"
+        more: dict[str, Any] = {"autocompletion": complete_split} if self.key == "data.split" else {}
+        info = option(self.flag, self.panel, help, metavar=None if kind is bool else metavar, **more)
         annotation: Any = Annotated[kind | None, info]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -255,6 +309,28 @@ class Command(TyperCommand):
                 self.params = [*build_parameters(self._settings), *self.params]
                 self.params.sort(key=lambda one: panels.index(getattr(one, "rich_help_panel", None)))
         return super().get_params(ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line; a setting that was taken for an option is told as one."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # Typer does not export the class of this one
+            if (
+                any(one.name == "sets" for one in self.params)
+                and (named := getattr(error, "option_name", None)) is not None
+            ):
+                self._suggest(error, named)
+            raise
+
+    def _suggest(self, error: Any, named: str) -> None:
+        """Add to the message about an unknown option which setting was perhaps meant."""
+        from trarctl.config.settings import FIELDS, nearest_key
+
+        key = nearest_key(named.lstrip("-").replace("-", "_"))
+        if key in FIELDS:
+            flags = {one.key: one.flag for one in self._settings or ()}
+            error.message = f"{error.message}. Did you mean {flags.get(key, f'--set {key}')}?"
+            error.possibilities = None
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what was given for settings is in ``ctx.obj``."""

@@ -158,10 +158,11 @@ def _asking(
 
 def _save(asked: Prediction, path: Path, predictor: Predictor, target: Path) -> None:
     from trarctl.data.features.reading import read_image
-    from trarctl.report.pictures import picture_of, save_picture
+    from trarctl.report.pictures import ShownSpans, picture_of, save_picture
 
     note(*[predictor.why_no_geometry] if predictor.why_no_geometry else [])
-    save_picture(picture_of(asked, read_image(path), spans=predictor.settings.spans), target)
+    spans = ShownSpans(predictor.settings.spans, predictor.settings.grid_size)
+    save_picture(picture_of(asked, read_image(path), spans=spans), target)
 
 
 def _document(asked: Sequence[Prediction], paths: Sequence[Path | None], predictor: Predictor) -> dict[str, object]:
@@ -196,16 +197,16 @@ def _grid_on_image(asked: Prediction) -> dict[str, object] | None:
 
 
 def _show_one(asked: Prediction, predictor: Predictor) -> None:
-    from trarctl.report.pictures import span_names
+    from trarctl.report.pictures import ShownSpans, worth_showing
 
     answers = make_table("answer", "probability, %", numbers=["probability, %"])
-    for rank, (answer, share) in enumerate(asked.answers):
+    for rank, (answer, share) in enumerate(worth_showing(asked.answers)):
         add_row(answers, answer or "(blank)", f"{100 * share:.1f}", style="bold" if rank == 0 else None)
     show_table(answers)
     say("")
-    names = span_names(predictor.settings.spans)
-    routes = make_table("route, %", *names, numbers=names)
-    for number, weights in enumerate(asked.routes, start=1):
+    spans = ShownSpans(predictor.settings.spans, predictor.settings.grid_size)
+    routes = make_table("route, %", *spans.names, numbers=spans.names)
+    for number, weights in enumerate(spans.merged(asked.routes), start=1):
         add_row(routes, f"layer {number}", *(f"{100 * weight:.1f}" for weight in weights))
     show_table(routes)
     if predictor.settings.binarize:

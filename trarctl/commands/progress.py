@@ -37,7 +37,7 @@ from trarctl.engine.callbacks import (
     StepDone,
     Validated,
 )
-from trarctl.report.pictures import span_names
+from trarctl.report.pictures import ShownSpans
 
 REFRESHES_PER_SECOND = 4
 LONGEST_BAR, SHORTEST_BAR, SHORTEST_NAME = 24, 6, 12
@@ -301,11 +301,12 @@ class ProgressPrinter:
         """The share of each span in each layer: ``% of whole/3x3 by layer   1: 45/55  2: 30/70``."""
         if self._run is None or self._logged is None or not self._logged.routes:
             return []
+        spans = ShownSpans(self._run.spans, self._run.grid_size)
         layers = [
             f"{number}: {'/'.join(f'{100 * share:.0f}' for share in weights)}"
-            for number, weights in enumerate(self._logged.routes, start=1)
+            for number, weights in enumerate(spans.merged(self._logged.routes), start=1)
         ]
-        return _wrapped([f"% of {'/'.join(span_names(self._run.spans))} by layer ", *layers], width)
+        return _wrapped([f"% of {'/'.join(spans.names)} by layer ", *layers], width)
 
 
 _WIDTHS = {"epoch": 5, "loss": 7, "val, %": 6, "change": 6, "time": 12, "": 4}

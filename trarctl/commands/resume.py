@@ -17,6 +17,7 @@ from trarctl.commands.options import (
     MAX_RESTARTS,
     QuietOption,
     SetOption,
+    complete_run,
     option,
     takes_settings,
 )
@@ -32,7 +33,11 @@ def resume(
     context: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="A run's name, folder, or one of its checkpoints; by default the latest."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run's name, folder, or one of its checkpoints; by default the latest.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     epoch: Annotated[
         int | None,

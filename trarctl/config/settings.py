@@ -40,7 +40,7 @@ from trarctl.config import Compile, Loss, WantedCache, WantedPrecision
 from trarctl.errors import SettingsError
 from trarctl.registry import DATASETS, KERNELS, PLUGINS_VARIABLE, POOLINGS, SPAN_SHAPES, load_plugins
 
-ALL_SETTINGS = "trarctl train --dry-run shows every setting and where it came from"
+ALL_SETTINGS = "trarctl settings explains every setting, trarctl train --dry-run shows where each came from"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _read_recipe(path: Path) -> Recipe:
             raise SettingsError(f"{path}: must begin with the lists losses and splits", 'such as splits = ["train"]')
     # Those that come with trarctl, which lead in no circle.
     if like is not None and like not in DATASETS.built_in:
-        raise SettingsError(f"{path}: like = {like!r} is no built-in recipe", f"like is {_either(DATASETS.built_in)}")
+        raise SettingsError(f"{path}: like = {like!r} is no built-in recipe", f"like is {either(DATASETS.built_in)}")
     values = {} if like is None else _read_recipe(_RECIPES[like]).values
     return Recipe(path, {**values, **values_of_tables(document, str(path))}, tuple(losses), tuple(splits), published)
 
@@ -118,36 +118,39 @@ def _read_values(path: Path) -> Mapping[str, object]:
         raise SettingsError(f"cannot read the recipe {path}: {reason}", "--recipe small|published|FILE.toml") from None
 
 
-def _either(names: Iterable[object], joint: str = "or") -> str:
-    """Names as a message lists them: ``a, b or c``."""
+def either(names: Iterable[object], joint: str = "or") -> str:
+    """List names as a message does: ``a, b or c``."""
     *others, last = map(str, names)
     return f"{', '.join(others)} {joint} {last}" if others else last
 
 
-def _one_of(built_in: Container[str], names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Require a name; plugins, which may add some, are not loaded for one that is built in."""
+@dataclass(frozen=True)
+class OneOf:
+    """Requires a name; plugins, which may add some, are not loaded for one that is built in."""
 
-    def check(value: str) -> str:
-        if value not in built_in and value not in (known := tuple(names())):
-            raise PydanticCustomError("plugin", "must be {names}", {"names": _either(map(repr, known))})
+    built_in: Container[str]
+    names: Callable[[], Iterable[str]]
+
+    def __call__(self, value: str) -> str:
+        """Check a value."""
+        if value not in self.built_in and value not in (known := tuple(self.names())):
+            raise PydanticCustomError("plugin", "must be {names}", {"names": either(map(repr, known))})
         return value
-
-    return AfterValidator(check)
 
 
 def _shaped(span: str) -> str:
     shape, _, size = span.partition(":")
     if shape not in SPAN_SHAPES:
-        shapes = _either(map(repr, SPAN_SHAPES.names()))
+        shapes = either(map(repr, SPAN_SHAPES.names()))
         raise PydanticCustomError("plugin", "must be SHAPE:SIZE with a shape of {names}", {"names": shapes})
     if not (size.isascii() and size.isdigit() and size.strip("0")):
         raise PydanticCustomError("span", "must be SHAPE:SIZE with a size of 1 or more")
     return span
 
 
-Dataset = Annotated[str, _one_of(_RECIPES, dataset_names)]
-Pooling = Annotated[str, _one_of(POOLINGS, POOLINGS.names)]
-Attention = Annotated[str, _one_of(("auto",), lambda: ("auto", *KERNELS.names()))]
+Dataset = Annotated[str, AfterValidator(OneOf(_RECIPES, dataset_names))]
+Pooling = Annotated[str, AfterValidator(OneOf(POOLINGS, POOLINGS.names))]
+Attention = Annotated[str, AfterValidator(OneOf(("auto",), lambda: ("auto", *KERNELS.names())))]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Span = Annotated[
     Annotated[NonNegativeInt, Tag("window")] | Annotated[str, AfterValidator(_shaped), Tag("shape")],
@@ -280,7 +283,7 @@ class TrainSettings(Frozen):
             small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
             divisors = small + [batch // n for n in reversed(small)]
             near = [n for n in divisors if n < parts][-1:] + [n for n in divisors if n > parts][:1]
-            nearest = f"nearest that do: {_either(near, 'and')}"
+            nearest = f"nearest that do: {either(near, 'and')}"
             message = f"accumulation {parts} does not divide batch_size {batch} ({nearest})"
             raise contradiction(message, "train.accumulation", "train.batch_size")
         if self.temperature_min > self.temperature_max:
@@ -342,11 +345,11 @@ class Settings(Frozen):
         dataset, loss = self.data.dataset, self.train.loss
         recipe = _read_recipe(_RECIPES[dataset])
         if loss not in recipe.losses:
-            message = f"loss {loss!r} does not fit {dataset}: use {_either(recipe.losses)}"
+            message = f"loss {loss!r} does not fit {dataset}: use {either(recipe.losses)}"
             raise contradiction(message, "train.loss", "data.dataset")
         for key, split in (("split", self.data.split), ("later_split", self.data.later_split)):
             if split not in (*recipe.splits, None):
-                message = f"{key} {split!r} is none that {dataset} trains on: use {_either(recipe.splits)}"
+                message = f"{key} {split!r} is none that {dataset} trains on: use {either(recipe.splits)}"
                 raise contradiction(message, f"data.{key}", "data.dataset")
         split, epoch, epochs = self.data.later_split, self.data.later_split_epoch, self.train.epochs
         if (split is None) != (epoch is None):
@@ -372,13 +375,46 @@ def kinds_of(key: str) -> tuple[object, ...]:
     return (annotation, get_origin(annotation), *get_args(annotation))
 
 
-# What settings are called elsewhere.
+# What settings are called in other programs.
 _OTHER_NAMES = {
     "lr": "train.learning_rate",
     "device": "run.gpus",
+    "gpu": "run.gpus",
     "amp": "run.precision",
+    "fp16": "run.precision",
+    "backend": "run.attention",
     "max_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "iterations": "train.epochs",
+    "bs": "train.batch_size",
+    "grad_accum": "train.accumulation",
+    "gradient_accumulation_steps": "train.accumulation",
+    "clip_grad": "train.gradient_clip",
+    "max_grad_norm": "train.gradient_clip",
+    "warmup": "train.warmup_epochs",
+    "milestones": "train.decay_epochs",
+    "gamma": "train.decay_factor",
+    "betas": "train.adam_betas",
+    "eps": "train.adam_epsilon",
+    "tau": "train.temperature_max",
+    "depth": "model.num_layers",
+    "layers": "model.num_layers",
+    "width": "model.hidden_size",
+    "dim": "model.hidden_size",
+    "embed_dim": "model.hidden_size",
+    "d_model": "model.hidden_size",
+    "heads": "model.num_heads",
+    "mlp_dim": "model.feed_forward_size",
+    "ffn_dim": "model.feed_forward_size",
+    "drop_rate": "model.dropout",
+    "windows": "model.spans",
+    "orders": "model.spans",
     "workers": "data.num_workers",
+    "output_dir": "run.folder",
+    "out_dir": "run.folder",
+    "logger": "run.loggers",
+    "wandb": "run.loggers",
+    "tensorboard": "run.loggers",
 }
 
 
@@ -478,9 +514,13 @@ def _list_from_text(text: str) -> object:
 
 # What is wrong, in the user's words
 
-_PROBLEMS = {
+PATTERNS = {
+    DATA_NAME: "may hold up to 64 lower-case letters, digits, '.', '_' and '-', and begins with a letter or a digit",
     RUN_NAME: "may hold up to 200 letters, digits, '.', '_' and '-', and begins with a letter or a digit",
     INTERVAL: "must be a number of steps from 1, such as 500, or of minutes, such as 10m",
+}
+_PROBLEMS = {
+    **PATTERNS,
     "greater_than_equal": "must be {ge:g} or more",
     "less_than_equal": "must be {le:g} or less",
     "int_parsing_size": "must be a smaller number",

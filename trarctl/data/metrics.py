@@ -59,6 +59,10 @@ class Accuracy:
     types: tuple[str, ...]  # all of them occur
     note: str | None = None  # by which rule, where it is not the usual one
 
+    def __repr__(self) -> str:
+        types = ", ".join(f"{name} {value:.2f}" for name, value in sorted(self.per_type.items()))
+        return f"<Accuracy {self.overall:.2f} % of {self.questions:,} questions, {self.evaluator}: {types}>"
+
 
 Metric = Callable[[Sequence[str], GroundTruth, EvaluatorName], Accuracy]
 """Compares an answer for each question, [Q], with the truth."""
@@ -318,6 +322,22 @@ def commonest(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         votes = ((rows[:, :, None] == rows[:, None, :]) & (rows >= 0)[:, :, None]).sum(axis=2)
         best[start : start + len(rows)] = rows[np.arange(len(rows)), votes.argmax(axis=1)]
     return best
+
+
+def baselines(
+    data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName
+) -> tuple[list[tuple[str, Accuracy]], str]:
+    """Measure what guessing scores on a split; empty where training has no answers to guess by.
+
+    Returns:
+        Names with accuracies: the question without its image, and the commonest answer; and by which rules, in words,
+        the former was guessed.
+    """
+    if "train" not in (*data.split_names, *data.manifest.aliases) or not data.split("train").is_annotated:
+        return [], ""
+    guess, rule = question_prior(data, split)
+    guesses = {"question alone": guess, "commonest answer": commonest_answer(data, split)}
+    return [(name, measure(one, data, split, evaluator)) for name, one in guesses.items()], rule
 
 
 def commonest_answer(data: PreparedData, split: PreparedSplit) -> list[str]:

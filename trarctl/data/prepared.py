@@ -112,6 +112,12 @@ class PreparedData:
     def __reduce__(self) -> tuple[Any, ...]:
         return open_prepared, (self.path,)
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {part.questions:,}" for name, part in self.manifest.text.splits.items())
+        images = self.manifest.images
+        cells = f"{images.grid_size} x {images.grid_size} cells of {images.feature_width}"
+        return f"<PreparedData {self.name} in {self.path}: questions {splits}; {cells}>"
+
     @property
     def dataset(self) -> str:
         """Name of the data set, as it is registered."""

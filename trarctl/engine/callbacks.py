@@ -38,6 +38,7 @@ class RunStarted:
     start_step: int
     num_threads: int  # of each process
     spans: tuple[int | str, ...]  # of the model
+    grid_size: int  # cells along one side of its grid
     is_hard: bool  # whether the temperature matters
     precision: Precision = "fp32"  # of matrix products in training
     is_recorded: bool = False  # whether the device replays the recorded step

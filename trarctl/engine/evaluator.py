@@ -72,6 +72,10 @@ class Scores:
     split: str | None = None
     questions: str | None = None  # ``PreparedSplit.digest``
 
+    def __repr__(self) -> str:
+        of = f"{self.dataset or 'unknown'} {self.split or ''}".strip()
+        return f"<Scores of {len(self.scores):,} questions of {of}: {self.scores.shape[1]:,} answers>"
+
     def predictions(self) -> list[str]:
         """The answer with the highest score, for each question."""
         return [self.answers[index] for index in self.scores.argmax(axis=1)]

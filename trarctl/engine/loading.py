@@ -122,6 +122,10 @@ class Loaded:
     description: Description | None  # None for the original's checkpoints
     warnings: tuple[str, ...] = ()  # what is odd about it, or could not be checked
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"<Loaded {self.source}, epoch {self.epoch}: {count:,} parameters on {self.device}>"
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""

@@ -144,6 +144,10 @@ class Prediction:
     geometry: Geometry | None = None  # lays ``answer_attention`` over the picture; None: it is unknown where cells lie
     oddity: Oddity | None = None  # of features that were not made here, where the answer is a guess for it
 
+    def __repr__(self) -> str:
+        likeliest = ", ".join(f"{answer} {100 * share:.1f} %" for answer, share in self.answers[:3])
+        return f"<Prediction {self.question!r}: {likeliest}>"
+
 
 class Predictor:
     """A trained model that takes questions about pictures, or about ready features.

@@ -56,6 +56,9 @@ class RunFolder:
         self.log_file = path / "log.txt"  # the same for people
         self.checkpoints = path / "checkpoints"
 
+    def __repr__(self) -> str:
+        return f"<RunFolder {self.path}: checkpoints of epochs {self.saved_epochs()}>"
+
     @property
     def reference(self) -> str:
         """How to name the run in a command: by its name in the folder ``runs``, else by its path."""

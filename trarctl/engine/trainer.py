@@ -296,6 +296,7 @@ class Trainer:
             start_step=self.state.step_in_epoch,
             num_threads=torch.get_num_threads(),
             spans=self.settings.model.spans,
+            grid_size=self.settings.model.grid_size,
             is_hard=self.settings.model.routing == "hard",
             precision=self.precision,
             is_recorded=self._recorded is not None,

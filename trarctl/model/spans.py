@@ -46,15 +46,21 @@ def _holders(spans: Sequence[int | str], grid_size: int) -> list[tuple[bool, ...
     return [tuple(bool(shape(y, x, size)) for shape, size in shapes) for y in reach for x in reach]
 
 
+def coinciding(spans: Sequence[int | str], grid_size: int) -> list[list[int]]:
+    """Group spans by index: those of a group hold the same cells of the grid."""
+    same: dict[tuple[bool, ...], list[int]] = {}
+    for index, holds in enumerate(zip(*_holders(spans, grid_size), strict=True)):
+        same.setdefault(holds, []).append(index)
+    return list(same.values())
+
+
 def describe_coinciding(spans: Sequence[int | str], grid_size: int) -> list[str]:
     """Say which spans are the same on a grid, such as the whole grid and a window that reaches over all of it."""
-    same: dict[tuple[bool, ...], list[str]] = {}
-    for span, holds in zip(spans, zip(*_holders(spans, grid_size), strict=True), strict=True):
-        same.setdefault(holds, []).append(str(span))
     return [
-        f"the spans {' and '.join(names)} show the same cells on a {grid_size}x{grid_size} grid"
-        for names in same.values()
-        if len(names) > 1
+        f"the spans {' and '.join(str(spans[index]) for index in group)} show the same cells on a"
+        f" {grid_size}x{grid_size} grid"
+        for group in coinciding(spans, grid_size)
+        if len(group) > 1
     ]
 
 

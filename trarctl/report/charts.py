@@ -6,12 +6,15 @@ Everything that is returned is markup: texts are escaped here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trarctl.report.pictures import span_color
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 50, 22, 10, 38
@@ -70,18 +73,41 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_from_zero: 
                 f"<title>{escape(line.name)}: {y:.4g}</title></circle>"
                 for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)
             ]
-    return _svg(title, body)
+    said: dict[float, list[str]] = {}
+    for line in kept:
+        for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True):
+            said.setdefault(x, []).append(f"{line.name}: {y:.4g}")
+    return _svg(title, [*body, *_strips(frame, x_label, said)])
 
 
-def share_chart(title: str, x: Floats, shares: Floats, colors: Sequence[str], *, x_label: str) -> str:
-    """Draw shares [P, K] that sum to 1, stacked over positions ``x`` [P], at least two."""
+def share_chart(title: str, x: Floats, shares: Floats, names: Sequence[str], *, x_label: str) -> str:
+    """Draw shares [P, K] of K spans that sum to 1, stacked over positions ``x`` [P], at least two."""
     frame = _Frame(float(x.min()), float(x.max()) if x.max() > x.min() else float(x.min()) + 1, 0.0, 1.0)
     edges = np.concatenate([np.zeros((len(x), 1)), np.cumsum(shares, axis=1)], axis=1)
     body = []
-    for index, color in enumerate(colors):
+    for index in range(len(names)):
         upper, lower = frame.points(x, edges[:, index + 1]), frame.points(x[::-1], edges[::-1, index])
-        body.append(f'<polygon fill="{escape(color)}" points="{upper} {lower}"/>')
-    return _svg(title, [*body, _axes(frame, x_label, is_percent=True)])
+        body.append(f'<polygon fill="{escape(span_color(index))}" points="{upper} {lower}"/>')
+    said = {
+        place: [f"{name}: {100 * share:.1f} %" for name, share in zip(names, row, strict=True)]
+        for place, row in zip(x.tolist(), shares.tolist(), strict=True)
+    }
+    return _svg(title, [*body, _axes(frame, x_label, is_percent=True), *_strips(frame, x_label, said)])
+
+
+def _strips(frame: _Frame, x_label: str, said: Mapping[float, Sequence[str]]) -> list[str]:
+    """Lay a strip over each position, which says the values there to whoever points at it."""
+    places = sorted(said)
+    edges = [(one + two) / 2 for one, two in pairwise(places)]
+    strips = []
+    for place, left, right in zip(places, [frame.x_low, *edges], [*edges, frame.x_high], strict=True):
+        start, width = frame.x(left), max(frame.x(right) - frame.x(left), 0.5)
+        text = escape(", ".join([f"{x_label} {place:.4g}", *said[place]]))
+        strips.append(
+            f'<rect class="strip" x="{start:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - TOP - BOTTOM}">'
+            f"<title>{text}</title></rect>"
+        )
+    return strips
 
 
 def calibration_chart(title: str, bins: Sequence[tuple[float, int, float]]) -> str:

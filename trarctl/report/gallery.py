@@ -1,6 +1,6 @@
 """Examples to look at: right and wrong answers with picture, route and attention.
 
-Axes: E examples, N cells, L layers.
+Axes: E examples, N cells, L layers, G spans that differ on the grid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trarctl.engine.evaluator import Chosen, Scores, probabilities
 from trarctl.engine.predictor import Insight, inspect
 from trarctl.errors import DataError, listed
 from trarctl.report.outcomes import Outcome
-from trarctl.report.pictures import Thumbnail, overlay, thumbnail
+from trarctl.report.pictures import ShownSpans, Thumbnail, overlay, thumbnail, worth_showing
 
 MOST_EXAMPLES = 72
 ANSWERS_SHOWN = 5
@@ -38,7 +38,7 @@ class Example:
     right: float  # share of the truth that the answer has, percent
     truth: list[tuple[str, int]]  # the true answers with the number of annotators who gave each
     answers: list[tuple[str, float]]  # the likeliest with their probabilities
-    routes: list[list[float]]  # share of each span in each layer, L lists of K
+    routes: list[list[float]]  # share of each span that differs on the grid in each layer, L lists of G
     picture: str | None  # data URI; None where there is no picture
     overlays: list[str]  # data URIs of the attention: what the answer is read from, then each layer
     image_id: int | str
@@ -53,19 +53,24 @@ class Example:
 def choose_rows(outcome: Outcome, *, most: int = MOST_EXAMPLES) -> Rows:
     """Choose examples of each type, as many right as wrong; half of the wrong are the surest, the others random.
 
-    The same outcome gives the same examples.
+    The wrong come first, the surest of them before all. The same outcome gives the same examples.
     """
     random = np.random.default_rng(0)
     num_each = max(most // (2 * max(len(outcome.types), 1)), 1)
-    chosen: list[NDArray[np.int64]] = []
+    all_wrong, all_right = [], []
     for index in range(len(outcome.types)):
         rows = np.flatnonzero(outcome.type_of == index)
         right, wrong = rows[outcome.right[rows] > 0], rows[outcome.right[rows] == 0]
         surest = wrong[np.argsort(-outcome.confidence[wrong], kind="stable")[: num_each // 2]]
         others = np.setdiff1d(wrong, surest)
         more = random.permutation(others)[: num_each - len(surest)]
-        chosen += [surest, more, random.permutation(right)[:num_each]]
-    return np.concatenate(chosen)[:most] if chosen else np.zeros(0, dtype=np.int64)
+        all_wrong += [surest, more]
+        all_right.append(random.permutation(right)[:num_each])
+    if not all_wrong:
+        return np.zeros(0, dtype=np.int64)
+    wrong, right = np.concatenate(all_wrong), np.concatenate(all_right)
+    wrong = wrong[np.argsort(-outcome.confidence[wrong], kind="stable")]
+    return np.concatenate([wrong, right])[:most]
 
 
 def examples(
@@ -84,13 +89,14 @@ def examples(
     is the name of what made the features, where the data does not say it; without it the grid covers the pictures.
     """
     made_by, why_no_geometry = known_extractor(data, extractor)
+    spans = ShownSpans(chosen.settings.model.spans, chosen.settings.model.grid_size)
     insights = _look(rows, data, split, chosen)
     pictures, why = pictures_of(rows, data, split, images)
     shares = probabilities(scores.scores[rows], is_exclusive=scores.is_exclusive)
     truth = split.truth()
     found = []
     for index, row in enumerate(rows.tolist()):
-        best = np.argsort(-shares[index], kind="stable")[:ANSWERS_SHOWN]
+        best = np.argsort(-shares[index], kind="stable")[:ANSWERS_SHOWN].tolist()
         codes, counts = np.unique(truth.codes[row][truth.codes[row] >= 0], return_counts=True)
         given = sorted(zip(codes.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
         layers, picture = insights.layer_attention[index], pictures[index]
@@ -101,8 +107,8 @@ def examples(
                 type=outcome.types[int(outcome.type_of[row])],
                 right=100 * float(outcome.right[row]),
                 truth=[(truth.strings[code], count) for code, count in given],
-                answers=[(scores.answers[answer], float(shares[index, answer])) for answer in best.tolist()],
-                routes=insights.routes[index].tolist(),
+                answers=worth_showing([(scores.answers[answer], float(shares[index, answer])) for answer in best]),
+                routes=spans.merged(insights.routes[index]).tolist(),
                 picture=picture.uri if picture else None,
                 overlays=[overlay(attention, geometry) for attention in (insights.answer_attention[index], *layers)],
                 image_id=split.image_id[row].item(),

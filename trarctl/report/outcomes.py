@@ -112,13 +112,13 @@ def confusions(outcome: Outcome, answers: Sequence[str], *, limit: int = 60) -> 
     ]
 
 
-def routes_by_type(outcome: Outcome, routes: NDArray[np.float32]) -> NDArray[np.float64]:
+def routes_by_type(outcome: Outcome, routes: NDArray[np.floating]) -> NDArray[np.float64]:
     """Mean share of each span in each layer, by type: [T, L, K]; zeros for a type without questions."""
     means = _means(outcome.type_of, len(outcome.types), routes.reshape(len(routes), -1))
     return means.reshape(len(outcome.types), *routes.shape[1:])
 
 
-def type_rows(outcome: Outcome, routes: NDArray[np.float32]) -> list[TypeRow]:
+def type_rows(outcome: Outcome, routes: NDArray[np.floating]) -> list[TypeRow]:
     """One row for each finer type that has questions, the most frequent first."""
     counts = np.bincount(outcome.detail_of, minlength=len(outcome.details))
     accuracy = _means(outcome.detail_of, len(counts), outcome.right[:, None])[:, 0]

@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trarctl import __version__
 from trarctl.data import Progress, no_progress
-from trarctl.data.metrics import Accuracy, commonest_answer, measure, question_prior
+from trarctl.data.metrics import Accuracy, baselines
 from trarctl.data.prepared import PreparedData, PreparedSplit
 from trarctl.engine.evaluator import Chosen, Scores
 from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
 from trarctl.files import refusing, write_bytes
+from trarctl.model.spans import describe_coinciding
 from trarctl.report.charts import Line, calibration_chart, line_chart, share_chart
 from trarctl.report.gallery import choose_rows, examples, truth_in_words
 from trarctl.report.history import History, model_in_words, read_history
 from trarctl.report.outcomes import Outcome, calibration, confusions, outcome_of, routes_by_type, type_rows
-from trarctl.report.pictures import span_color, span_names, type_name
+from trarctl.report.pictures import HEAT_COLORS, ShownSpans, span_color, type_name
 
 FILE_NAME = "index.html"
 _OTHER_FOLDER = "choose another --report DIR"
@@ -116,7 +118,9 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
     shown, missing = examples(rows, scores, outcome, data, split, chosen, request.images, request.extractor)
     progress(_TASK, 3, _NUM_PARTS)
     counts = {name: int((outcome.type_of == index).sum()) for index, name in enumerate(outcome.types)}
-    names = span_names(chosen.settings.model.spans)
+    model = chosen.settings.model
+    spans = ShownSpans(model.spans, model.grid_size)
+    routes = spans.merged(scores.routes)
     templates = Path(__file__).with_name("templates")
     script = (templates / "report.js").read_text(encoding="utf-8")
     run = RunFolder(chosen.checkpoint.parent.parent)
@@ -132,15 +136,17 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
         "columns": columns,
         "rule": rule,
         "counts": counts,
-        "spans": [{"name": name, "color": span_color(index)} for index, name in enumerate(names)],
+        "spans": [{"name": name, "color": span_color(index)} for index, name in enumerate(spans.names)],
+        "coinciding": describe_coinciding(model.spans, model.grid_size),
+        "heat_colors": HEAT_COLORS,
         "type_names": sorted(name for name, count in counts.items() if count),
-        "routes_by_type": _routes(outcome, scores, counts),
-        "type_rows": type_rows(outcome, scores.routes),
+        "routes_by_type": _routes(outcome, routes, counts),
+        "type_rows": type_rows(outcome, routes),
         "calibration": calibration_chart("accuracy by probability", points),
         "calibration_error": 100 * error,
         "confusions": confusions(outcome, scores.answers),
-        "curves": _curves(history, is_hard=chosen.settings.model.routing == "hard") if history else [],
-        "route_curves": _route_curves(history) if history else [],
+        "curves": _curves(history, is_hard=model.routing == "hard") if history else [],
+        "route_curves": _route_curves(history, spans) if history else [],
         "examples": shown,
         "missing": missing,
         "settings": _settings(chosen),
@@ -167,20 +173,18 @@ def _facts(request: ReportRequest) -> list[tuple[str, str]]:
 def _columns(request: ReportRequest) -> tuple[list[dict[str, Any]], str]:
     """Give accuracies of this model and what to compare it with, and by which rules the question alone was answered."""
     data, split, measured = request.data, request.split, request.measured
-    columns: list[tuple[str, Any]] = [("this model", measured)]
-    rule = ""
-    if data.split("train").is_annotated:
-        guess, rule = question_prior(data, split)
-        guesses = {"question alone": guess, "commonest answer": commonest_answer(data, split)}
-        columns += [(name, measure(guess, data, split, measured.evaluator)) for name, guess in guesses.items()]
+    guesses, rule = baselines(data, split, measured.evaluator)
+    columns: list[tuple[str, Any]] = [("this model", measured), *guesses]
     columns += [(f"published: {row.name}", row) for row in data.spec.published_on(split.name, len(split))]
     return [{"name": name, "overall": one.overall, "per_type": one.per_type} for name, one in columns], rule
 
 
-def _routes(outcome: Outcome, scores: Scores, counts: dict[str, int]) -> list[tuple[str, list[list[float]]]]:
-    shares = routes_by_type(outcome, scores.routes)
+def _routes(
+    outcome: Outcome, routes: NDArray[np.floating], counts: dict[str, int]
+) -> list[tuple[str, list[list[float]]]]:
+    shares = routes_by_type(outcome, routes)
     found = [(name, shares[index].tolist()) for index, name in enumerate(outcome.types) if counts[name]]
-    return [*sorted(found), ("all", scores.routes.mean(axis=0).tolist())]
+    return [*sorted(found), ("all", routes.mean(axis=0).tolist())]
 
 
 def _curves(history: History, *, is_hard: bool) -> list[tuple[str, str, Sequence[Line]]]:
@@ -209,15 +213,14 @@ def _validation_lines(history: History) -> list[Line]:
     return [*lines, Line("overall", epochs, overall, has_dots=True)]
 
 
-def _route_curves(history: History) -> list[tuple[str, str]]:
+def _route_curves(history: History, spans: ShownSpans) -> list[tuple[str, str]]:
     if len(history.epoch) < 2:
         return []
-    _, num_layers, num_spans = history.routes.shape
-    colors = [span_color(index) for index in range(num_spans)]
+    shares = spans.merged(history.routes)
     charts = []
-    for layer in range(num_layers):
+    for layer in range(shares.shape[1]):
         title = f"share of each span in layer {layer + 1}"
-        chart = share_chart(title, history.epoch, history.routes[:, layer], colors, x_label="epoch")
+        chart = share_chart(title, history.epoch, shares[:, layer], spans.names, x_label="epoch")
         charts.append((f"layer {layer + 1}", chart))
     return charts
 

@@ -1,6 +1,7 @@
 """What a model looked at: names and colors of its spans, thumbnails and overlays for pages, pictures by matplotlib.
 
-Axes: S cells along one side of the grid, N = S * S, L layers, K spans, height and width of a drawing.
+Axes: S cells along one side of the grid, N = S * S, L layers, K spans, G of them that differ on the grid, height and
+width of a drawing.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ if TYPE_CHECKING:
     from trarctl.engine.predictor import Prediction
 
 _MOST_COLUMNS = 4
+_LEAST_SHARE = 0.001  # of an answer that is listed below the first
 _INK = "#222222"
-_SHADE = (16, 20, 26, 175)  # red, green, blue and opacity over a cell that nothing is taken from
+_OPACITY = 0.6  # of the colors over a picture
+# From a cell that nothing is taken from to the one that the most is: viridis, by van der Walt and Smith (2015), which
+# grows evenly lighter to every eye, color-blind ones included.
+HEAT_COLORS = (
+    *("#440154", "#482878", "#3e4989", "#31688e", "#26828e"),
+    *("#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"),
+)
 _MOST_DRAWN = 1024  # pixels of the longer side, several times a panel's
 _SAVE_HINT = "--save FILE.png in a folder that can be written"
 LONGEST_SIDE = 320  # pixels of a thumbnail
@@ -43,22 +51,40 @@ def span_color(index: int) -> str:
     return SPAN_COLORS[index % len(SPAN_COLORS)]
 
 
-def span_names(spans: Sequence[int | str]) -> list[str]:
-    """Name a model's spans: ``whole``, ``3x3``, or what the settings say; a number tells equal ones apart."""
-    names = [_span_name(span) for span in spans]
-    numbers = [names[: index + 1].count(name) for index, name in enumerate(names)]
-    return [f"{name} ({n})" if names.count(name) > 1 else name for name, n in zip(names, numbers, strict=True)]
-
-
 def _span_name(span: int | str) -> str:
+    """Name a span: ``whole``, ``3x3``, or what the settings say."""
     if isinstance(span, str):
         return span
     return "whole" if span == 0 else f"{2 * span + 1}x{2 * span + 1}"
 
 
+class ShownSpans:
+    """A model's spans as people see them: those that hold the same cells of its grid are one.
+
+    Attributes:
+        names: of G groups of spans, each that of its first.
+    """
+
+    def __init__(self, spans: Sequence[int | str], grid_size: int) -> None:
+        from trarctl.model.spans import coinciding  # loads torch, which other pages do without
+
+        self._groups = coinciding(spans, grid_size)
+        self.names = [_span_name(spans[group[0]]) for group in self._groups]
+
+    def merged(self, shares: Any) -> NDArray[np.float64]:
+        """Add up the shares of spans that are one: [..., K] to [..., G]."""
+        shares = np.asarray(shares, dtype=np.float64)
+        return np.stack([shares[..., group].sum(axis=-1) for group in self._groups], axis=-1)
+
+
 def type_name(name: str) -> str:
     """Write a type of question or answer as people do: ``compare numbers``."""
     return name.replace("_", " ") or "none"
+
+
+def worth_showing(answers: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """List answers with their probabilities, likeliest first, as people want them: no others below 0.1 %."""
+    return [*answers[:1], *(one for one in answers[1:] if one[1] >= _LEAST_SHARE)]
 
 
 class Thumbnail(NamedTuple):
@@ -77,16 +103,16 @@ def thumbnail(path: Path) -> Thumbnail:
 
 
 def overlay(attention: Sequence[float] | NDArray[np.floating], geometry: Geometry | None = None) -> str:
-    """Make a data URI of the shade over a picture, clear where the most is looked at; arguments as for ``_shade``."""
+    """Make a data URI of the colors over a picture, the lighter the more is looked at; arguments as for ``heat``."""
     from PIL import Image
 
-    image = Image.fromarray(_shade(attention, geometry), "RGBA")
+    image = Image.fromarray(heat(attention, geometry), "RGBA")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.NEAREST)
     return _data_uri(image, "PNG")
 
 
-def _shade(attention: Sequence[float] | NDArray[np.floating], geometry: Geometry | None = None) -> NDArray[np.uint8]:
-    """Make a color over each place of a picture, the lighter the larger its cell's share.
+def heat(attention: Sequence[float] | NDArray[np.floating], geometry: Geometry | None = None) -> NDArray[np.uint8]:
+    """Make a color over each place of a picture: of ``HEAT_COLORS``, by its cell's share of the largest.
 
     Args:
         attention: share of each cell, [N] in row-major order.
@@ -97,10 +123,12 @@ def _shade(attention: Sequence[float] | NDArray[np.floating], geometry: Geometry
     """
     geometry = geometry or Geometry.whole(round(len(attention) ** 0.5))
     shares = geometry.on_picture(np.asarray(attention))
+    table = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in HEAT_COLORS])
+    place = shares / max(float(shares.max()), 1e-12) * (len(table) - 1)
     pixels = np.empty((*shares.shape, 4), dtype=np.uint8)
-    pixels[..., :3] = _SHADE[:3]
-    strength = shares / max(float(shares.max()), 1e-12)
-    pixels[..., 3] = np.round(_SHADE[3] * (1 - strength)).astype(np.uint8)
+    for channel in range(3):
+        pixels[..., channel] = np.round(np.interp(place, np.arange(len(table)), table[:, channel]))
+    pixels[..., 3] = round(255 * _OPACITY)
     return pixels
 
 
@@ -110,7 +138,7 @@ def _data_uri(image: Image, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -> Figure:
+def picture_of(asked: Prediction, image: Image, *, spans: ShownSpans) -> Figure:
     """Draw a question's answers, and the attention of each layer over the picture, which may be of any size."""
     figure_type, image = require_matplotlib(), to_rgb(image)
     image.thumbnail((_MOST_DRAWN, _MOST_DRAWN))
@@ -124,15 +152,14 @@ def picture_of(asked: Prediction, image: Image, *, spans: Sequence[int | str]) -
     for axes in panels:
         axes.set_axis_off()
     picture = np.asarray(image)
-    likeliest = "\n".join(f"{_plain(name)}  {100 * share:.1f} %" for name, share in asked.answers[:3])
+    likeliest = "\n".join(f"{_plain(name)}  {100 * share:.1f} %" for name, share in worth_showing(asked.answers[:3]))
     _panel(panels[0], likeliest, picture, extent)
-    shade = _shade(asked.answer_attention, asked.geometry)
-    _panel(panels[1], "bright: what the\nanswer is read from", picture, extent, shade)
+    _panel(panels[1], "what the answer is read from", picture, extent, asked.answer_attention, asked.geometry)
     for number, attention in enumerate(asked.layer_attention):
         panel = panels[2 + number]
-        shade = _shade(attention, asked.geometry)
-        _panel(panel, f"bright: what layer {number + 1} looks at", picture, extent, shade)
-        _route_bar(panel, extent, asked.routes[number])
+        _panel(panel, f"what layer {number + 1} looks at", picture, extent, attention, asked.geometry)
+        _route_bar(panel, extent, spans.merged(asked.routes[number]).tolist())
+    _scale(figure, panels)
     _legend(figure, spans)
     return figure
 
@@ -173,15 +200,32 @@ def _extent(image: Image) -> tuple[float, float]:
 
 
 def _panel(
-    axes: Any, title: str, picture: Any, extent: tuple[float, float], shade: NDArray[np.uint8] | None = None
+    axes: Any,
+    title: str,
+    picture: Any,
+    extent: tuple[float, float],
+    attention: Sequence[float] | None = None,
+    geometry: Geometry | None = None,
 ) -> None:
-    """The picture under a shade, with room below for a bar, so that all panels of a row line up."""
+    """The picture below its attention, with room for a bar, so that all panels of a row line up."""
     width, height = extent
     axes.imshow(picture, extent=(0, width, height, 0))
-    if shade is not None:
-        axes.imshow(shade, extent=(0, width, height, 0), interpolation="nearest")
+    if attention is not None:
+        axes.imshow(heat(attention, geometry), extent=(0, width, height, 0), interpolation="nearest")
+        title = f"{title}\nat most {100 * max(attention):.0f} % on a cell"
     axes.set_ylim(height + _BAR_ROOM, 0)
     axes.set_title(title, fontsize=10, color=_INK)
+
+
+def _scale(figure: Figure, panels: Sequence[Any]) -> None:
+    """The colors and what they stand for, beside the panels."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = ScalarMappable(cmap=LinearSegmentedColormap.from_list("attention", HEAT_COLORS))
+    bar = figure.colorbar(colors, ax=list(panels), ticks=[0, 1], alpha=_OPACITY, shrink=0.6, aspect=30, pad=0.01)
+    bar.ax.set_yticklabels(["0", "most"], fontsize=8, color=_INK)
+    bar.set_label("share of a cell", fontsize=8, color=_INK)
 
 
 def _route_bar(axes: Any, extent: tuple[float, float], weights: Sequence[float]) -> None:
@@ -199,11 +243,11 @@ def _route_bar(axes: Any, extent: tuple[float, float], weights: Sequence[float])
         left += part
 
 
-def _legend(figure: Figure, spans: Sequence[int | str]) -> None:
+def _legend(figure: Figure, spans: ShownSpans) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color="none", label="share of each span:")]
-    handles += [Patch(color=span_color(index), label=name) for index, name in enumerate(span_names(spans))]
+    handles += [Patch(color=span_color(index), label=name) for index, name in enumerate(spans.names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 

@@ -143,7 +143,6 @@ class DatasetSpec:
     metric: Metric = plain_accuracy
     types_tell_answers: bool = False  # the question types are drawn from the true answers
     type_label: str = "question type"  # what Accuracy.per_type groups questions by
-    shows_baselines: bool = False  # the table of eval has what guessing scores
     answer_file: AnswerFile = field(default_factory=JsonAnswers)  # what submit writes and eval --answers reads
 
     with_options: Callable[[Mapping[str, Any]], DatasetSpec] | None = None  # makes it by options of prepare that it has

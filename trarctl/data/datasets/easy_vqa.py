@@ -91,6 +91,5 @@ EASY_VQA = register_dataset(
         raw_folder=package_data,
         image_folder=image_folder,
         extractor="patches",
-        shows_baselines=True,
     )
 )

@@ -128,7 +128,6 @@ SLAKE = register_dataset(
         min_answer_count=0,
         metric=exact_match(str.lower),
         type_label="kind of answer",
-        shows_baselines=True,
         answer_file=JsonAnswers("qid", "answer"),
     )
 )

@@ -478,7 +478,6 @@ TABLE = register_dataset(
         min_answer_count=0,
         has_one_answer=False,
         type_label="type",
-        shows_baselines=True,
         answer_file=TableAnswers(),
         with_options=with_options,
     )

@@ -178,7 +178,6 @@ VQA_RAD = register_dataset(
         min_answer_count=0,
         metric=exact_match(normalize_medical_answer),
         type_label="kind of answer",
-        shows_baselines=True,
         answer_file=JsonAnswers("qid", "answer"),
     )
 )

@@ -52,6 +52,32 @@
   for (const select of document.querySelectorAll("select")) select.addEventListener("change", applyFilters);
   applyFilters();
 
+  // On a phone the cards are folded; a printer gets all of them.
+  const cards = document.querySelectorAll("#gallery details");
+  const phone = matchMedia("(max-width: 600px)");
+  const fold = () => { for (const card of cards) card.open = !phone.matches; };
+  phone.addEventListener("change", fold);
+  addEventListener("beforeprint", () => { for (const card of cards) card.open = true; });
+  addEventListener("afterprint", fold);
+  fold();
+
+  const boxes = document.querySelectorAll(".wide");
+  function hint() {
+    for (const box of boxes) {
+      const ways = [];
+      if (box.scrollWidth > box.clientWidth + 1) ways.push("sideways \u2192");
+      if (box.scrollHeight > box.clientHeight + 1) ways.push("down \u2193");
+      const next = box.nextElementSibling;
+      const line = next && next.classList.contains("hint") ? next : document.createElement("p");
+      line.className = "hint";
+      line.textContent = ways.length ? `scroll ${ways.join(" and ")} for more` : "";
+      line.hidden = !ways.length;
+      if (line !== next) box.after(line);
+    }
+  }
+  addEventListener("resize", hint);
+  hint();
+
   document.getElementById("gallery").addEventListener("click", (event) => {
     const button = event.target.closest("button[data-overlay]");
     if (!button) return;

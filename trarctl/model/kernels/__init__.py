@@ -68,14 +68,17 @@ def attend(
 def _fastest(query: Tensor, key: Tensor, value: Tensor) -> str:
     if runs_on_cpu(query):
         return "cpu"
-    is_reference_faster = triton.is_exact(query) and _is_large(query, key)
-    return "triton" if triton.supports(query, key, value) and not is_reference_faster else "reference"
+    if not triton.supports(query, key, value):
+        return "reference"
+    return "reference" if triton.is_exact(query) and _is_large(query, key) else "triton"
 
 
 def _is_large(query: Tensor, key: Tensor) -> bool:
     """Whether exact float32 attention takes longer by Triton than by the reference, whose maps would fit."""
+    if query.device.type != "cuda":  # the interpreter's
+        return False
     pairs = query.shape[:-1].numel() * key.shape[-2]
-    return pairs > LARGE and query.device.type == "cuda" and pairs * BYTES_A_PAIR < _memory(query.device) / 2
+    return LARGE < pairs < _memory(query.device) / (2 * BYTES_A_PAIR)
 
 
 def _memory(device: torch.device) -> int:

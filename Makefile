@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test docs dist fuzz test-features test-extractors check-features test-onnx test-browser test-serve lint bench bench-quick full-size clean faults soak gpu-check lives mutants
+.PHONY: help install demo test docs dist fuzz test-features test-extractors check-features test-onnx test-browser test-serve lint bench bench-quick full-size clean faults soak gpu-check triton-shapes lives mutants
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -55,6 +55,11 @@ fuzz: $(INSTALLED) ## Damaged, odd and hostile input to every command that reads
 
 soak: $(INSTALLED) ## Train, score and predict over and over: memory, files, threads must stay level (30 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
+
+triton-shapes: $(INSTALLED) ## 200 random attentions by Triton's interpreter, and the registers of every kernel (30 minutes)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 TRITON_SHAPES=200 $(BIN)/pytest -n 2 tests/model/interpreted_triton.py
+	$(BIN)/python -m tests.model.compiled_triton 80
+	$(BIN)/python -m tests.model.compiled_triton 90
 
 gpu-check: $(INSTALLED) ## Parity, a resumed run, kernels, times on the available GPUs; a small version on the CPU
 	$(BIN)/python -m benchmarks.gpu_check

@@ -3,20 +3,22 @@
 The words are those of ``trarctl.model.attention``; ``kept`` is the factor of dropout, 0 or 1 / (1 - p).
 
 Forward, a block of queries at a time. A first pass over the keys finds, for each class, its largest score and sum_c,
-the sum of exp(s - largest_c). The two stay apart: lse_c = largest_c + log(sum_c) alone would lose digits where it is
-far from 0. The spans then need no key. With within_kc = exp(lse_c - lse_k), the softmax of the classes in span k,
+the sum of exp(s - largest_c). The two stay apart: lse_c = largest_c + log(sum_c) would lose digits where it is far from
+0. The spans then need no key. With top_k the largest score of the classes in span k,
 
-    factor_c = sum over the spans k that hold c of  alpha_k * within_kc / sum_c,
-    map[m]   = exp(s[m] - largest_c) * factor_c + uniform,
+    within_kc = exp(largest_c - top_k) / (sum over the classes d of span k of  sum_d * exp(largest_d - top_k)),
+    factor_c  = sum over the spans k that hold c of  alpha_k * within_kc,
+    map[m]    = exp(s[m] - largest_c) * factor_c + uniform,
 
-where uniform is the sum of alpha_k / M over the spans that show the query nothing. A second pass computes
-kept[m] * map[m] times the values. For the backward pass, largest_c, sum_c and factor_c are kept: [B, H, T, C] float32.
+where within_kc is the softmax of span k at the largest score of class c, and uniform the sum of alpha_k / M over the
+spans that show the query nothing. A second pass computes kept[m] * map[m] times the values. For the backward pass,
+largest_c, sum_c and factor_c are kept: [B, H, T, C] float32.
 
 Backward, with g[m] = kept[m] * (gradient of the result) . value[m], the gradient of the map before dropout. For a block
-of queries, a first pass finds its average within each class, and from that its average under the softmax of each span:
+of queries, a first pass finds a total for each class, and from that its average under the softmax of each span:
 
-    average_c = sum over the keys m of class c of  exp(s[m] - largest_c) * g[m] / sum_c,
-    average_k = sum over the classes c of span k of  within_kc * average_c,   or the mean of g if the span is empty.
+    total_c   = sum over the keys m of class c of  exp(s[m] - largest_c) * g[m],
+    average_k = sum over the classes c of span k of  within_kc * total_c,   or the mean of g if the span is empty.
 
 The latter, summed over queries and heads, is the gradient of alpha_k. With
 
@@ -52,10 +54,16 @@ from trarctl.registry import KERNELS
 IS_INSTALLED = importlib.util.find_spec("triton") is not None
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run as Python, on any device
 LARGEST_WIDTH = 128  # of a head, for which the kernels are built
-# Queries and keys of a block by the precision of products, so that no kernel spills a register (and 4 warps have 16
-# queries each). Products that are exact to float32 go without tensor cores, and take more registers.
-BLOCKS = {"ieee": (16, 32), "tf32": (64, 16)}
+# Queries, keys and warps of a block by the precision of products and whether a row of states is long, so that no kernel
+# spills a register. Products that are exact to float32 go without tensor cores, and take more registers.
+BLOCKS = {
+    ("ieee", False): (16, 32, 4),
+    ("ieee", True): (16, 16, 8),
+    ("tf32", False): (64, 16, 4),
+    ("tf32", True): (32, 16, 4),
+}
 SMALLEST_BLOCK = 16  # of a matrix product in Triton
+MOST_REGISTERS = 255  # of a thread, on every GPU
 
 
 def runs_on(device: torch.device) -> bool:
@@ -78,6 +86,11 @@ def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
     )
 
 
+def is_exact(states: Tensor) -> bool:
+    """Whether products of these states are exact to float32, and so go without tensor cores."""
+    return states.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 @KERNELS.register("triton")
 def triton_attention(
     query: Tensor,
@@ -97,7 +110,8 @@ def triton_attention(
     seed = draw_seed(query.device) if dropout > 0.0 else None
     # The kernels take [B, N, H, d], which is how the linear layers lay the heads out: nothing is copied.
     heads = [states.transpose(1, 2).contiguous() for states in (query, key, value)]
-    out, *_ = _attention(*heads, span_weights.contiguous(), pair_class, contains, is_padding, seed, dropout)
+    others = [one if one is None else one.contiguous() for one in (span_weights, pair_class, contains, is_padding)]
+    out, *_ = _attention(*heads, *others, seed, dropout)
     return out.transpose(1, 2)
 
 
@@ -200,9 +214,11 @@ def _empty_results(query: Tensor, contains: Tensor) -> tuple[Tensor, Tensor, Ten
 def _arguments(query: Tensor, key: Tensor, contains: Tensor, dropout: float) -> dict[str, Any]:
     """What all kernels are given beside tensors, for heads [B, N, H, d]."""
     width = query.shape[-1]
-    is_exact = query.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
-    precision = "ieee" if is_exact else "tf32"  # which products of 16 bits do not depend on
-    most_queries, most_keys = BLOCKS[precision]
+    precision = "ieee" if is_exact(query) else "tf32"  # which products of 16 bits do not depend on
+    # Before Hopper, tensor cores read both factors from registers, where only rows of half the length fit.
+    is_hopper = _capability(query.device) >= 9
+    is_long = width * query.element_size() > (256 if is_hopper or precision == "ieee" else 128)
+    most_queries, most_keys, num_warps = BLOCKS[precision, is_long]
     return {
         "score_scale": width**-0.5,
         "dropout": dropout,
@@ -216,9 +232,16 @@ def _arguments(query: Tensor, key: Tensor, contains: Tensor, dropout: float) -> 
         "BLOCK_QUERIES": min(most_queries, max(SMALLEST_BLOCK, _power_of_2(query.shape[1]))),
         "BLOCK_KEYS": min(most_keys, max(SMALLEST_BLOCK, _power_of_2(key.shape[1]))),
         "PRECISION": precision,
-        "num_warps": 4,
+        "num_warps": num_warps,
         "num_stages": 1,
+        # Left to choose, the assembler spills a few registers here so that one more block fits.
+        "maxnreg": None if is_hopper and width > SMALLEST_BLOCK else MOST_REGISTERS,
     }
+
+
+def _capability(device: torch.device) -> int:
+    """The major one: 8 is Ampere, 9 Hopper."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 
 def _grid(states: Tensor, block: int) -> tuple[int]:

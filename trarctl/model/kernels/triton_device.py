@@ -118,13 +118,13 @@ def _exponential_sums(scores, columns, classes, NUM_CLASSES: tl.constexpr):
 
 
 @triton.jit
-def _within_span(lse, contains, span, columns, NUM_CLASSES: tl.constexpr):
-    """The softmax of the classes [T, C] among those of a span, and whether the span shows a query nothing [T]."""
+def _within_span(largest, sums, contains, span, columns, NUM_CLASSES: tl.constexpr):
+    """The softmax of a span at each class's largest score [T, C], and whether the span shows a query nothing [T]."""
     holds = tl.load(contains + span * NUM_CLASSES + columns, mask=columns < NUM_CLASSES, other=0) != 0
-    is_seen = holds[None, :] & (lse > HIDDEN / 2)
-    largest = tl.max(tl.where(is_seen, lse, HIDDEN), axis=1)
-    exponentials = tl.where(is_seen, tl.exp(lse - largest[:, None]), 0.0)
-    total = tl.sum(exponentials, axis=1)
+    is_seen = holds[None, :] & (largest > HIDDEN / 2)
+    top = tl.max(tl.where(is_seen, largest, HIDDEN), axis=1)
+    exponentials = tl.where(is_seen, tl.exp(largest - top[:, None]), 0.0)
+    total = tl.sum(sums * exponentials, axis=1)
     is_empty = total == 0.0
     return exponentials / tl.where(is_empty, 1.0, total)[:, None], is_empty
 
@@ -187,19 +187,18 @@ def forward(
         larger = tl.maximum(largest, top)
         sums = sums * tl.exp(largest - larger) + total * tl.exp(top - larger)
         largest = larger
-    lse = largest + tl.log(sums)
 
-    share = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
+    factors = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
     uniform = tl.zeros([BLOCK_QUERIES], tl.float32)
     for span in range(NUM_SPANS):
-        within, is_empty = _within_span(lse, contains, span, columns, NUM_CLASSES)
+        within, is_empty = _within_span(largest, sums, contains, span, columns, NUM_CLASSES)
         weight = _weight(span_weights, example, span, NUM_SPANS)
-        share += weight * within
+        factors += weight * within
         uniform += tl.where(is_empty, weight / num_keys, 0.0)
     statistics, is_there = _statistics(matrix, queries, columns, num_queries, NUM_CLASSES)
     tl.store(largest_out + statistics, largest, mask=is_there)
     tl.store(sums_out + statistics, sums, mask=is_there)
-    tl.store(factor_out + statistics, share / sums, mask=is_there)
+    tl.store(factor_out + statistics, factors, mask=is_there)
     tl.debug_barrier()  # what is read below was written by other threads of this program
 
     result = tl.zeros([BLOCK_QUERIES, BLOCK_WIDTH], tl.float32)
@@ -256,11 +255,8 @@ def backward_queries(
     columns = tl.arange(0, BLOCK_CLASSES)
     query_tile = _load(query, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
     gradient_tile = _load(gradient, example, head, queries, num_queries, num_heads, WIDTH, BLOCK_WIDTH)
-    statistics, is_there = _statistics(matrix, queries, columns, num_queries, NUM_CLASSES)
-    sum_tile = tl.load(sums + statistics, mask=is_there, other=1.0)
-    lse = tl.load(largest + statistics, mask=is_there, other=HIDDEN) + tl.log(sum_tile)
 
-    averages = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
+    class_totals = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
     total = tl.zeros([BLOCK_QUERIES], tl.float32)
     for start in range(0, num_keys, BLOCK_KEYS):
         keys = start + tl.arange(0, BLOCK_KEYS)
@@ -271,24 +267,25 @@ def backward_queries(
         of_map *= _keep_factor(seed, matrix, queries, keys, num_keys, dropout, kept_scale)
         classes = _pair_classes(pair_class, is_padding, example, queries, keys, num_queries, num_keys)
         scores -= _of_pairs(largest, matrix, queries, num_queries, classes, FAR, NUM_CLASSES)
-        averages += _class_sums(tl.exp(scores) * of_map, columns, classes, NUM_CLASSES)
+        class_totals += _class_sums(tl.exp(scores) * of_map, columns, classes, NUM_CLASSES)
         total += tl.sum(of_map, axis=1)  # 0 beyond the last key, where the value is
-    averages /= sum_tile
+    statistics, is_there = _statistics(matrix, queries, columns, num_queries, NUM_CLASSES)
+    largest_tile = tl.load(largest + statistics, mask=is_there, other=HIDDEN)
+    sum_tile = tl.load(sums + statistics, mask=is_there, other=1.0)
+    factors = tl.load(factor + statistics, mask=is_there, other=0.0)
 
-    share = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
     pull = tl.zeros([BLOCK_QUERIES, BLOCK_CLASSES], tl.float32)
     uniform = tl.zeros([BLOCK_QUERIES], tl.float32)
     for span in range(NUM_SPANS):
-        within, is_empty = _within_span(lse, contains, span, columns, NUM_CLASSES)
+        within, is_empty = _within_span(largest_tile, sum_tile, contains, span, columns, NUM_CLASSES)
         weight = _weight(span_weights, example, span, NUM_SPANS)
-        average = tl.where(is_empty, total / num_keys, tl.sum(within * averages, axis=1))
-        share += weight * within
+        average = tl.where(is_empty, total / num_keys, tl.sum(within * class_totals, axis=1))
         pull += weight * within * average[:, None]
         uniform += tl.where(is_empty, weight / num_keys, 0.0)
         # One number a program, added up later in a fixed order: atomics would make no two runs the same.
         of_weight = tl.sum(tl.where(queries < num_queries, average, 0.0), axis=0)
         tl.store(of_weights + tl.program_id(0).to(tl.int64) * NUM_SPANS + span, of_weight)
-    tl.store(mean_out + statistics, pull / tl.where(share > 0.0, share, 1.0), mask=is_there)
+    tl.store(mean_out + statistics, pull / tl.where(factors > 0.0, factors, 1.0), mask=is_there)
     tl.store(uniform_out + matrix * num_queries + queries, uniform, mask=queries < num_queries)
     tl.debug_barrier()  # what is read below was written by other threads of this program
 

@@ -24,6 +24,7 @@ from trarctl.model.kernels import triton
 
 STATE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_WIDTH = 4096  # of a row, which lies in the registers of one program
+MOST_WARPS = 16  # of a row
 WARP_WIDTH = 256  # elements of a row for each warp: 8 a thread
 MOST_PROGRAMS = 512  # of the norm's backward pass, each of which leaves a row of partial sums
 BLOCK = 1024  # elements of a program without rows
@@ -180,7 +181,10 @@ def _dropping(dropout: float) -> dict[str, float]:
     return {"dropout": dropout, "kept_scale": 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0}
 
 
-def _row(width: int) -> dict[str, int]:
+def _row(width: int) -> dict[str, Any]:
     """What a kernel is given that holds a row of this width."""
     block = max(4, triton._power_of_2(width))  # random numbers come in fours
-    return {"WIDTH": width, "BLOCK_WIDTH": block, "num_warps": min(max(block // WARP_WIDTH, 1), 16)}
+    num_warps = min(max(block // WARP_WIDTH, 1), MOST_WARPS)
+    # Left to choose, the assembler gives the threads of so many warps half of the registers, and spills some.
+    most_registers = 65536 // (32 * MOST_WARPS) if num_warps == MOST_WARPS else None
+    return {"WIDTH": width, "BLOCK_WIDTH": block, "num_warps": num_warps, "maxnreg": most_registers}

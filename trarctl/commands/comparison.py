@@ -66,15 +66,10 @@ def measured_and_kept(
                 f"{accuracy.overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: "
                 f"words, answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
             )
-    elif _is_unchanged(chosen.request):
+    elif chosen.request.is_as_trained:
         text = keep_if_possible(chosen.checkpoint, Answered(accuracy, predictions), data, split)
         note(*([text] if text else []))
     return accuracy
-
-
-def _is_unchanged(request: Request) -> bool:
-    """Whether the model is scored as it was trained; what ``--set`` changed is not kept."""
-    return all(text.startswith("run.folder") for text in request.sets)
 
 
 def gather(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -> list[Row]:
@@ -87,7 +82,7 @@ def gather(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) 
     rows, kept = [], []
     for chosen, data, part in [choose_split(request, evaluator) for request in requests]:
         name = chosen.request.ckpt or chosen.settings.run.name or chosen.checkpoint.stem
-        answered = find(chosen.checkpoint, data, part, evaluator) if _is_unchanged(chosen.request) else None
+        answered = find(chosen.checkpoint, data, part, evaluator) if chosen.request.is_as_trained else None
         if answered is None:
             scores = score_chosen(chosen, watch)
             answered = Answered(measured_and_kept(scores, chosen, data, part, evaluator), scores.predictions())

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trarctl.config.resolve import Resolved
+    from trarctl.engine.evaluator import Chosen
+    from trarctl.engine.predictor import Predictor
 
 # Without a terminal nothing is wrapped: a log or a pipe has no width.
 UNLIMITED_WIDTH = 10_000
@@ -129,10 +131,17 @@ def note(*texts: str) -> None:
         _labeled("note:  ", text, "bold blue")
 
 
-def warn(text: str) -> None:
+def warn(*texts: str) -> None:
     """Say on stderr what is odd, though the work continues."""
-    if not is_follower(os.environ):
+    for text in () if is_follower(os.environ) else texts:
         _labeled("warning: ", text, "bold yellow")
+
+
+def tell_opened(predictor: Predictor, chosen: Chosen) -> None:
+    """Say which checkpoint answers, how it was chosen, and what is odd about it."""
+    note(*chosen.notes)
+    warn(*predictor.warnings)
+    note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
 
 
 def _labeled(label: str, text: str, style: str) -> None:

@@ -141,12 +141,10 @@ def evaluate(
         note("no split given: using val")
     names: list[str | None] = [ckpt]
     if compare:
-        from trarctl.config.resolve import resolve
+        from trarctl.config.resolve import runs_folder
         from trarctl.engine.sweep import find_checkpoint_names
 
-        folders = [text for text in sets or [] if text.startswith("run.folder")]
-        folder = resolve(sets=folders).settings.run.folder
-        names = [*find_checkpoint_names([*compare, *(more or [])], folder)]
+        names = [*find_checkpoint_names([*compare, *(more or [])], runs_folder(sets or []))]
     requests = [Request(name, data, wanted, config, tuple(sets or ()), gpus) for name in names]
     watched = functools.partial(watch, is_quiet=is_quiet)
     if compare:

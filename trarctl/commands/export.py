@@ -43,8 +43,7 @@ def export(
 
     request = Request(ckpt, data, "", config, tuple(sets or ()), "cpu")
     done = write(request, out, model_card, onnx=is_onnx, pt2=is_pt2)
-    for text in done.notes:
-        warn(text)
+    warn(*done.notes)
     note(f"checkpoint {done.chosen.checkpoint} ({done.chosen.how})")
     for name in sorted(done.names):
         say(f"{done.folder / name}  {compact_bytes((done.folder / name).stat().st_size)}")

@@ -160,9 +160,7 @@ _CKPT_KIND: dict[str, Any] = {"metavar": "RUN|RUN@EPOCH|FILE", "autocompletion":
 CkptOption = Annotated[str | None, option("--ckpt", DATA_PANEL, _CKPT, **_CKPT_KIND)]
 CkptsOption = Annotated[
     list[str] | None,
-    option(
-        "--ckpt", DATA_PANEL, f"{_CKPT} May be repeated.", metavar="RUN|RUN@EPOCH|FILE", autocompletion=complete_run
-    ),
+    option("--ckpt", DATA_PANEL, f"{_CKPT} May be repeated.", **_CKPT_KIND),
 ]
 SplitOption = Annotated[
     str | None,

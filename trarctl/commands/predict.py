@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from trarctl.commands.console import add_row, make_table, note, say, show_table, warn, write_json
+from trarctl.commands.console import add_row, make_table, note, say, show_table, tell_opened, write_json
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -96,10 +96,7 @@ def predict(
         picture_format(save)
     request = Request(ckpt, data, "", config, tuple(sets or ()), gpus)
     predictor, chosen = open_predictor(request, Stated(extractor, weights, images))
-    note(*chosen.notes)
-    for warning in predictor.warnings:
-        warn(warning)
-    note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
+    tell_opened(predictor, chosen)
     with show_progress() as progress:
         if features is not None:
             sizes = None if image is None else [read_image(image).size]

@@ -248,8 +248,7 @@ def _show_checks(rows: Sequence[CheckRow], warnings: Sequence[str]) -> None:
         found, expected = (f"{count:,}" if count is not None else "-" for count in (row.found, row.expected))
         add_row(table, row.file, found, expected, f"{row.verdict}: {row.advice}" if row.advice else row.verdict)
     show_table(table)
-    for warning in warnings:
-        warn(warning)
+    warn(*warnings)
 
 
 def _show(report: PrepareReport, request: PrepareRequest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,25 +61,22 @@ def resume(
     What is not given stays as the run has it.
     """
     from trarctl.commands.progress import watch
-    from trarctl.config.resolve import amend, resolve
+    from trarctl.config.resolve import amend, is_runs_folder, runs_folder
     from trarctl.engine.jobs import plan_resume
     from trarctl.engine.launch import run_job
     from trarctl.engine.run import find_run, read_settings
     from trarctl.engine.sweep import find_sweep
 
-    folder: Path = resolve(sets=[text for text in sets or [] if text.startswith("run.folder")]).settings.run.folder
+    folder, changes = runs_folder(sets or []), [text for text in sets or [] if not is_runs_folder(text)]
     if (sweep := find_sweep(run, folder)) is not None:
-        given = {flag: value for value, flag in context.obj.values()} | {"--epoch": epoch}
-        others = [text for text in sets or [] if not text.startswith("run.folder")]
-        refuse_ignored(
-            "resume of a sweep", given | {"--set": others}, ["--epochs", "--epoch", "--lr", "--patience", "--set"]
-        )
+        given = {flag: value for value, flag in context.obj.values()}
+        given |= {"--epoch": epoch, "--set": changes}
+        refuse_ignored("resume of a sweep", given, ["--epochs", "--epoch", "--lr", "--patience", "--set"])
         carry_out(amended(sweep, context.obj), is_quiet=is_quiet)
         return
     found = find_run(run, folder)
     if run is None:
         note(f"no run given: using the latest, {found.name}")
-    changes = [text for text in sets or [] if not text.startswith("run.folder")]
     notes: list[str] = []
     resolved = amend(read_settings(found, notes), f"run {found.name}", options=context.obj, sets=changes)
     job, fitted = plan_resume(found, resolved.settings, named=run, epoch=epoch)

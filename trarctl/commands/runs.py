@@ -27,13 +27,13 @@ def runs(
     json: JsonOption = None,
 ) -> None:
     """List runs: data, the settings that differ, epochs, best accuracy, size and state."""
-    from trarctl.config.resolve import resolve
+    from trarctl.config.resolve import runs_folder
     from trarctl.engine.run import RunFolder, list_runs
     from trarctl.engine.sweep import find_runs, find_sweep, is_pattern
     from trarctl.errors import CheckpointError
 
     check_targets({"--json": json}, [])
-    default: Path = resolve().settings.run.folder
+    default = runs_folder()
     where, named = default, which or []
     if len(named) == 1 and not is_pattern(named[0]) and find_sweep(named[0], default) is None:
         path = Path(named[0])

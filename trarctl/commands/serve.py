@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from trarctl.commands.console import note, say, warn
+from trarctl.commands.console import note, say, tell_opened, warn
 from trarctl.commands.options import (
     DATA_PANEL,
     OUTPUT_PANEL,
@@ -90,10 +90,7 @@ def serve(
         for one in named or [None]:
             request = Request(one, data, "", config, tuple(sets or ()), gpus)
             predictor, chosen = open_predictor(request, Stated(extractor, weights, images))
-            note(*chosen.notes)
-            for warning in predictor.warnings:
-                warn(warning)
-            note(f"checkpoint {chosen.checkpoint} ({chosen.how}), {predictor.trained_on()}")
+            tell_opened(predictor, chosen)
             with show_progress() as progress:
                 predictor.load_extractor(progress)
             note(*predictor.notes)

@@ -79,8 +79,7 @@ def show(
     if json == "-":
         return
     say(f"{opened.name}: {len(opened.vocabulary):,} words, {len(opened.answers):,} answers, {opened.path}")
-    for warning in (*opened.manifest.text.warnings, *opened.manifest.images.warnings):
-        warn(warning)
+    warn(*opened.manifest.text.warnings, *opened.manifest.images.warnings)
     _show_splits(found)
     _show_samples(drawn, split)
 

@@ -119,8 +119,7 @@ def _score(
         parts.append(score_chosen(one, watch))
         note(f"checkpoint {one.checkpoint} ({one.how})")
     for scores, odd in loaded:
-        for text in odd:
-            warn(text)
+        warn(*odd)
         parts.append(scores)
     return parts, data, "+".join(one.settings.run.name or one.checkpoint.stem for one in chosen) or "ensemble"
 

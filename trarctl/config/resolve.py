@@ -126,6 +126,16 @@ def resolve(
     return _follow_epochs(resolved, values["train.epochs"].value if "train.epochs" in values else None)
 
 
+def runs_folder(sets: Sequence[str] = ()) -> Path:
+    """The folder of the runs: ``run.folder`` as the environment or ``--set`` says it, whatever else is set."""
+    return resolve(sets=[text for text in sets if is_runs_folder(text)]).settings.run.folder
+
+
+def is_runs_folder(assignment: str) -> bool:
+    """Whether a ``--set KEY=VALUE`` only says where the runs are."""
+    return assignment.startswith("run.folder")
+
+
 def _follow_epochs(resolved: Resolved, recipe_epochs: object) -> Resolved:
     """Fit a recipe's decay and warm-up to the user's number of epochs; what the user gave stays.
 

@@ -416,6 +416,12 @@ def kinds_of(key: str) -> tuple[object, ...]:
     return (annotation, get_origin(annotation), *get_args(annotation))
 
 
+# Where a run is, and how and on what it is computed, which changes no number.
+CIRCUMSTANCES = (
+    *("data.path", "data.num_workers", "data.cache", "run.name", "run.folder", "run.gpus", "run.num_threads"),
+    *("run.max_restarts", "run.max_time"),
+)
+
 # What settings are called in other programs.
 _OTHER_NAMES = {
     "lr": "train.learning_rate",

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trarctl.config.resolve import Origin, amend, resolve
+from trarctl.config.resolve import Origin, amend, is_runs_folder, resolve, runs_folder
 from trarctl.config.settings import Settings
 from trarctl.data.features.resident import ResidentFeatures
 from trarctl.data.loader import Rows, load_batches, scoring_plan, scoring_samples
@@ -282,6 +282,11 @@ class Request:
     sets: tuple[str, ...] = ()  # ``KEY=VALUE`` settings
     gpus: str | None = None  # None for a GPU where there is one
 
+    @property
+    def is_as_trained(self) -> bool:
+        """Whether ``sets`` changes nothing of the model or of how it is scored."""
+        return all(map(is_runs_folder, self.sets))
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -311,9 +316,8 @@ def choose(request: Request, *, needs_data: bool = True) -> Chosen:
 
     Unless it ``needs_data``, a checkpoint that stands alone gets only the data that the request names.
     """
-    folder_sets = [text for text in request.sets if text.startswith("run.folder")]
     try:
-        path, how = find_checkpoint(request.ckpt, resolve(sets=folder_sets).settings.run.folder)
+        path, how = find_checkpoint(request.ckpt, runs_folder(request.sets))
     except CheckpointError:
         named = Path(request.ckpt or "")
         is_folder = bool(request.ckpt) and named.is_dir() and not (named / "settings.json").exists()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trarctl.config import Precision
 from trarctl.config.resolve import Origin
-from trarctl.config.settings import Settings, flat, to_text
+from trarctl.config.settings import CIRCUMSTANCES, Settings, flat, to_text
 from trarctl.data.loader import training_samples
 from trarctl.data.metrics import refuse_unmeasurable
 from trarctl.data.prepared import PreparedData, open_prepared
@@ -349,7 +349,9 @@ def _resumed(
     notes = []
     if description.run != run.name:
         notes.append(f"{path.name} was written by run {description.run}, under that name")
-    if changes := setting_changes(then, settings, [key for key in flat(then) if key not in _UNSAID]):
+    # How far to train was just asked for.
+    said = [key for key in flat(then) if key not in (*CIRCUMSTANCES, "train.epochs")]
+    if changes := setting_changes(then, settings, said):
         notes.append(f"changed from here on: {', '.join(changes)}")
     if settings.model.routing == "hard" and then.train.epochs != epochs:
         notes.append("the temperature schedule depends on the number of epochs: it changes from here on")
@@ -399,11 +401,6 @@ def _refuse_out_of_patience(run: RunFolder, settings: Settings, state: TrainStat
         )
 
 
-# Where things are, which changes no number, and how far to train, which was just asked for.
-_UNSAID = (
-    *("run.name", "run.folder", "run.gpus", "run.num_threads", "run.max_time"),
-    *("data.path", "data.num_workers", "data.cache", "train.epochs"),
-)
 # What may not change within an epoch: which samples are left of it, and what its loss is a mean of.
 _OF_AN_EPOCH = ("train.batch_size", "train.seed", "train.shuffle", "train.loss", "train.loss_reduction")
 

@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from trarctl.config.settings import (
+    CIRCUMSTANCES,
     FIELDS,
     Settings,
     flat,
@@ -37,17 +38,6 @@ SEED = "train.seed"
 MOST_RUNS = 1000
 # They say where a run is, or are the same for all runs that can be compared.
 _FIXED = ("data.dataset", "data.name", "data.path", "run.name", "run.folder", "run.gpus")
-# How the command is carried out, which changes no number: may differ when a sweep goes on.
-FREE = (
-    "run.gpus",
-    "run.num_threads",
-    "run.max_restarts",
-    "run.max_time",
-    "data.num_workers",
-    "data.cache",
-    "data.path",
-    "run.folder",
-)
 
 Values = dict[str, object]  # of the varied settings, by dotted key
 Axes = dict[str, list[object]]
@@ -212,7 +202,7 @@ def _changes(then: Sweep, now: Sweep) -> list[str]:
         changes |= dict.fromkeys(
             f"{key} is {to_text(old[key])}, not {to_text(new[key])}"
             for key in old
-            if key not in FREE and old[key] != new[key]
+            if key not in CIRCUMSTANCES and old[key] != new[key]
         )
     return list(changes)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.config.settings import Settings, flat, to_text
+from trarctl.config.settings import CIRCUMSTANCES, Settings, flat, to_text
 from trarctl.engine.evaluations import Answered
 
 if TYPE_CHECKING:
@@ -26,18 +26,10 @@ SEED = 0  # of the resamples
 LEVEL = 0.95
 SEED_KEY = "train.seed"
 _DRAWS_AT_ONCE = 1 << 22  # 32 MB of counts
-# Where things are, how they are written and on what they are computed: no reason for another result.
+# What is no reason for another result; what a run writes is none either.
 _UNCOMPARED = (
-    *("data.path", "data.num_workers", "data.cache", "run.name", "run.folder", "run.gpus", "run.num_threads"),
-    *(
-        "run.max_restarts",
-        "run.max_time",
-        "run.timeout_seconds",
-        "run.save_every",
-        "run.log_every",
-        "run.loggers",
-        "run.keep",
-    ),
+    *CIRCUMSTANCES,
+    *("run.timeout_seconds", "run.save_every", "run.log_every", "run.loggers", "run.keep"),
 )
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, 1.96 + 2.5 / n is within 0.01.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trarctl.engine.evaluator import Chosen, Request, Scores
     from trarctl.engine.launch import Watch
     from trarctl.engine.run import RunFolder
-    from trarctl.report.comparison import Contrast, Group, Row
+    from trarctl.report.comparison import Comparison, Row
     from trarctl.report.history import RunOverview
 
 WIDE, VERY_WIDE = 100, 140  # columns of a terminal that has room for the model, and for many settings
@@ -99,11 +99,10 @@ def gather(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) 
 
 def columns_of(settings: Sequence[Settings | None]) -> tuple[list[str], dict[str, str]]:
     """The settings that differ between runs as far as there is room, with their headings; the rest in a note."""
-    from trarctl.config.settings import FIELDS
     from trarctl.errors import listed
     from trarctl.report.comparison import SEED_KEY, differing, short_names
 
-    keys = [key for key in differing([one for one in settings if one is not None]) if key in FIELDS]
+    keys = differing(settings)
     # Data has a column of its own; the seed comes last.
     keys = [key for key in keys if not key.startswith("data.") and key != SEED_KEY] + [SEED_KEY] * (SEED_KEY in keys)
     room = MANY if open_console().width >= VERY_WIDE else SOME
@@ -113,110 +112,41 @@ def columns_of(settings: Sequence[Settings | None]) -> tuple[list[str], dict[str
     return keys, short_names(keys)
 
 
-def value_of(settings: Settings | None, key: str) -> str:
-    """A setting as a cell."""
-    from trarctl.config.settings import flat, to_text
-
-    return "" if settings is None else to_text(flat(settings)[key])
-
-
-def labels_of(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
-    """Name groups by the settings that differ, or by their runs where that does not tell them apart."""
-    texts = labels_by_setting(groups)
-    if len(set(texts)) == len(texts) and all(texts):
-        return texts
-    return [", ".join(names[index] for index in group.members) for group in groups]
-
-
-def labels_by_setting(groups: Sequence[Group]) -> list[str]:
-    """Name groups by the settings that differ: ``learning_rate 0.0003``."""
-    from trarctl.report.comparison import short_names
-
-    short = short_names(key for key in (groups[0].values if groups else ()))
-    return [", ".join(f"{short[key]} {value}" for key, value in group.values.items()) for group in groups]
-
-
-def show_groups(groups: Sequence[Group], found: Sequence[Contrast], names: Sequence[str], title: str) -> None:
+def show_groups(found: Comparison, title: str) -> None:
     """Print groups of seeds with mean, spread, and the paired difference from the best; then what follows from it."""
-    from trarctl.report.comparison import conclusion, short_names
+    from trarctl.report.comparison import NUM_RESAMPLES, SEED, short_names
 
-    labels = labels_of(groups, names)
-    short = short_names(groups[0].values)
+    short = short_names(found.groups[0].values)
     # One column for each setting that differs, unless these do not tell the groups apart.
-    is_by_setting = labels == labels_by_setting(groups)
-    differs = [*short.values()] if is_by_setting else ["runs"]
+    differs = [*short.values()] if found.is_by_setting else ["runs"]
     numbers = ["n", "mean ± sd, %", "from the best"]
-    columns = [*numbers, "verdict"] if found else numbers[:-1]
+    columns = [*numbers, "verdict"] if found.contrasts else numbers[:-1]
     table = make_table(*differs, *columns, title=title, numbers=[*numbers, *short.values()])
-    for place, group in enumerate(groups):
-        first = [*group.values.values()] if is_by_setting else [labels[place]]
+    for place, (group, label) in enumerate(zip(found.groups, found.labels, strict=True)):
+        first = [*group.values.values()] if found.is_by_setting else [label]
         spread = "" if group.spread is None else f" ± {group.spread:.2f}"
         cells = [*first, len(group.members), f"{group.mean:.2f}{spread}"]
-        if found:
-            contrast = found[place]
+        if found.contrasts:
+            contrast = found.contrasts[place]
             cells += ["" if contrast.overall is None else str(contrast.overall), contrast.verdict.value]
         add_row(table, *cells)
     show_table(table)
-    if found and len(groups) > 1:
-        say(conclusion(groups, found, labels))
-
-
-def how_compared(num_questions: int, *, has_seeds: bool) -> str:
-    """Say how the intervals come about."""
-    from trarctl.report.comparison import NUM_RESAMPLES, SEED
-
-    first = "; a question's accuracy is first averaged over the seeds of a group" if has_seeds else ""
-    return (
-        f"from the best: paired difference in points with its 95 % interval, by {NUM_RESAMPLES:,} bootstrap resamples "
-        f"(seed {SEED}) of the {num_questions:,} questions{first}"
-    )
-
-
-def groups_document(
-    groups: Sequence[Group], found: Sequence[Contrast], names: Sequence[str], num_questions: int | None
-) -> dict[str, object]:
-    """Groups as JSON."""
-    from trarctl.report.comparison import LEVEL, NUM_RESAMPLES, SEED
-
-    documents = []
-    for place, group in enumerate(groups):
-        one: dict[str, object] = {
-            "runs": [names[index] for index in group.members],
-            "settings": group.values,
-            "mean": group.mean,
-            "standard_deviation": group.spread,
-        }
-        if found:
-            contrast = found[place]
-            one["verdict"] = contrast.verdict.name.lower()
-            one["difference"] = None if contrast.overall is None else asdict(contrast.overall)
-            one["difference_over_seeds"] = None if contrast.over_seeds is None else asdict(contrast.over_seeds)
-            per_type = contrast.per_type or {}
-            one["difference_per_type"] = {name: asdict(value) for name, value in per_type.items()}
-        documents.append(one)
-    bootstrap = {"resamples": NUM_RESAMPLES, "seed": SEED, "level": LEVEL, "questions": num_questions}
-    return {"groups": documents, "bootstrap": bootstrap if found else None}
-
-
-def compared(
-    settings: Sequence[Settings | None],
-    apart: Sequence[object],
-    overall: Sequence[float | None],
-    answered: Sequence[Answered] | None,
-) -> tuple[list[Group], list[Contrast]]:
-    """Gather runs into groups, and compare these if the results are of the same questions."""
-    from trarctl.report.comparison import contrasts, make_groups
-
-    groups = make_groups(settings, apart, overall)
-    return groups, contrasts(groups, answered) if answered and len(groups) > 1 else []
+    if found.contrasts:
+        say(found.conclusion)
+        first_averaged = (
+            "; a question's accuracy is first averaged over the seeds of a group" if found.has_seeds else ""
+        )
+        note(
+            f"from the best: paired difference in points with its 95 % interval, by {NUM_RESAMPLES:,} bootstrap "
+            f"resamples (seed {SEED}) of the {found.num_questions or 0:,} questions{first_averaged}"
+        )
 
 
 def show_runs(runs: Sequence[RunFolder], where: str, json: str | None, *, has_groups: bool) -> None:
     """List runs in a table and as JSON; ``has_groups``: and what their groups of seeds come to."""
-    from trarctl.engine.evaluations import load
     from trarctl.engine.run import read_settings
     from trarctl.errors import CheckpointError
-    from trarctl.report.comparison import differing
+    from trarctl.report.comparison import differing, value_of
     from trarctl.report.history import look_at
 
     found = look_at(runs)
@@ -228,40 +158,43 @@ def show_runs(runs: Sequence[RunFolder], where: str, json: str | None, *, has_gr
             settings.append(None)
     if unreadable := [f"{run.num_unreadable} of {run.name}" for run in found if run.num_unreadable]:
         note(f"unreadable lines of metrics.jsonl, which are left out: {', '.join(unreadable)}")
-    document: dict[str, object] = {"folder": where}
-    keys = differing([one for one in settings if one is not None])
-    document["runs"] = [
+    keys = differing(settings)
+    documents = [
         {**asdict(run), "differs": {key: value_of(one, key) for key in keys if one is not None}}
         for run, one in zip(found, settings, strict=True)
     ]
-    names = [run.name for run in found]
-    groups: list[Group] = []
-    contrasts: list[Contrast] = []
-    num_questions: int | None = None
-    if has_groups:
-        best = [_of_best(run, one.evaluations) for run, one in zip(runs, found, strict=True)]
-        known = [one for one in best if one is not None]
-        answered = None
-        if len(known) == len(found) and len({one.data_digest for one in known}) == 1:
-            loaded = [load(run, one) for run, one in zip(runs, known, strict=True)]
-            answered = [one for one in loaded if one is not None]
-            answered = answered if len(answered) == len(found) else None
-            num_questions = known[0].questions
-        overall = [one.best for one in found] if answered is None else [one.overall for one in known]
-        groups, contrasts = compared(settings, [""] * len(found), overall, answered)
-        document |= groups_document(groups, contrasts, names, num_questions)
+    document: dict[str, object] = {"folder": where, "runs": documents}
+    comparison = _compared(runs, found, settings) if has_groups else None
+    if comparison is not None:
+        document |= comparison.document()
     if json is not None:
         write_json(document, json)
     if json == "-":
         return
     _show_overviews(found, settings)
-    if len(groups) > 1 or any(len(group.members) > 1 for group in groups):
+    if comparison is not None and (len(comparison.groups) > 1 or comparison.has_seeds):
         say("")
-        show_groups(groups, contrasts, names, "best accuracy on val")
-        if contrasts:
-            note(how_compared(num_questions or 0, has_seeds=any(len(group.members) > 1 for group in groups)))
-        elif len(groups) > 1:
+        show_groups(comparison, "best accuracy on val")
+        if not comparison.contrasts and len(comparison.groups) > 1:
             note("paired differences need an evaluation of each run: trarctl eval --compare makes and keeps them")
+
+
+def _compared(
+    runs: Sequence[RunFolder], found: Sequence[RunOverview], settings: Sequence[Settings | None]
+) -> Comparison:
+    """Compare runs by what they keep, question by question if that is of the same ones."""
+    from trarctl.engine.evaluations import load
+    from trarctl.report.comparison import compare
+
+    best = [_of_best(run, one.evaluations) for run, one in zip(runs, found, strict=True)]
+    known = [one for one in best if one is not None]
+    answered: list[Answered] = []
+    if len(known) == len(found) and len({one.data_digest for one in known}) == 1:
+        loaded = [load(run, one) for run, one in zip(runs, known, strict=True)]
+        answered = [one for one in loaded if one is not None]
+    is_whole = len(answered) == len(found)
+    overall = [one.overall for one in known] if is_whole else [one.best for one in found]
+    return compare([run.name for run in found], settings, overall, answered if is_whole else None)
 
 
 def _of_best(run: RunFolder, evaluations: Sequence[Evaluation]) -> Evaluation | None:
@@ -278,6 +211,8 @@ def _of_best(run: RunFolder, evaluations: Sequence[Evaluation]) -> Evaluation | 
 
 
 def _show_overviews(found: Sequence[RunOverview], settings: Sequence[Settings | None]) -> None:
+    from trarctl.report.comparison import value_of
+
     keys, headings = columns_of(settings)
     is_wide = open_console().width >= WIDE
     model = ["model"] if is_wide and not keys else []
@@ -328,6 +263,8 @@ def summarize_sweep(runs: Sequence[RunFolder], folder: Path, gpus: str | None, *
 
 def row_document(row: Row, keys: Sequence[str], more: Mapping[str, object]) -> dict[str, object]:
     """A row of ``eval --compare`` as JSON."""
+    from trarctl.report.comparison import value_of
+
     accuracy = row.answered.accuracy
     return {
         "checkpoint": row.name,

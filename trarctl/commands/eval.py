@@ -13,15 +13,10 @@ import typer
 from trarctl.commands.comparison import (
     choose_split,
     columns_of,
-    compared,
     gather,
-    groups_document,
-    how_compared,
-    labels_of,
     measured_and_kept,
     row_document,
     show_groups,
-    value_of,
 )
 from trarctl.commands.console import add_row, make_table, note, say, show_table, warn, write_json
 from trarctl.commands.options import (
@@ -256,7 +251,7 @@ def _compare(
     """
     from trarctl.engine.checkpoint import is_ours
     from trarctl.errors import SettingsError
-    from trarctl.report.comparison import differing
+    from trarctl.report.comparison import compare, differing
 
     # --config belongs to checkpoints of the original program alone; the others hold their settings.
     named = [Path(request.ckpt or "") for request in requests]
@@ -279,27 +274,24 @@ def _compare(
     is_paired = len({(row.split.digest, row.data.dataset) for row in rows}) == 1
     answered = [row.answered for row in rows] if is_paired else None
     overall = [accuracy.overall for accuracy in accuracies]
-    groups, contrasts = compared(settings, [row.epoch for row in rows], overall, answered)
+    found = compare(names, settings, overall, answered, apart=[row.epoch for row in rows])
     if not is_paired:
         note("not the same questions: without paired differences")
     if json is not None:
-        keys = differing([one for one in settings if one is not None])
+        keys = differing(settings)
         documents = [
             row_document(row, keys, _published_document(row, one)) for row, one in zip(rows, published, strict=True)
         ]
-        found = groups_document(groups, contrasts, names, accuracies[0].questions)
-        write_json({"split": requests[0].split, "checkpoints": documents, **found}, json)
+        write_json({"split": requests[0].split, "checkpoints": documents, **found.document()}, json)
     if json != "-":
         _show_rows(rows, published, requests[0].split, evaluator)
-        if len(groups) > 1 or len(rows) > 1:
+        if len(rows) > 1:
             say("")
-            show_groups(groups, contrasts, names, f"compared on {requests[0].split}")
-        if contrasts:
-            note(how_compared(accuracies[0].questions, has_seeds=len(groups) < len(rows)))
+            show_groups(found, f"compared on {requests[0].split}")
     if report is not None:
         from trarctl.report.comparison_page import write_comparison
 
-        path, notes = write_comparison(report, rows, groups, contrasts, labels_of(groups, names), images)
+        path, notes = write_comparison(report, rows, found, images)
         note(*notes)
         note(f"report written to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
@@ -323,6 +315,8 @@ def _published_document(row: Row, published: Published | None) -> dict[str, obje
 def _show_rows(
     rows: Sequence[Row], published: Sequence[Published | None], split: str, evaluator: EvaluatorName
 ) -> None:
+    from trarctl.report.comparison import value_of
+
     types = sorted({name for row in rows for name in row.answered.accuracy.per_type})
     keys, headings = columns_of([row.settings for row in rows])
     differs = [headings[key] for key in keys]

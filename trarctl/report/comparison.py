@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -112,12 +112,89 @@ class Contrast:
     over_seeds: Difference | None = None  # the same by the seeds' spread; None without two seeds in each
 
 
-def differing(runs: Sequence[Settings]) -> list[str]:
+@dataclass(frozen=True)
+class Comparison:
+    """Runs in groups of seeds, each group beside the best."""
+
+    names: Sequence[str]  # of the runs
+    groups: Sequence[Group]
+    contrasts: Sequence[Contrast]  # of each group; empty for a single one, and for runs that answered other questions
+    num_questions: int | None
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether some group has several runs."""
+        return any(len(group.members) > 1 for group in self.groups)
+
+    @property
+    def is_by_setting(self) -> bool:
+        """Whether the settings that differ tell the groups apart."""
+        texts = self._texts
+        return all(texts) and len(set(texts)) == len(texts)
+
+    @property
+    def labels(self) -> list[str]:
+        """Name the groups by the settings that differ, ``learning_rate 0.0003``, or else by their runs."""
+        if self.is_by_setting:
+            return self._texts
+        return [", ".join(self.names[index] for index in group.members) for group in self.groups]
+
+    @property
+    def _texts(self) -> list[str]:
+        short = short_names(key for group in self.groups[:1] for key in group.values)
+        return [", ".join(f"{short[key]} {value}" for key, value in group.values.items()) for group in self.groups]
+
+    @property
+    def conclusion(self) -> str:
+        """Answer in one sentence; empty without differences."""
+        return conclusion(self.groups, self.contrasts, self.labels) if self.contrasts else ""
+
+    def document(self) -> dict[str, object]:
+        """Describe the groups for other programs."""
+        documents = []
+        for place, group in enumerate(self.groups):
+            one: dict[str, object] = {
+                "runs": [self.names[index] for index in group.members],
+                "settings": group.values,
+                "mean": group.mean,
+                "standard_deviation": group.spread,
+            }
+            if self.contrasts:
+                contrast = self.contrasts[place]
+                one["verdict"] = contrast.verdict.name.lower()
+                one["difference"] = contrast.overall and asdict(contrast.overall)
+                one["difference_over_seeds"] = contrast.over_seeds and asdict(contrast.over_seeds)
+                per_type = contrast.per_type or {}
+                one["difference_per_type"] = {name: asdict(value) for name, value in per_type.items()}
+            documents.append(one)
+        bootstrap = {"resamples": NUM_RESAMPLES, "seed": SEED, "level": LEVEL, "questions": self.num_questions}
+        return {"groups": documents, "bootstrap": bootstrap if self.contrasts else None}
+
+
+def compare(
+    names: Sequence[str],
+    settings: Sequence[Settings | None],
+    overall: Sequence[float | None],
+    answered: Sequence[Answered] | None,
+    *,
+    apart: Sequence[object] | None = None,
+) -> Comparison:
+    """Gather runs into groups, see ``grouped``, and compare these if ``answered`` has results of the same questions."""
+    groups = make_groups(settings, apart or [""] * len(names), overall)
+    found = contrasts(groups, answered) if answered and len(groups) > 1 else []
+    return Comparison(names, groups, found, answered[0].accuracy.questions if answered else None)
+
+
+def differing(runs: Sequence[Settings | None]) -> list[str]:
     """Dotted keys of the settings that are not the same in all runs, but for where and on what they were computed."""
-    if not runs:
-        return []
-    tables = [flat(settings) for settings in runs]
-    return [key for key in tables[0] if key not in _UNCOMPARED and any(one[key] != tables[0][key] for one in tables)]
+    tables = [flat(settings) for settings in runs if settings is not None]
+    first = tables[0] if tables else {}
+    return [key for key in first if key not in _UNCOMPARED and any(one[key] != first[key] for one in tables)]
+
+
+def value_of(settings: Settings | None, key: str) -> str:
+    """A setting as text; empty where settings are not known."""
+    return "" if settings is None else to_text(flat(settings)[key])
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -152,12 +229,11 @@ def make_groups(
     runs: Sequence[Settings | None], apart: Sequence[object], overall: Sequence[float | None]
 ) -> list[Group]:
     """Gather runs into groups, see ``grouped``, without those that have no accuracy yet."""
-    known = [settings for settings in runs if settings is not None]
-    keys = [key for key in differing(known) if key != SEED_KEY]
+    keys = [key for key in differing(runs) if key != SEED_KEY]
     groups = []
     for members in grouped(runs, apart):
         first = runs[members[0]]
-        values = {} if first is None else {key: to_text(flat(first)[key]) for key in keys}
+        values = {} if first is None else {key: value_of(first, key) for key in keys}
         scored = [(index, value) for index in members if (value := overall[index]) is not None]
         if scored:
             groups.append(Group(tuple(index for index, _ in scored), values, tuple(value for _, value in scored)))

@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trarctl import __version__
-from trarctl.config.settings import flat, to_text
 from trarctl.engine.evaluations import run_of
 from trarctl.report.charts import Line, line_chart
 from trarctl.report.comparison import (
     NUM_RESAMPLES,
     SEED,
+    Comparison,
     Contrast,
     Group,
     Row,
-    conclusion,
     differing,
     mean_right,
     short_names,
+    value_of,
 )
 from trarctl.report.gallery import pictures_of, truth_in_words
 from trarctl.report.history import History, read_history
@@ -52,25 +52,20 @@ class Disputed:
 
 
 def write_comparison(
-    folder: Path,
-    rows: Sequence[Row],
-    groups: Sequence[Group],
-    found: Sequence[Contrast],
-    labels: Sequence[str],
-    images: Path | None,
+    folder: Path, rows: Sequence[Row], comparison: Comparison, images: Path | None
 ) -> tuple[Path, list[str]]:
     """Write ``index.html`` into a folder, whole or not at all; give its path, and what the user should know.
 
-    ``found`` is empty where the checkpoints answered different questions: then the page has no differences.
+    Where the checkpoints answered different questions, the page has no differences.
     """
+    groups, found, labels = comparison.groups, comparison.contrasts, comparison.labels
     first, missing = rows[0], []
     disputed: list[Disputed] = []
     num_disputed = 0
     if found:
         disputed, num_disputed, why = _disputed(rows, groups, labels, images)
         missing = [why] if why else []
-    known = [row.settings for row in rows if row.settings is not None]
-    keys = differing(known)
+    keys = differing([row.settings for row in rows])
     short = short_names(keys)
     content = {
         "title": f"{len(rows)} checkpoints compared on {first.data.name} {first.split.name}",
@@ -85,8 +80,8 @@ def write_comparison(
             {"name": label, "color": span_color(place), "group": group, "contrast": found[place] if found else None}
             for place, (label, group) in enumerate(zip(labels, groups, strict=True))
         ],
-        "conclusion": conclusion(groups, found, labels) if found else "",
-        "has_seeds": any(len(group.members) > 1 for group in groups),
+        "conclusion": comparison.conclusion,
+        "has_seeds": comparison.has_seeds,
         "resamples": f"{NUM_RESAMPLES:,}",
         "seed": SEED,
         "types": _types(rows, groups, found),
@@ -101,10 +96,9 @@ def write_comparison(
 
 
 def _row(row: Row, keys: Sequence[str]) -> dict[str, Any]:
-    values = {} if row.settings is None else flat(row.settings)
     return {
         "name": row.name,
-        "values": [to_text(values[key]) if values else "" for key in keys],
+        "values": [value_of(row.settings, key) for key in keys],
         "overall": row.answered.accuracy.overall,
         "checkpoint": row.chosen.checkpoint.name,
     }

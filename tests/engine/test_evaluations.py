@@ -13,7 +13,7 @@ import pytest
 from tests.engine.running import tiny_settings, train
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData, open_prepared
-from trarctl.engine.evaluations import Answered, find, keep, keep_if_possible, kept_in, load
+from trarctl.engine.evaluations import Answered, find, keep, kept_in, load
 from trarctl.engine.run import RunFolder
 
 
@@ -98,6 +98,6 @@ def test_what_belongs_to_something_else_or_is_damaged_is_passed_over(
 def test_a_folder_that_cannot_be_written_is_a_note(run: RunFolder, golden_data: dict[str, Path]) -> None:
     data = open_prepared(golden_data["vqa"])
     (run.path / "evaluations").write_text("in the way")
-    text = keep_if_possible(run.epoch_checkpoint(2), answer(data), data, data.split("val"))
+    text = keep(run.epoch_checkpoint(2), answer(data), data, data.split("val"))
     assert text == f"the evaluation is not kept: cannot write {run.path / 'evaluations'}: File exists"
-    assert keep_if_possible(run.path / "elsewhere.safetensors", answer(data), data, data.split("val")) is None
+    assert keep(run.path / "elsewhere.safetensors", answer(data), data, data.split("val")) is None

@@ -204,13 +204,13 @@ def test_an_interrupted_export_leaves_what_was_there(
     # Killed between two files, an export is not whole, which every reader and the next export know.
     killed = type("Killed", (BaseException,), {})
 
-    def torn(building: Path, folder: Path, names: Any) -> None:
-        (folder / "config.json").unlink(missing_ok=True)
+    def torn(folder: Path, building: Path, names: Any, _: object, marker: str) -> None:
+        (folder / marker).unlink(missing_ok=True)
         (building / names[0]).replace(folder / names[0])
         shutil.copytree(building, tmp_path / "kept")
         raise killed
 
-    monkeypatch.setattr(exporting, "_move", torn)
+    monkeypatch.setattr(exporting, "swap_in", torn)
     with pytest.raises(killed):
         export(request, out, model_card)
     monkeypatch.undo()

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from trarctl.config.settings import Settings, from_dict
+from trarctl.config.settings import Settings, from_dict, short_names
 from trarctl.data.metrics import Accuracy
 from trarctl.engine.evaluations import Answered
 from trarctl.report.comparison import (
@@ -22,7 +22,6 @@ from trarctl.report.comparison import (
     make_groups,
     paired_difference,
     seeds_difference,
-    short_names,
 )
 from trarctl.report.comparison_page import choose_disputed
 

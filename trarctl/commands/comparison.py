@@ -55,7 +55,7 @@ def measured_and_kept(
     """Measure, and keep that in the checkpoint's run; warn if a checkpoint fits the data no better than one answer."""
     from trarctl.data.metrics import commonest_answer, measure
     from trarctl.engine.checkpoint import is_ours
-    from trarctl.engine.evaluations import Answered, keep_if_possible
+    from trarctl.engine.evaluations import Answered, keep
 
     predictions = scores.predictions()
     accuracy = measure(predictions, data, split, evaluator)
@@ -67,7 +67,7 @@ def measured_and_kept(
                 f"words, answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
             )
     elif chosen.request.is_as_trained:
-        text = keep_if_possible(chosen.checkpoint, Answered(accuracy, predictions), data, split)
+        text = keep(chosen.checkpoint, Answered(accuracy, predictions), data, split)
         note(*([text] if text else []))
     return accuracy
 
@@ -99,8 +99,9 @@ def gather(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) 
 
 def columns_of(settings: Sequence[Settings | None]) -> tuple[list[str], dict[str, str]]:
     """The settings that differ between runs as far as there is room, with their headings; the rest in a note."""
+    from trarctl.config.settings import short_names
     from trarctl.errors import listed
-    from trarctl.report.comparison import SEED_KEY, differing, short_names
+    from trarctl.report.comparison import SEED_KEY, differing
 
     keys = differing(settings)
     # Data has a column of its own; the seed comes last.
@@ -114,7 +115,8 @@ def columns_of(settings: Sequence[Settings | None]) -> tuple[list[str], dict[str
 
 def show_groups(found: Comparison, title: str) -> None:
     """Print groups of seeds with mean, spread, and the paired difference from the best; then what follows from it."""
-    from trarctl.report.comparison import NUM_RESAMPLES, SEED, short_names
+    from trarctl.config.settings import short_names
+    from trarctl.report.comparison import NUM_RESAMPLES, SEED
 
     short = short_names(found.groups[0].values)
     # One column for each setting that differs, unless these do not tell the groups apart.

@@ -30,8 +30,9 @@ def plan_sweep(
     ``resolving`` finds the settings for options. ``shows_only``: the runs are listed, checked against settings alone.
     """
     from trarctl.config.resolve import Source
+    from trarctl.config.settings import to_text
     from trarctl.engine.jobs import fit_start
-    from trarctl.engine.sweep import SEED, Sweep, combinations, members_of, names_of, read_axes, refuse_taken
+    from trarctl.engine.sweep import SEED, Member, Sweep, combinations, names_of, read_axes, refuse_taken
     from trarctl.errors import SettingsError
 
     _refuse_group(options["run.gpus"][0])
@@ -61,21 +62,15 @@ def plan_sweep(
     if shows_only:
         table = make_table("run", *axes, title=f"{len(chosen)} runs of sweep {name}")
         for values, run_name in zip(chosen, named, strict=True):
-            add_row(table, run_name, *(_text(value) for value in values.values()))
+            add_row(table, run_name, *map(to_text, values.values()))
         show_table(table)
         return None
     first = jobs[0]
-    members = members_of([one.settings for one in jobs], chosen)
+    members = tuple(Member(one.settings, values) for one, values in zip(jobs, chosen, strict=True))
     sweep = Sweep(name, first.settings.run.folder, first.data, first.init, members)
     refuse_taken(sweep)
     sweep.write()
     return sweep
-
-
-def _text(value: object) -> str:
-    from trarctl.config.settings import to_text
-
-    return to_text(value)
 
 
 def _refuse_group(gpus: Any) -> None:

@@ -416,6 +416,13 @@ def kinds_of(key: str) -> tuple[object, ...]:
     return (annotation, get_origin(annotation), *get_args(annotation))
 
 
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Name settings without their table, where that is clear: ``learning_rate``."""
+    keys = list(keys)
+    lasts = [key.partition(".")[2] for key in keys]
+    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
+
+
 # Where a run is, and how and on what it is computed, which changes no number.
 CIRCUMSTANCES = (
     *("data.path", "data.num_workers", "data.cache", "run.name", "run.folder", "run.gpus", "run.num_threads"),

@@ -106,13 +106,22 @@ class Description(BaseModel):
     trained_on: TrainedOn | None = None  # None in old files
     candidate: str | None = None  # ``ema`` or ``average`` if the weights are one; None: those of the training
 
+    @property
+    def data_name(self) -> str:
+        """What commands call the data that it was trained on."""
+        return self.dataset if self.trained_on is None else self.trained_on.name
+
+    @property
+    def data_title(self) -> str:
+        """What that data shows, in a few words."""
+        return self.dataset if self.trained_on is None else self.trained_on.title
+
     def card(self, path: Path) -> DataCard | None:
         """What is needed to ask the model in ``path`` about a picture; None if it lacks a part that old files lack."""
         grid_size = self.settings.get("model", {}).get("grid_size")
         if self.max_words is None or not grid_size or (self.backbone is None) != (self.extractor is None):
             return None
-        title = self.dataset if self.trained_on is None else self.trained_on.title
-        texts = title, Vocabulary(tuple(self.vocabulary)), tuple(self.answers)
+        texts = self.data_title, Vocabulary(tuple(self.vocabulary)), tuple(self.answers)
         shape = self.max_words, grid_size, self.feature_width
         return DataCard(path, *texts, *shape, self.backbone, self.extractor)
 

@@ -28,8 +28,7 @@ from trarctl.config import EvaluatorName
 from trarctl.data.metrics import Accuracy
 from trarctl.data.records import StringTable
 from trarctl.engine.run import RunFolder
-from trarctl.errors import DataError
-from trarctl.files import open_regular, write_bytes
+from trarctl.files import open_regular, write_bytes, write_json
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
@@ -90,13 +89,12 @@ def digest_of_data(data: PreparedData, split: PreparedSplit) -> str:
     return hashlib.sha256(orjson.dumps(held, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def keep(checkpoint: Path, answered: Answered, data: PreparedData, split: PreparedSplit) -> None:
-    """Keep an evaluation in the checkpoint's run, in place of an older one; OSError if it cannot be written."""
+def keep(checkpoint: Path, answered: Answered, data: PreparedData, split: PreparedSplit) -> str | None:
+    """Keep an evaluation of a run's checkpoint in the run, in place of an older one; a note if it cannot be written."""
     run, accuracy = run_of(checkpoint), answered.accuracy
     if run is None:
-        raise AssertionError(f"{checkpoint} is in no run")
+        return None
     path = _path(run, checkpoint, split.name, accuracy.evaluator)
-    path.parent.mkdir(exist_ok=True)
     table = StringTable()
     arrays: dict[str, NDArray[Any]] = {
         "right": accuracy.right,
@@ -116,15 +114,20 @@ def keep(checkpoint: Path, answered: Answered, data: PreparedData, split: Prepar
         "split": split.name,
         "dataset": data.name,
         "checkpoint": checkpoint.name,
-        "epoch": _epoch(checkpoint),
+        "epoch": int(_EPOCH.findall(checkpoint.name)[0]),
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}",
         "trarctl": __version__,
         "checkpoint_digest": digest_of_header(checkpoint),
         "data_digest": digest_of_data(data, split),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    write_bytes(path.with_suffix(".npz"), content)
-    write_bytes(path, orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_bytes(path.with_suffix(".npz"), content)
+        write_json(path, document)
+    except OSError as error:
+        return f"the evaluation is not kept: cannot write {path.parent}: {error.strerror or error}"
+    return None
 
 
 def find(checkpoint: Path, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName) -> Answered | None:
@@ -135,9 +138,8 @@ def find(checkpoint: Path, data: PreparedData, split: PreparedSplit, evaluator: 
     path = _path(run, checkpoint, split.name, evaluator)
     document = _read(path)
     expected = {"trarctl": __version__, "checkpoint_digest": digest_of_header(checkpoint), "evaluator": evaluator}
+    expected["data_digest"] = digest_of_data(data, split)
     if document is None or any(document.get(key) != value for key, value in expected.items()):
-        return None
-    if document.get("data_digest") != digest_of_data(data, split):
         return None
     answered = _load(path, document)
     return answered if answered is not None and len(answered.answers) == len(split) else None
@@ -184,25 +186,8 @@ def kept_in(run: RunFolder) -> list[Evaluation]:
     return sorted(found, key=lambda one: (one.split, one.evaluator, one.epoch))
 
 
-def keep_if_possible(checkpoint: Path, answered: Answered, data: PreparedData, split: PreparedSplit) -> str | None:
-    """Keep an evaluation of a run's checkpoint; a note, if its folder cannot be written."""
-    if run_of(checkpoint) is None:
-        return None
-    try:
-        keep(checkpoint, answered, data, split)
-    except (OSError, DataError) as error:
-        why = getattr(error, "strerror", None) or error
-        return f"the evaluation is not kept: cannot write {checkpoint.parent.parent / FOLDER}: {why}"
-    return None
-
-
 def _path(run: RunFolder, checkpoint: Path, split: str, evaluator: str) -> Path:
     return run.path / FOLDER / f"{checkpoint.stem}-{split}-{evaluator}.json"
-
-
-def _epoch(checkpoint: Path) -> int:
-    match = _EPOCH.match(checkpoint.name)
-    return int(match[1]) if match else 0
 
 
 def _read(path: Path) -> dict[str, Any] | None:

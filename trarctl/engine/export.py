@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from trarctl.engine.evaluator import Chosen, Request, choose
 from trarctl.engine.loading import Loaded, describe_data
 from trarctl.engine.run import EXPORTED, EXPORTED_CONFIG, is_exported
 from trarctl.errors import CheckpointError, DataError, TrarError, first_line
-from trarctl.files import remove, writing
+from trarctl.files import remove, swap_in, writing
 from trarctl.model.trar import TRAR
 
 CARD, ONNX, PT2 = "README.md", "model.onnx", "model.pt2"
@@ -86,7 +87,7 @@ def export(request: Request, out: Path, to_card: ToCard, *, onnx: bool = False, 
             names.remove(CARD)
         else:
             (building / CARD).write_text(to_card(description, names), encoding="utf-8")
-        _move(building, out, names)
+        swap_in(out, building, [*names, EXPORTED_CONFIG], (ONNX, f"{ONNX}.data", PT2), marker=EXPORTED_CONFIG)
     return Exported(out, chosen, (*names, EXPORTED_CONFIG), tuple(notes))
 
 
@@ -115,13 +116,16 @@ def describe(loaded: Loaded, data: PreparedData | None) -> Description:
                 trained_on=trained_on,
                 **known,
             )
-    name = description.dataset if description.trained_on is None else description.trained_on.name
     vectors = description.vectors
     if vectors is not None:
         vectors = {**vectors, "source": Path(vectors["source"]).name}
     run = settings.run.model_copy(update={"folder": Path("runs"), "gpus": None})
     own = settings.model_copy(update={"run": run, "data": settings.data.model_copy(update={"path": None})})
-    local = {"settings": own.model_dump(mode="json"), "data": str(default_folder(name)), "vectors": vectors}
+    local = {
+        "settings": own.model_dump(mode="json"),
+        "data": str(default_folder(description.data_name)),
+        "vectors": vectors,
+    }
     return description.model_copy(update=local)
 
 
@@ -210,17 +214,14 @@ def _sample(loaded: Loaded, size: int) -> Inputs:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep back what torch's exporters tell of themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 @contextmanager
@@ -236,13 +237,9 @@ def _told_by_torch() -> Iterator[None]:
 
 
 def _require_onnx() -> None:
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript
-    except ImportError as error:
-        raise DataError(f"--onnx needs {error.name}, which is not installed", 'pip install "trarctl[onnx]"') from None
-    del onnx, onnxruntime, onnxscript
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(name) is None:
+            raise DataError(f"--onnx needs {name}, which is not installed", 'pip install "trarctl[onnx]"')
 
 
 # The folder: built inside, then moved to its names, the description last.
@@ -290,12 +287,3 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         if is_new:
             with suppress(OSError):
                 out.rmdir()
-
-
-def _move(building: Path, out: Path, names: Sequence[str]) -> None:
-    """Replace what an earlier export left; a folder with a description is whole."""
-    (out / EXPORTED_CONFIG).unlink(missing_ok=True)
-    for name in (ONNX, f"{ONNX}.data", PT2):
-        remove(out / name)
-    for name in (*names, EXPORTED_CONFIG):
-        (building / name).replace(out / name)

@@ -45,15 +45,13 @@ class Metrics:
 
     def best_epoch(self, among: Collection[int] | None = None) -> int | None:
         """Find the epoch with the best validation, the first of equals; None without one."""
-        scores = {
-            epoch: entry["overall"] for epoch, entry in self.validations.items() if among is None or epoch in among
-        }
-        return max(scores, key=lambda epoch: (scores[epoch], -epoch)) if scores else None
+        known = [epoch for epoch in self.validations if among is None or epoch in among]
+        return max(known, key=lambda epoch: (self.validations[epoch]["overall"], -epoch), default=None)
 
     def best_candidate(self, among: Collection[tuple[int, str]] | None = None) -> tuple[int, str] | None:
         """Find epoch and name of the average of weights with the best validation, the first of equals."""
-        scores = {key: one["overall"] for key, one in self.candidates.items() if among is None or key in among}
-        return max(scores, key=lambda key: (scores[key], -key[0])) if scores else None
+        known = [key for key in self.candidates if among is None or key in among]
+        return max(known, key=lambda key: (self.candidates[key]["overall"], -key[0]), default=None)
 
     def best(
         self, epochs: Collection[int] | None = None, candidates: Collection[tuple[int, str]] | None = None

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from trarctl.config.settings import (
     flat,
     from_text,
     kinds_of,
+    short_names,
     to_text,
     unknown,
 )
@@ -152,12 +153,11 @@ def combinations(axes: Axes) -> list[Values]:
 def names_of(sweep: str, chosen: Sequence[Values]) -> list[str]:
     """Name the run of each combination: ``SWEEP-learning_rate-0.0003-seed-1``; SettingsError if two are the same."""
     names = []
-    lasts = [key.rpartition(".")[2] for key in (chosen[0] if chosen else ())]
+    short = short_names(chosen[0] if chosen else ())
     for values in chosen:
         parts = [sweep]
         for key, value in values.items():
-            last = key.rpartition(".")[2]
-            parts.append(last if lasts.count(last) == 1 else key)
+            parts.append(short[key])
             parts.append(re.sub(r"[^A-Za-z0-9.+]+", "_", to_text(value)).strip("_").replace("+", "_") or "none")
         names.append("-".join(parts))
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -165,11 +165,6 @@ def names_of(sweep: str, chosen: Sequence[Values]) -> list[str]:
             f"two runs would have the same name: {listed(twice)}", "give values that differ in a letter"
         )
     return names
-
-
-def members_of(settings: Sequence[Settings], chosen: Sequence[Values]) -> tuple[Member, ...]:
-    """Put the settings of the runs and what varies together."""
-    return tuple(Member(one, values) for one, values in zip(settings, chosen, strict=True))
 
 
 def refuse_taken(sweep: Sweep) -> None:
@@ -251,25 +246,7 @@ def is_pattern(text: str) -> bool:
 
 def find_runs(texts: Sequence[str], folder: Path) -> list[RunFolder]:
     """The runs that names, sweeps and patterns such as ``'rates-*'`` mean, each once; CheckpointError for none."""
-    return [run for run, _ in _find(texts, folder)]
-
-
-def find_checkpoint_names(texts: Sequence[str], folder: Path) -> list[str]:
-    """What ``find_checkpoint`` takes, for each run that a sweep or a pattern means; other texts stay as they are."""
-    names = []
-    for text in texts:
-        name, at, epoch = text.rpartition("@") if "@" in text else (text, "", "")
-        is_several = not Path(text).exists() and (is_pattern(name) or find_sweep(name, folder) is not None)
-        if not is_several:
-            names.append(text)
-            continue
-        for run, _ in _find([name], folder):
-            names.append(f"{run.name if run.path.parent == folder else run.path}{at}{epoch}")
-    return list(dict.fromkeys(names))
-
-
-def _find(texts: Sequence[str], folder: Path) -> Iterator[tuple[RunFolder, str]]:
-    seen: set[str] = set()
+    found: dict[str, RunFolder] = {}
     for text in texts:
         sweep = find_sweep(text, folder)
         if sweep is not None:
@@ -282,17 +259,30 @@ def _find(texts: Sequence[str], folder: Path) -> Iterator[tuple[RunFolder, str]]
             known = ", ".join(run.name for run in list_runs(folder)[-5:]) or "none"
             raise CheckpointError(f"no run matches {text!r} in {folder} (latest: {known})", "trarctl runs lists them")
         for run in runs:
-            if (key := os.path.realpath(run.path)) not in seen:
-                seen.add(key)
-                yield run, text
+            found.setdefault(os.path.realpath(run.path), run)
+    return list(found.values())
+
+
+def find_checkpoint_names(texts: Sequence[str], folder: Path) -> list[str]:
+    """What ``find_checkpoint`` takes, for each run that a sweep or a pattern means; other texts stay as they are."""
+    names = []
+    for text in texts:
+        name, at, epoch = text.rpartition("@") if "@" in text else (text, "", "")
+        is_several = not Path(text).exists() and (is_pattern(name) or find_sweep(name, folder) is not None)
+        if not is_several:
+            names.append(text)
+            continue
+        for run in find_runs([name], folder):
+            names.append(f"{run.name if run.path.parent == folder else run.path}{at}{epoch}")
+    return list(dict.fromkeys(names))
 
 
 def _matching(pattern: str, folder: Path) -> list[RunFolder]:
     path = Path(pattern)
-    places = [(Path(path.anchor), str(path.relative_to(path.anchor)))] if path.anchor else [(folder, pattern)]
-    for within, part in [*places, *([] if path.anchor else [(Path(), pattern)])]:
+    part = str(path.relative_to(path.anchor))
+    for place in [Path(path.anchor)] if path.anchor else [folder, Path()]:
         with suppress(ValueError):  # a pattern that is none matches nothing
-            if runs := [run for run in map(RunFolder, within.glob(part)) if run.exists()]:
+            if runs := [run for run in map(RunFolder, place.glob(part)) if run.exists()]:
                 return sorted(runs, key=lambda run: _natural(run.name))
     return []
 

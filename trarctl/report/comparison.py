@@ -6,7 +6,7 @@ Axes: Q questions, R resamples, V distinct values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trarctl.config.settings import CIRCUMSTANCES, Settings, flat, to_text
+from trarctl.config.settings import CIRCUMSTANCES, Settings, flat, short_names, to_text
 from trarctl.engine.evaluations import Answered
 
 if TYPE_CHECKING:
@@ -195,13 +195,6 @@ def differing(runs: Sequence[Settings | None]) -> list[str]:
 def value_of(settings: Settings | None, key: str) -> str:
     """A setting as text; empty where settings are not known."""
     return "" if settings is None else to_text(flat(settings)[key])
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Name settings without their table, where that is clear: ``learning_rate``."""
-    keys = list(keys)
-    lasts = [key.partition(".")[2] for key in keys]
-    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
 
 
 def grouped(runs: Sequence[Settings | None], apart: Sequence[object]) -> list[tuple[int, ...]]:

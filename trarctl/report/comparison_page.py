@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trarctl import __version__
+from trarctl.config.settings import short_names
 from trarctl.engine.evaluations import run_of
 from trarctl.report.charts import Line, line_chart
 from trarctl.report.comparison import (
@@ -27,7 +28,6 @@ from trarctl.report.comparison import (
     Row,
     differing,
     mean_right,
-    short_names,
     value_of,
 )
 from trarctl.report.gallery import pictures_of, truth_in_words

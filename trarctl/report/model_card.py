@@ -31,7 +31,7 @@ def model_card(description: Description, files: Sequence[str]) -> str:
 
 
 def _head(description: Description) -> str:
-    name = _name(description)
+    name = description.data_name
     head: dict[str, Any] = {
         "library_name": "trarctl",
         "pipeline_tag": _TASK,
@@ -54,13 +54,13 @@ def _title(description: Description) -> str:
     return (
         f"# {_plain(description.run)}\n\nA TRAR model: a Transformer that answers questions about pictures, and routes"
         f" each picture through attention spans of different sizes.\nIt chooses one of {len(description.answers):,}"
-        f" answers. It was trained on {_plain(_shows(description))}.\n"
+        f" answers. It was trained on {_plain(description.data_title)}.\n"
     )
 
 
 def _data(description: Description) -> str:
     trained = description.trained_on
-    lines = [f"- data: {_plain(_shows(description))} (`{_name(description)}`)"]
+    lines = [f"- data: {_plain(description.data_title)} (`{description.data_name}`)"]
     if trained is not None and trained.questions is not None:
         lines.append(f"- trained on: {trained.questions:,} questions of `{trained.split}`")
     known = f"{len(description.vocabulary):,} words, questions of up to {description.max_words} words"
@@ -133,7 +133,7 @@ def _loading(description: Description, files: Sequence[str]) -> str:
 ```bash
 pip install "trarctl[features]"
 trarctl predict --ckpt FOLDER --image photo.jpg --question "what is it?"
-trarctl eval --ckpt FOLDER --data data/{_name(description)}/prepared
+trarctl eval --ckpt FOLDER --data data/{description.data_name}/prepared
 trarctl train DATASET --init FOLDER
 ```
 
@@ -165,14 +165,6 @@ Zhou et al., *TRAR: Routing the Attention Spans in Transformers for Visual Quest
 
 def _settings(description: Description) -> Settings:
     return from_dict(description.settings, "the checkpoint")
-
-
-def _name(description: Description) -> str:
-    return description.dataset if description.trained_on is None else description.trained_on.name
-
-
-def _shows(description: Description) -> str:
-    return description.dataset if description.trained_on is None else description.trained_on.title
 
 
 def _percent(value: float | None) -> str:

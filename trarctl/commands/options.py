@@ -208,13 +208,11 @@ def extracting_devices(gpus: str | None) -> tuple[str, ...]:
     from trarctl.engine.distributed import plan_placement
 
     # With RANK and WORLD_SIZE alone a process shares the pictures, but no machine.
-    environ = os.environ if "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ else _without_group()
+    environ = dict(os.environ)
+    if "LOCAL_RANK" not in environ and "SLURM_PROCID" not in environ:
+        environ = {name: value for name, value in environ.items() if name not in ("RANK", "WORLD_SIZE")}
     placement = plan_placement(gpus, environ)
     return placement.devices if placement.group is None else (placement.device,)
-
-
-def _without_group() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
 
 
 def refuse_ignored(

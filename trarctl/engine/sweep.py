@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ class Sweep:
 
     def _document(self) -> dict[str, Any]:
         runs = [
-            {"name": one.run.name, "values": _plain(one.values), "settings": one.settings.model_dump(mode="json")}
+            {"name": one.run.name, "values": one.values, "settings": one.settings.model_dump(mode="json")}
             for one in self.members
         ]
         init = None if self.init is None else str(self.init.absolute())
@@ -233,10 +233,6 @@ def read_sweep(file: Path) -> Sweep:
         why = getattr(error, "strerror", None) or "it is cut off or changed"
         again = f"its runs are whole: trarctl runs '{name}-*'; trarctl resume RUN goes on with one"
         raise CheckpointError(f"cannot read the sweep {file}: {why}", again) from error
-
-
-def _plain(values: Mapping[str, object]) -> dict[str, object]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def is_pattern(text: str) -> bool:

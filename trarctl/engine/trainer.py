@@ -663,19 +663,16 @@ def _accuracy(validated: Validated | None) -> dict[str, Any] | None:
 
 def _after_epoch(state: TrainState, validated: Validated | None) -> TrainState:
     """The state once an epoch is over."""
-    after = TrainState(
+    best, num_since = (state.best_epoch, state.best_overall), state.validations_since_best
+    if validated is not None:
+        best, num_since = ((validated.epoch, validated.overall), 0) if validated.is_best else (best, num_since + 1)
+    return TrainState(
         epoch=state.epoch + 1,
         step=state.step,
-        best_epoch=state.best_epoch,
-        best_overall=state.best_overall,
-        validations_since_best=state.validations_since_best,
+        best_epoch=best[0],
+        best_overall=best[1],
+        validations_since_best=num_since,
     )
-    if validated is None:
-        return after
-    if validated.is_best:
-        best = {"best_epoch": validated.epoch, "best_overall": validated.overall, "validations_since_best": 0}
-        return after.model_copy(update=best)
-    return after.model_copy(update={"validations_since_best": state.validations_since_best + 1})
 
 
 def is_out_of_patience(settings: Settings, state: TrainState) -> bool:

@@ -14,7 +14,7 @@ from trarctl.data.features import zipped
 from trarctl.data.features.grid import FeatureFileError, read_features, read_shape
 from trarctl.errors import DataError
 
-TIME = 1_700_000_000_123_456_700  # ns; archives keep 100 of them
+TIME = 1_700_000_000_123_456_789  # ns
 NAMES = ("b.npy", "a/deep/c.npy", "a/ü x.npy", "a.npy")
 
 

@@ -1,8 +1,9 @@
 """Feature files in one archive: ``FOLDER/features.zip`` stands for the files that it holds, as if they lay in FOLDER.
 
 ``trarctl extract --pack`` writes it, beside ``backbone.json``. Members are stored as they are, so that one is read
-without the others; ``unzip`` gives the files back, and ``numpy.load`` reads the archive. A file that does lie in the
-folder counts more than the member of its name.
+without the others; ``unzip`` gives the files back, and ``numpy.load`` reads the archive. The comment of a member is the
+time of its last change, in ns since 1970: archives themselves keep even seconds. A file that does lie in the folder
+counts more than the member of its name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import struct
 import time
 import weakref
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +26,6 @@ from trarctl.errors import DataError
 ARCHIVE = "features.zip"
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member: magic number, and the lengths of what follows before the data
-# An extra field that archivers know from NTFS: times of change, access and making in units of 100 ns since 1601.
-_NTFS, _TIMES = 0x000A, struct.Struct("<HHLHHQQQ")
-_UNIX_EPOCH = 116_444_736_000_000_000
 _FIRST_DAY, _LAST_DAY = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)  # that other archivers can write
 
 
@@ -96,10 +94,7 @@ def find(path: Path) -> tuple[Archive, Member] | None:
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
-    """Give the bytes of a file and the time of its last change, ns since 1970; OSError if it is in no archive either.
-
-    Of a file in an archive, the time is cut off to 100 ns.
-    """
+    """Give the bytes of a file and the time of its last change, ns since 1970; OSError if no archive has it."""
     try:
         status = path.stat()
     except OSError:
@@ -142,20 +137,11 @@ def write(folder: Path, names: Iterable[str], scratch: Path, progress: Progress)
 def _info(name: str, modified_ns: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, min(max(time.gmtime(modified_ns // 10**9)[:6], _FIRST_DAY), _LAST_DAY))
     info.create_system, info.external_attr = 3, 0o644 << 16  # of Unix, whatever wrote it
-    info.extra = _TIMES.pack(_NTFS, _TIMES.size - 4, 0, 1, 24, *[max(modified_ns // 100 + _UNIX_EPOCH, 0)] * 3)
+    info.comment = str(modified_ns).encode()
     return info
 
 
 def _member(info: zipfile.ZipInfo) -> Member:
     is_stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
-    times = [ticks for kind, ticks in _extra_fields(info.extra) if kind == _NTFS]
-    modified_ns = (times[0] - _UNIX_EPOCH) * 100 if times else 0
+    modified_ns = int(info.comment) if info.comment.isdigit() else 0
     return Member(info.header_offset, info.file_size, modified_ns, is_stored)
-
-
-def _extra_fields(extra: bytes) -> Iterator[tuple[int, int]]:
-    """Give the kind of each extra field, and what stands where that of times has the last change."""
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<HH", extra)
-        yield kind, int.from_bytes(extra[12:20], "little") if length >= 16 else 0
-        extra = extra[4 + length :]

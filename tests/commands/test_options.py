@@ -103,18 +103,21 @@ def test_completion_knows_the_options() -> None:
     assert result.stdout.split() == ["--batch-size"]
 
 
-def completed(words: str, folder: Path) -> list[str]:
-    environment = os.environ | {
-        "_TRARCTL_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split()) - 1 + words.endswith(" ")),
-    }
-    command = [sys.executable, "-m", "trarctl"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=folder)
-    return result.stdout.split()
+@pytest.fixture
+def completed(trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], list[str]]:
+    """What a shell is told in a folder, by this process."""
+
+    def complete(words: str, folder: Path) -> list[str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("_TRARCTL_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1 + words.endswith(" ")))
+        return trarctl()[1].split()
+
+    return complete
 
 
-def test_completion_knows_runs_splits_and_settings(tmp_path: Path) -> None:
+def test_completion_knows_runs_splits_and_settings(tmp_path: Path, completed: Callable[[str, Path], list[str]]) -> None:
     for run in ("birds-1", "birds-2", "other"):
         (tmp_path / "runs" / run / "checkpoints").mkdir(parents=True)
         (tmp_path / "runs" / run / "settings.json").touch()

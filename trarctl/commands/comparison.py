@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -261,19 +261,3 @@ def summarize_sweep(runs: Sequence[RunFolder], folder: Path, gpus: str | None, *
     except DataError as error:
         note(f"the runs are not compared question by question: {error.what}")
     show_runs(runs, str(folder), None, has_groups=True)
-
-
-def row_document(row: Row, keys: Sequence[str], more: Mapping[str, object]) -> dict[str, object]:
-    """A row of ``eval --compare`` as JSON."""
-    from trarctl.report.comparison import value_of
-
-    accuracy = row.answered.accuracy
-    return {
-        "checkpoint": row.name,
-        "overall": accuracy.overall,
-        "per_type": accuracy.per_type,
-        "questions": accuracy.questions,
-        "evaluator": accuracy.evaluator,
-        "differs": {key: value_of(row.settings, key) for key in keys if row.settings is not None},
-        **more,
-    }

@@ -15,7 +15,6 @@ from trarctl.commands.comparison import (
     columns_of,
     gather,
     measured_and_kept,
-    row_document,
     show_groups,
 )
 from trarctl.commands.console import add_row, make_table, note, say, show_table, warn, write_json
@@ -280,7 +279,7 @@ def _compare(
     if json is not None:
         keys = differing(settings)
         documents = [
-            row_document(row, keys, _published_document(row, one)) for row, one in zip(rows, published, strict=True)
+            _row_document(row, keys) | _published_document(row, one) for row, one in zip(rows, published, strict=True)
         ]
         write_json({"split": requests[0].split, "checkpoints": documents, **found.document()}, json)
     if json != "-":
@@ -303,6 +302,14 @@ def _published(row: Row) -> Published | None:
         note(f"{row.name}: published results are of {whole:,} questions, not of these {len(row.split):,}")
     same = [one for one in candidates if one.name.startswith(row.chosen.settings.model.routing)]
     return next(iter(same or candidates), None)
+
+
+def _row_document(row: Row, keys: Sequence[str]) -> dict[str, object]:
+    from trarctl.report.comparison import value_of
+
+    figures = {name: getattr(row.answered.accuracy, name) for name in ("overall", "per_type", "questions", "evaluator")}
+    differs = {key: value_of(row.settings, key) for key in keys if row.settings is not None}
+    return {"checkpoint": row.name, **figures, "differs": differs}
 
 
 def _published_document(row: Row, published: Published | None) -> dict[str, object]:

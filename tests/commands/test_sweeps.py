@@ -11,14 +11,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 from tests.small_runs import TINY, make_raw
-from trarctl.engine import evaluator
+from trarctl.commands import sweeps
+from trarctl.engine import evaluator, trainer
 from trarctl.engine.run import RunFolder
+from trarctl.engine.trainer import Trainer
 
 Run = Callable[..., tuple[int, str, str]]
 GRID = ["--grid", "train.learning_rate=1e-4,3e-2", "--seeds", "1,2"]
@@ -179,6 +182,38 @@ def test_a_signal_stops_the_whole_sweep_after_saving(elsewhere: Path, trarctl: R
     assert "hint:  trarctl resume stop goes on with the sweep" in err
     assert second.saved()
     assert not Path("runs", "stop-epochs-2").exists()
+
+
+def test_the_time_is_that_of_all_runs_together(
+    elsewhere: Path, home: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, step = [0.0], Trainer.train_step
+
+    def tick() -> float:
+        now[0] += 1
+        return now[0]
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        tick()
+        return step(*arguments, **options)
+
+    # Each of the 12 steps of a run takes a second, and so does what comes before a run.
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sweeps, "time", SimpleNamespace(monotonic=tick))
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    code, out, err = trarctl(*TRAIN, *GRID, "--name", "rates", "--max-time", "17s")
+    assert (code, out) == (142, "")
+    assert (
+        f"stopped: sweep rates, run 2 of 4, {NAMES[1]}: run {NAMES[1]} stopped by run.max_time = 17s after step 3;"
+        in err
+    )
+    code, _, err = trarctl("resume", "rates", "-q", "--max-time", "24s")
+    assert code == 142
+    assert f"stopped: sweep rates stopped by run.max_time = 24s before run 4 of 4, {NAMES[3]}\n" in err
+    assert "hint:  trarctl resume rates goes on with the sweep\n" in err
+    assert trarctl("resume", "rates", "-q")[0] == 0  # for 17 s again
+    for name in NAMES:
+        assert tensors(RunFolder(Path("runs") / name)) == tensors(RunFolder(home / "runs" / name))
 
 
 # What is refused before the first run begins

@@ -91,6 +91,10 @@ def test_every_ckpt_reads_a_folder(run: SmallRun, shared: Path, tmp_path: Path, 
     )
     code, _, stderr = trarctl("train", *started, "--set", "model.routing=hard", "--set", "model.num_heads=2")
     assert code == 0, stderr
+    code, _, stderr = trarctl("eval", "--ckpt", f"{shared}@2", "--data", run.prepared)
+    assert code == 5
+    assert f"error: {shared} is an exported folder: it holds one model, and no epochs to choose from\n" in stderr
+    assert f"hint:  --ckpt {shared}\n" in stderr
     code, _, stderr = trarctl("resume", shared)
     assert code == 5
     assert f"error: {shared} is an exported folder, which holds no state of a training to resume\n" in stderr

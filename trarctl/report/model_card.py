@@ -159,7 +159,7 @@ attention span in each layer. Words and answers are in `config.json`, in the ord
 def _citation() -> str:
     return """## Source
 
-Zhou et al., *TRAR: Routing the Attention Spans in Transformers for Visual Question Answering*, ICCV 2021.
+Zhou et al., *TRAR: Routing the Attention Spans in Transformer for Visual Question Answering*, ICCV 2021.
 """
 
 

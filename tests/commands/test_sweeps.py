@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -309,6 +311,23 @@ def test_compare_takes_patterns_and_scores_nothing_twice(
     assert "error: no run matches 'nothing-*' in runs" in err
 
 
+def test_a_narrow_table_keeps_names_legible(there: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four settings that differ two are shown beside the accuracies, and the others named."""
+    shutil.copytree("runs", "others")
+    for number, name in enumerate(NAMES[2:]):
+        file = Path("others", name, "settings.json")
+        settings = json.loads(file.read_text())
+        settings["train"] |= {"gradient_clip": 1.0 + number, "decay_factor": 0.3}
+        file.write_text(json.dumps(settings))
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = trarctl("runs", "others")
+    shutil.rmtree("others")
+    assert code == 0, err
+    assert out.split()[:5] == ["run", "learning_rate", "decay_factor", "seed", "best,"]
+    assert "also different: train.gradient_clip; --json - has all of them" in err
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+
+
 def test_one_page_for_several_runs(there: Path, trarctl: Run) -> None:
     code, _, err = trarctl("eval", "--compare", "rates", "--report", "page")
     assert code == 0, err
@@ -317,6 +336,13 @@ def test_one_page_for_several_runs(there: Path, trarctl: Run) -> None:
     assert all(name in page for name in NAMES)
     assert "learning_rate 0.0001" in page
     assert "Where they disagree most" in page
+    # Cards that a phone folds, and the script that does, which the page's policy lets run.
+    cards = page.count("<article")
+    assert cards == page.count("<details open><summary>image and answers</summary>") > 0
+    script = re.search(r"<script>(.*)</script>", page, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
     assert "10,000 bootstrap resamples (seed 0)" in page
     assert "<img src=x" not in page  # a question that is markup
 

@@ -273,6 +273,8 @@ def test_a_checkpoint_of_the_original(golden_data: dict[str, Path], tmp_path: Pa
         assert np.abs(ours["routes"] - theirs["alphas"]).max() < 1e-4
     card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
     assert "Nothing was measured when this checkpoint was saved" in card
+    assert "| `routing` | hard |" in card
+    assert "`seed`" not in card  # nobody knows it
     data = open_prepared(golden_data["vqa"])
     np.save(tmp_path / "one.npy", data.features.read(np.array([0]))[0])
     asked = ("--features", tmp_path / "one.npy", "--question", data.split("val").question_text(0), "--json", "-")

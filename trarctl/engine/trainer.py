@@ -604,7 +604,9 @@ class Trainer:
             best = metrics.best_candidate(self.run.saved_candidates(name))
             if best is not None and metrics.candidates[best]["overall"] >= measured.overall:
                 return
-        described = description.model_copy(update={"accuracy": _accuracy(measured), "candidate": name})
+        accuracy = _accuracy(measured)
+        accuracy = accuracy and accuracy | self._measured_on
+        described = description.model_copy(update={"accuracy": accuracy, "candidate": name})
         held = {checkpoint.MODEL + key: tensor for key, tensor in tensors.items()}
         checkpoint.save_checkpoint(self.run.candidate_checkpoint(epoch, name), held, described)
 

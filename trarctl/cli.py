@@ -92,6 +92,10 @@ for name, command, epilog in (
     app.command(name, cls=Command, epilog=f"\b\n{epilog}")(command)
 
 
+def _names() -> list[str]:
+    return [one.name for one in app.registered_commands if one.name]
+
+
 @app.command("version", cls=Command, epilog="Example: trarctl version")
 def version() -> None:
     """Show the version."""
@@ -101,7 +105,8 @@ def version() -> None:
 @app.command("help", cls=Command, epilog="Example: trarctl help train")
 def show_help(
     command: Annotated[
-        str | None, typer.Argument(metavar="COMMAND", help="By default all commands.", show_default=False)
+        str | None,
+        typer.Argument(metavar="COMMAND", help="By default all commands.", autocompletion=_names, show_default=False),
     ] = None,
 ) -> None:
     """Show what a command takes, as trarctl COMMAND --help does."""

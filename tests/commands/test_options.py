@@ -121,14 +121,18 @@ def test_completion_knows_runs_splits_and_settings(tmp_path: Path, completed: Ca
     for run in ("birds-1", "birds-2", "other"):
         (tmp_path / "runs" / run / "checkpoints").mkdir(parents=True)
         (tmp_path / "runs" / run / "settings.json").touch()
-    (tmp_path / "runs/birds-1/checkpoints/epoch-012.safetensors").touch()
+    for name in ("012", "012-step-000004", "010-ema"):
+        (tmp_path / f"runs/birds-1/checkpoints/epoch-{name}.safetensors").touch()
     (tmp_path / "data/birds/prepared").mkdir(parents=True)
     (tmp_path / "data/birds/prepared/manifest.json").write_text('{"text": {"splits": {"train": {}, "test": {}}}}')
     (tmp_path / "data/damaged/prepared").mkdir(parents=True)
     (tmp_path / "data/damaged/prepared/manifest.json").write_text("{")
     assert completed("trarctl eval --ckpt bi", tmp_path) == ["birds-1", "birds-2"]
-    assert completed("trarctl eval --ckpt birds-1@", tmp_path) == ["birds-1@12"]
+    assert completed("trarctl eval --ckpt birds-1@", tmp_path) == ["birds-1@12", "birds-1@ema"]
     assert completed("trarctl resume o", tmp_path) == ["other"]
+    assert completed("trarctl train bi", tmp_path) == ["birds"]
+    assert completed("trarctl help ex", tmp_path) == ["extract", "export"]
+    assert completed("trarctl train --precision t", tmp_path) == ["tf32"]
     assert completed("trarctl train birds --split t", tmp_path) == ["train", "test"]
     assert completed("trarctl eval --data data/birds/prepared --split te", tmp_path) == ["test"]
     assert completed("trarctl train --set train.learn", tmp_path) == ["train.learning_rate="]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -11,14 +13,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 from tests.small_runs import TINY, make_raw
-from trarctl.engine import evaluator
+from trarctl.commands import sweeps
+from trarctl.engine import evaluator, trainer
 from trarctl.engine.run import RunFolder
+from trarctl.engine.trainer import Trainer
 
 Run = Callable[..., tuple[int, str, str]]
 GRID = ["--grid", "train.learning_rate=1e-4,3e-2", "--seeds", "1,2"]
@@ -181,6 +186,38 @@ def test_a_signal_stops_the_whole_sweep_after_saving(elsewhere: Path, trarctl: R
     assert not Path("runs", "stop-epochs-2").exists()
 
 
+def test_the_time_is_that_of_all_runs_together(
+    elsewhere: Path, home: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, step = [0.0], Trainer.train_step
+
+    def tick() -> float:
+        now[0] += 1
+        return now[0]
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        tick()
+        return step(*arguments, **options)
+
+    # Each of the 12 steps of a run takes a second, and so does what comes before a run.
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sweeps, "time", SimpleNamespace(monotonic=tick))
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    code, out, err = trarctl(*TRAIN, *GRID, "--name", "rates", "--max-time", "17s")
+    assert (code, out) == (142, "")
+    assert (
+        f"stopped: sweep rates, run 2 of 4, {NAMES[1]}: run {NAMES[1]} stopped by run.max_time = 17s after step 3;"
+        in err
+    )
+    code, _, err = trarctl("resume", "rates", "-q", "--max-time", "24s")
+    assert code == 142
+    assert f"stopped: sweep rates stopped by run.max_time = 24s before run 4 of 4, {NAMES[3]}\n" in err
+    assert "hint:  trarctl resume rates goes on with the sweep\n" in err
+    assert trarctl("resume", "rates", "-q")[0] == 0  # for 17 s again
+    for name in NAMES:
+        assert tensors(RunFolder(Path("runs") / name)) == tensors(RunFolder(home / "runs" / name))
+
+
 # What is refused before the first run begins
 
 
@@ -274,6 +311,23 @@ def test_compare_takes_patterns_and_scores_nothing_twice(
     assert "error: no run matches 'nothing-*' in runs" in err
 
 
+def test_a_narrow_table_keeps_names_legible(there: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four settings that differ two are shown beside the accuracies, and the others named."""
+    shutil.copytree("runs", "others")
+    for number, name in enumerate(NAMES[2:]):
+        file = Path("others", name, "settings.json")
+        settings = json.loads(file.read_text())
+        settings["train"] |= {"gradient_clip": 1.0 + number, "decay_factor": 0.3}
+        file.write_text(json.dumps(settings))
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = trarctl("runs", "others")
+    shutil.rmtree("others")
+    assert code == 0, err
+    assert out.split()[:5] == ["run", "learning_rate", "decay_factor", "seed", "best,"]
+    assert "also different: train.gradient_clip; --json - has all of them" in err
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+
+
 def test_one_page_for_several_runs(there: Path, trarctl: Run) -> None:
     code, _, err = trarctl("eval", "--compare", "rates", "--report", "page")
     assert code == 0, err
@@ -282,6 +336,13 @@ def test_one_page_for_several_runs(there: Path, trarctl: Run) -> None:
     assert all(name in page for name in NAMES)
     assert "learning_rate 0.0001" in page
     assert "Where they disagree most" in page
+    # Cards that a phone folds, and the script that does, which the page's policy lets run.
+    cards = page.count("<article")
+    assert cards == page.count("<details open><summary>image and answers</summary>") > 0
+    script = re.search(r"<script>(.*)</script>", page, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
     assert "10,000 bootstrap resamples (seed 0)" in page
     assert "<img src=x" not in page  # a question that is markup
 

@@ -24,6 +24,7 @@ from trarctl.engine.run import RunFolder, find_checkpoint, read_settings
 from trarctl.engine.signals import StopRequest
 from trarctl.engine.trainer import Trainer
 from trarctl.errors import CheckpointError, Stopped
+from trarctl.report.model_card import model_card
 
 Weights = dict[str, NDArray[np.float64]]
 DECAY, LAST, EPOCHS = 0.8, 3, 4
@@ -111,6 +112,14 @@ def test_the_average_is_the_mean_of_the_last_epochs(averaged: Averaged) -> None:
         expected = np.mean([end[name] for end in ends], axis=0)
         assert tensors[f"model.{name}"].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     assert {name.partition(".")[0] for name in tensors} == {"model"}
+    own = load_description(averaged.run.epoch_checkpoint(EPOCHS)).accuracy
+    assert description.accuracy is not None
+    assert own is not None
+    for name in ("split", "questions", "baselines"):
+        assert description.accuracy[name] == own[name]
+    card = model_card(description, [])
+    assert f"Saved after epoch {EPOCHS} of {EPOCHS}, the average of the last epochs' weights, in fp32" in card
+    assert "| question alone | commonest answer |" in card
 
 
 def test_averages_change_nothing_of_the_training(

@@ -91,6 +91,10 @@ def test_every_ckpt_reads_a_folder(run: SmallRun, shared: Path, tmp_path: Path, 
     )
     code, _, stderr = trarctl("train", *started, "--set", "model.routing=hard", "--set", "model.num_heads=2")
     assert code == 0, stderr
+    code, _, stderr = trarctl("eval", "--ckpt", f"{shared}@2", "--data", run.prepared)
+    assert code == 5
+    assert f"error: {shared} is an exported folder: it holds one model, and no epochs to choose from\n" in stderr
+    assert f"hint:  --ckpt {shared}\n" in stderr
     code, _, stderr = trarctl("resume", shared)
     assert code == 5
     assert f"error: {shared} is an exported folder, which holds no state of a training to resume\n" in stderr
@@ -269,6 +273,8 @@ def test_a_checkpoint_of_the_original(golden_data: dict[str, Path], tmp_path: Pa
         assert np.abs(ours["routes"] - theirs["alphas"]).max() < 1e-4
     card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
     assert "Nothing was measured when this checkpoint was saved" in card
+    assert "| `routing` | hard |" in card
+    assert "`seed`" not in card  # nobody knows it
     data = open_prepared(golden_data["vqa"])
     np.save(tmp_path / "one.npy", data.features.read(np.array([0]))[0])
     asked = ("--features", tmp_path / "one.npy", "--question", data.split("val").question_text(0), "--json", "-")

@@ -97,8 +97,11 @@ def gather(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) 
     return rows
 
 
-def columns_of(settings: Sequence[Settings | None]) -> tuple[list[str], dict[str, str]]:
-    """The settings that differ between runs as far as there is room, with their headings; the rest in a note."""
+def columns_of(settings: Sequence[Settings | None], *, few: int) -> tuple[list[str], dict[str, str]]:
+    """The settings that differ between runs as far as there is room, with their headings; the rest in a note.
+
+    ``few`` of them have room in a narrow terminal.
+    """
     from trarctl.config.settings import short_names
     from trarctl.errors import listed
     from trarctl.report.comparison import SEED_KEY, differing
@@ -106,7 +109,8 @@ def columns_of(settings: Sequence[Settings | None]) -> tuple[list[str], dict[str
     keys = differing(settings)
     # Data has a column of its own; the seed comes last.
     keys = [key for key in keys if not key.startswith("data.") and key != SEED_KEY] + [SEED_KEY] * (SEED_KEY in keys)
-    room = MANY if open_console().width >= VERY_WIDE else SOME
+    width = open_console().width
+    room = MANY if width >= VERY_WIDE else SOME if width >= WIDE else few
     if len(keys) > room:
         note(f"also different: {listed(keys[room - 1 : -1])}; --json - has all of them")
         keys = [*keys[: room - 1], keys[-1]]
@@ -215,7 +219,7 @@ def _of_best(run: RunFolder, evaluations: Sequence[Evaluation]) -> Evaluation | 
 def _show_overviews(found: Sequence[RunOverview], settings: Sequence[Settings | None]) -> None:
     from trarctl.report.comparison import value_of
 
-    keys, headings = columns_of(settings)
+    keys, headings = columns_of(settings, few=3)
     is_wide = open_console().width >= WIDE
     model = ["model"] if is_wide and not keys else []
     has_evaluations = is_wide and any(run.evaluations for run in found)

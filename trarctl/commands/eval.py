@@ -325,7 +325,7 @@ def _show_rows(
     from trarctl.report.comparison import value_of
 
     types = sorted({name for row in rows for name in row.answered.accuracy.per_type})
-    keys, headings = columns_of([row.settings for row in rows])
+    keys, headings = columns_of([row.settings for row in rows], few=2)
     differs = [headings[key] for key in keys]
     numbers = ["overall, %", *types]
     title = f"accuracy on {split}"

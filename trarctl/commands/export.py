@@ -16,7 +16,8 @@ from trarctl.commands.options import (
 )
 
 EPILOG = (
-    "Example: trarctl export --ckpt RUN --out shared, then: hf upload NAME/MODEL shared"
+    "Example: trarctl export --ckpt RUN --out shared"
+    "\n\nTo the hub, as it is: hf upload NAME/MODEL shared"
     "\n\nThe folder is a checkpoint like any other: trarctl predict --ckpt shared --image FILE --question TEXT"
     "\n\nA checkpoint of the original: trarctl export --ckpt epoch13.pkl --config trar.yml --data data/vqa/prepared"
     " --out shared"

@@ -47,6 +47,12 @@ def own_data(name: str) -> bool:
     return (Path("data") / name / "prepared" / "manifest.json").is_file()
 
 
+def own_names() -> list[str]:
+    """The names of one's own prepared data where commands look for it, sorted."""
+    names = (path.parent.parent.name for path in Path("data").glob("*/prepared/manifest.json"))
+    return sorted({*names} - {*DATASETS.names()})
+
+
 def refuse_unknown(dataset: str | None, data: Path | None = None, *, takes_own: bool = False) -> None:
     """Refuse a name of no data set: neither registered, nor that of one's own data in its place or in ``data``."""
     from trarctl.data.manifest import read_manifest
@@ -55,8 +61,7 @@ def refuse_unknown(dataset: str | None, data: Path | None = None, *, takes_own: 
         return
     if takes_own and (read_manifest(data).name == dataset if data is not None else own_data(dataset)):
         return
-    own = [path.parent.parent.name for path in Path("data").glob("*/prepared/manifest.json")] if takes_own else []
-    known = ", ".join(map(repr, dict.fromkeys([*DATASETS.names(), *sorted(own)])))
+    known = ", ".join(map(repr, [*DATASETS.names(), *(own_names() if takes_own else ())]))
     raise typer.BadParameter(f"{dataset!r} is not one of {known}.", param_hint="'DATASET'")
 
 
@@ -71,24 +76,30 @@ def dataset_argument(more: str = "", *, takes_own: bool = False) -> Any:
             refuse_unknown(name)
         return name
 
+    def complete() -> list[str]:
+        return [*DATASETS.names(), *(own_names() if takes_own else ())]
+
     known = ", ".join(DATASETS.built_in)
     help = f"{known}, or one that a plugin adds{', or the name of your own' if takes_own else ''}{more}."
-    return typer.Argument(
-        metavar="DATASET", help=help, callback=check, autocompletion=lambda: list(DATASETS.names()), show_default=False
-    )
+    return typer.Argument(metavar="DATASET", help=help, callback=check, autocompletion=complete, show_default=False)
 
 
 # What a shell completes; it asks while somebody types, so that nothing heavy is loaded and nothing is ever wrong.
 
 
 def complete_run(typed: str) -> list[str]:
-    """Complete the name of a run or a sweep in the folder ``runs``, and after ``@`` one of a run's epochs."""
+    """Complete the name of a run or a sweep in the folder of the runs, and after ``@`` an epoch or average of a run."""
     name, at, _ = typed.partition("@")
+    folder = Path(os.environ.get("TRARCTL_RUN_FOLDER") or "runs")
     if at:
-        saved = (Path("runs") / name / "checkpoints").glob("epoch-???.safetensors")
-        return [f"{name}@{int(path.stem.removeprefix('epoch-'))}" for path in sorted(saved)]
-    names = [path.parent.name for path in Path("runs").glob("*/settings.json")]
-    names += [path.name.removesuffix(".sweep.json") for path in Path("runs").glob("*.sweep.json")]
+        saved = [
+            path.stem.removeprefix("epoch-") for path in (folder / name / "checkpoints").glob("epoch-*.safetensors")
+        ]
+        epochs = [str(int(epoch)) for epoch in sorted(saved) if epoch.isdecimal()]
+        averages = {average for _, dash, average in (one.partition("-") for one in saved) if average.isalpha()}
+        return [f"{name}@{one}" for one in (*epochs, *sorted(averages))]
+    names = [path.parent.name for path in folder.glob("*/settings.json")]
+    names += [path.name.removesuffix(".sweep.json") for path in folder.glob("*.sweep.json")]
     return sorted(name for name in names if name.startswith(typed))
 
 
@@ -283,6 +294,8 @@ class SettingOption:
         limits = limits_text(self.key)
         help = f"{meaning(self.key)}.{f' [{limits}]' if limits else ''}"
         more: dict[str, Any] = {"autocompletion": complete_split} if self.key == "data.split" else {}
+        if choices and kind is str and not field.examples:
+            more["autocompletion"] = lambda: list(choices)
         info = option(self.flag, self.panel, help, metavar=None if kind is bool else metavar, **more)
         annotation: Any = Annotated[kind | None, info]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

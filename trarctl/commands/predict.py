@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trarctl.engine.predictor import Prediction, Predictor
 
 EPILOG = (
-    "Example: trarctl predict --image photo.jpg --question 'what color is the cat?' --save attention.png"
+    "Example: trarctl predict --image photo.jpg --question 'is it red?' --save a.png"
     "\n\nMany at once: trarctl predict --batch questions.csv --json -. The file has the columns image and question;"
     " paths are relative to it. A .jsonl file has the two as keys."
     "\n\nIf the features of the data were made elsewhere, say what made them, or give the features of the picture:"

@@ -18,7 +18,7 @@ def runs(
     which: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FOLDER|SWEEP|RUN|'PATTERN*']...",
+            metavar="FOLDER|SWEEP|RUN|'PATTERN*'",
             help="A folder of runs, by default runs; or a sweep, runs, or patterns in quotes: these are compared.",
             autocompletion=complete_run,
             show_default=False,

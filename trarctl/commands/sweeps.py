@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +103,10 @@ def carry_out(sweep: Sweep, *, is_quiet: bool) -> None:
     """Train what is left of a sweep, one run after another, and show what all of them come to.
 
     A run whose loss is no longer finite does not keep the others from being trained; its error comes at the end.
+    ``run.max_time`` is that of all runs together.
     """
     from trarctl.commands.progress import watch
+    from trarctl.config.settings import seconds_of
     from trarctl.engine.jobs import plan_member
     from trarctl.engine.launch import run_job
     from trarctl.errors import DivergenceError, Stopped
@@ -110,12 +114,19 @@ def carry_out(sweep: Sweep, *, is_quiet: bool) -> None:
     _refuse_group(sweep.members[0].settings.run.gpus)
     again = f"trarctl resume {sweep.reference} goes on with the sweep"
     failures: list[DivergenceError] = []
+    most, started = sweep.members[0].settings.run.max_time, time.monotonic()
     for number, member in enumerate(sweep.members, start=1):
         job, notes = plan_member(sweep, member)
         where = f"run {number} of {len(sweep.members)}, {member.run.name}"
         note(f"{where}{': finished' if job is None else ''}", *notes)
         if job is None:
             continue
+        if most is not None:
+            left = seconds_of(most) - (time.monotonic() - started)
+            if left <= 0:
+                what = f"sweep {sweep.name} stopped by run.max_time = {most} before {where}"
+                raise Stopped(what, signal.SIGALRM, again)
+            job = dataclasses.replace(job, seconds_left=left)
         try:
             run_job(job, functools.partial(watch, is_quiet=is_quiet))
         except Stopped as stopped:

@@ -351,7 +351,8 @@ class RunSettings(Frozen):
     )
     max_time: str | None = setting(
         None,
-        "stop, saved, after this time of training; trarctl resume goes on, for as long again",
+        "stop, saved, after this time of training, of all runs of a sweep together; trarctl resume goes on, for as "
+        "long again",
         examples=["2h30m", "90m"],
     )
     validate_every: int = setting(1, "epochs between validations; 0: never", ge=0)
@@ -469,6 +470,10 @@ _OTHER_NAMES = {
     "logger": "run.loggers",
     "wandb": "run.loggers",
     "tensorboard": "run.loggers",
+    "early_stopping": "train.patience",
+    "time_limit": "run.max_time",
+    "ema": "train.ema_decay",
+    "swa": "train.average_epochs",
 }
 
 

@@ -59,6 +59,7 @@ class TrainJob(Job):
     is_named: bool = True  # by the user; each process of a group makes up another name
     checkpoint: Path | None = None  # to resume from; None for the latest
     init: Path | None = None  # checkpoint to take the start weights of a new run from; None draws them
+    seconds_left: float | None = None  # of the sweep's ``run.max_time``; None: all of it
 
     @classmethod
     def of(cls, settings: Settings, **fields: Any) -> TrainJob:
@@ -118,6 +119,7 @@ class TrainJob(Job):
                 state=state,
                 schedule=schedule,
                 precision=precision,
+                seconds_left=self.seconds_left,
             )
             tensors.clear()
             if origin is not None:

@@ -96,7 +96,8 @@ class RunFolder:
         if path is None or not path.is_file():
             names = sorted({name for _, name in self.saved_candidates()})
             kept = ", ".join(map(str, [*self.saved_epochs(), *names])) or "none"
-            raise CheckpointError(f"run {self.name} has no checkpoint of epoch {epoch}", f"there are: {kept}; {hint}")
+            what = f"of epoch {epoch}" if epoch.isdecimal() else repr(epoch)
+            raise CheckpointError(f"run {self.name} has no checkpoint {what}", f"there are: {kept}; {hint}")
         return path
 
     def step_checkpoint(self, epoch: int, step: int) -> Path:
@@ -325,6 +326,10 @@ def find_checkpoint(text: str | None, folder: Path) -> tuple[Path, str]:
             return path / EXPORTED, "the exported folder"
     named = re.fullmatch(r"(.*)@([^@]*)", text or "", re.DOTALL)
     name, epoch_text = named.groups() if named else (text or "", "")
+    for path in () if not (name and epoch_text) else (folder / name, Path(name)):
+        if is_exported(path):
+            what = f"{path} is an exported folder: it holds one model, and no epochs to choose from"
+            raise CheckpointError(what, f"--ckpt {shlex.quote(str(path))}")
     run = find_run(name or None, folder)
     chosen = "the latest run" if not name else f"run {run.name}"
     there = run.saved_candidates()

@@ -80,6 +80,7 @@ class Trainer:
         state: how far that checkpoint had come.
         schedule: learning rate and temperature of the last step; None before the first.
         precision: that was chosen for the training so far; None if none was.
+        seconds_left: after which to stop, saved; None: as ``run.max_time`` says.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Trainer:
         state: TrainState,
         schedule: Schedule | None = None,
         precision: Precision | None = None,
+        seconds_left: float | None = None,
     ) -> None:
         self.settings, self.data, self.run, self.world = settings, data, run, world
         self.callback, self.stop, self.state = callback, stop, state  # the callback may be changed before ``fit``
@@ -134,6 +136,8 @@ class Trainer:
         self._schedule: Schedule = schedule or (self._learning_rate(1), self.temperature)
         self._unread: list[StepResult] = []  # steps whose losses were not read yet
         self._started = self._saved_at = self._epoch_started = time.monotonic()
+        most = settings.run.max_time
+        self._seconds_left = seconds_of(most) if seconds_left is None and most is not None else seconds_left
         self._samples_before = 0  # of the epoch, by an earlier process
 
     def fit(self) -> TrainState:
@@ -413,10 +417,10 @@ class Trainer:
 
     def _look_at_clock(self) -> None:
         """Ask for a stop, as an alarm does, once ``run.max_time`` is over; the main process does so for all."""
-        most = self.settings.run.max_time
+        most = self._seconds_left
         if most is None or not self.world.is_main or self.stop.signal_number:
             return
-        if time.monotonic() - self._started >= seconds_of(most):
+        if time.monotonic() - self._started >= most:
             self.stop.handle(signal.SIGALRM, None)
 
     def _unread_loss(self) -> float:
@@ -600,7 +604,9 @@ class Trainer:
             best = metrics.best_candidate(self.run.saved_candidates(name))
             if best is not None and metrics.candidates[best]["overall"] >= measured.overall:
                 return
-        described = description.model_copy(update={"accuracy": _accuracy(measured), "candidate": name})
+        accuracy = _accuracy(measured)
+        accuracy = accuracy and accuracy | self._measured_on
+        described = description.model_copy(update={"accuracy": accuracy, "candidate": name})
         held = {checkpoint.MODEL + key: tensor for key, tensor in tensors.items()}
         checkpoint.save_checkpoint(self.run.candidate_checkpoint(epoch, name), held, described)
 

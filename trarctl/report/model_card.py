@@ -100,12 +100,16 @@ def _scores(description: Description) -> str:
 
 def _recipe(description: Description) -> str:
     settings = _settings(description)
+    is_ours = description.progress.step > 0  # the original's checkpoints do not say how they were trained
     parts = {**settings.model.model_dump(), **settings.train.model_dump()}
-    rows = "\n".join(f"| `{key}` | {to_text(parts[key])} |" for key in _RECIPE)
-    done = f"Saved after epoch {description.progress.epoch} of {settings.train.epochs}"
+    keys = [key for key in _RECIPE if is_ours or key in settings.model.model_dump()]
+    rows = "\n".join(f"| `{key}` | {to_text(parts[key])} |" for key in keys)
+    done = f"Saved after epoch {description.progress.epoch}{f' of {settings.train.epochs}' if is_ours else ''}"
+    average = {"ema": "a moving average of the weights", "average": "the average of the last epochs' weights"}
+    averaged = f", {average[description.candidate]}" if description.candidate else ""
     where = f"trarctl {description.trarctl}, torch {description.torch}"
     precision = f", in {description.precision}" if description.precision else ""
-    head = f"{done}{precision}; written by {where}. All settings are in `config.json`."
+    head = f"{done}{averaged}{precision}; written by {where}. All settings are in `config.json`."
     return f"## Recipe\n\n{head}\n\n| setting | value |\n| --- | --- |\n{rows}\n"
 
 
@@ -159,7 +163,7 @@ attention span in each layer. Words and answers are in `config.json`, in the ord
 def _citation() -> str:
     return """## Source
 
-Zhou et al., *TRAR: Routing the Attention Spans in Transformers for Visual Question Answering*, ICCV 2021.
+Zhou et al., *TRAR: Routing the Attention Spans in Transformer for Visual Question Answering*, ICCV 2021.
 """
 
 

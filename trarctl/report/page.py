@@ -84,8 +84,14 @@ def write_page(folder: Path, template: str, content: dict[str, Any]) -> Path:
 
 
 def styled(content: dict[str, Any]) -> dict[str, Any]:
-    """Add the style of all pages to what a template shows."""
-    return content | {"style": (Path(__file__).with_name("templates") / "report.css").read_text(encoding="utf-8")}
+    """Add the style and the script of all pages to what a template shows."""
+    templates = Path(__file__).with_name("templates")
+    script = (templates / "report.js").read_text(encoding="utf-8")
+    return content | {
+        "style": (templates / "report.css").read_text(encoding="utf-8"),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
 
 
 def load_template(name: str) -> Any:
@@ -122,12 +128,10 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
     model = chosen.settings.model
     spans = ShownSpans(model.spans, model.grid_size)
     routes = spans.merged(scores.routes)
-    templates = Path(__file__).with_name("templates")
-    script = (templates / "report.js").read_text(encoding="utf-8")
     run = RunFolder(chosen.checkpoint.parent.parent)
     is_of_run = run.metrics_file.is_file() and run.settings_file.is_file()
     history = read_history(run) if is_of_run else None
-    return {
+    content = {
         "title": f"{request.name} on {data.name} {split.name}",
         "run": request.name,
         "dataset": data.name,
@@ -151,11 +155,9 @@ def _content(request: ReportRequest, progress: Progress) -> dict[str, Any]:
         "examples": shown,
         "missing": missing,
         "settings": _settings(chosen),
-        "style": (templates / "report.css").read_text(encoding="utf-8"),
-        "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "version": __version__,
     }
+    return styled(content)
 
 
 def _facts(request: ReportRequest) -> list[tuple[str, str]]:

@@ -33,8 +33,10 @@
 
   const gallery = document.querySelectorAll("#gallery .example");
   function countShown() {
+    const count = document.getElementById("shown");
+    if (!count) return;
     const shown = [...gallery].filter((example) => !example.hidden).length;
-    document.getElementById("shown").textContent = `${shown} of ${gallery.length} shown`;
+    count.textContent = `${shown} of ${gallery.length} shown`;
   }
 
   function applyFilters() {
@@ -78,7 +80,7 @@
   addEventListener("resize", hint);
   hint();
 
-  document.getElementById("gallery").addEventListener("click", (event) => {
+  document.getElementById("gallery")?.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-overlay]");
     if (!button) return;
     const overlay = button.closest(".example").querySelector(".overlay");

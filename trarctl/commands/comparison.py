@@ -233,6 +233,8 @@ def show_runs(runs: Sequence[RunFolder], where: str, json: str | None, *, has_gr
             settings.append(None)
     if unreadable := [f"{run.num_unreadable} of {run.name}" for run in found if run.num_unreadable]:
         note(f"unreadable lines of metrics.jsonl, which are left out: {', '.join(unreadable)}")
+    if damaged := [f"{run.num_damaged_evaluations} of {run.name}" for run in found if run.num_damaged_evaluations]:
+        note(f"damaged evaluations, which are left out: {', '.join(damaged)}; trarctl eval makes them again")
     document: dict[str, object] = {"folder": where}
     keys = differing([one for one in settings if one is not None])
     document["runs"] = [

@@ -13,7 +13,6 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +28,7 @@ from trarctl.data.metrics import Accuracy
 from trarctl.data.records import StringTable
 from trarctl.engine.run import RunFolder
 from trarctl.errors import DataError
-from trarctl.files import open_regular, write_bytes
+from trarctl.files import open_regular, read_regular, write_bytes
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
@@ -123,6 +122,7 @@ def keep(checkpoint: Path, answered: Answered, data: PreparedData, split: Prepar
         "data_digest": digest_of_data(data, split),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+    document["digest"] = _digest(document)
     write_bytes(path.with_suffix(".npz"), content)
     write_bytes(path, orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
 
@@ -152,8 +152,7 @@ def load(run: RunFolder, evaluation: Evaluation) -> Answered | None:
 
 def _load(path: Path, document: dict[str, Any]) -> Answered | None:
     try:
-        with open_regular(path.with_suffix(".npz")) as file:
-            content = file.read()
+        content = read_regular(path.with_suffix(".npz"))
         if hashlib.sha256(content).hexdigest() != document["sha256"]:
             return None
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -172,16 +171,19 @@ def _load(path: Path, document: dict[str, Any]) -> Answered | None:
         return None
 
 
-def kept_in(run: RunFolder) -> list[Evaluation]:
-    """The kept evaluations of checkpoints that the run still has, by split, evaluator and epoch."""
-    found = []
+def kept_in(run: RunFolder) -> tuple[list[Evaluation], int]:
+    """The kept evaluations of checkpoints that the run still has, by split, evaluator and epoch.
+
+    The number beside them is of files that are damaged, and left out.
+    """
+    found, num_damaged = [], 0
     for path in sorted((run.path / FOLDER).glob("*.json")):
-        document = _read(path) or {}
-        with suppress(LookupError, TypeError):
-            checkpoint = run.checkpoints / document["checkpoint"]
-            if document["checkpoint_digest"] == digest_of_header(checkpoint):
-                found.append(Evaluation(**{name: document[name] for name in Evaluation.__dataclass_fields__}))
-    return sorted(found, key=lambda one: (one.split, one.evaluator, one.epoch))
+        document = _read(path)
+        if document is None:
+            num_damaged += 1
+        elif document["checkpoint_digest"] == digest_of_header(run.checkpoints / document["checkpoint"]):
+            found.append(Evaluation(**{name: document[name] for name in Evaluation.__dataclass_fields__}))
+    return sorted(found, key=lambda one: (one.split, one.evaluator, one.epoch)), num_damaged
 
 
 def keep_if_possible(checkpoint: Path, answered: Answered, data: PreparedData, split: PreparedSplit) -> str | None:
@@ -206,9 +208,13 @@ def _epoch(checkpoint: Path) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """The figures as they were written; None if they are damaged."""
     try:
-        with open_regular(path) as file:
-            document = orjson.loads(file.read())
-    except (OSError, orjson.JSONDecodeError):
+        document = orjson.loads(read_regular(path))
+        return document if document.pop("digest") == _digest(document) else None
+    except (OSError, orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
         return None
-    return document if isinstance(document, dict) else None
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -103,6 +103,12 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
     return os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "ab")
 
 
+def read_regular(path: Path) -> bytes:
+    """The content of a file; an OSError for whatever could be waited for without end."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal; DataError if it cannot be read."""
     with refusing(f"cannot read {path}", "make it readable: chmod u+r"), path.open("rb") as file:

@@ -606,6 +606,27 @@ def test_a_name_that_says_another_point(name: str, is_right: bool, description: 
     assert (whole is None) == (name in ("epoch-003.safetensors", "best.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("name", "candidate", "said"),
+    [
+        ("epoch-003-ema.safetensors", "ema", None),
+        ("epoch-002-ema.safetensors", "ema", "was saved after 3 epochs and 0 steps, not when its name says"),
+        (
+            "epoch-003-ema.safetensors",
+            "average",
+            "holds the weights of 'average', not the weights of 'ema' as its name says",
+        ),
+        ("epoch-003-ema.safetensors", None, "holds an epoch's own weights, not the weights of 'ema' as its name says"),
+        ("epoch-003.safetensors", "ema", "holds the weights of 'ema', not an epoch's own weights as its name says"),
+    ],
+)
+def test_a_name_that_says_other_weights(
+    name: str, candidate: str | None, said: str | None, description: Description
+) -> None:
+    found = misnamed(Path(name), description.model_copy(update={"candidate": candidate}))
+    assert found == (said and f"{name} {said}")
+
+
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "epoch-001.safetensors"
     path.write_bytes(b"x")

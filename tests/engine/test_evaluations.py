@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -46,7 +47,9 @@ def test_what_is_kept_comes_back_whole(run: RunFolder, golden_data: dict[str, Pa
         np.testing.assert_array_equal(getattr(found.accuracy, name), value)
     assert find(checkpoint, data, part, "upstream") is None
     assert find(run.epoch_checkpoint(1), data, part, "official") is None
-    (one,) = kept_in(run)
+    other_figures(run)  # written in another way
+    (one,), num_damaged = kept_in(run)
+    assert num_damaged == 0
     assert (one.epoch, one.split, one.evaluator, one.overall) == (2, "val", "official", given.accuracy.overall)
     again = load(run, one)
     assert again is not None
@@ -58,16 +61,33 @@ def replace_checkpoint(run: RunFolder) -> None:
     shutil.copyfile(run.epoch_checkpoint(1), run.epoch_checkpoint(2))
 
 
-def change_figures(run: RunFolder) -> None:
+def other_figures(run: RunFolder, *, is_sealed: bool = True, **changes: object) -> None:
+    """Change figures; sealed: and their digest, which is of the document with sorted keys, as short as can be."""
     path = next((run.path / "evaluations").glob("*.json"))
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps(document | {"data_digest": "0" * 64}))
+    document = json.loads(path.read_text()) | changes
+    digest = document.pop("digest")
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    digest = hashlib.sha256(text.encode()).hexdigest() if is_sealed else digest
+    path.write_text(json.dumps({"digest": digest, **document}, indent=1))
+
+
+def other_data(run: RunFolder) -> None:
+    other_figures(run, data_digest="0" * 64)
 
 
 def older_version(run: RunFolder) -> None:
+    other_figures(run, trarctl="0.0.1")
+
+
+def change_figures(run: RunFolder) -> None:
+    other_figures(run, is_sealed=False, overall=99.9)
+
+
+def no_digest(run: RunFolder) -> None:
     path = next((run.path / "evaluations").glob("*.json"))
     document = json.loads(path.read_text())
-    path.write_text(json.dumps(document | {"trarctl": "0.0.1"}))
+    del document["digest"]
+    path.write_text(json.dumps(document))
 
 
 def cut_questions(run: RunFolder) -> None:
@@ -80,7 +100,10 @@ def cut_json(run: RunFolder) -> None:
     path.write_bytes(path.read_bytes()[:40])
 
 
-@pytest.mark.parametrize("damage", [replace_checkpoint, change_figures, older_version, cut_questions, cut_json])
+DAMAGED_FIGURES = (change_figures, no_digest, cut_json)
+
+
+@pytest.mark.parametrize("damage", [replace_checkpoint, other_data, older_version, cut_questions, *DAMAGED_FIGURES])
 def test_what_belongs_to_something_else_or_is_damaged_is_passed_over(
     damage: Callable[[RunFolder], None], run: RunFolder, golden_data: dict[str, Path]
 ) -> None:
@@ -89,8 +112,9 @@ def test_what_belongs_to_something_else_or_is_damaged_is_passed_over(
     keep(run.epoch_checkpoint(2), answer(data), data, part)
     damage(run)
     assert find(run.epoch_checkpoint(2), data, part, "official") is None
-    if damage in (replace_checkpoint, cut_json):
-        assert kept_in(run) == []
+    found, num_damaged = kept_in(run)
+    assert num_damaged == (damage in DAMAGED_FIGURES)
+    assert bool(found) == (damage not in (replace_checkpoint, *DAMAGED_FIGURES))
     keep(run.epoch_checkpoint(2), answer(data), data, part)
     assert find(run.epoch_checkpoint(2), data, part, "official") is not None
 

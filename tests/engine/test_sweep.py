@@ -117,12 +117,38 @@ def test_another_sweep_or_run_of_the_name_is_not_replaced(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"runs": [{}]}', '{"data": 1, "init": null, "runs": [{"name": 1}]}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"runs": [{}]}',
+        '{"data": "x", "init": null, "runs": [{"name": "a", "settings": []}]}',
+        '{"data": 1, "init": null, "runs": [{"name": 1}]}',
+    ],
 )
 def test_a_damaged_description_is_named(content: str, tmp_path: Path) -> None:
     file = tmp_path / "rates.sweep.json"
     file.write_text(content)
     with pytest.raises(CheckpointError, match="cannot read the sweep .*it is cut off or changed"):
+        find_sweep("rates", tmp_path)
+
+
+@pytest.mark.parametrize("runs", ["none", "one twice", "elsewhere", "of another name"])
+def test_a_description_of_runs_that_no_sweep_has(runs: str, tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, 1e-4, 3e-4)
+    sweep.write()
+    document = json.loads(sweep.file.read_text())
+    if runs == "none":
+        document["runs"].clear()
+    elif runs == "one twice":
+        document["runs"].append(document["runs"][0])
+    else:
+        document["runs"][0]["name"] = "../rates" if runs == "elsewhere" else "tiny"
+    if runs == "elsewhere":
+        document["runs"][0]["settings"]["run"]["name"] = "../rates"
+    sweep.file.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"cannot read the sweep .*it is cut off or changed"):
         find_sweep("rates", tmp_path)
 
 

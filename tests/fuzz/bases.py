@@ -90,3 +90,42 @@ def golden_scores(dataset: str, split: str) -> Path:
         code = cli.run([*arguments, "--save-scores", str(target), "--out", str(scratch() / "answers"), "-q"])
         assert code == 0
     return target
+
+
+def _quietly(*arguments: object) -> None:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert cli.run([str(argument) for argument in arguments]) == 0
+
+
+@cache
+def averaged_run() -> Path:
+    """Train with both averages of weights; give the folder of runs, which holds the run ``averaged``."""
+    runs = scratch() / "averaged-runs"
+    texts = (*TINY, f"run.folder={runs}", "train.ema_decay=0.5", "train.average_epochs=2")
+    sets = [part for text in texts for part in ("--set", text)]
+    data = small_run().prepared
+    _quietly("train", "easy-vqa", "--data", data, "--name", "averaged", "--epochs", 2, "--gpus", "cpu", "-q", *sets)
+    return runs
+
+
+@cache
+def exported(run: str = "tiny") -> Path:
+    """Export a run: the small one, or the one with averages."""
+    runs, out = small_run().runs if run == "tiny" else averaged_run(), scratch() / f"exported-{run}"
+    _quietly("export", "--ckpt", runs / run, "--out", out)
+    return out
+
+
+def sweep_command(runs: Path) -> list[object]:
+    """The command of a sweep of two rates."""
+    sets = [part for text in (*TINY, f"run.folder={runs}") for part in ("--set", text)]
+    grid = ["--grid", "train.learning_rate=1e-4,3e-2", "--name", "rates", "--epochs", 1, "--gpus", "cpu", "-q"]
+    return ["train", "easy-vqa", "--data", small_run().prepared, *grid, *sets]
+
+
+@cache
+def small_sweep() -> Path:
+    """Train a sweep of two rates, ``rates``; give the folder of runs."""
+    runs = scratch() / "sweep-runs"
+    _quietly(*sweep_command(runs))
+    return runs

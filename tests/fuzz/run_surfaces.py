@@ -43,7 +43,7 @@ Tensors = dict[str, torch.Tensor]
 REJECTED = "a server would reject this"
 
 
-def _damaging(way: Mutator, file: str) -> Mutator:
+def damaging(way: Mutator, file: str) -> Mutator:
     """Make a mutation of one file that is refused or comes to nothing."""
 
     def mutate(random: Random, folder: Path) -> Mutation:
@@ -150,7 +150,7 @@ class Checkpoints(Evaluated):
     def mutators(self) -> Sequence[Mutator]:
         """Damage to bytes; tensors and description changed with a right checksum."""
         return (
-            *(_damaging(way, self.file) for way in (damage_bytes, damage_bytes, replace_file)),
+            *(damaging(way, self.file) for way in (damage_bytes, damage_bytes, replace_file)),
             self._header,
             *(self._rewritten(change) for change in (self._weights, self._weights, wrap_names, self._nothing)),
             *[self._rewritten(self._describe)] * 3,
@@ -261,7 +261,7 @@ class Originals(Evaluated):
             return damage_bytes(random, folder / "c.pkl")
 
         return (
-            *(bytes_of, bytes_of, _damaging(replace_file, "c.pkl")),
+            *(bytes_of, bytes_of, damaging(replace_file, "c.pkl")),
             *(self._saved(change) for change in (self._weights, self._weights, self._names, self._names)),
             *(self._saved(change) for change in (self._epoch, self._epoch, self._around, self._around)),
         )

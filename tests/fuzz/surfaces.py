@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.fuzz import array_surfaces, config_surfaces, picture_surfaces, public_surfaces, run_surfaces, text_surfaces
+from tests.fuzz import (
+    array_surfaces,
+    config_surfaces,
+    picture_surfaces,
+    public_surfaces,
+    run_surfaces,
+    shared_surfaces,
+    text_surfaces,
+)
 from tests.fuzz.harness import Surface
 
 SURFACES: dict[str, type[Surface]] = {
@@ -12,6 +20,7 @@ SURFACES: dict[str, type[Surface]] = {
         *public_surfaces.SURFACES,
         *array_surfaces.SURFACES,
         *run_surfaces.SURFACES,
+        *shared_surfaces.SURFACES,
         *config_surfaces.SURFACES,
         *picture_surfaces.SURFACES,
     )

@@ -164,6 +164,8 @@ def show_runs(runs: Sequence[RunFolder], where: str, json: str | None, *, has_gr
             settings.append(None)
     if unreadable := [f"{run.num_unreadable} of {run.name}" for run in found if run.num_unreadable]:
         note(f"unreadable lines of metrics.jsonl, which are left out: {', '.join(unreadable)}")
+    if damaged := [f"{run.num_damaged_evaluations} of {run.name}" for run in found if run.num_damaged_evaluations]:
+        note(f"damaged evaluations, which are left out: {', '.join(damaged)}; trarctl eval makes them again")
     keys = differing(settings)
     documents = [
         {**asdict(run), "differs": {key: value_of(one, key) for key in keys if one is not None}}

@@ -28,9 +28,9 @@ from trarctl.config import Cache, Precision
 from trarctl.data.card import DataCard
 from trarctl.data.text import Vocabulary
 from trarctl.engine.averaging import EMA
-from trarctl.engine.run import CHECKPOINT, EXPORTED, EXPORTED_CONFIG
+from trarctl.engine.run import CANDIDATE, CHECKPOINT, EXPORTED, EXPORTED_CONFIG
 from trarctl.errors import CheckpointError, DataError, first_line
-from trarctl.files import refusing, whole_file, write_json
+from trarctl.files import read_regular, refusing, whole_file, write_json
 from trarctl.model.original import translate_name
 from trarctl.model.trar import TRAR
 from trarctl.weights import Kind, WeightsReader, archive_members, fault_of, without_prefixes
@@ -191,9 +191,17 @@ def save_exported(folder: Path, weights: Mapping[str, Tensor], description: Desc
 
 
 def misnamed(path: Path, description: Description) -> str | None:
-    """Say that a checkpoint was saved at another point than its name says; None if it was not."""
-    match, state = CHECKPOINT.match(path.name), description.progress
-    if not match or (int(match[1]), int(match[2] or 0)) == (state.epoch, state.step_in_epoch):
+    """Say that a checkpoint is of another point, or of other weights, than its name says; None if it is not."""
+    state, match = description.progress, CHECKPOINT.match(path.name)
+    average = CANDIDATE.match(path.name)
+    if match is None and average is None:
+        return None
+    held, named = description.candidate, average and average[2]
+    if held != named:
+        kinds = [f"the weights of {one!r}" if one else "an epoch's own weights" for one in (held, named)]
+        return f"{path} holds {kinds[0]}, not {kinds[1]} as its name says"
+    point = (int(match[1]), int(match[2] or 0)) if match else (int(average[1]) if average else 0, 0)
+    if point == (state.epoch, state.step_in_epoch):
         return None
     return f"{path} was saved after {state.epoch} epochs and {state.step_in_epoch} steps, not when its name says"
 
@@ -317,7 +325,7 @@ def _description_text(path: Path, metadata: Mapping[str, str] | None) -> str | N
     beside = path.with_name(EXPORTED_CONFIG)
     hint = f"{path.name} and {beside.name} belong together: take the whole exported folder"
     with refusing(f"cannot read {beside}", hint, CheckpointError):
-        return beside.read_text(encoding="utf-8", errors="replace")
+        return read_regular(beside).decode("utf-8", "replace")
 
 
 def _describe(path: Path, metadata: dict[str, str] | None) -> Description:

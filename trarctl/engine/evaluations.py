@@ -13,7 +13,6 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ from trarctl.config import EvaluatorName
 from trarctl.data.metrics import Accuracy
 from trarctl.data.records import StringTable
 from trarctl.engine.run import RunFolder
-from trarctl.files import open_regular, write_bytes, write_json
+from trarctl.files import open_regular, read_regular, write_bytes, write_json
 
 if TYPE_CHECKING:
     from trarctl.data.prepared import PreparedData, PreparedSplit
@@ -121,6 +120,7 @@ def keep(checkpoint: Path, answered: Answered, data: PreparedData, split: Prepar
         "data_digest": digest_of_data(data, split),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+    document["digest"] = _digest(document)
     try:
         path.parent.mkdir(exist_ok=True)
         write_bytes(path.with_suffix(".npz"), content)
@@ -154,8 +154,7 @@ def load(run: RunFolder, evaluation: Evaluation) -> Answered | None:
 
 def _load(path: Path, document: dict[str, Any]) -> Answered | None:
     try:
-        with open_regular(path.with_suffix(".npz")) as file:
-            content = file.read()
+        content = read_regular(path.with_suffix(".npz"))
         if hashlib.sha256(content).hexdigest() != document["sha256"]:
             return None
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -174,16 +173,19 @@ def _load(path: Path, document: dict[str, Any]) -> Answered | None:
         return None
 
 
-def kept_in(run: RunFolder) -> list[Evaluation]:
-    """The kept evaluations of checkpoints that the run still has, by split, evaluator and epoch."""
-    found = []
+def kept_in(run: RunFolder) -> tuple[list[Evaluation], int]:
+    """The kept evaluations of checkpoints that the run still has, by split, evaluator and epoch.
+
+    The number beside them is of files that are damaged, and left out.
+    """
+    found, num_damaged = [], 0
     for path in sorted((run.path / FOLDER).glob("*.json")):
-        document = _read(path) or {}
-        with suppress(LookupError, TypeError):
-            checkpoint = run.checkpoints / document["checkpoint"]
-            if document["checkpoint_digest"] == digest_of_header(checkpoint):
-                found.append(Evaluation(**{name: document[name] for name in Evaluation.__dataclass_fields__}))
-    return sorted(found, key=lambda one: (one.split, one.evaluator, one.epoch))
+        document = _read(path)
+        if document is None:
+            num_damaged += 1
+        elif document["checkpoint_digest"] == digest_of_header(run.checkpoints / document["checkpoint"]):
+            found.append(Evaluation(**{name: document[name] for name in Evaluation.__dataclass_fields__}))
+    return sorted(found, key=lambda one: (one.split, one.evaluator, one.epoch)), num_damaged
 
 
 def _path(run: RunFolder, checkpoint: Path, split: str, evaluator: str) -> Path:
@@ -191,9 +193,13 @@ def _path(run: RunFolder, checkpoint: Path, split: str, evaluator: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """The figures as they were written; None if they are damaged."""
     try:
-        with open_regular(path) as file:
-            document = orjson.loads(file.read())
-    except (OSError, orjson.JSONDecodeError):
+        document = orjson.loads(read_regular(path))
+        return document if document.pop("digest") == _digest(document) else None
+    except (OSError, orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
         return None
-    return document if isinstance(document, dict) else None
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -15,12 +15,12 @@ import orjson
 
 from trarctl.config.settings import Settings, from_dict
 from trarctl.errors import CheckpointError, DataError, SettingsError
-from trarctl.files import claimed, is_claimed, open_regular, remove, sync_folder, whole_file, write_bytes
+from trarctl.files import claimed, is_claimed, open_regular, read_regular, remove, sync_folder, whole_file, write_bytes
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 EXPORTED, EXPORTED_CONFIG = "model.safetensors", "config.json"  # weights of an exported folder, and all else
 CANDIDATES = ("ema", "average")  # averages of weights that are validated beside those of the epochs
-_CANDIDATE = re.compile(rf"^epoch-(\d+)-({'|'.join(CANDIDATES)})\.safetensors$")
+CANDIDATE = re.compile(rf"^epoch-(\d+)-({'|'.join(CANDIDATES)})\.safetensors$")
 KEPT_WITHIN_EPOCH = 2  # if the latest is damaged there is one before
 
 
@@ -111,7 +111,7 @@ class RunFolder:
     def saved_candidates(self, only: str | None = None) -> list[tuple[int, str]]:
         """Epoch and name of the averages of weights that have a file, oldest first."""
         files = self.checkpoints.glob("epoch-*.safetensors") if self.checkpoints.is_dir() else ()
-        found = [(int(match[1]), match[2]) for file in files if (match := _CANDIDATE.match(file.name))]
+        found = [(int(match[1]), match[2]) for file in files if (match := CANDIDATE.match(file.name))]
         return sorted(one for one in found if only in (None, one[1]))
 
     def saved(self) -> list[tuple[int, int, Path]]:
@@ -434,8 +434,7 @@ def _settings_in(path: Path) -> Settings:
             settings = saved_settings(description.settings, path)
             data = settings.data.model_copy(update={"path": Path(description.data)})
             return settings.model_copy(update={"data": data})
-        with open_regular(path) as file:
-            values = orjson.loads(file.read())
+        values = orjson.loads(read_regular(path))
         if not isinstance(values, dict):
             raise ValueError("it holds no settings")
         return saved_settings(values, path)

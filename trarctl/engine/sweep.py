@@ -32,7 +32,7 @@ from trarctl.config.settings import (
 )
 from trarctl.engine.run import RunFolder, find_run, list_runs, saved_settings
 from trarctl.errors import CheckpointError, SettingsError, listed
-from trarctl.files import open_regular, refusing, write_json
+from trarctl.files import read_regular, refusing, write_json
 
 ENDING = ".sweep.json"
 SEED = "train.seed"
@@ -219,17 +219,20 @@ def read_sweep(file: Path) -> Sweep:
     """Read the description of a sweep; CheckpointError if it is damaged."""
     name, folder = file.name.removesuffix(ENDING), file.parent
     try:
-        with open_regular(file) as opened:
-            document = orjson.loads(opened.read())
+        document = orjson.loads(read_regular(file))
         members = []
         for one in document["runs"]:
             settings = saved_settings(one["settings"], file)
-            here = settings.run.model_copy(update={"name": one["name"], "folder": folder})
+            if one["name"] != settings.run.name:  # a name of the settings is one that a folder may have
+                raise ValueError("a run has two names")
+            here = settings.run.model_copy(update={"folder": folder})
             data = settings.data.model_copy(update={"path": Path(document["data"])})
             members.append(Member(settings.model_copy(update={"run": here, "data": data}), dict(one["values"])))
+        if not members or len({one.run.name for one in members}) < len(members):
+            raise ValueError("it has no runs, or one twice")
         init = None if document["init"] is None else Path(document["init"])
         return Sweep(name, folder, Path(document["data"]), init, tuple(members))
-    except (OSError, LookupError, ValueError, TypeError, SettingsError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, SettingsError) as error:
         why = getattr(error, "strerror", None) or "it is cut off or changed"
         again = f"its runs are whole: trarctl runs '{name}-*'; trarctl resume RUN goes on with one"
         raise CheckpointError(f"cannot read the sweep {file}: {why}", again) from error

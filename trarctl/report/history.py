@@ -76,6 +76,7 @@ class RunOverview:
     changed: float  # when it last wrote something, seconds since 1970
     num_unreadable: int = 0  # lines of its metrics that cannot be read
     evaluations: list[Evaluation] = field(default_factory=list)  # that it keeps
+    num_damaged_evaluations: int = 0  # that were left out
 
 
 def overviews(folder: Path) -> list[RunOverview]:
@@ -99,6 +100,7 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         text = "settings.json cannot be read"
         return RunOverview(name=run.name, num_bytes=num_bytes, state="damaged", state_text=text, changed=changed)
     metrics = run.read_metrics()
+    evaluations, num_damaged = kept_in(run)
     best = metrics.best()
     ended = [entry["epoch"] for entry in metrics.epochs]
     epochs_done = max([*(epoch for epoch, _, _ in run.saved()), *ended], default=0)
@@ -127,7 +129,8 @@ def _overview(run: RunFolder, now: float) -> RunOverview:
         state_text=text,
         changed=changed,
         num_unreadable=metrics.num_unreadable,
-        evaluations=kept_in(run),
+        evaluations=evaluations,
+        num_damaged_evaluations=num_damaged,
     )
 
 

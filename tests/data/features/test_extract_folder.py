@@ -422,3 +422,10 @@ def test_an_archive_that_is_damaged_or_cannot_be_written(pictures: Path, tmp_pat
     (tmp_path / "out/features.zip").unlink()
     packed(pictures, tmp_path / "out")
     assert (tmp_path / "out/features.zip").read_bytes() == whole
+
+
+def test_a_pipe_in_place_of_the_description_is_not_waited_for(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out/backbone.json")
+    with pytest.raises(DataError, match=r"holds backbone\.json, but no backbone\.json that trarctl extract wrote"):
+        made(pictures, tmp_path / "out")

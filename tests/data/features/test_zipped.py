@@ -121,6 +121,12 @@ def test_damaged_archives(folder: Path) -> None:
         assert "trarctl extract makes all features again" in str(raised.value.hint)
         with pytest.raises(FeatureFileError, match="^cannot be read: .*is damaged"):
             read_features(folder / "b.npy")
+    # A number that the archive's checksum does not know.
+    changed = bytearray(whole)
+    changed[whole.rindex(array("b.npy").tobytes()) + 3] ^= 64
+    path.write_bytes(changed)
+    with pytest.raises(FeatureFileError, match=r"features\.zip is damaged: a file in it does not match its checksum"):
+        read_features(folder / "b.npy")
     # Members whose place or size in the directory is wrong.
     random = np.random.default_rng(3)
     for _ in range(200):

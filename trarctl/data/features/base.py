@@ -22,6 +22,7 @@ from trarctl.data.features.reading import picture_endings, read_image
 from trarctl.data.features.sizes import Geometry
 from trarctl.data.manifest import StoredType
 from trarctl.errors import DataError, SettingsError
+from trarctl.files import read_regular
 from trarctl.registry import EXTRACTORS, PLUGINS_VARIABLE
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def read_description(path: Path, again: str = _AGAIN) -> dict[str, Any]:
     ``again`` is what helps where it is damaged.
     """
     try:
-        description = orjson.loads(path.read_bytes())
+        description = orjson.loads(read_regular(path))
         name = description["name"]
     except FileNotFoundError:
         raise DataError(f"no extractor is stored as {path}", "prepare from images to have one") from None

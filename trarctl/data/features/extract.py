@@ -46,7 +46,7 @@ from trarctl.data.features.reading import READING_VERSION, read_images
 from trarctl.data.features.resnet import TORCHVISION_WEIGHTS
 from trarctl.data.manifest import BACKBONE, EXTRACTION, StoredType, key_of
 from trarctl.errors import DataError, SettingsError, listed
-from trarctl.files import claimed, refuse_readonly, refusing, sync_folder, write_bytes, write_json
+from trarctl.files import claimed, read_regular, refuse_readonly, refusing, sync_folder, write_bytes, write_json
 from trarctl.groups import read_group
 from trarctl.processors import usable_processors
 
@@ -286,7 +286,7 @@ def _refuse_others(out: Path) -> None:
 def _description(out: Path) -> dict[str, Any]:
     """Read what made the features in a folder; empty if ``extract`` has not said it."""
     try:
-        found = orjson.loads((out / BACKBONE).read_bytes())
+        found = orjson.loads(read_regular(out / BACKBONE))
         return found if isinstance(found, dict) and isinstance(found.get(EXTRACTION), dict) else {}
     except (OSError, ValueError):
         return {}

@@ -25,7 +25,7 @@ from trarctl.data.features.grid import FeatureFileError, Problem, convert_hint, 
 from trarctl.data.manifest import BACKBONE, EXTRACTION, IMAGES
 from trarctl.data.records import Ids, rows_of
 from trarctl.errors import DataError, listed
-from trarctl.files import write_array
+from trarctl.files import read_regular, write_array
 
 Command = Callable[..., str]
 """Gives the command that prepares the data, with other values of some options."""
@@ -203,7 +203,7 @@ def feature_folders(spec: DatasetSpec, root: Path, named: Mapping[str, Ids] = _N
 def _is_extracted(root: Path) -> bool:
     """Whether ``trarctl extract`` made the features in a folder."""
     try:
-        return EXTRACTION in orjson.loads((root / BACKBONE).read_bytes())
+        return EXTRACTION in orjson.loads(read_regular(root / BACKBONE))
     except (OSError, ValueError, TypeError):
         return False
 

@@ -14,6 +14,7 @@ import struct
 import time
 import weakref
 import zipfile
+import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -36,12 +37,14 @@ class Member(NamedTuple):
     num_bytes: int
     modified_ns: int
     is_stored: bool
+    crc: int
 
 
 class Archive:
     """An archive as it was when it was opened, also if another takes its name meanwhile."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             with zipfile.ZipFile(path) as archive:
                 self.members = {one.filename: _member(one) for one in archive.infolist() if not one.is_dir()}
@@ -50,12 +53,18 @@ class Archive:
                 raise zipfile.BadZipFile("its directory names places that it has not")
             self._descriptor = os.open(path, os.O_RDONLY)
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
-            hint = "copy it again from where it came; or remove it, and trarctl extract makes all features again"
-            raise DataError(f"{path} is damaged: {str(error).lower()}", hint) from error
+            raise self._damaged(str(error).lower()) from error
         weakref.finalize(self, os.close, self._descriptor)
 
+    def _damaged(self, why: str) -> DataError:
+        hint = "copy it again from where it came; or remove it, and trarctl extract makes all features again"
+        return DataError(f"{self._path} is damaged: {why}", hint)
+
     def read(self, member: Member, most_bytes: int | None = None) -> bytes:
-        """Read a file of the archive, or as much of it as is asked for; less if the archive is damaged."""
+        """Read a file of the archive, or as much of it as is asked for, which may be less if the archive is damaged.
+
+        A whole file is compared with its checksum: DataError if it does not match.
+        """
         head = os.pread(self._descriptor, _LOCAL_HEADER.size, member.start)
         if len(head) < _LOCAL_HEADER.size:
             return b""
@@ -63,7 +72,10 @@ class Archive:
         if magic != b"PK\3\4":
             return b""
         num_bytes = member.num_bytes if most_bytes is None else min(most_bytes, member.num_bytes)
-        return os.pread(self._descriptor, num_bytes, member.start + len(head) + sum(lengths))
+        content = os.pread(self._descriptor, num_bytes, member.start + len(head) + sum(lengths))
+        if most_bytes is None and zlib.crc32(content) != member.crc:
+            raise self._damaged("a file in it does not match its checksum")
+        return content
 
 
 def archive_in(folder: Path) -> Archive | None:
@@ -144,4 +156,4 @@ def _info(name: str, modified_ns: int) -> zipfile.ZipInfo:
 def _member(info: zipfile.ZipInfo) -> Member:
     is_stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
     modified_ns = int(info.comment) if info.comment.isdigit() else 0
-    return Member(info.header_offset, info.file_size, modified_ns, is_stored)
+    return Member(info.header_offset, info.file_size, modified_ns, is_stored, info.CRC)

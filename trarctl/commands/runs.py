@@ -28,9 +28,8 @@ def runs(
 ) -> None:
     """List runs: data, the settings that differ, epochs, best accuracy, size and state."""
     from trarctl.config.resolve import runs_folder
-    from trarctl.engine.run import RunFolder, list_runs
     from trarctl.engine.sweep import find_runs, find_sweep, is_pattern
-    from trarctl.errors import CheckpointError
+    from trarctl.report.history import runs_in
 
     check_targets({"--json": json}, [])
     default = runs_folder()
@@ -42,10 +41,7 @@ def runs(
     if named:
         show_runs(find_runs(named, default), str(default), json, has_groups=True)
         return
-    if where.exists() and not where.is_dir():
-        raise CheckpointError(f"{where} is not a folder", "name the folder of the runs: trarctl runs DIR")
-    itself = RunFolder(where)
-    found = [itself] if itself.exists() else list_runs(where)
+    found = runs_in(where)
     if found or json == "-":
         show_runs(found, str(where), json, has_groups=False)
         return

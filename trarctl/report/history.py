@@ -80,11 +80,16 @@ class RunOverview:
 
 
 def overviews(folder: Path) -> list[RunOverview]:
-    """Look at the runs of a folder, the latest last, or at the one that it is; CheckpointError if it is no folder."""
+    """Look at the runs of a folder, see ``runs_in``."""
+    return look_at(runs_in(folder))
+
+
+def runs_in(folder: Path) -> list[RunFolder]:
+    """The runs of a folder, the latest last, or the one that it is; CheckpointError if it is no folder."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder", "name the folder of the runs: trarctl runs DIR")
     itself = RunFolder(folder)
-    return look_at([itself] if itself.exists() else list_runs(folder))
+    return [itself] if itself.exists() else list_runs(folder)
 
 
 def look_at(runs: Sequence[RunFolder]) -> list[RunOverview]:

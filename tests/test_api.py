@@ -43,6 +43,7 @@ def test_from_checkpoint_to_figures(run: SmallRun) -> None:
     insight = api.look_inside(loaded, data, "val", [3, 0, 3])
     assert loaded.epoch == 2
     assert scores.scores.shape == (len(data.split("val")), len(data.answers))
+    assert repr(insight) == "<Insight: questions 3, layers 2, spans 3, cells 16>"
     assert np.abs(insight.routes - scores.routes[[3, 0, 3]]).max() < 1e-5
     assert insight.probabilities.argmax(axis=1).tolist() == scores.scores[[3, 0, 3]].argmax(axis=1).tolist()
     by_type = api.routes_by_type(scores, data, "val")
@@ -130,6 +131,8 @@ def test_pictures_of_any_mode_are_read_by_the_same_rules(run: SmallRun, tmp_path
 
 def test_numbers_that_are_none_are_no_answers(run: SmallRun) -> None:
     predictor = api.open_predictor("tiny", runs=run.runs)
+    assert repr(predictor).startswith(f"<Predictor {run.runs}/tiny/checkpoints/epoch-")
+    assert repr(predictor).endswith(f", {predictor.trained_on()}>")
     with torch.no_grad():
         next(predictor._loaded.model.parameters()).fill_(torch.nan)
     with pytest.raises(CheckpointError, match="the model gives numbers that are NaN or infinite"):

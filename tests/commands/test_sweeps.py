@@ -255,6 +255,10 @@ def test_a_sweep_of_other_settings_does_not_take_the_name(there: Path, trarctl: 
     code, _, err = trarctl(*TRAIN, "--epochs", "3", *GRID, "--name", "rates")
     assert code == 3
     assert "train.epochs is 2, not 3" in err
+    code, _, err = trarctl(*TRAIN, "--name", "rates")  # one run, which would hide the sweep
+    assert code == 3
+    assert "error: rates is the name of a sweep in runs\n" in err
+    assert not Path("runs/rates").exists()
     code, _, err = trarctl("resume", "rates", "--epochs", "3", "--set", "train.seed=1")
     assert code == 3
     assert "resume of a sweep makes no use of --epochs, --set" in err

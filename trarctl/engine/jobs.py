@@ -36,7 +36,7 @@ from trarctl.engine.loading import (
     setting_changes,
 )
 from trarctl.engine.run import RunFolder, find_checkpoint, replaced_settings, saved_settings
-from trarctl.engine.sweep import Member, Sweep
+from trarctl.engine.sweep import ENDING, Member, Sweep
 from trarctl.engine.trainer import (
     Schedule,
     Trainer,
@@ -206,7 +206,12 @@ def fit_start(settings: Settings, origin: Mapping[str, Origin], *, init: str | N
 
 
 def refuse_existing(run: RunFolder) -> None:
-    """Refuse to start a run where one with checkpoints is."""
+    """Refuse to start a run where one with checkpoints is, or under the name of a sweep."""
+    if not run.exists() and run.path.with_name(f"{run.name}{ENDING}").exists():
+        raise SettingsError(
+            f"{run.name} is the name of a sweep in {run.path.parent}",
+            f"trarctl resume {run.reference} goes on with it; --name gives a new run another name",
+        )
     if run.saved():
         raise SettingsError(
             f"run {run.name} exists in {run.path.parent}",

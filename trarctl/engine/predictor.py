@@ -68,6 +68,11 @@ class Insight:
     answer_attention: NDArray[np.float32]  # [B, N]
     layer_attention: NDArray[np.float32]  # [B, L, N]
 
+    def __repr__(self) -> str:
+        questions, layers, spans = self.routes.shape
+        cells = self.answer_attention.shape[1]
+        return f"<Insight: questions {questions}, layers {layers}, spans {spans}, cells {cells}>"
+
 
 def inspect(loaded: Loaded, question_tokens: Tensor, features: Tensor) -> Insight:
     """Answer questions [B, T] about pictures with features [B, N, W], and show where the model looked."""
@@ -163,6 +168,9 @@ class Predictor:
         self._known = known_extractor(card, self._stated.extractor)
         self.settings = loaded.model.settings  # the shape of the model
         self.notes: tuple[str, ...] = ()  # how it is known what made the features; complete after the first answer
+
+    def __repr__(self) -> str:
+        return f"<Predictor {self._loaded.source}, {self.trained_on()}>"
 
     @property
     def extractor_name(self) -> str | None:

@@ -96,8 +96,7 @@ class RunFolder:
         if path is None or not path.is_file():
             names = sorted({name for _, name in self.saved_candidates()})
             kept = ", ".join(map(str, [*self.saved_epochs(), *names])) or "none"
-            what = f"of epoch {epoch}" if epoch.isdecimal() else repr(epoch)
-            raise CheckpointError(f"run {self.name} has no checkpoint {what}", f"there are: {kept}; {hint}")
+            raise CheckpointError(f"run {self.name} has no checkpoint of epoch {epoch}", f"there are: {kept}; {hint}")
         return path
 
     def step_checkpoint(self, epoch: int, step: int) -> Path:

@@ -40,6 +40,7 @@ class ExportedFolders(Evaluated):
     """A folder that ``export`` wrote, with the data that it was trained on."""
 
     name = "exported"
+    in_minute = 6
 
     def build(self) -> None:
         """Copy an exported folder."""
@@ -129,6 +130,7 @@ class AskedAlone(ExportedFolders):
     """The same, asked about a picture without its data."""
 
     name = "exported-alone"
+    in_minute = 6
 
     def run(self, work: Path, random: Random) -> Ran:
         """Ask."""
@@ -158,6 +160,7 @@ class Averages(Evaluated):
     """A run whose best weights are an average: its file, and the lines of the metrics that choose it."""
 
     name = "averages"
+    in_minute = 6
 
     def build(self) -> None:
         """Copy the run."""
@@ -225,7 +228,7 @@ class ResumedAverages(Surface):
     """A run with a moving average, resumed for an epoch from a checkpoint that holds it."""
 
     name = "resume-ema"
-    in_minute = 12
+    in_minute = 4
 
     def build(self) -> None:
         """Copy the run."""
@@ -287,6 +290,7 @@ class SweepFiles(Surface):
     """The description of a sweep whose runs are finished, which ``runs`` reads."""
 
     name = "sweeps"
+    in_minute = 6
     file = "rates.sweep.json"
 
     def build(self) -> None:
@@ -376,7 +380,7 @@ class SweepsResumed(SweepFiles):
     """The same sweep, gone on with: of finished runs nothing is trained, and the runs stay as they are."""
 
     name = "resume-sweep"
-    in_minute = 12
+    in_minute = 6
 
     def run(self, work: Path, random: Random) -> Ran:
         """Go on with it."""
@@ -397,6 +401,7 @@ class SweepsRepeated(SweepsResumed):
     """The same sweep, by the command that began it: what is in the file must be what the command says."""
 
     name = "repeat-sweep"
+    in_minute = 6
 
     def run(self, work: Path, random: Random) -> Ran:
         """Give the command again."""
@@ -411,6 +416,7 @@ class Evaluations(Surface):
     """Kept evaluations of two runs, which ``eval --compare`` takes if they are whole, and makes again if not."""
 
     name = "evaluations"
+    in_minute = 6
 
     def build(self) -> None:
         """Copy a sweep whose runs were evaluated."""
@@ -497,6 +503,7 @@ class EvaluationsListed(Evaluations):
     """The same, as ``runs`` shows them."""
 
     name = "evaluations-listed"
+    in_minute = 6
 
     def run(self, work: Path, random: Random) -> Ran:
         """List the runs and what they keep."""
@@ -525,6 +532,7 @@ class ZippedFeatures(PackedFeatures):
     """Features in one archive, as ``extract --pack`` leaves them; a file that lies beside it counts more."""
 
     name = "features-zip"
+    in_minute = 6
 
     def build(self) -> None:
         """Put the files into an archive."""
@@ -639,7 +647,7 @@ class Repacked(Surface):
     """A folder that ``extract --pack`` wrote, and extracts into again: the same features come out, or it is named."""
 
     name = "extract-zip"
-    in_minute = 15
+    in_minute = 4
     options: ClassVar = ("--extractor", "patches", "--grid", 4, "--gpus", "cpu", "--pack")
 
     def build(self) -> None:

@@ -36,7 +36,7 @@ resume first --epochs 2
 eval --ckpt first --report report
 submit --ckpt first --out answers.json
 predict --image {picture} --question "what shape is it?" --save attention.png
-export --ckpt first --out shared --pt2
+export --ckpt first --out shared
 predict --ckpt shared --image {picture} --question "what shape is it?"
 runs
 """

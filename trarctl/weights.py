@@ -39,7 +39,7 @@ _CHUNK = 1 << 20
 # What zipfile raises over a damaged archive.
 _ARCHIVE_FAULTS = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
 # Plain values that programs keep beside the weights. None of them runs anything when it is read.
-_scalar, _reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+_scalar, _reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
 _HARMLESS: list[Any] = [
     _scalar,
     _reconstruct,

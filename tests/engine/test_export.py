@@ -279,6 +279,20 @@ def test_a_checkpoint_of_the_original(golden_data: dict[str, Path], tmp_path: Pa
     assert not (tmp_path / "none").exists()
 
 
+def test_what_torch_cannot_export_is_one_error_and_leaves_nothing(
+    run: SmallRun, tmp_path: Path, trarctl: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("SymInt graph input is not implemented yet.")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    ckpt = run.runs / run.name / "checkpoints" / "epoch-002.safetensors"
+    code, _, err = trarctl("export", "--ckpt", ckpt, "--out", tmp_path / "out", "--pt2")
+    assert code == CheckpointError.exit_code
+    assert f"torch {torch.__version__} cannot export this model: SymInt graph input is not implemented yet." in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_onnx_without_its_packages(run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(DataError, match="--onnx needs onnx, which is not installed") as raised:

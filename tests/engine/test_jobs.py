@@ -480,7 +480,7 @@ def test_a_logger_that_cannot_begin_is_found_before_the_run_is(
 
     fake = types.ModuleType("wandb")
     fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-    fake.init = init  # type: ignore[attr-defined]
+    fake.init, fake.Settings = init, dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     run = copy(finished, tmp_path, "resumed")
     (run.path / "wandb").mkdir()

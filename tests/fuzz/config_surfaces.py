@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -97,6 +97,12 @@ def agrees(shown: Any, said: Any) -> bool:
         return str(shown).strip(" /").lower() == str(said).strip().strip(" /").lower()
 
 
+def of_the_rest(key: str, said: Mapping[str, object]) -> bool:
+    """Whether a setting should be as the recipe has it: the rest of a schedule follows the number of epochs."""
+    follows = "train.epochs" in said and key in ("train.decay_epochs", "train.warmup_epochs")
+    return key not in said and not follows
+
+
 class OwnFile(SettingsFile):
     """The same for files of this program's own keys: whatever is accepted is what the file says."""
 
@@ -110,7 +116,7 @@ class OwnFile(SettingsFile):
         other = {key: (shown.get(key), value) for key, value in said.items() if value is not None}
         # The argument DATASET counts more than the file.
         other = {key: pair for key, pair in other.items() if key != "data.dataset" and not agrees(*pair)}
-        rest = {key: value for key, value in shown.items() if key not in said}
+        rest = {key: value for key, value in shown.items() if of_the_rest(key, said)}
         return {"other": other, "rest": rest}
 
     def expected(self, work: Path) -> object:
@@ -119,7 +125,7 @@ class OwnFile(SettingsFile):
             said = flat(self.plain(work / "in" / self.file))
         except Exception:  # noqa: BLE001 - any reader stumbles over something else
             return UNREADABLE
-        defaults = {key: value for key, value in self.defaults.items() if key not in said}
+        defaults = {key: value for key, value in self.defaults.items() if of_the_rest(key, said)}
         return {"other": {}, "rest": defaults}
 
     @property
@@ -414,13 +420,13 @@ class SetOptions(Surface):
         other = {
             key: (shown.get(key), value) for key, value in said.items() if not agrees(shown.get(key), value.strip())
         }
-        return {"other": other, "rest": {key: value for key, value in shown.items() if key not in said}}
+        return {"other": other, "rest": {key: value for key, value in shown.items() if of_the_rest(key, said)}}
 
     def expected(self, work: Path) -> object:
         """Nothing differs."""
         assert isinstance(self.sound, dict)
         said = [text.partition("=")[0] for text in load_json(work / "in/sets.json")]
-        rest = {key: value for key, value in self.sound["rest"].items() if key not in said}
+        rest = {key: value for key, value in self.sound["rest"].items() if of_the_rest(key, said)}
         return {"other": {}, "rest": rest}
 
 

@@ -823,6 +823,10 @@ class ChosenByMetrics(RunFiles):
 
     name = "best-epoch"
 
+    def may_write(self, ran: Ran) -> bool:
+        """The run keeps what was measured."""
+        return ran.code == 0
+
     def run(self, work: Path, random: Random) -> Ran:
         """Score the best epoch."""
         outputs = ["--json", work / "out/e.json", "--save-scores", work / "out/scores.npz"]

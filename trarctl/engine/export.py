@@ -28,7 +28,7 @@ from trarctl.engine.distributed import joined, plan_placement
 from trarctl.engine.evaluator import Chosen, Request, choose
 from trarctl.engine.loading import Loaded, describe_data
 from trarctl.engine.run import EXPORTED, EXPORTED_CONFIG, is_exported
-from trarctl.errors import CheckpointError, DataError
+from trarctl.errors import CheckpointError, DataError, TrarError, first_line
 from trarctl.files import remove, writing
 from trarctl.model.trar import TRAR
 
@@ -73,10 +73,13 @@ def export(request: Request, out: Path, to_card: ToCard, *, onnx: bool = False, 
         save_exported(building, loaded.model.state_dict(), description)
         if onnx or pt2:
             asked, samples = Asked(loaded), [_sample(loaded, size) for size in _BATCH_SIZES]
-            program = _traced(asked, _sample(loaded, 3))
+            with _told_by_torch():
+                program = _traced(asked, _sample(loaded, 3))
             for is_wanted, name, write in ((onnx, ONNX, write_onnx), (pt2, PT2, write_pt2)):
                 if is_wanted:
-                    _compare(name, asked, write(building / name, program), samples)
+                    with _told_by_torch():
+                        run = write(building / name, program)
+                    _compare(name, asked, run, samples)
         names += [path.name for path in building.glob(f"{ONNX}.data")]
         if _is_edited(out / CARD):
             notes.append(f"{out / CARD} was edited and stays as it is; without it, export writes a new one")
@@ -218,6 +221,18 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _told_by_torch() -> Iterator[None]:
+    """Tell what this version of torch cannot export as a CheckpointError."""
+    try:
+        yield
+    except (TrarError, OSError, MemoryError):
+        raise
+    except Exception as error:  # its exporters raise whatever they stumble over
+        what = f"torch {torch.__version__} cannot export this model: {first_line(error)}"
+        raise CheckpointError(what, "take a newer torch, or leave out --onnx and --pt2") from error
 
 
 def _require_onnx() -> None:

@@ -245,38 +245,54 @@ class Repeated:
 def killed_and_repeated(one: Repeated, folder: Path, num_kills: int) -> Outcome:
     """Kill a command at random moments, and compare its end with that of an undisturbed one."""
     chance = random.Random(one.what)  # noqa: S311 - the same kills each time
-    whole, there = folder / "whole", folder / "killed"
-    for place in (whole, there):
-        place.mkdir(parents=True)
-        one.start(place)
-    began = time.monotonic()
-    with program(one.command, whole) as started:
-        if started.wait():
-            raise SystemExit(f"{one.what}: the undisturbed command failed: {started.errors()}")
-    seconds = time.monotonic() - began
-    kills = in_writing = unsound = 0
-    while kills < num_kills:
-        with program(one.command, there) as started:
-            wait, waits_for_it = chance.uniform(0.3, 1.0) * seconds, kills % 2 == 0
-            since = time.monotonic()
-            while started.process.poll() is None and time.monotonic() - since < wait:
-                if waits_for_it and any(there.glob(one.begun)):
-                    time.sleep(chance.uniform(0, 0.02))
-                    break
-                time.sleep(0.001)
-            if started.process.poll() not in (None, 0):
-                return one.what, "refused", started.errors()[-300:]
-            in_writing += any(there.glob(one.begun))
-            kills += 1
-        unsound += not one.is_sound(there)
-    with program(one.command, there) as started:
-        if started.wait():
-            return one.what, "refused", started.errors()[-300:]
-    result = "ok" if one.result(there) == one.result(whole) and not unsound else "differs"
-    left = [path.name for path in there.rglob(".*") if path.name.startswith((".building", ".unfinished")) or
-            path.suffix == ".tmp"]  # fmt: skip
-    figures = f"{kills} kills ({in_writing} while writing), {unsound} torn, left behind: {', '.join(left) or 'nothing'}"
-    return one.what, result if not left else "leavings", figures
+    expected: object = None
+    seconds, kills, in_writing, lives, equal, unsound = 0.0, 0, 0, 0, 0, 0
+    left = set[str]()
+    while kills < num_kills or not lives:
+        there = folder / str(lives)
+        there.mkdir(parents=True)
+        one.start(there)
+        began, is_done = time.monotonic(), False
+        while not is_done:
+            wait = chance.uniform(0.3, 1.0) * seconds if lives and kills < num_kills else LONGEST_END * 10
+            with program(one.command, there) as started:
+                hit = _wait_to_kill(started, there, one.begun, wait, chance, in_writing=kills % 2 == 0 and lives > 0)
+                is_writing = any(there.glob(one.begun))
+                is_done = started.process.poll() is not None
+                if is_done and started.wait():
+                    return one.what, "refused", started.errors()[-300:]
+            if not is_done:
+                kills, in_writing = kills + hit, in_writing + is_writing
+                unsound += not one.is_sound(there)
+        found = one.result(there)
+        if not lives:
+            seconds, expected = time.monotonic() - began, found
+        else:
+            equal += found == expected
+        names = (path.name for path in there.rglob(".*"))
+        left |= {name for name in names if name.startswith((".building", ".unfinished")) or name.endswith(".tmp")}
+        lives += 1
+    result = "ok" if equal == lives - 1 and not unsound else "differs"
+    figures = (
+        f"{kills} kills ({in_writing} while writing), {equal} of {lives - 1} as undisturbed, {unsound} torn, "
+        f"left behind: {', '.join(sorted(left)) or 'nothing'}"
+    )
+    return one.what, "leavings" if left else result, figures
+
+
+def _wait_to_kill(
+    started: Program, there: Path, begun: str, seconds: float, chance: random.Random, *, in_writing: bool
+) -> bool:
+    """Wait some time, or a moment longer than until it writes; whether it has not ended by itself."""
+    since = time.monotonic()
+    while started.process.poll() is None:
+        if in_writing and any(there.glob(begun)):
+            time.sleep(chance.uniform(0, 0.005))
+            break
+        if not in_writing and time.monotonic() - since > seconds:
+            break
+        time.sleep(0.0005)
+    return started.process.poll() is None
 
 
 def _of_runs(folder: Path) -> object:
@@ -290,7 +306,7 @@ def _of_runs(folder: Path) -> object:
     kinds = ("step", "validation", "candidate")
     measured = {
         name: [
-            {key: value for key, value in entry.items() if "second" not in key}
+            {key: value for key, value in entry.items() if "second" not in key and key != "memory_bytes"}
             for entry in run.metrics()
             if entry["event"] in kinds
         ]
@@ -374,8 +390,8 @@ def repeated_commands(folder: Path, data: Path, num_kills: int) -> list[Outcome]
         ),
     ]
     outcomes = [killed_and_repeated(one, folder / str(number), num_kills) for number, one in enumerate(cases)]
-    return [*outcomes, _two_sweeps(sweep, folder / "two", _of_runs(folder / "0/whole")),
-            _sweep_without_room(sweep, folder / "full", _of_runs(folder / "0/whole"))]  # fmt: skip
+    return [*outcomes, _two_sweeps(sweep, folder / "two", _of_runs(folder / "0/0")),
+            _sweep_without_room(sweep, folder / "full", _of_runs(folder / "0/0"))]  # fmt: skip
 
 
 def _two_sweeps(command: list[object], folder: Path, expected: object) -> Outcome:
@@ -386,7 +402,7 @@ def _two_sweeps(command: list[object], folder: Path, expected: object) -> Outcom
         with program(command, folder) as second:
             codes = second.wait(), first.wait()
             said = second.complaints()
-    is_told = codes == (5, 0) and len(said) == 1 and "another process writes run rates-" in said[0]
+    is_told = codes == (5, 0) and len(said) == 1 and "another process writes sweep rates: " in said[0]
     result = "ok" if is_told and _of_runs(folder) == expected else "differs"
     return "the same sweep twice at once", result, f"exit codes {codes}; {said[0][:60] if said else 'nothing said'}"
 
@@ -424,7 +440,7 @@ def main() -> None:
         parts: dict[str, Callable[[], list[Outcome]]] = {
             "tests": tests_of_faults,
             "kills": lambda: random_kills(options.kills, folder, data),
-            "repeated": lambda: repeated_commands(folder / "repeated", data, options.kills // 3),
+            "repeated": lambda: repeated_commands(folder / "repeated", data, options.kills // 5),
             "extract": lambda: extractions(folder),
             "bf16": lambda: bfloat16(folder),
             "compile": lambda: compiled(folder, data),

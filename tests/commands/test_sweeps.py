@@ -19,6 +19,7 @@ from safetensors import safe_open
 from tests.small_runs import TINY, make_raw
 from trarctl.engine import evaluator
 from trarctl.engine.run import RunFolder
+from trarctl.engine.sweep import find_sweep
 
 Run = Callable[..., tuple[int, str, str]]
 GRID = ["--grid", "train.learning_rate=1e-4,3e-2", "--seeds", "1,2"]
@@ -167,7 +168,15 @@ def test_a_second_process_is_told_who_trains_the_sweep(elsewhere: Path, trarctl:
         assert f"error: another process writes run both-seed-1: process {os.getpid()} on " in err
         assert "hint:  wait until it has finished, or stop that process" in err
         assert not Path("runs", "both-seed-2").exists()
+    sweep = find_sweep("both", Path("runs"))
+    assert sweep is not None
+    with sweep.claimed():  # between two runs nobody writes one
+        code, out, err = trarctl(*command)
+    assert (code, out) == (5, "")
+    assert f"error: another process writes sweep both: process {os.getpid()} on " in err
+    assert not first.path.exists()
     assert trarctl(*command)[0] == 0
+    assert not list(Path("runs").glob(".*"))
     assert [RunFolder(Path("runs") / f"both-seed-{seed}").saved_epochs() for seed in (1, 2)] == [[1], [1]]
 
 

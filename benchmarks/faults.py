@@ -8,8 +8,10 @@ Runs the tests of faults, the slow ones included, then what takes longer still. 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +29,14 @@ import torch
 from PIL import Image
 
 from tests.engine.programs import POLL_SECONDS, Program, program, resume_command, train_command, wait_until
-from tests.engine.running import Killed, kill_after, tiny_settings, train, weights
+from tests.engine.running import Killed, kill_after, sets, tiny_settings, train, weights
 from trarctl.config.resolve import resolve
 from trarctl.data.prepare import PrepareRequest, prepare
 from trarctl.engine.callbacks import Event, StepDone
-from trarctl.engine.run import RunFolder
+from trarctl.engine.checkpoint import load_checkpoint
+from trarctl.engine.evaluations import kept_in, load
+from trarctl.engine.run import RunFolder, is_exported, list_runs
+from trarctl.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "tests" / "golden" / "mini_vqa"
@@ -224,13 +230,205 @@ def extractions(folder: Path, num_pictures: int = 10_000) -> list[Outcome]:
     return outcomes
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A command that is killed, and given again as it was until it is done."""
+
+    what: str
+    command: list[object]
+    result: Callable[[Path], object]  # what came out in a folder, comparable
+    begun: str  # pattern of what is there while it writes: every second kill waits for that
+    is_sound: Callable[[Path], bool] = lambda _: True  # after each kill
+    start: Callable[[Path], None] = lambda _: None  # what a folder holds before
+
+
+def killed_and_repeated(one: Repeated, folder: Path, num_kills: int) -> Outcome:
+    """Kill a command at random moments, and compare its end with that of an undisturbed one."""
+    chance = random.Random(one.what)  # noqa: S311 - the same kills each time
+    expected: object = None
+    seconds, kills, in_writing, lives, equal, unsound = 0.0, 0, 0, 0, 0, 0
+    left = set[str]()
+    while kills < num_kills or not lives:
+        there = folder / str(lives)
+        there.mkdir(parents=True)
+        one.start(there)
+        began, is_done = time.monotonic(), False
+        while not is_done:
+            wait = chance.uniform(0.3, 1.0) * seconds if lives and kills < num_kills else LONGEST_END * 10
+            with program(one.command, there) as started:
+                hit = _wait_to_kill(started, there, one.begun, wait, chance, in_writing=kills % 2 == 0 and lives > 0)
+                is_writing = any(there.glob(one.begun))
+                is_done = started.process.poll() is not None
+                if is_done and started.wait():
+                    return one.what, "refused", started.errors()[-300:]
+            if not is_done:
+                kills, in_writing = kills + hit, in_writing + is_writing
+                unsound += not one.is_sound(there)
+        found = one.result(there)
+        if not lives:
+            seconds, expected = time.monotonic() - began, found
+        else:
+            equal += found == expected
+        names = (path.name for path in there.rglob(".*"))
+        left |= {name for name in names if name.startswith((".building", ".unfinished")) or name.endswith(".tmp")}
+        lives += 1
+    result = "ok" if equal == lives - 1 and not unsound else "differs"
+    figures = (
+        f"{kills} kills ({in_writing} while writing), {equal} of {lives - 1} as undisturbed, {unsound} torn, "
+        f"left behind: {', '.join(sorted(left)) or 'nothing'}"
+    )
+    return one.what, "leavings" if left else result, figures
+
+
+def _wait_to_kill(
+    started: Program, there: Path, begun: str, seconds: float, chance: random.Random, *, in_writing: bool
+) -> bool:
+    """Wait some time, or a moment longer than until it writes; whether it has not ended by itself."""
+    since = time.monotonic()
+    while started.process.poll() is None:
+        if in_writing and any(there.glob(begun)):
+            time.sleep(chance.uniform(0, 0.005))
+            break
+        if not in_writing and time.monotonic() - since > seconds:
+            break
+        time.sleep(0.0005)
+    return started.process.poll() is None
+
+
+def _of_runs(folder: Path) -> object:
+    """All tensors of all checkpoints, and what was measured but times."""
+    runs = {run.name: run for run in list_runs(folder / "runs")}
+    tensors = {
+        f"{name}/{path.name}": weights(run, path)
+        for name, run in runs.items()
+        for path in run.checkpoints.glob("*.safetensors")
+    }
+    kinds = ("step", "validation", "candidate")
+    measured = {
+        name: [
+            {key: value for key, value in entry.items() if "second" not in key and key != "memory_bytes"}
+            for entry in run.metrics()
+            if entry["event"] in kinds
+        ]
+        for name, run in runs.items()
+    }
+    return tensors, measured, _of_evaluations(folder)
+
+
+def _of_evaluations(folder: Path) -> object:
+    """Figures and answers of the kept evaluations, of which none may be damaged."""
+    found = {}
+    for run in list_runs(folder / "runs"):
+        evaluations, num_damaged = kept_in(run)
+        for one in evaluations:
+            answered = load(run, one)
+            figures = dataclasses.asdict(one) | {"made": ""}
+            answers = None if answered is None else (answered.accuracy.right.tolist(), list(answered.answers))
+            found[run.name, one.checkpoint, one.split] = figures, answers
+        found[run.name, "damaged", ""] = num_damaged
+    return found
+
+
+def repeated_commands(folder: Path, data: Path, num_kills: int) -> list[Outcome]:
+    """Sweeps with averages, exports, packed features and kept evaluations, killed and begun again."""
+    folder.mkdir()
+    trarctl = [sys.executable, "-m", "trarctl"]
+    sizes = {"run__log_every": 1, "run__keep": 0, "train__ema_decay": 0.9, "train__average_epochs": 2}
+    texts = sets(**sizes, train__epochs=3, run__validate_every=1, train__warmup_epochs=0)
+    given = [
+        part for text in texts if not text.startswith(("run.name", "train.learning_rate")) for part in ("--set", text)
+    ]
+    sweep = [*trarctl, "train", "vqa", "--data", data, "--grid", "train.learning_rate=1e-4,1e-3", "--seeds", "1,2"]
+    sweep += ["--name", "rates", *given]
+    trained = train(tiny_settings(data, folder / "trained", train__epochs=2, run__keep=0))
+    for number in range(2000):
+        path = folder / "pictures" / f"{number:05d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 9)).save(path)
+    extract = [*trarctl, "extract", folder / "pictures", "--extractor", "patches", "--grid", 4, "--gpus", "cpu"]
+
+    def export_earlier(place: Path) -> None:
+        command = [*trarctl, "export", "--ckpt", trained.epoch_checkpoint(1), "--data", data, "--out", "shared"]
+        subprocess.run([str(part) for part in command], cwd=place, check=True, capture_output=True)
+
+    def is_whole_or_none(place: Path) -> bool:
+        if not is_exported(place / "shared"):
+            return True
+        with suppress(CheckpointError):
+            return bool(load_checkpoint(place / "shared/model.safetensors"))
+        return False
+
+    def files(name: str) -> Callable[[Path], object]:
+        def read(place: Path) -> object:
+            paths = (path for path in (place / name).rglob("*") if path.is_file() and path.name != ".lock")
+            return {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
+
+        return read
+
+    def copy_run(place: Path) -> None:
+        shutil.copytree(trained.path, place / "runs" / trained.name)
+
+    cases = [
+        Repeated("sweep with averages", sweep, _of_runs, "runs/*/checkpoints/.*.tmp"),
+        Repeated(
+            "export over an earlier one",
+            [*trarctl, "export", "--ckpt", trained.epoch_checkpoint(2), "--data", data, "--out", "shared"],
+            files("shared"),
+            "shared/.building/*",
+            is_whole_or_none,
+            export_earlier,
+        ),
+        Repeated(
+            "extract --pack", [*extract, "--pack", "--out", "feats"], files("feats"), "feats/.unfinished-0/features.zip"
+        ),
+        Repeated(
+            "eval, which keeps its figures",
+            [*trarctl, "eval", "--ckpt", trained.name, "--split", "val", "--gpus", "cpu"],
+            _of_evaluations,
+            "runs/*/evaluations/.*",
+            start=copy_run,
+        ),
+    ]
+    outcomes = [killed_and_repeated(one, folder / str(number), num_kills) for number, one in enumerate(cases)]
+    return [*outcomes, _two_sweeps(sweep, folder / "two", _of_runs(folder / "0/0")),
+            _sweep_without_room(sweep, folder / "full", _of_runs(folder / "0/0"))]  # fmt: skip
+
+
+def _two_sweeps(command: list[object], folder: Path, expected: object) -> Outcome:
+    """The same sweep by two processes at once: one is told of the other, and nothing is lost."""
+    folder.mkdir()
+    with program(command, folder) as first:
+        wait_until(lambda: any(folder.glob("runs/*/metrics.jsonl")))
+        with program(command, folder) as second:
+            codes = second.wait(), first.wait()
+            said = second.complaints()
+    is_told = codes == (5, 0) and len(said) == 1 and "another process writes sweep rates: " in said[0]
+    result = "ok" if is_told and _of_runs(folder) == expected else "differs"
+    return "the same sweep twice at once", result, f"exit codes {codes}; {said[0][:60] if said else 'nothing said'}"
+
+
+def _sweep_without_room(command: list[object], folder: Path, expected: object) -> Outcome:
+    """No room for a checkpoint in the middle of a sweep, and room again."""
+    folder.mkdir()
+    with program(command, folder) as started:
+        wait_until(lambda: any(folder.glob("runs/*/checkpoints/epoch-001.safetensors")))
+        for pid in started.members():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        code, said = started.wait(), started.complaints()
+    with program(command, folder) as again:
+        is_done = again.wait() == 0
+    is_told = code == 4 and len(said) == 1 and said[0].startswith("error: cannot write the checkpoint ")
+    result = "ok" if is_told and is_done and _of_runs(folder) == expected else "differs"
+    return "sweep without room", result, f"exit code {code}; {said[0][:60] if said else 'nothing said'}"
+
+
 def main() -> None:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--kills", type=int, default=30, help="SIGKILLs at random moments, half of them on two processes"
     )
-    parser.add_argument("--only", nargs="*", default=["tests", "kills", "extract", "bf16", "compile"])
+    parser.add_argument("--only", nargs="*", default=["tests", "kills", "repeated", "extract", "bf16", "compile"])
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
@@ -242,6 +440,7 @@ def main() -> None:
         parts: dict[str, Callable[[], list[Outcome]]] = {
             "tests": tests_of_faults,
             "kills": lambda: random_kills(options.kills, folder, data),
+            "repeated": lambda: repeated_commands(folder / "repeated", data, options.kills // 5),
             "extract": lambda: extractions(folder),
             "bf16": lambda: bfloat16(folder),
             "compile": lambda: compiled(folder, data),

@@ -132,7 +132,12 @@ LOOK_SECONDS = 0.2  # for which ``is_claimed`` of another process cannot be mist
 
 @contextlib.contextmanager
 def claimed(
-    folder: Path, what: str, error: type[TrarError] = DataError, *, wait_seconds: float = LOOK_SECONDS
+    folder: Path,
+    what: str,
+    error: type[TrarError] = DataError,
+    *,
+    wait_seconds: float = LOOK_SECONDS,
+    lock: str = _LOCK,
 ) -> Iterator[bool]:
     """Be the only writer of an existing folder while the block runs.
 
@@ -144,11 +149,12 @@ def claimed(
         what: it is, for the message: ``run tiny``.
         error: what another writer raises, which is named.
         wait_seconds: how long to wait for it.
+        lock: name of the file, another one for a part of the folder.
 
     Yields:
         Whether it is locked; the file system may be mounted without locks.
     """
-    path, deadline = folder / _LOCK, time.monotonic() + wait_seconds
+    path, deadline = folder / lock, time.monotonic() + wait_seconds
     while True:
         is_new = not path.exists()
         try:

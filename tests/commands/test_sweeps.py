@@ -23,6 +23,7 @@ from tests.small_runs import TINY, make_raw
 from trarctl.commands import sweeps
 from trarctl.engine import evaluator, trainer
 from trarctl.engine.run import RunFolder
+from trarctl.engine.sweep import find_sweep
 from trarctl.engine.trainer import Trainer
 
 Run = Callable[..., tuple[int, str, str]]
@@ -161,6 +162,27 @@ def test_killed_in_the_third_run_and_resumed_it_is_the_same(
     # Sizes may differ by the length of a time.
     sizes = re.compile(r"[0-9.]+ (kB|MB)")
     assert sizes.sub("", table) == sizes.sub("", trarctl("runs", "rates")[1])
+
+
+def test_a_second_process_is_told_who_trains_the_sweep(elsewhere: Path, trarctl: Run) -> None:
+    first = RunFolder(Path("runs") / "both-seed-1")
+    command = [*TRAIN, "--epochs", "1", "--seeds", "1,2", "--name", "both"]
+    with first.claimed():
+        code, out, err = trarctl(*command)
+        assert (code, out) == (5, "")
+        assert f"error: another process writes run both-seed-1: process {os.getpid()} on " in err
+        assert "hint:  wait until it has finished, or stop that process" in err
+        assert not Path("runs", "both-seed-2").exists()
+    sweep = find_sweep("both", Path("runs"))
+    assert sweep is not None
+    with sweep.claimed():  # between two runs nobody writes one
+        code, out, err = trarctl(*command)
+    assert (code, out) == (5, "")
+    assert f"error: another process writes sweep both: process {os.getpid()} on " in err
+    assert not first.path.exists()
+    assert trarctl(*command)[0] == 0
+    assert not list(Path("runs").glob(".*"))
+    assert [RunFolder(Path("runs") / f"both-seed-{seed}").saved_epochs() for seed in (1, 2)] == [[1], [1]]
 
 
 def test_a_signal_stops_the_whole_sweep_after_saving(elsewhere: Path, trarctl: Run) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tests.engine.running import tiny_settings, train
 from trarctl.data.metrics import measure
 from trarctl.data.prepared import PreparedData, open_prepared
+from trarctl.engine import evaluations
 from trarctl.engine.evaluations import Answered, find, keep, kept_in, load
 from trarctl.engine.run import RunFolder
 
@@ -117,6 +118,34 @@ def test_what_belongs_to_something_else_or_is_damaged_is_passed_over(
     assert bool(found) == (damage not in (replace_checkpoint, *DAMAGED_FIGURES))
     keep(run.epoch_checkpoint(2), answer(data), data, part)
     assert find(run.epoch_checkpoint(2), data, part, "official") is not None
+
+
+def test_killed_between_the_two_files_nothing_wrong_is_believed(
+    run: RunFolder, golden_data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_prepared(golden_data["vqa"])
+    part, checkpoint = data.split("val"), run.epoch_checkpoint(2)
+    words = [data.answers[0]] * len(part)
+    keep(checkpoint, Answered(measure(words, data, part, "official"), words), data, part)
+    before = {path.name: path.read_bytes() for path in (run.path / "evaluations").iterdir()}
+    killed = type("Killed", (BaseException,), {})
+
+    def die(*_: object) -> None:
+        raise killed
+
+    monkeypatch.setattr(evaluations, "write_json", die)
+    with pytest.raises(killed):
+        keep(checkpoint, answer(data), data, part)
+    monkeypatch.undo()
+    after = {path.name: path.read_bytes() for path in (run.path / "evaluations").iterdir()}
+    assert [name for name in before if before[name] != after[name]] == ["epoch-002-val-official.npz"]
+    assert find(checkpoint, data, part, "official") is None
+    (one,), num_damaged = kept_in(run)
+    assert (load(run, one), num_damaged) == (None, 0)
+    keep(checkpoint, answer(data), data, part)
+    found = find(checkpoint, data, part, "official")
+    assert found is not None
+    assert list(found.answers) == list(answer(data).answers)
 
 
 def test_a_folder_that_cannot_be_written_is_a_note(run: RunFolder, golden_data: dict[str, Path]) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from trarctl.commands.comparison import summarize_sweep
@@ -115,26 +116,27 @@ def carry_out(sweep: Sweep, *, is_quiet: bool) -> None:
     again = f"trarctl resume {sweep.reference} goes on with the sweep"
     failures: list[DivergenceError] = []
     most, started = sweep.members[0].settings.run.max_time, time.monotonic()
-    for number, member in enumerate(sweep.members, start=1):
-        job, notes = plan_member(sweep, member)
-        where = f"run {number} of {len(sweep.members)}, {member.run.name}"
-        note(f"{where}{': finished' if job is None else ''}", *notes)
-        if job is None:
-            continue
-        if most is not None:
-            left = seconds_of(most) - (time.monotonic() - started)
-            if left <= 0:
-                what = f"sweep {sweep.name} stopped by run.max_time = {most} before {where}"
-                raise Stopped(what, signal.SIGALRM, again)
-            job = dataclasses.replace(job, seconds_left=left)
-        try:
-            run_job(job, functools.partial(watch, is_quiet=is_quiet))
-        except Stopped as stopped:
-            what = f"sweep {sweep.name}, {where}: {stopped.what}"
-            raise Stopped(what, stopped.signal_number, again) from stopped
-        except DivergenceError as error:
-            show_error(error.what, f"the sweep goes on without it; {error.hint}", label="warning")
-            failures.append(error)
+    with nullcontext() if all(member.is_trained for member in sweep.members) else sweep.claimed():
+        for number, member in enumerate(sweep.members, start=1):
+            job, notes = plan_member(sweep, member)
+            where = f"run {number} of {len(sweep.members)}, {member.run.name}"
+            note(f"{where}{': finished' if job is None else ''}", *notes)
+            if job is None:
+                continue
+            if most is not None:
+                left = seconds_of(most) - (time.monotonic() - started)
+                if left <= 0:
+                    what = f"sweep {sweep.name} stopped by run.max_time = {most} before {where}"
+                    raise Stopped(what, signal.SIGALRM, again)
+                job = dataclasses.replace(job, seconds_left=left)
+            try:
+                run_job(job, functools.partial(watch, is_quiet=is_quiet))
+            except Stopped as stopped:
+                what = f"sweep {sweep.name}, {where}: {stopped.what}"
+                raise Stopped(what, stopped.signal_number, again) from stopped
+            except DivergenceError as error:
+                show_error(error.what, f"the sweep goes on without it; {error.hint}", label="warning")
+                failures.append(error)
     runs = [member.run for member in sweep.members if member.run.exists()]
     say("")
     summarize_sweep(runs, sweep.folder, sweep.members[0].settings.run.gpus, is_quiet=is_quiet)

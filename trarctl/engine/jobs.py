@@ -242,7 +242,7 @@ def plan_resume(
 def plan_member(sweep: Sweep, member: Member) -> tuple[TrainJob | None, list[str]]:
     """Plan what is left of a sweep's run, its start or its resume, as ``plan_start`` does; None if nothing is."""
     settings = member.settings
-    if member.run.epoch_checkpoint(settings.train.epochs).is_file():
+    if member.is_trained:
         return None, []
     if saved := member.run.saved():
         with suppress(CheckpointError):  # what is damaged, resuming passes over

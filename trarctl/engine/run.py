@@ -15,7 +15,17 @@ import orjson
 
 from trarctl.config.settings import Settings, from_dict
 from trarctl.errors import CheckpointError, DataError, SettingsError
-from trarctl.files import claimed, is_claimed, open_regular, read_regular, remove, sync_folder, whole_file, write_bytes
+from trarctl.files import (
+    LOOK_SECONDS,
+    claimed,
+    is_claimed,
+    open_regular,
+    read_regular,
+    remove,
+    sync_folder,
+    whole_file,
+    write_bytes,
+)
 
 CHECKPOINT = re.compile(r"^epoch-(\d+)(?:-step-(\d+))?\.safetensors$")
 EXPORTED, EXPORTED_CONFIG = "model.safetensors", "config.json"  # weights of an exported folder, and all else
@@ -135,13 +145,15 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
-    def claimed(self, **options: float) -> Iterator[bool]:
+    def claimed(self, *, wait_seconds: float = LOOK_SECONDS) -> Iterator[bool]:
         """Be the only writer of the run, see ``files.claimed``; a folder made for it goes if it does not become one."""
         is_new = not self.path.exists()
         self.create()
         with ExitStack() as stack:
             with self.writable():
-                is_locked = stack.enter_context(claimed(self.path, f"run {self.name}", CheckpointError, **options))
+                is_locked = stack.enter_context(
+                    claimed(self.path, f"run {self.name}", CheckpointError, wait_seconds=wait_seconds)
+                )
             try:
                 yield is_locked
             finally:

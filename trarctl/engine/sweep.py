@@ -11,8 +11,8 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from trarctl.config.settings import (
 )
 from trarctl.engine.run import RunFolder, find_run, list_runs, saved_settings
 from trarctl.errors import CheckpointError, SettingsError, listed
-from trarctl.files import read_regular, refusing, write_json
+from trarctl.files import claimed, read_regular, refusing, write_json
 
 ENDING = ".sweep.json"
 SEED = "train.seed"
@@ -55,6 +55,11 @@ class Member:
     def run(self) -> RunFolder:
         """Its folder."""
         return RunFolder(self.settings.run.folder / str(self.settings.run.name))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its last epoch is saved."""
+        return self.run.epoch_checkpoint(self.settings.train.epochs).is_file()
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,16 @@ class Sweep:
         with refusing(f"cannot write {self.file}", again):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.file, self._document())
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Be the only process that trains the sweep, also between two runs; a CheckpointError names another."""
+        again = "correct its permissions, or choose another with --set run.folder=DIR"
+        with ExitStack() as stack:
+            with refusing(f"cannot write {self.folder}", again):
+                lock = f".{self.name}.lock"
+                stack.enter_context(claimed(self.folder, f"sweep {self.name}", CheckpointError, lock=lock))
+            yield
 
     def _document(self) -> dict[str, Any]:
         runs = [

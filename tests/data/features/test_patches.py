@@ -101,6 +101,9 @@ def test_stored_and_loaded(tmp_path: Path) -> None:
         {"mean": [None] * 56},
         {"deviation": [0.0] * 56},
         {"settings": {"side": 4}},
+        {"settings": {"num_directions": 8.0}},
+        {"settings": {"patches_per_side": True}},
+        {"settings": {"patch_pixels": 0}},
         {"mean": "x"},
     ],
 )

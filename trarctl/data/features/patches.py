@@ -85,6 +85,8 @@ class Patches(Extractor):
     def restore(self, description: dict[str, Any]) -> None:
         """Take over settings and statistics."""
         self.settings = replace(self.settings, **description["settings"])
+        if not all(type(value) is int and value > 0 for value in vars(self.settings).values()):
+            raise ValueError("its settings")
         self.grid_size, self.width = self.settings.grid_size, self.settings.width
         self._mean = np.array(description["mean"], dtype=np.float64)
         self._deviation = np.array(description["deviation"], dtype=np.float64)

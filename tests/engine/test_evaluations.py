@@ -130,10 +130,10 @@ def test_killed_between_the_two_files_nothing_wrong_is_believed(
     before = {path.name: path.read_bytes() for path in (run.path / "evaluations").iterdir()}
     killed = type("Killed", (BaseException,), {})
 
-    def write(*_: object) -> None:
+    def die(*_: object) -> None:
         raise killed
 
-    monkeypatch.setattr(evaluations, "write_json", write)
+    monkeypatch.setattr(evaluations, "write_json", die)
     with pytest.raises(killed):
         keep(checkpoint, answer(data), data, part)
     monkeypatch.undo()

@@ -38,7 +38,7 @@ lint: $(INSTALLED) ## Style, types and the import contract
 test: lint ## Lint, then every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-faults: $(INSTALLED) ## Kill, fill up, interrupt and resume runs in every way that counts, one table (about 15 minutes)
+faults: $(INSTALLED) ## Kill, fill up, interrupt and resume runs in every way that counts, one table (about 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
 LIVES ?= 2000

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[webdriver.Chrome]:
     """Headless Chromium, which notes what it says and what it fetches."""
+    # Also read where nothing of it is installed, by whoever runs all tests.
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert browser, "make test-browser installs chromium"
     assert driver, "make test-browser installs chromium-driver"

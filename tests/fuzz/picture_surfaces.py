@@ -23,6 +23,7 @@ from tests.fuzz.array_surfaces import half_json
 from tests.fuzz.bases import small_run
 from tests.fuzz.harness import UNKNOWN, Effect, Mutation, Ran, Surface, call
 from tests.fuzz.mutators import Mutator, damage_bytes, load_json, marked_text, odd_json, replace_file
+from tests.report.bright import UNDONE
 from tests.small_runs import make_raw
 from trarctl.data.prepared import open_prepared
 
@@ -99,16 +100,7 @@ class Pictures(Surface):
         path = folder / self.file
         picture = upright(path)
         orientation = random.randrange(1, 9)
-        undo = {
-            2: Image.Transpose.FLIP_LEFT_RIGHT,
-            3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE,
-            6: Image.Transpose.ROTATE_90,
-            7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_270,
-        }
-        turned = picture.transpose(undo[orientation]) if orientation in undo else picture
+        turned = picture.transpose(UNDONE[orientation]) if orientation in UNDONE else picture
         exif = Image.Exif()
         exif[0x0112] = orientation
         format = random.choice(("PNG", "WEBP", "TIFF"))

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from trarctl.config import EvaluatorName
     from trarctl.config.settings import Settings
-    from trarctl.data.metrics import Accuracy
     from trarctl.data.prepared import PreparedData, PreparedSplit
     from trarctl.engine.evaluations import Answered, Evaluation
     from trarctl.engine.evaluator import Chosen, Request, Scores
@@ -51,31 +50,32 @@ def choose_split(request: Request, evaluator: EvaluatorName) -> tuple[Chosen, Pr
 
 def measured_and_kept(
     scores: Scores, chosen: Chosen, data: PreparedData, split: PreparedSplit, evaluator: EvaluatorName
-) -> Accuracy:
+) -> Answered:
     """Measure, and keep that in the checkpoint's run; warn if a checkpoint fits the data no better than one answer."""
     from trarctl.data.metrics import commonest_answer, measure
     from trarctl.engine.checkpoint import is_ours
     from trarctl.engine.evaluations import Answered, keep
 
     predictions = scores.predictions()
-    accuracy = measure(predictions, data, split, evaluator)
+    answered = Answered(measure(predictions, data, split, evaluator), predictions)
     if not is_ours(chosen.checkpoint):
         guess = measure(commonest_answer(data, split), data, split, evaluator).overall
-        if accuracy.overall <= guess:
+        overall = answered.accuracy.overall
+        if overall <= guess:
             warn(
-                f"{accuracy.overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: "
+                f"{overall:.2f} % is no better than the commonest answer to every question, {guess:.2f} %: "
                 f"words, answers or features of {data.path} may be others than {chosen.checkpoint} was trained on"
             )
     elif chosen.request.is_as_trained:
-        text = keep(chosen.checkpoint, Answered(accuracy, predictions), data, split)
+        text = keep(chosen.checkpoint, answered, data, split)
         note(*([text] if text else []))
-    return accuracy
+    return answered
 
 
 def gather(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) -> list[Row]:
     """Score checkpoints, or take what their runs keep; all are looked at before the first is scored."""
     from trarctl.engine.checkpoint import is_ours
-    from trarctl.engine.evaluations import Answered, find
+    from trarctl.engine.evaluations import find
     from trarctl.engine.evaluator import score_chosen
     from trarctl.report.comparison import Row
 
@@ -84,8 +84,7 @@ def gather(requests: Sequence[Request], evaluator: EvaluatorName, watch: Watch) 
         name = chosen.request.ckpt or chosen.settings.run.name or chosen.checkpoint.stem
         answered = find(chosen.checkpoint, data, part, evaluator) if chosen.request.is_as_trained else None
         if answered is None:
-            scores = score_chosen(chosen, watch)
-            answered = Answered(measured_and_kept(scores, chosen, data, part, evaluator), scores.predictions())
+            answered = measured_and_kept(score_chosen(chosen, watch), chosen, data, part, evaluator)
         else:
             kept.append(name)
         settings = chosen.settings if is_ours(chosen.checkpoint) else None

@@ -161,7 +161,7 @@ def evaluate(
     if save_scores is not None:
         scores.save(save_scores)
         note(f"scores written to {save_scores}")
-    measured = measured_and_kept(scores, chosen, opened, part, evaluator)
+    measured = measured_and_kept(scores, chosen, opened, part, evaluator).accuracy
     _give(measured, opened, wanted, str(chosen.checkpoint), json)
     if report is not None:
         _report(report, ReportRequest(scores, measured, opened, part, chosen, images, extractor), is_quiet=is_quiet)

@@ -16,9 +16,7 @@ from trarctl.config.settings import (
     PATTERNS,
     TABLES,
     OneOf,
-    Settings,
     either,
-    flat,
     nearest_key,
     recipe_of,
     to_text,
@@ -56,9 +54,8 @@ def by_recipe(key: str) -> dict[str, list[str]]:
     """Give a setting's values in the recipes that come with trarctl, as text, each with its data sets; most first."""
     found: dict[str, list[str]] = {}
     for dataset in DATASETS.built_in:
-        value = recipe_of(dataset).values.get(key, flat(Settings())[key])
-        found.setdefault(to_text(tuple(value) if isinstance(value, list) else value), []).append(dataset)
-    found.pop("", None)
+        value = _recipe_values(dataset).get(key, FIELDS[key].default)
+        found.setdefault(to_text(value), []).append(dataset)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
@@ -113,6 +110,12 @@ def as_markdown(flags: Mapping[str, str]) -> str:
             cells = (meaning(key), values_text(key), defaults_text(key))
             lines.append(f"| `{key}`{flag} | {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def _recipe_values(dataset: str) -> Mapping[str, object]:
+    """The values of a recipe, which is validated whenever it is read."""
+    return recipe_of(dataset).values
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from trarctl import __version__
 from trarctl.config import EvaluatorName
+from trarctl.data.manifest import key_of
 from trarctl.data.metrics import Accuracy
 from trarctl.data.records import StringTable
 from trarctl.engine.run import RunFolder
@@ -85,7 +86,7 @@ def digest_of_data(data: PreparedData, split: PreparedSplit) -> str:
     files = data.manifest.checksums.items()
     parts = {name: checksum for name, checksum in files if name.startswith((f"{split.name}/", "images/"))}
     held = {"dataset": data.name, "split": split.name, "questions": split.digest, "files": parts, **data.digests}
-    return hashlib.sha256(orjson.dumps(held, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return key_of(held)
 
 
 def keep(checkpoint: Path, answered: Answered, data: PreparedData, split: PreparedSplit) -> str | None:
@@ -120,7 +121,7 @@ def keep(checkpoint: Path, answered: Answered, data: PreparedData, split: Prepar
         "data_digest": digest_of_data(data, split),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    document["digest"] = _digest(document)
+    document["digest"] = key_of(document)
     try:
         path.parent.mkdir(exist_ok=True)
         write_bytes(path.with_suffix(".npz"), content)
@@ -196,10 +197,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     """The figures as they were written; None if they are damaged."""
     try:
         document = orjson.loads(read_regular(path))
-        return document if document.pop("digest") == _digest(document) else None
+        return document if document.pop("digest") == key_of(document) else None
     except (OSError, orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _digest(document: dict[str, Any]) -> str:
-    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -181,8 +181,7 @@ def _disputed(
         answers = []
         for place, group in enumerate(groups):
             said = Counter(rows[index].answered.answers[row] for index in group.members).most_common()
-            text = said[0][0] if len(said) == 1 else ", ".join(f"{answer} ({count})" for answer, count in said)
-            answers.append((labels[place], text, 100 * float(right[place, row])))
+            answers.append((labels[place], truth_in_words(said), 100 * float(right[place, row])))
         found.append(
             Disputed(
                 question=split.question_text(row),
